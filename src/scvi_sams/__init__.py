@@ -1,0 +1,9 @@
+"""Sparse additive mechanism shift variational autoencoders for perturbation screens."""
+
+from scvi_sams import datasets, evaluation
+from scvi_sams import plotting as pl
+from scvi_sams.model import SAMSVAE
+
+__version__ = "0.1.0"
+
+__all__ = ["SAMSVAE", "datasets", "evaluation", "pl"]

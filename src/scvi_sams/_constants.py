@@ -1,0 +1,41 @@
+"""Keys under which registered data and results are found, in one place."""
+
+from typing import Final, NamedTuple
+
+from scvi import REGISTRY_KEYS as _SCVI_KEYS
+
+
+class _RegistryKeys(NamedTuple):
+    """Names of the tensors in a mini-batch: those of scvi-tools and the perturbations."""
+
+    X: str = _SCVI_KEYS.X_KEY
+    BATCH: str = _SCVI_KEYS.BATCH_KEY
+    CATEGORICAL_COVARIATES: str = _SCVI_KEYS.CAT_COVS_KEY
+    CONTINUOUS_COVARIATES: str = _SCVI_KEYS.CONT_COVS_KEY
+    SIZE_FACTOR: str = _SCVI_KEYS.SIZE_FACTOR_KEY
+    PERTURBATIONS: str = "perturbations"
+
+
+class _ResultKeys(NamedTuple):
+    """Default slots of an AnnData that results are written to."""
+
+    LATENT: str = "X_sams"
+    """obsm, cells x latent: basal state of each cell."""
+    LATENT_PERTURBED: str = "X_sams_perturbed"
+    """obsm, cells x latent: basal state plus the effects of the cell's perturbations."""
+    MASKS: str = "sams_masks"
+    """uns, DataFrame perturbations x latent: posterior inclusion probabilities."""
+    EFFECTS: str = "sams_effects"
+    """uns, dict of DataFrames perturbations x latent: mean and sd of the masked effects."""
+    ATE: str = "sams_ate"
+    """uns, dict: average treatment effects, their uncertainty and their units."""
+    ELBO: str = "sams_elbo"
+    """obs: evidence lower bound of each cell, in nats."""
+    RECONSTRUCTION_ERROR: str = "sams_reconstruction_error"
+    """obs: expected negative log-likelihood of each cell, in nats."""
+    IWELBO: str = "sams_iwelbo"
+    """obs: predictive importance-weighted bound of each cell, in nats."""
+
+
+REGISTRY_KEYS: Final = _RegistryKeys()
+RESULT_KEYS: Final = _ResultKeys()

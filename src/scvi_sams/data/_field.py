@@ -1,0 +1,191 @@
+"""The AnnData field that holds what each cell was perturbed with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import rich.table
+from anndata import AnnData
+from scvi.data import AnnDataManager
+from scvi.data.fields import BaseAnnDataField
+
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.data._parsing import (
+    PerturbationCodes,
+    encode_dosage_matrix,
+    encode_labels,
+    refuse_missing_control,
+)
+from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError, MissingKeyError
+
+
+class PerturbationField(BaseAnnDataField):
+    """Labels in obs, or a dosage matrix in obsm, as padded codes and doses.
+
+    Writes ``obsm["_scvi_perturbations"]``, float32 of shape ``(n_cells, 2 * n_slots)``: codes, then
+    doses (see :class:`~scvi_sams.data.PerturbationCodes`). One matrix, so that a mini-batch carries
+    it whatever the loader. The vocabulary is kept in the registry; other data is encoded by name.
+
+    Parameters
+    ----------
+    perturbation_key
+        Column of obs with a label per cell.
+    control
+        Labels of control cells.
+    delimiter
+        What joins the names of a combination; ``None`` if labels are never split.
+    dosage_key
+        Column of obs with the dosage of each cell, aligned with its label as written.
+    dosage_obsm_key
+        Dosage matrix in obsm, cells x perturbations, instead of labels.
+    perturbation_names
+        Names of the matrix' columns, or the key of uns that holds them; not for a DataFrame.
+    """
+
+    VOCABULARY_KEY = "vocabulary"
+    N_CONTROL_KEY = "n_control_cells"
+    N_COMBINATIONS_KEY = "n_combinations"
+    CELLS_PER_PERTURBATION_KEY = "cells_per_perturbation"
+
+    def __init__(
+        self,
+        *,
+        perturbation_key: str | None,
+        control: Sequence[str],
+        delimiter: str | None,
+        dosage_key: str | None = None,
+        dosage_obsm_key: str | None = None,
+        perturbation_names: Sequence[str] | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.perturbation_key = perturbation_key
+        self.control = tuple(control)
+        self.delimiter = delimiter
+        self.dosage_key = dosage_key
+        self.dosage_obsm_key = dosage_obsm_key
+        self.perturbation_names = perturbation_names
+
+    @property
+    def registry_key(self) -> str:
+        """Key of the tensor in a mini-batch."""
+        return REGISTRY_KEYS.PERTURBATIONS
+
+    @property
+    def attr_name(self) -> str:
+        """The field lives in obsm."""
+        return "obsm"
+
+    @property
+    def attr_key(self) -> str:
+        """Key in obsm."""
+        return f"_scvi_{self.registry_key}"
+
+    @property
+    def is_empty(self) -> bool:
+        """A screen always has perturbations."""
+        return False
+
+    def validate_field(self, adata: AnnData) -> None:
+        """Check that what the field reads exists."""
+        super().validate_field(adata)
+        for key in (self.perturbation_key, self.dosage_key):
+            if key is not None and key not in adata.obs:
+                raise MissingKeyError(
+                    f"Column {key!r} is not in adata.obs, which has {list(adata.obs.columns)}."
+                )
+        if self.dosage_obsm_key is not None and self.dosage_obsm_key not in adata.obsm:
+            raise MissingKeyError(
+                f"Matrix {self.dosage_obsm_key!r} is not in adata.obsm, which has "
+                f"{list(adata.obsm.keys())}."
+            )
+
+    def register_field(self, adata: AnnData) -> dict:
+        """Encode the training data and remember its vocabulary."""
+        self.validate_field(adata)
+        encoded = self._encode(adata, vocabulary=None)
+        refuse_missing_control(encoded, self.control)
+        if not encoded.vocabulary:
+            raise InvalidPerturbationLabelError(
+                "Every cell is a control cell: there is no perturbation to learn about. Check "
+                f"`perturbation_key` and `control` ({', '.join(self.control)})."
+            )
+        return self._write(adata, encoded)
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: object) -> dict:
+        """Encode other data by the names of the training data."""
+        self.validate_field(adata_target)
+        vocabulary = list(state_registry[self.VOCABULARY_KEY])
+        return self._write(adata_target, self._encode(adata_target, vocabulary=vocabulary))
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        """Return the number of perturbations."""
+        return {"n_perturbations": len(state_registry[self.VOCABULARY_KEY])}
+
+    def view_state_registry(self, state_registry: dict) -> rich.table.Table:
+        """Return a table of perturbations and their cell counts."""
+        table = rich.table.Table(title=f"{self.registry_key} State Registry")
+        table.add_column("Perturbation")
+        table.add_column("Cells", justify="right")
+        table.add_column("scvi-tools Encoding", justify="right")
+        table.add_row(" or ".join(self.control), str(state_registry[self.N_CONTROL_KEY]), "none")
+        counts = state_registry[self.CELLS_PER_PERTURBATION_KEY]
+        for code, name in enumerate(state_registry[self.VOCABULARY_KEY]):
+            table.add_row(name, str(counts[code]), str(code))
+        return table
+
+    def _encode(self, adata: AnnData, vocabulary: Sequence[str] | None) -> PerturbationCodes:
+        if self.dosage_obsm_key is not None:
+            matrix = adata.obsm[self.dosage_obsm_key]
+            return encode_dosage_matrix(matrix, self._column_names(adata), vocabulary=vocabulary)
+        return encode_labels(
+            adata.obs[self.perturbation_key],
+            None if self.dosage_key is None else adata.obs[self.dosage_key],
+            control=self.control,
+            delimiter=self.delimiter,
+            vocabulary=vocabulary,
+        )
+
+    def _column_names(self, adata: AnnData) -> Sequence[str]:
+        matrix = adata.obsm[self.dosage_obsm_key]
+        if isinstance(matrix, pd.DataFrame):
+            return list(matrix.columns)
+        if isinstance(self.perturbation_names, str):
+            if self.perturbation_names not in adata.uns:
+                raise MissingKeyError(
+                    f"adata.uns has no {self.perturbation_names!r} with the names of the columns "
+                    f"of adata.obsm[{self.dosage_obsm_key!r}]."
+                )
+            return list(adata.uns[self.perturbation_names])
+        if self.perturbation_names is None:
+            raise InvalidDosageError(
+                f"adata.obsm[{self.dosage_obsm_key!r}] is a matrix without column names. Pass "
+                "`perturbation_names` (a list, or a key of adata.uns), or store a DataFrame."
+            )
+        return list(self.perturbation_names)
+
+    def _write(self, adata: AnnData, encoded: PerturbationCodes) -> dict:
+        packed = np.concatenate([encoded.codes.astype(np.float32), encoded.doses], axis=1)
+        adata.obsm[self.attr_key] = packed
+        present = encoded.codes[encoded.codes >= 0]
+        rows = encoded.codes[(encoded.codes >= 0).sum(axis=1) > 1]
+        return {
+            self.VOCABULARY_KEY: np.array(encoded.vocabulary, dtype=str),
+            self.N_CONTROL_KEY: int(encoded.is_control.sum()),
+            self.N_COMBINATIONS_KEY: len(np.unique(np.sort(rows, axis=1), axis=0)),
+            self.CELLS_PER_PERTURBATION_KEY: np.bincount(
+                present, minlength=len(encoded.vocabulary)
+            ),
+        }
+
+
+def unpack_perturbations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split what :class:`PerturbationField` wrote into integer codes and doses."""
+    codes, doses = np.split(np.asarray(packed), 2, axis=1)
+    return codes.astype(np.int64), doses
+
+
+def registered_perturbations(manager: AnnDataManager) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes and doses of every registered cell, shapes ``(n_cells, n_slots)``."""
+    return unpack_perturbations(manager.get_from_registry(REGISTRY_KEYS.PERTURBATIONS))

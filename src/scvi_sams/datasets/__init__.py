@@ -1,0 +1,23 @@
+"""Screens to try things on: simulated ones with known truth, and two small published ones."""
+
+from ._fetch import fetch
+from ._norman19 import norman19_subset
+from ._papalexi21 import papalexi21
+from ._simulate import (
+    simulate_benchmark_screen,
+    simulate_screen,
+    simulated_ate,
+    simulated_log_likelihood,
+    simulated_rates,
+)
+
+__all__ = [
+    "fetch",
+    "norman19_subset",
+    "papalexi21",
+    "simulate_benchmark_screen",
+    "simulate_screen",
+    "simulated_ate",
+    "simulated_log_likelihood",
+    "simulated_rates",
+]

@@ -1,0 +1,84 @@
+"""Download the published files once, and prove that they are the published ones."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pooch
+
+from scvi_sams.exceptions import DataIntegrityError, SAMSError
+
+CACHE_VARIABLE = "SCVI_SAMS_DATA_DIR"
+
+
+class PublishedFile(NamedTuple):
+    """Where a file is published, and the checksum that it must have."""
+
+    url: str
+    sha256: str
+
+
+PUBLISHED_FILES = {
+    "perturbench_devel.h5ad": PublishedFile(
+        "https://raw.githubusercontent.com/altoslabs/perturbench/"
+        "d357dfae3b50968e800e9f5f273ff145080ae67c/src/perturbench/data/resources/devel.h5ad",
+        "220998f5630c813228c8661c86dd52244b9ac87127511289af90e0d900d8429b",
+    ),
+    "lowmoi_example_data.rda": PublishedFile(
+        "https://raw.githubusercontent.com/Katsevich-Lab/sceptredata/"
+        "ec722d5df90dfd34ace6cc9a5745ab6a5c2a6731/data/lowmoi_example_data.rda",
+        "e3f8ad09bb4b1d0deeeec2850a2d96f8f5062fef31a9ab1cc080e60560421b6a",
+    ),
+    "covariate_data_frame_lowmoi.rda": PublishedFile(
+        "https://raw.githubusercontent.com/Katsevich-Lab/sceptre/"
+        "8da86f3304f3656a18d1ed1746465cd5745249de/data/covariate_data_frame_lowmoi.rda",
+        "5c1f7f5b4ef74150f1c13f42bbbdd1dc7dac981f55ee7c25f16bbbe1eaa7a88f",
+    ),
+}
+
+
+def fetch(name: str) -> Path:
+    """Path of a published file, downloaded into the cache folder where it is not there yet.
+
+    The cache folder is the environment variable ``SCVI_SAMS_DATA_DIR``, or the operating system's
+    cache folder for ``scvi_sams``. A file that is already there with the right sha256 is used as
+    it is: no network, and nothing is written, so the folder may be read-only.
+
+    Parameters
+    ----------
+    name
+        ``"perturbench_devel.h5ad"``, ``"lowmoi_example_data.rda"`` or
+        ``"covariate_data_frame_lowmoi.rda"``.
+
+    Returns
+    -------
+    pathlib.Path
+        The file in the cache folder. Its sha256 is the published one.
+
+    Raises
+    ------
+    SAMSError
+        If no file of that name is known.
+    DataIntegrityError
+        If the file is missing or wrong in the cache folder and could not be downloaded, or the
+        download is not the published file.
+    """
+    if name not in PUBLISHED_FILES:
+        raise SAMSError(f"No published file {name!r}. Known files: {sorted(PUBLISHED_FILES)}.")
+    file = PUBLISHED_FILES[name]
+    cache = pooch.create(
+        path=pooch.os_cache("scvi_sams"),
+        base_url="",
+        registry={name: f"sha256:{file.sha256}"},
+        urls={name: file.url},
+        env=CACHE_VARIABLE,
+    )
+    try:
+        return Path(cache.fetch(name))
+    except (OSError, ValueError) as error:  # network and disk errors are OSError in requests too
+        state = "is not the published file" if (cache.abspath / name).exists() else "is missing"
+        raise DataIntegrityError(
+            f"{cache.abspath / name} {state} and could not be downloaded from {file.url} "
+            f"({error}). Check the connection, or download that address by hand, save it as "
+            f"{name!r} in {cache.abspath} (or in a folder that {CACHE_VARIABLE} names); its "
+            f"sha256 must be {file.sha256}."
+        ) from error

@@ -1,0 +1,439 @@
+"""Screens drawn from the generative model of SAMS-VAE, with the truth kept beside the counts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import comb
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix, vstack
+from scipy.special import softmax
+from scipy.stats import nbinom
+
+from scvi_sams.exceptions import (
+    InvalidCountsError,
+    InvalidDosageError,
+    MissingKeyError,
+    SAMSError,
+    UnknownPerturbationError,
+)
+
+_CONTROL = "control"
+_LEAKY_SLOPE = 0.2
+_BENCHMARK: dict[str, Any] = {
+    "n_genes": 2000,
+    "n_controls": 1000,
+    "n_perturbations": 100,
+    "cells_per_perturbation": 130,
+    "n_combinations": 50,
+    "cells_per_combination": 120,
+    "n_latent": 30,
+}
+_ENTRIES_PER_CHUNK = 2_000_000  # cells x genes that are dense at a time: 16 MB per array
+_MOST_DRAWS = 100
+
+
+def simulate_screen(
+    *,
+    n_genes: int = 1000,
+    n_controls: int = 500,
+    n_perturbations: int = 30,
+    cells_per_perturbation: int = 100,
+    n_combinations: int = 15,
+    cells_per_combination: int = 100,
+    combination_size: int = 2,
+    n_latent: int = 15,
+    mask_probability: float = 0.1,
+    effect_scale: float = 2.0,
+    library_size: float = 5000.0,
+    library_log_sd: float = 0.3,
+    inverse_dispersion: float = 3.0,
+    inverse_dispersion_log_sd: float = 0.5,
+    n_hidden: int = 128,
+    gene_bias_sd: float = 1.0,
+    decoder_scale: float = 1.0,
+    dosages: Sequence[float] | None = None,
+    seed: int = 0,
+) -> AnnData:
+    """Draw a perturbation screen from the generative model of SAMS-VAE.
+
+    Per cell i, perturbation t, latent l and gene g::
+
+        z_basal_i ~ Normal(0, I)       m_tl ~ Bernoulli(p)       e_tl ~ Normal(0, effect_scale^2)
+        z_i       = z_basal_i + sum_t dosage_it * m_t * e_t
+        x_ig      ~ NegativeBinomial(mean = library_i * softmax(decoder(z_i))_g, theta_g)
+
+    with decoder(z) = gene_bias + W2 leaky_relu(W1 z), slope 0.2. W1 (n_hidden x n_latent) has
+    entries Normal(0, 1 / n_latent), so that hidden units have variance 1 over control cells; W2
+    (n_genes x n_hidden) has entries Normal(0, decoder_scale^2 / n_hidden). Cells come in the
+    order controls, single perturbations, combinations; none is empty.
+
+    Parameters
+    ----------
+    n_genes, n_latent, n_hidden
+        Sizes of the decoder.
+    n_controls, cells_per_perturbation, cells_per_combination
+        Cells that are controls, and per single perturbation and combination.
+    n_perturbations, n_combinations, combination_size
+        Number of single perturbations, and of distinct combinations drawn uniformly from all sets
+        of ``combination_size`` of them.
+    mask_probability
+        p above. A mask with no active latent is drawn again, so that every perturbation has
+        something to find: the expected density is ``p / (1 - (1 - p) ** n_latent)``.
+    effect_scale
+        Standard deviation of the effects.
+    library_size, library_log_sd
+        Log-normal expected counts of a cell: median, and standard deviation of the log.
+    inverse_dispersion, inverse_dispersion_log_sd
+        The same of a gene's theta; the variance of x is mean + mean^2 / theta.
+    gene_bias_sd
+        Standard deviation of gene_bias, the log expression of the genes at z = 0.
+    decoder_scale
+        How strongly the latent space moves log expression.
+    dosages
+        Doses to draw from, uniformly, for each perturbation that a cell carries; ``None``: all 1.
+    seed
+        Seed of the only random generator that is used; the global random state is not touched.
+
+    Returns
+    -------
+    AnnData
+        ``X``: csr float32, integer counts. ``obs``: ``"perturbation"`` (``"control"``,
+        ``"P001"``, ``"P001+P002"``), ``"n_perturbations"``, ``"library_size"`` and, where
+        ``dosages`` is given, ``"dosage"`` (``"0"`` for control, else such as ``"0.5+1.0"``,
+        aligned with the label). Truth: ``obsm["true_basal"]``, ``obsm["true_latent"]`` (cells x
+        latent, float32), ``var["true_inverse_dispersion"]``, and ``uns["simulation"]``:
+        ``"settings"``, ``"perturbations"`` (names), ``"gene_names"``, ``"true_masks"`` (bool) and
+        ``"true_effects"`` (both perturbations x latent; what acts is their product), and
+        ``"decoder"`` with ``"hidden_weight"`` (W1), ``"gene_weight"`` (W2) and ``"gene_bias"``.
+
+    Raises
+    ------
+    SAMSError
+        If ``mask_probability`` is not in (0, 1], ``combination_size`` is below 2, or there are
+        fewer sets of perturbations than ``n_combinations``.
+    InvalidDosageError
+        If a dose is not a positive number.
+    InvalidCountsError
+        If the library size is so small that some cell stays without counts.
+
+    References
+    ----------
+    Bereket and Karaletsos. Modelling cellular perturbations with the sparse additive mechanism
+    shift variational autoencoder. NeurIPS 2023, arXiv:2311.02794, section 3.
+    """
+    # First line on purpose: these are the arguments and nothing else.
+    settings = {name: value for name, value in locals().items() if value is not None}
+    if dosages is not None:
+        settings["dosages"] = _checked_dosages(dosages)
+    rng = np.random.default_rng(seed)
+    masks = _draw_masks(rng, (n_perturbations, n_latent), mask_probability)
+    effects = rng.normal(scale=effect_scale, size=masks.shape)
+    decoder = {
+        "hidden_weight": rng.normal(scale=n_latent**-0.5, size=(n_hidden, n_latent)),
+        "gene_weight": rng.normal(scale=decoder_scale * n_hidden**-0.5, size=(n_genes, n_hidden)),
+        "gene_bias": rng.normal(scale=gene_bias_sd, size=n_genes),
+    }
+    theta = inverse_dispersion * np.exp(rng.normal(scale=inverse_dispersion_log_sd, size=n_genes))
+    combinations = _draw_combinations(rng, n_perturbations, n_combinations, combination_size)
+    names = _numbered("P", n_perturbations, 3)
+
+    obs, doses = _assign_perturbations(rng, settings, names, combinations)
+    basal = rng.normal(size=(len(obs), n_latent)).astype(np.float32)
+    latent = (basal + doses @ (masks * effects)).astype(np.float32)
+    obs["library_size"] = library_size * np.exp(rng.normal(scale=library_log_sd, size=len(obs)))
+    counts = _draw_counts(rng, decoder, latent, obs["library_size"].to_numpy(), theta)
+
+    var = pd.DataFrame({"true_inverse_dispersion": theta}, index=_numbered("gene_", n_genes, 4))
+    simulation = {
+        "settings": settings,
+        "perturbations": np.array(names, dtype=object),
+        "gene_names": var.index.to_numpy(dtype=object),
+        "true_masks": masks,
+        "true_effects": effects,
+        "decoder": decoder,
+    }
+    return AnnData(
+        X=counts,
+        obs=obs,
+        var=var,
+        obsm={"true_basal": basal, "true_latent": latent},
+        uns={"simulation": simulation},
+    )
+
+
+def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
+    """Draw the screen that the benchmarks use: 20,000 cells x 2,000 genes, about 57 % non-zero.
+
+    1,000 controls, 100 single perturbations with 130 cells each and 50 pairs with 120 each, 30
+    latents; ``overrides`` and all else are arguments of :func:`simulate_screen`, which says what
+    is returned.
+    """
+    return simulate_screen(seed=seed, **{**_BENCHMARK, **overrides})
+
+
+def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
+    """Decode places in the true latent space: the expected share of each gene in the counts.
+
+    Parameters
+    ----------
+    adata
+        A screen of :func:`simulate_screen`. Genes may have been left out since: the shares are
+        those among the genes that are left.
+    latent
+        Places x latents, for example ``adata.obsm["true_latent"]``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Places x genes, float64; rows sum to one.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+    """
+    return _proportions(_decoder(adata), latent)
+
+
+def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
+    """Log probability of each cell's counts given its true latent: log p(x_i | z_i).
+
+    The library size is the observed one, the sum of the cell's counts over the genes of
+    ``adata``, as the models take it; not ``obs["library_size"]``.
+
+    Parameters
+    ----------
+    adata
+        A screen of :func:`simulate_screen`, or some of its cells and genes.
+
+    Returns
+    -------
+    numpy.ndarray
+        One value per cell, in nats: sum over genes of the negative binomial log probability.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+    """
+    decoder = _decoder(adata)
+    theta = adata.var["true_inverse_dispersion"].to_numpy()
+    latent = adata.obsm["true_latent"]
+    counts = csr_matrix(adata.X)
+    result = np.empty(adata.n_obs)
+    for cells in _chunks(adata.n_obs, adata.n_vars):
+        x = counts[cells].toarray().astype(np.float64)
+        mean = x.sum(axis=1, keepdims=True) * _proportions(decoder, latent[cells])
+        result[cells] = nbinom.logpmf(x, theta, theta / (theta + mean)).sum(axis=1)
+    return result
+
+
+def simulated_ate(
+    adata: AnnData,
+    perturbations: Sequence[str],
+    *,
+    n_samples: int = 2500,
+    library_size: float = 1e4,
+    seed: int = 0,
+) -> AnnData:
+    """Average treatment effects under the true model, at dose 1: what a model's should be.
+
+    The mean over cells of ``log2(1 + 1e4 * x / sum(x))`` with the perturbations minus the same
+    without ("lognorm", the effect that the paper reports). Cells are drawn from the prior of
+    z_basal; both arms, and all perturbations, share their z_basal and the gamma variables of the
+    gamma-Poisson counts. A row does not depend on which others are asked for.
+
+    Parameters
+    ----------
+    adata
+        A screen of :func:`simulate_screen`.
+    perturbations
+        Labels such as ``"P001"`` or ``"P001+P002"``, seen in the screen or not; ``"control"`` has
+        effect zero.
+    n_samples
+        Cells to draw for each arm.
+    library_size
+        Expected counts of every drawn cell.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    AnnData
+        Perturbations x genes. ``X``: effect, log2 units; ``layers["standard_error"]``: its
+        Monte-Carlo standard error.
+
+    Raises
+    ------
+    UnknownPerturbationError
+        If a label names a perturbation that was not simulated.
+    MissingKeyError
+        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+    """
+    decoder = _decoder(adata)
+    shifts = np.stack([_true_shift(adata, label) for label in perturbations])
+    theta = adata.var["true_inverse_dispersion"].to_numpy()
+    total = np.zeros((len(perturbations), adata.n_vars))
+    total_squares = np.zeros_like(total)
+    for chunk, cells in enumerate(_chunks(n_samples, adata.n_vars)):
+        rng = np.random.default_rng([seed, chunk])
+        basal = rng.normal(size=(cells.stop - cells.start, shifts.shape[1]))
+        library = library_size * rng.gamma(theta, 1 / theta, size=(len(basal), len(theta)))
+        arm_seed = [seed, chunk, 1]  # the same for each arm: none depends on those drawn before
+        control = _draw_expression(arm_seed, library * _proportions(decoder, basal))
+        for row, shift in enumerate(shifts):
+            treated = _draw_expression(arm_seed, library * _proportions(decoder, basal + shift))
+            total[row] += (treated - control).sum(axis=0)
+            total_squares[row] += np.square(treated - control).sum(axis=0)
+    mean = total / n_samples
+    variance = np.maximum(total_squares / n_samples - mean**2, 0)
+    return AnnData(
+        X=mean,
+        obs=pd.DataFrame(index=list(perturbations)),
+        var=pd.DataFrame(index=adata.var_names),
+        layers={"standard_error": np.sqrt(variance / n_samples)},
+    )
+
+
+def _checked_dosages(dosages: Sequence[float]) -> np.ndarray:
+    doses = np.asarray(dosages, dtype=np.float64)
+    if doses.size == 0 or not (np.isfinite(doses) & (doses > 0)).all():
+        raise InvalidDosageError(f"dosages must be positive numbers, got {list(dosages)}.")
+    return doses
+
+
+def _numbered(prefix: str, n: int, digits: int) -> list[str]:
+    return [f"{prefix}{i:0{max(digits, len(str(n)))}d}" for i in range(1, n + 1)]
+
+
+def _draw_masks(rng: np.random.Generator, shape: tuple[int, int], probability: float) -> np.ndarray:
+    if not 0 < probability <= 1:
+        raise SAMSError(f"mask_probability must be in (0, 1], got {probability}.")
+    masks = rng.random(shape) < probability
+    while (empty := ~masks.any(axis=1)).any():
+        masks[empty] = rng.random((empty.sum(), shape[1])) < probability
+    return masks
+
+
+def _draw_combinations(
+    rng: np.random.Generator, n_perturbations: int, n_combinations: int, size: int
+) -> list[tuple[int, ...]]:
+    if size < 2:
+        raise SAMSError(f"combination_size must be at least 2, got {size}.")
+    if n_combinations > comb(n_perturbations, size):
+        raise SAMSError(
+            f"There are only {comb(n_perturbations, size)} sets of {size} among {n_perturbations} "
+            f"perturbations, fewer than n_combinations = {n_combinations}."
+        )
+    # Draws until there are enough distinct sets: listing all of them could take forever.
+    combinations: set[tuple[int, ...]] = set()
+    while len(combinations) < n_combinations:
+        members = rng.choice(n_perturbations, size=size, replace=False)
+        combinations.add(tuple(sorted(members.tolist())))
+    return sorted(combinations)
+
+
+def _assign_perturbations(
+    rng: np.random.Generator,
+    settings: Mapping[str, Any],
+    names: list[str],
+    combinations: list[tuple[int, ...]],
+) -> tuple[pd.DataFrame, csr_matrix]:
+    """Labels of all cells (obs) and their doses (csr, cells x perturbations)."""
+    conditions: list[tuple[tuple[int, ...], int]] = [((), settings["n_controls"])]
+    conditions += [((t,), settings["cells_per_perturbation"]) for t in range(len(names))]
+    conditions += [(members, settings["cells_per_combination"]) for members in combinations]
+    members_of = [members for members, n_cells in conditions for _ in range(n_cells)]
+    n_carried = np.array([len(members) for members in members_of])
+    columns = np.array([t for members in members_of for t in members], dtype=np.int64)
+    indptr = np.concatenate([[0], np.cumsum(n_carried)])
+    values = rng.choice(settings.get("dosages", [1.0]), size=len(columns))
+    doses = csr_matrix((values, columns, indptr), shape=(len(members_of), len(names)))
+
+    labels = ["+".join(names[t] for t in members) or _CONTROL for members in members_of]
+    obs = pd.DataFrame(
+        {"perturbation": pd.Categorical(labels), "n_perturbations": n_carried},
+        index=_numbered("cell_", len(labels), 5),
+    )
+    if "dosages" in settings:
+        written = [str(value) for value in values.tolist()]
+        obs["dosage"] = pd.Categorical(
+            ["+".join(written[i:j]) or "0" for i, j in pairwise(indptr.tolist())]
+        )
+    return obs, doses
+
+
+def _chunks(n_cells: int, n_genes: int) -> Iterator[slice]:
+    step = max(1, _ENTRIES_PER_CHUNK // n_genes)
+    return (slice(start, min(start + step, n_cells)) for start in range(0, n_cells, step))
+
+
+def _proportions(decoder: Mapping[str, np.ndarray], latent: np.ndarray) -> np.ndarray:
+    hidden = latent.astype(np.float64) @ decoder["hidden_weight"].T
+    hidden = np.where(hidden > 0, hidden, _LEAKY_SLOPE * hidden)
+    return softmax(hidden @ decoder["gene_weight"].T + decoder["gene_bias"], axis=1)
+
+
+def _draw_counts(
+    rng: np.random.Generator,
+    decoder: Mapping[str, np.ndarray],
+    latent: np.ndarray,
+    library: np.ndarray,
+    theta: np.ndarray,
+) -> csr_matrix:
+    """Gamma-Poisson counts; a cell that comes out empty is drawn again."""
+    blocks = []
+    for cells in _chunks(len(latent), len(theta)):
+        mean = library[cells, None] * _proportions(decoder, latent[cells])
+        counts = np.zeros_like(mean)
+        for _ in range(_MOST_DRAWS):
+            empty = ~counts.any(axis=1)
+            gamma = rng.gamma(theta, 1 / theta, size=(empty.sum(), len(theta)))
+            counts[empty] = rng.poisson(mean[empty] * gamma)
+            if counts.any(axis=1).all():
+                break
+        else:
+            raise InvalidCountsError(
+                f"Some cells had no counts in {_MOST_DRAWS} draws: raise library_size, which is "
+                f"{np.median(library):g}."
+            )
+        blocks.append(csr_matrix(counts.astype(np.float32)))
+    return vstack(blocks, format="csr")
+
+
+def _draw_expression(seed: Sequence[int], rates: np.ndarray) -> np.ndarray:
+    counts = np.random.default_rng(seed).poisson(rates)
+    return np.log2(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def _decoder(adata: AnnData) -> dict[str, np.ndarray]:
+    """Look up the true decoder, for the genes that ``adata`` has."""
+    if "simulation" not in adata.uns:
+        raise MissingKeyError("adata.uns has no 'simulation': give a screen of simulate_screen().")
+    simulation = adata.uns["simulation"]
+    genes = pd.Index(simulation["gene_names"]).get_indexer(adata.var_names)
+    if (genes < 0).any():
+        unknown = adata.var_names[genes < 0]
+        raise MissingKeyError(f"These genes were not simulated: {unknown[:5].tolist()}.")
+    decoder = simulation["decoder"]
+    return {
+        "hidden_weight": decoder["hidden_weight"],
+        "gene_weight": decoder["gene_weight"][genes],
+        "gene_bias": decoder["gene_bias"][genes],
+    }
+
+
+def _true_shift(adata: AnnData, label: str) -> np.ndarray:
+    """Sum of mask * effect over the perturbations of a label, one value per latent."""
+    simulation = adata.uns["simulation"]
+    known = list(simulation["perturbations"])
+    members = [] if label == _CONTROL else label.split("+")
+    if unknown := sorted(set(members) - set(known)):
+        raise UnknownPerturbationError(
+            f"{label!r} names {unknown}, which were not simulated; known are {known[:5]} ..."
+        )
+    acting = simulation["true_masks"] * simulation["true_effects"]
+    return acting[[known.index(member) for member in members]].sum(axis=0)

@@ -1,0 +1,293 @@
+"""How close predicted effects are to observed ones, and estimated masks to true ones."""
+
+from __future__ import annotations
+
+from typing import SupportsFloat
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import r2_score
+
+from scvi_sams.data import canonical_label
+from scvi_sams.evaluation._observed import refuse_repeated
+from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
+
+
+def compare_ate(
+    predicted: ad.AnnData,
+    observed: ad.AnnData,
+    *,
+    n_top_genes: int = 20,
+    delimiter: str | None = "+",
+) -> pd.DataFrame:
+    """Compare predicted with observed effects, per perturbation and over all of them.
+
+    A perturbation of ``observed`` that ``predicted`` lacks, or whose prediction has an entry that
+    is not finite, is a failed prediction. It is never skipped: it is scored as if no effect at all
+    had been predicted, in its own row and in ``"all"``, and counted in ``missing``.
+
+    Parameters
+    ----------
+    predicted
+        ATE table of predictions. Genes and perturbations that ``observed`` lacks are ignored.
+    observed
+        ATE table of observations, for example of :func:`observed_ate`.
+    n_top_genes
+        Number of genes with the largest absolute observed effect, chosen for each perturbation
+        anew, that the ``_top`` columns use (all genes if there are fewer).
+    delimiter
+        What joins the perturbations of a combination: ``"B+A"`` is scored against ``"A+B"``.
+
+    Returns
+    -------
+    One row per perturbation of ``observed``, in its order, and the row ``"all"``, which flattens
+    perturbations x genes into one vector (the number that the paper reports). Columns, with ``x``
+    the predicted and ``y`` the observed effects:
+
+    - ``pearson``, ``r2``, ``slope``, ``cosine``, ``rmse``: see :func:`effect_metrics`.
+    - ``pearson_top``, ``r2_top``: the same over the top genes of each perturbation; in ``"all"``
+      flattened over perturbations x top genes.
+    - ``n_cells``: observed cells (their sum in ``"all"``); NaN if ``observed`` does not say.
+    - ``missing``: number of failed predictions in the row (0 or 1; their sum in ``"all"``).
+
+    Raises
+    ------
+    SAMSError
+        If the tables are of different methods or target sums, a label occurs twice, an observed
+        effect is not finite, or there are no perturbations or fewer than two genes to compare.
+    MissingKeyError
+        If a gene of ``observed`` is not in ``predicted``, or a table has no ``uns["ate"]``.
+    """
+    x, y, missing = align_ate(predicted, observed, delimiter=delimiter)
+    n_top = min(n_top_genes, observed.n_vars)
+    if n_top < 2:
+        raise SAMSError(f"At least two genes are needed to compare effects, not {n_top}.")
+    top = np.argsort(-np.abs(y), axis=1, kind="stable")[:, :n_top]
+    x_top, y_top = np.take_along_axis(x, top, axis=1), np.take_along_axis(y, top, axis=1)
+
+    # One more "perturbation" for the row "all": everything, flattened.
+    pairs = [*zip(x, y, strict=True), (x.ravel(), y.ravel())]
+    top_pairs = [*zip(x_top, y_top, strict=True), (x_top.ravel(), y_top.ravel())]
+    scores = pd.DataFrame(
+        [effect_metrics(*pair) for pair in pairs], index=[*observed.obs_names, "all"]
+    )
+    top_scores = pd.DataFrame([effect_metrics(*pair) for pair in top_pairs], index=scores.index)
+    scores["pearson_top"] = top_scores["pearson"]
+    scores["r2_top"] = top_scores["r2"]
+    n_cells = (
+        observed.obs["n_cells"].to_numpy()
+        if "n_cells" in observed.obs
+        else np.full(observed.n_obs, np.nan)
+    )
+    scores["n_cells"] = np.append(n_cells, n_cells.sum())
+    scores["missing"] = np.append(missing, missing.sum()).astype(int)
+    return scores
+
+
+def effect_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
+    """Score predicted effects ``x`` against observed effects ``y``, both flattened.
+
+    Parameters
+    ----------
+    predicted, observed
+        Finite numbers of one shape and at least two entries, in the same units.
+
+    Returns
+    -------
+    - ``pearson``: correlation of ``x`` and ``y``.
+    - ``r2``: ``1 - sum((y - x)^2) / sum((y - mean(y))^2)``
+      (``sklearn.metrics.r2_score(observed, predicted)``); not the square of ``pearson``.
+    - ``slope``: ``cov(x, y) / var(y)``, the least-squares slope of predicted on observed effects;
+      below 1 where predictions are shrunken.
+    - ``cosine``: ``sum(x * y) / (|x| * |y|)``.
+    - ``rmse``: ``sqrt(mean((x - y)^2))``, in the units of the effects.
+
+    Where a ratio has no value because a side is constant (or zero, for ``cosine``), it is 0: no
+    relation was shown (``r2`` is 1 if the prediction is exact). None of the values is ever NaN.
+    """
+    x, y = (np.ravel(effects).astype(np.float64) for effects in (predicted, observed))
+    x_centred, y_centred = _centred(x), _centred(y)
+    x_spread, y_spread = np.linalg.norm(x_centred), np.linalg.norm(y_centred)
+    covariation = np.vdot(x_centred, y_centred)
+    # scikit-learn would divide by the rounding error of a constant's mean.
+    r2 = r2_score(y, x) if y_spread > 0 else np.array_equal(x, y)
+    return {
+        "pearson": _ratio(covariation, x_spread * y_spread),
+        "r2": float(r2),
+        "slope": _ratio(covariation, y_spread**2),
+        "cosine": _ratio(np.vdot(x, y), np.linalg.norm(x) * np.linalg.norm(y)),
+        "rmse": float(np.sqrt(np.mean((x - y) ** 2))),
+    }
+
+
+def align_ate(
+    predicted: ad.AnnData, observed: ad.AnnData, *, delimiter: str | None = "+"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring two ATE tables to the perturbations and genes of the observed one.
+
+    Parameters
+    ----------
+    predicted, observed
+        ATE tables of the same method.
+    delimiter
+        What joins the perturbations of a combination.
+
+    Returns
+    -------
+    Predicted and observed effects, both perturbations x genes in the order of ``observed``, and
+    which perturbations have no finite prediction (boolean). The predicted effect of those is zero.
+
+    Raises
+    ------
+    SAMSError, MissingKeyError
+        As for :func:`compare_ate`.
+    """
+    _refuse_different_methods(predicted, observed)
+    absent_genes = observed.var_names.difference(predicted.var_names)
+    if len(absent_genes):
+        raise MissingKeyError(
+            f"{len(absent_genes)} genes of the observed table have no prediction, for example "
+            f"{absent_genes[0]!r}. Subset the observed table to the predicted genes if you mean to."
+        )
+    y = np.asarray(observed.X, np.float64)
+    if y.size == 0:
+        raise SAMSError("The observed table is empty: there is nothing to compare with.")
+    if not np.isfinite(y).all():
+        raise SAMSError("The observed table has effects that are not finite: nothing to score.")
+
+    predicted_labels, observed_labels = (
+        [canonical_label(name, delimiter=delimiter) for name in table.obs_names]
+        for table in (predicted, observed)
+    )
+    refuse_repeated(predicted_labels)
+    refuse_repeated(observed_labels)
+    effects = pd.DataFrame(predicted.X, index=predicted_labels, columns=predicted.var_names)
+    x = effects.reindex(index=observed_labels, columns=observed.var_names).to_numpy(np.float64)
+    missing = ~np.isfinite(x).all(axis=1)
+    return np.where(missing[:, None], 0, x), y, missing
+
+
+def mask_recovery(
+    masks: pd.DataFrame | np.ndarray,
+    true_masks: pd.DataFrame | np.ndarray,
+    *,
+    threshold: float = 0.5,
+) -> pd.Series:
+    """Score estimated masks against the true ones of simulated data.
+
+    Latent dimensions have no order, so they are first matched one to one
+    (:func:`match_latents`). Active entries of estimated dimensions without a partner are false
+    positives, those of true dimensions without a partner false negatives.
+
+    Parameters
+    ----------
+    masks
+        Perturbations x latent: posterior inclusion probabilities (or masks of 0 and 1).
+    true_masks
+        Perturbations x true latent: 0 and 1. The numbers of dimensions may differ. Rows are
+        aligned by name where both are DataFrames, else by position.
+    threshold
+        An entry is active where it is greater than this.
+
+    Returns
+    -------
+    ``precision``, ``recall`` and ``f1`` of the active entries (0 where nothing is active), and
+    ``density`` and ``true_density``, the share of active entries of ``masks`` and ``true_masks``.
+
+    Raises
+    ------
+    UnknownPerturbationError
+        If a perturbation is in one DataFrame only.
+    SAMSError
+        If the numbers of perturbations differ.
+    """
+    estimate, truth = (table > threshold for table in _aligned_masks(masks, true_masks))
+    rows, columns = match_latents(estimate, truth)
+    true_positives = np.sum(estimate[:, rows] & truth[:, columns])
+    return pd.Series(
+        {
+            "precision": _ratio(true_positives, estimate.sum()),
+            "recall": _ratio(true_positives, truth.sum()),
+            "f1": _ratio(2 * true_positives, estimate.sum() + truth.sum()),
+            "density": estimate.mean(),
+            "true_density": truth.mean(),
+        }
+    )
+
+
+def match_latents(
+    masks: pd.DataFrame | np.ndarray, true_masks: pd.DataFrame | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match estimated with true latent dimensions one to one.
+
+    Of all matchings it takes one with the largest number of true positives (their expected number,
+    if ``masks`` holds probabilities), by the Hungarian algorithm.
+
+    Parameters
+    ----------
+    masks
+        Perturbations x latent: masks of 0 and 1, or inclusion probabilities.
+    true_masks
+        Perturbations x true latent: 0 and 1.
+
+    Returns
+    -------
+    Positions in the columns of ``masks``, ascending, and of their partners in the columns of
+    ``true_masks``; as many as the smaller number of dimensions.
+
+    Raises
+    ------
+    UnknownPerturbationError, SAMSError
+        As for :func:`mask_recovery`.
+    """
+    estimate, truth = _aligned_masks(masks, true_masks)
+    true_positives = estimate.T.astype(np.float64) @ truth.astype(np.float64)
+    return linear_sum_assignment(true_positives, maximize=True)
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    # The mean of equal numbers may differ from them by rounding, which is no variation.
+    return np.zeros_like(values) if np.ptp(values) == 0 else values - values.mean()
+
+
+def _ratio(numerator: SupportsFloat, denominator: SupportsFloat) -> float:
+    divisor = float(denominator)
+    return float(numerator) / divisor if divisor > 0 else 0.0
+
+
+def _refuse_different_methods(predicted: ad.AnnData, observed: ad.AnnData) -> None:
+    for name, table in (("predicted", predicted), ("observed", observed)):
+        if "ate" not in table.uns:
+            raise MissingKeyError(
+                f"The {name} table has no uns['ate'] that says what its effects are. Make it with "
+                "observed_ate or predict_ate."
+            )
+    for key in ("method", "target_sum"):
+        ours, theirs = predicted.uns["ate"].get(key), observed.uns["ate"].get(key)
+        if ours != theirs:
+            raise SAMSError(
+                f"The tables cannot be compared: {key} is {ours!r} in the predicted and {theirs!r} "
+                "in the observed one. Compute both in the same way."
+            )
+
+
+def _aligned_masks(
+    masks: pd.DataFrame | np.ndarray, true_masks: pd.DataFrame | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(masks, pd.DataFrame) and isinstance(true_masks, pd.DataFrame):
+        unshared = masks.index.symmetric_difference(true_masks.index)
+        if len(unshared):
+            raise UnknownPerturbationError(
+                f"{', '.join(map(repr, unshared[:5]))} ({len(unshared)} in all) is in only one of "
+                "the estimated and the true masks. Subset both to the same perturbations."
+            )
+        masks = masks.loc[true_masks.index]
+    estimate, truth = np.asarray(masks), np.asarray(true_masks)
+    if len(estimate) != len(truth):
+        raise SAMSError(
+            f"There are {len(estimate)} perturbations in the estimated masks and {len(truth)} in "
+            "the true ones. Give both the same rows."
+        )
+    return estimate, truth

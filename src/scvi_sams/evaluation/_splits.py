@@ -1,0 +1,197 @@
+"""Which combinations are held out and which cells train: seeded, pure functions of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from scvi_sams.data import canonical_label
+from scvi_sams.exceptions import InvalidPerturbationLabelError, InvalidSplitError
+
+
+def canonical_labels(
+    labels: Sequence[str] | np.ndarray | pd.Series,
+    *,
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
+) -> np.ndarray:
+    """Spell the label of every cell in one way, so that ``"B+A"`` and ``"A+B"`` are one group.
+
+    Parameters
+    ----------
+    labels
+        One label per cell.
+    control
+        Label or labels of the control cells.
+    delimiter
+        What joins the perturbations of a combination; ``None`` if labels are never split.
+
+    Returns
+    -------
+    Strings of shape ``(n_cells,)``; control cells carry the first control label.
+
+    Raises
+    ------
+    InvalidPerturbationLabelError
+        If a label is missing (NaN) or malformed.
+    """
+    control = control_names(control)
+    codes, distinct = pd.factorize(np.asarray(labels, dtype=object))
+    if (codes < 0).any():
+        raise InvalidPerturbationLabelError(
+            f"{(codes < 0).sum()} of {len(codes)} cells have no perturbation label (NaN). Drop "
+            "them, or label them as controls if they are."
+        )
+    spelled = [canonical_label(str(x), delimiter=delimiter, control=control) for x in distinct]
+    return np.array(spelled, dtype=object)[codes]
+
+
+def control_names(control: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the control labels as a tuple, whether one or several were given."""
+    return (control,) if isinstance(control, str) else tuple(control)
+
+
+def hold_out_combinations(
+    labels: Sequence[str] | np.ndarray | pd.Series,
+    n_held_out: int,
+    *,
+    seed: int = 0,
+    control: str | Sequence[str] = "control",
+    delimiter: str = "+",
+    require_singles: bool = True,
+) -> list[str]:
+    """Choose combinations to hold out of training.
+
+    The choice depends on the set of labels and the seed only: not on the order of the cells, nor
+    on how a combination is spelled. With the same seed, fewer held-out combinations are a subset
+    of more.
+
+    Parameters
+    ----------
+    labels
+        One label per cell.
+    n_held_out
+        Number of combinations to hold out.
+    seed
+        Seed of the choice.
+    control
+        Label or labels of the control cells.
+    delimiter
+        What joins the perturbations of a combination.
+    require_singles
+        Choose only among combinations each of whose perturbations has cells that carry it alone,
+        so that its effect can be learned whichever other combinations are held out.
+
+    Returns
+    -------
+    Canonical labels of the held-out combinations, sorted.
+
+    Raises
+    ------
+    InvalidSplitError
+        If fewer combinations are available than were asked for.
+    """
+    present = set(canonical_labels(labels, control=control, delimiter=delimiter))
+    present -= set(control_names(control))
+    combinations = sorted(label for label in present if delimiter in label)
+    if require_singles:
+        combinations = [c for c in combinations if present.issuperset(c.split(delimiter))]
+    if not 0 <= n_held_out <= len(combinations):
+        condition = " whose perturbations all occur alone as well" if require_singles else ""
+        raise InvalidSplitError(
+            f"{n_held_out} combinations cannot be held out: the labels have {len(combinations)} "
+            f"combinations{condition}. Ask for fewer, or check `delimiter`"
+            + (" or `require_singles`." if require_singles else ".")
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(combinations))
+    return sorted(combinations[position] for position in shuffled[:n_held_out])
+
+
+def split_cells(
+    labels: Sequence[str] | np.ndarray | pd.Series,
+    held_out: Sequence[str],
+    *,
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
+) -> dict[str, np.ndarray]:
+    """Split cells into training, validation, test and held-out cells, stratified by label.
+
+    Within each label the counts are its share of the fractions, rounded up or down at random so
+    that the fractions also hold over many small labels. Every label that is not held out keeps at
+    least one training cell.
+
+    Parameters
+    ----------
+    labels
+        One label per cell.
+    held_out
+        Labels, in any spelling, whose cells are all held out, for example those of
+        :func:`hold_out_combinations`.
+    fractions
+        Shares of training, validation and test cells among the cells that are not held out.
+    seed
+        Seed of the split.
+    control
+        Label or labels of the control cells.
+    delimiter
+        What joins the perturbations of a combination; ``None`` if labels are never split.
+
+    Returns
+    -------
+    Ascending positions of the cells under ``"train"``, ``"validation"``, ``"test"`` and
+    ``"held_out"``. Every cell is in exactly one of them.
+
+    Raises
+    ------
+    InvalidSplitError
+        If a held-out label has no cells or is the control, or if the fractions are not three
+        non-negative numbers that sum to one.
+    """
+    _refuse_invalid_fractions(fractions)
+    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
+    held_out_labels = set(canonical_labels(held_out, control=control, delimiter=delimiter))
+    _refuse_invalid_held_out(held_out_labels, label_of_cell, control_names(control))
+
+    rng = np.random.default_rng(seed)
+    parts: dict[str, list[np.ndarray]] = {
+        name: [np.empty(0, dtype=np.intp)] for name in ("train", "validation", "test", "held_out")
+    }
+    for label, positions in sorted(pd.Series(label_of_cell).groupby(label_of_cell).indices.items()):
+        cells = np.asarray(positions)
+        if label in held_out_labels:
+            parts["held_out"].append(cells)
+            continue
+        # One random offset for both boundaries: each part gets its share rounded up or down.
+        boundaries = np.floor(np.cumsum(fractions)[:2] * len(cells) + rng.random()).astype(int)
+        chunks = np.split(rng.permutation(cells), np.clip(boundaries, 1, len(cells)))
+        for name, chunk in zip(("train", "validation", "test"), chunks, strict=True):
+            parts[name].append(chunk)
+    return {name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()}
+
+
+def _refuse_invalid_fractions(fractions: Sequence[float]) -> None:
+    if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
+        raise InvalidSplitError(
+            f"`fractions` is {tuple(fractions)}; give three non-negative shares (training, "
+            "validation, test) that sum to 1."
+        )
+
+
+def _refuse_invalid_held_out(
+    held_out: set[str], label_of_cell: np.ndarray, control: tuple[str, ...]
+) -> None:
+    absent = sorted(held_out - set(label_of_cell))
+    if absent:
+        raise InvalidSplitError(
+            f"No cell carries the held-out label {', '.join(map(repr, absent))}, so there would be "
+            "nothing to test on. Choose labels that occur in the data."
+        )
+    if control[0] in held_out:
+        raise InvalidSplitError(
+            f"The control ({control[0]!r}) cannot be held out: without control cells in training "
+            "no effect is defined. Remove it from `held_out`."
+        )

@@ -1,0 +1,40 @@
+"""Errors that say what is wrong with the data and what to do about it.
+
+All are subclasses of :class:`ValueError`, so code that guards scvi-tools calls keeps working.
+"""
+
+
+class SAMSError(ValueError):
+    """Base class of every error that this package raises on purpose."""
+
+
+class InvalidPerturbationLabelError(SAMSError):
+    """A perturbation label is missing, empty or cannot be split into perturbations."""
+
+
+class InvalidDosageError(SAMSError):
+    """A dosage is missing, negative, not a number, or does not line up with its label."""
+
+
+class MissingControlError(SAMSError):
+    """No cell is a control cell, so there is nothing to compare the perturbations with."""
+
+
+class UnknownPerturbationError(SAMSError):
+    """A perturbation was asked for, or found in query data, that the model never saw."""
+
+
+class InvalidCountsError(SAMSError):
+    """The expression values cannot be what the chosen likelihood assumes."""
+
+
+class MissingKeyError(SAMSError):
+    """A column, layer or matrix named in the call is not in the AnnData."""
+
+
+class InvalidSplitError(SAMSError):
+    """A split into training, validation and test cells cannot be used."""
+
+
+class DataIntegrityError(SAMSError):
+    """A downloaded or cached file is not the file that its publisher serves."""

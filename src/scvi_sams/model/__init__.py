@@ -1,0 +1,5 @@
+"""The models as users see them."""
+
+from scvi_sams.model._sams_vae import SAMSVAE
+
+__all__ = ["SAMSVAE"]

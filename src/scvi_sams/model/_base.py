@@ -1,0 +1,472 @@
+"""What all models share: registration, training, reading cells, and writing results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import settings
+from scvi.data import AnnDataManager
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
+
+from scvi_sams._compat import SETUP_ARGUMENTS_KEY
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._random import fixed_seed
+from scvi_sams.data import (
+    PerturbationCodes,
+    PerturbationField,
+    control_names,
+    encode_labels,
+    refuse_invalid_expression,
+    registered_perturbations,
+    stratified_split,
+    unchanged_on_error,
+)
+from scvi_sams.exceptions import InvalidCountsError, InvalidSplitError, MissingKeyError
+from scvi_sams.module import CellBatch, PerturbationModule
+from scvi_sams.train import PerturbationTrainingPlan
+
+if TYPE_CHECKING:
+    from lightning import LightningDataModule
+
+logger = logging.getLogger("scvi.sams")
+
+_ROWS_PER_CHUNK = 256
+"""Perturbations whose draws are held in memory at a time."""
+_MOMENTS_SEED = 11027
+
+
+class BasePerturbationModel(UnsupervisedTrainingMixin, BaseModelClass):
+    """Registration, training and access to cells; subclasses name their module.
+
+    Parameters
+    ----------
+    adata
+        Registered with :meth:`setup_anndata`.
+    gene_likelihood
+        ``"nb"``, ``"poisson"`` or ``"normal"``.
+    **module_kwargs
+        Passed to the module.
+    """
+
+    _module_cls: ClassVar[type[PerturbationModule]]
+    _training_plan_cls = PerturbationTrainingPlan
+    module: PerturbationModule
+
+    def __init__(self, adata: AnnData, *, gene_likelihood: str, **module_kwargs: Any) -> None:
+        super().__init__(adata)
+        self.gene_likelihood = gene_likelihood
+        self._checked: set[str] = set()
+        self._refuse_invalid_cells(self.adata_manager)
+        summary = self.summary_stats
+        categories = (
+            list(
+                self.adata_manager.get_state_registry(REGISTRY_KEYS.CATEGORICAL_COVARIATES)[
+                    "n_cats_per_key"
+                ]
+            )
+            if REGISTRY_KEYS.CATEGORICAL_COVARIATES in self.adata_manager.data_registry
+            else []
+        )
+        self.module = self._module_cls(
+            n_genes=summary.n_vars,
+            n_perturbations=summary.n_perturbations,
+            n_batch=summary.n_batch,
+            n_categories=categories,
+            n_continuous=summary.get("n_extra_continuous_covs", 0),
+            uses_size_factor=REGISTRY_KEYS.SIZE_FACTOR in self.adata_manager.data_registry,
+            gene_likelihood=gene_likelihood,
+            **module_kwargs,
+        )
+        self._model_summary_string = (
+            f"{type(self).__name__}: {summary.n_perturbations} perturbations, {summary.n_vars} "
+            f"genes, likelihood {gene_likelihood}."
+        )
+
+    # Registration -----------------------------------------------------------------------------
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        perturbation_key: str | None = "perturbation",
+        control: str | Sequence[str] = "control",
+        *,
+        delimiter: str | None = "+",
+        dosage_key: str | None = None,
+        dosage_obsm_key: str | None = None,
+        perturbation_names: Sequence[str] | str | None = None,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+        size_factor_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register a screen.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes. Nothing in it is changed but slots that begin with ``_scvi``.
+        perturbation_key
+            Column of obs that names the perturbations of each cell, such as ``"KLF1"`` or
+            ``"KLF1+MAP2K6"``; the order of names plays no part.
+        control
+            Label, or labels, of control cells. Inside a combination they stand for "nothing".
+        delimiter
+            What joins the names of a combination; ``None`` if labels must not be split.
+        dosage_key
+            Column of obs with the dose of each cell: a number, or text such as ``"0.5+1.0"``
+            aligned with the label as written. Without it every dose is 1. Effects are linear in the
+            dose, so give doses on the scale on which that is plausible (often the logarithm).
+        dosage_obsm_key
+            Instead of labels: key of obsm with a cells x perturbations matrix of doses (ndarray,
+            sparse matrix or DataFrame). A row of zeros is a control cell.
+        perturbation_names
+            Names of that matrix' columns, or the key of uns that holds them. A DataFrame has its
+            own.
+        layer
+            Layer with raw counts; ``None`` for ``X``.
+        batch_key, categorical_covariate_keys, continuous_covariate_keys
+            Columns of obs that encoder and decoder condition on.
+        size_factor_key
+            Column of obs with a size factor, for example the whole-transcriptome library size where
+            ``adata`` holds a panel of genes. Without it the size is the sum of the counts.
+        **kwargs
+            ``source_registry`` and other arguments that scvi-tools passes when it loads a model.
+
+        Raises
+        ------
+        MissingKeyError
+            If a named column, layer or matrix does not exist.
+        MissingControlError
+            If no cell is a control cell.
+        InvalidPerturbationLabelError, InvalidDosageError
+            If labels or doses are missing or malformed.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        _refuse_missing_keys(
+            adata,
+            layer,
+            [
+                batch_key,
+                size_factor_key,
+                *(categorical_covariate_keys or []),
+                *(continuous_covariate_keys or []),
+            ],
+        )
+        fields = [
+            PerturbationField(
+                perturbation_key=None if dosage_obsm_key else perturbation_key,
+                control=control_names(control),
+                delimiter=delimiter,
+                dosage_key=dosage_key,
+                dosage_obsm_key=dosage_obsm_key,
+                perturbation_names=perturbation_names,
+            ),
+            LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
+            CategoricalObsField(REGISTRY_KEYS.BATCH, batch_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key, required=False),
+            CategoricalJointObsField(
+                REGISTRY_KEYS.CATEGORICAL_COVARIATES, categorical_covariate_keys
+            ),
+            NumericalJointObsField(REGISTRY_KEYS.CONTINUOUS_COVARIATES, continuous_covariate_keys),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        with unchanged_on_error(adata):
+            manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+        logger.info(_registration_summary(manager))
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        """Register other data by name where needed, and check its values once."""
+        target = self.adata if adata is None else adata
+        with unchanged_on_error(target):
+            if target is not self.adata:
+                self._refuse_other_genes(target)
+            validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
+            self._refuse_invalid_cells(self.get_anndata_manager(validated, required=True))
+        return validated
+
+    def _refuse_other_genes(self, adata: AnnData) -> None:
+        expected = pd.Index(self.get_var_names())
+        if not expected.equals(pd.Index(adata.var_names)):
+            missing = expected.difference(adata.var_names)
+            raise MissingKeyError(
+                f"The genes differ from those of the training data: {len(missing)} are missing"
+                + (f", such as {list(missing[:3])}" if len(missing) else ", or their order differs")
+                + ". Select and order them: adata[:, model.adata.var_names].copy()."
+            )
+
+    def _refuse_invalid_cells(self, manager: AnnDataManager) -> None:
+        if manager.id in self._checked:
+            return
+        location = manager.data_registry[REGISTRY_KEYS.X]
+        refuse_invalid_expression(
+            manager.get_from_registry(REGISTRY_KEYS.X),
+            counts=self.gene_likelihood != "normal",
+            location=(
+                "adata.X" if location.attr_key is None else f"adata.layers[{location.attr_key!r}]"
+            ),
+        )
+        if REGISTRY_KEYS.SIZE_FACTOR in manager.data_registry:
+            size = np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR), dtype=float)
+            if not np.isfinite(size).all() or (size <= 0).any():
+                raise InvalidCountsError(
+                    f"{(~(size > 0) | ~np.isfinite(size)).sum()} cells have a size factor that is "
+                    "zero, negative, infinite or NaN. Remove them, or register another column."
+                )
+        self._checked.add(manager.id)
+
+    # Training ---------------------------------------------------------------------------------
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
+        batch_size: int = 512,
+        early_stopping: bool = False,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        plan_config: Any = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        datamodule: LightningDataModule | None = None,
+        trainer_config: Any = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the model; arguments are those of scvi-tools, with defaults measured for this one.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells. ``None``: enough for about 2,500 steps, between 20 and
+            400 epochs.
+        accelerator, devices
+            Hardware, as in Lightning.
+        train_size
+            Share of training cells; ``None`` means 0.9.
+        validation_size
+            Share of validation cells; ``None`` means what is left of ``train_size``. What is left
+            of both is the test set.
+        shuffle_set_split
+            Split at random within each perturbation and combination, so that each has training
+            cells; the seed is ``scvi.settings.seed`` (0 if unset), on every process the same.
+        load_sparse_tensor
+            Move sparse mini-batches to the device and densify them there.
+        batch_size
+            Cells per step.
+        early_stopping
+            Stop when ``elbo_validation`` no longer falls. It is scored with the same random
+            numbers in each epoch and weighs global terms by training counts.
+        datasplitter_kwargs
+            For :class:`~scvi.dataloaders.DataSplitter`; ``external_indexing`` (a list of positions
+            of training, validation and test cells) replaces the split.
+        plan_config, plan_kwargs
+            For :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
+        datamodule
+            Custom data module, instead of the cells of ``adata``.
+        trainer_config, **trainer_kwargs
+            For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper).
+
+        Raises
+        ------
+        InvalidSplitError
+            If the split leaves no training cells.
+        """
+        if datamodule is None:
+            datasplitter_kwargs = dict(datasplitter_kwargs or {})
+            split = datasplitter_kwargs.get("external_indexing")
+            if split is None and shuffle_set_split:
+                split = self._draw_split(train_size, validation_size)
+                datasplitter_kwargs["external_indexing"] = split
+            if split is not None:
+                self._report_untrained_perturbations(np.asarray(split[0]))
+                if len(split) > 1 and split[1] is not None and len(split[1]):
+                    trainer_kwargs.setdefault("check_val_every_n_epoch", 1)
+            n_train = len(split[0]) if split is not None else self.adata.n_obs
+            max_epochs = max_epochs or _default_max_epochs(n_train, batch_size)
+        trainer_kwargs.setdefault("gradient_clip_val", 100.0)
+        super().train(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            load_sparse_tensor=load_sparse_tensor,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            datasplitter_kwargs=datasplitter_kwargs,
+            plan_config=plan_config,
+            plan_kwargs=plan_kwargs,
+            datamodule=datamodule,
+            trainer_config=trainer_config,
+            **trainer_kwargs,
+        )
+
+    def _draw_split(
+        self, train_size: float | None, validation_size: float | None
+    ) -> list[np.ndarray]:
+        train = 0.9 if train_size is None else float(train_size)
+        validation = 1 - train if validation_size is None else float(validation_size)
+        codes, _ = registered_perturbations(self.adata_manager)
+        _, groups = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
+        return list(
+            stratified_split(
+                groups.ravel(), (train, validation, 1 - train - validation), seed=_seed()
+            )
+        )
+
+    def _report_untrained_perturbations(self, train_indices: np.ndarray) -> None:
+        if len(train_indices) == 0:
+            raise InvalidSplitError("The split has no training cells.")
+        codes, _ = registered_perturbations(self.adata_manager)
+        trained = np.unique(codes[train_indices])
+        untrained = np.setdiff1d(np.arange(len(self.perturbations)), trained)
+        if len(untrained):
+            names = [self.perturbations[code] for code in untrained[:5]]
+            logger.warning(
+                f"{len(untrained)} perturbations have no training cells, such as {names}: nothing "
+                "can be learned about them, their masks and effects stay where they start."
+            )
+
+    # Reading cells, encoding labels, writing results --------------------------------------------
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Names of the perturbations, in the order of the rows of masks and effects."""
+        state = self.adata_manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
+        return [str(name) for name in state[PerturbationField.VOCABULARY_KEY]]
+
+    @property
+    def _setup_arguments(self) -> dict[str, Any]:
+        return self.registry_[SETUP_ARGUMENTS_KEY]
+
+    def _encode_requested(
+        self, labels: Sequence[str], dosages: Sequence[float | str] | None
+    ) -> PerturbationCodes:
+        """Encode labels that a user asks for; combinations need not have been seen."""
+        arguments = self._setup_arguments
+        return encode_labels(
+            pd.Series([str(label) for label in labels]),
+            None if dosages is None else pd.Series(list(dosages)),
+            control=control_names(arguments["control"]),
+            delimiter=arguments["delimiter"],
+            vocabulary=self.perturbations,
+        )
+
+    def _control_cells(self) -> np.ndarray:
+        """Positions of control cells in the training data."""
+        codes, _ = registered_perturbations(self.adata_manager)
+        return np.flatnonzero((codes < 0).all(axis=1))
+
+    def _batches(
+        self, adata: AnnData, indices: np.ndarray, batch_size: int | None
+    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+        """Yield positions within ``indices``, and the tensors of cells on the module's device.
+
+        Cells are read in ascending order, because the loader of scvi-tools sorts the rows of
+        backed data within a mini-batch; the positions say where each result belongs.
+        """
+        batch_size = batch_size or settings.batch_size
+        order = np.argsort(indices, kind="stable")
+        loader = self._make_data_loader(adata, indices=indices[order], batch_size=batch_size)
+        start = 0
+        for tensors in loader:
+            n_cells = len(tensors[REGISTRY_KEYS.X])
+            device = self.module.device
+            yield (
+                order[start : start + n_cells],
+                {key: value.to(device) for key, value in tensors.items()},
+            )
+            start += n_cells
+
+    def _cells(
+        self, adata: AnnData, indices: np.ndarray, batch_size: int | None
+    ) -> Iterator[tuple[np.ndarray, CellBatch]]:
+        """Yield positions within ``indices``, and the cells as the module reads them."""
+        for place, tensors in self._batches(adata, indices, batch_size):
+            yield place, self.module.read_batch(tensors)
+
+    def _perturbations_of(self, adata: AnnData, indices: np.ndarray) -> torch.Tensor:
+        """Perturbations that some cells carry, ascending, on the module's device."""
+        manager = self.get_anndata_manager(adata, required=True)
+        codes = registered_perturbations(manager)[0][indices]
+        return torch.as_tensor(np.unique(codes[codes >= 0]), device=self.module.device)
+
+    def _shift_moments(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Posterior mean and sd of shifts, ``(n_rows, n_latent)``; the same in each call."""
+        moments = []
+        for chunk in rows.split(_ROWS_PER_CHUNK):
+            with fixed_seed(_MOMENTS_SEED, self.module.device):
+                moments.append(self.module.shift_moments(chunk))
+        means, sds = zip(*moments, strict=True)
+        return torch.cat(means), torch.cat(sds)
+
+    @staticmethod
+    def _indices(adata: AnnData, indices: Sequence[int] | Sequence[bool] | None) -> np.ndarray:
+        if indices is None:
+            return np.arange(adata.n_obs)
+        array = np.asarray(indices)
+        if array.dtype == bool:
+            return np.flatnonzero(array)
+        return np.arange(adata.n_obs)[array.astype(int)]
+
+
+def rows_of_all_cells(values: np.ndarray, indices: np.ndarray, n_obs: int) -> np.ndarray:
+    """Spread results of some cells over all rows of an AnnData; other rows are NaN."""
+    if len(indices) == n_obs and np.array_equal(indices, np.arange(n_obs)):
+        return values
+    full = np.full((n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
+    full[indices] = values
+    return full
+
+
+def _seed() -> int:
+    return 0 if settings.seed is None else int(settings.seed)
+
+
+def _default_max_epochs(n_train: int, batch_size: int) -> int:
+    steps_per_epoch = max(1, n_train // batch_size)
+    return int(np.clip(round(2500 / steps_per_epoch), 20, 400))
+
+
+def _refuse_missing_keys(adata: AnnData, layer: str | None, keys: list[str | None]) -> None:
+    if layer is not None and layer not in adata.layers:
+        raise MissingKeyError(
+            f"Layer {layer!r} is not in adata.layers, which has {list(adata.layers.keys())}."
+        )
+    missing = [key for key in keys if key is not None and key not in adata.obs]
+    if missing:
+        raise MissingKeyError(
+            f"Columns {missing} are not in adata.obs, which has {list(adata.obs.columns)}."
+        )
+
+
+def _registration_summary(manager: AnnDataManager) -> str:
+    state = manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
+    counts = state[PerturbationField.CELLS_PER_PERTURBATION_KEY]
+    return (
+        f"Registered {manager.summary_stats.n_cells:,} cells x {manager.summary_stats.n_vars:,} "
+        f"genes: {len(counts):,} perturbations ({counts.min()} / {int(np.median(counts))} / "
+        f"{counts.max()} cells min / median / max), "
+        f"{state[PerturbationField.N_COMBINATIONS_KEY]:,} combinations, "
+        f"{state[PerturbationField.N_CONTROL_KEY]:,} control cells."
+    )

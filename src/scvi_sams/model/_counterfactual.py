@@ -1,0 +1,334 @@
+"""What perturbations would do: average treatment effects and counterfactual cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from scvi_sams._constants import RESULT_KEYS
+from scvi_sams.data import PerturbationCodes
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.model._base import BasePerturbationModel
+from scvi_sams.module import Likelihood, draw_particles, positions_in, sum_over_slots
+
+_MAX_ELEMENTS = 2**24
+"""Numbers in the largest array (draws x genes) of a step: 64 MB in float32."""
+
+Method = Literal["lognorm", "mean"]
+
+
+class CounterfactualMixin(BasePerturbationModel):
+    """Adds :meth:`predict_ate` and :meth:`predict`."""
+
+    @torch.inference_mode()
+    def predict_ate(
+        self,
+        perturbations: Sequence[str] | None = None,
+        *,
+        dosages: Sequence[float | str] | None = None,
+        method: Method = "lognorm",
+        n_samples: int = 2500,
+        n_posterior_samples: int = 100,
+        basal: Literal["prior", "control"] = "prior",
+        library_size: float = 1e4,
+        target_sum: float = 1e4,
+        interval: float = 0.95,
+        key_added: str | None = RESULT_KEYS.ATE,
+    ) -> AnnData:
+        """Predict average treatment effects, of combinations nobody measured too.
+
+        Both arms of every comparison share basal states, masks and effects (common random numbers),
+        so that the noise of the draws cancels.
+
+        Parameters
+        ----------
+        perturbations
+            Labels as registered, such as ``["KLF1+MAP2K6"]``; ``None`` for every single
+            perturbation.
+        dosages
+            A dose per label, as in ``setup_anndata``; ``None`` means 1.
+        method
+            ``"lognorm"``: f(x) = log2(1 + target_sum * x / size) of drawn counts, the quantity that
+            the paper reports; size is the sum of x, or the size factor if one is registered.
+            ``"mean"``: f(x) = target_sum * x / size, whose expectation needs no draws of x
+            (for a normal likelihood: f(x) = x, in the units of the data).
+        n_samples
+            Draws of a basal state (paper: 2,500), in equal parts for each posterior sample.
+        n_posterior_samples
+            Draws of masks and effects.
+        basal
+            Basal states from the prior (paper), or from the posteriors of random control cells.
+            Batch and covariates are those of random control cells in both cases.
+        library_size
+            Size of the predicted cells, in counts (of the size factor, if one is registered).
+        target_sum
+            Total to which expression is normalised.
+        interval
+            Probability mass of the posterior interval.
+        key_added
+            Key of ``adata.uns`` of the training data that the tables are also written to (as a
+            dict of arrays); ``None`` writes nothing.
+
+        Returns
+        -------
+        AnnData, labels x genes. ``X``: posterior mean of the effect. ``layers["standard_error"]``:
+        its Monte-Carlo standard error. ``layers["interval_low"]`` and ``["interval_high"]``:
+        posterior interval, from averages over ``n_samples / n_posterior_samples`` basal states,
+        hence slightly wide. ``uns["ate"]``: method, units and settings.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a label names a perturbation that was not trained on.
+        SAMSError
+            If the method needs counts and the likelihood has none.
+        """
+        self._check_if_trained(warn=True)
+        labels = list(self.perturbations if perturbations is None else perturbations)
+        requested = self._encode_requested(labels, dosages)
+        statistic = _Statistic(
+            self.module.likelihood, method, library_size, target_sum, self.module.device
+        )
+        n_basal = max(1, round(n_samples / n_posterior_samples))
+        z_basal, covariates = self._basal_states(basal, n_posterior_samples, n_basal)
+        n_chunk = max(1, _MAX_ELEMENTS // (n_basal * self.adata.n_vars))
+
+        def arm(shift: torch.Tensor) -> torch.Tensor:
+            """Average f over the basal states of every posterior sample."""
+            means = []
+            for part in torch.arange(n_posterior_samples, device=shift.device).split(n_chunk):
+                of_part = None if covariates is None else covariates[part]
+                logits = self.module.decode(z_basal[part], shift[part, None], of_part)
+                means.append(statistic(logits).mean(dim=1))
+            return torch.cat(means)
+
+        control = arm(torch.zeros_like(z_basal[:, 0]))
+        tails = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], device=control.device)
+        names = ("X", "standard_error", "interval_low", "interval_high")
+        tables = {n: np.empty((len(labels), self.adata.n_vars), np.float32) for n in names}
+        for row, shift in enumerate(self._drawn_shifts(requested, n_posterior_samples)):
+            effects = arm(shift) - control
+            low, high = torch.quantile(effects, tails, dim=0)
+            error = effects.std(dim=0) / n_posterior_samples**0.5
+            for name, value in zip(names, (effects.mean(0), error, low, high), strict=True):
+                tables[name][row] = value.cpu().numpy()
+
+        result = AnnData(
+            tables.pop("X"),
+            obs=pd.DataFrame(index=pd.Index(labels, name="perturbation")),
+            var=pd.DataFrame(index=self.adata.var_names),
+            layers=tables,
+        )
+        result.uns["ate"] = {
+            **statistic.description(),
+            "interval": interval,
+            "n_samples": n_posterior_samples * n_basal,
+            "n_posterior_samples": n_posterior_samples,
+            "basal": basal,
+        }
+        if key_added is not None:
+            self.adata.uns[key_added] = {
+                "effect": result.X,
+                **dict(result.layers),
+                "perturbations": np.array(labels),
+                "genes": np.array(self.adata.var_names, dtype=str),
+                **result.uns["ate"],
+            }
+        return result
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        perturbations: Sequence[str],
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        dosages: Sequence[float | str] | None = None,
+        output: Literal["lognorm", "rate", "counts"] = "lognorm",
+        target_sum: float = 1e4,
+        batch_size: int | None = None,
+    ) -> AnnData:
+        """Predict what given cells would express under given perturbations.
+
+        The basal state of each cell is drawn from its posterior, its own perturbations are taken
+        away and the asked-for ones put in their place (masks and effects drawn as well).
+
+        Parameters
+        ----------
+        perturbations
+            Labels as registered; combinations need not have been measured. A control label asks
+            for the unperturbed cell.
+        adata, indices
+            Cells to start from; by default the control cells of the training data.
+        dosages
+            A dose per label; ``None`` means 1.
+        output
+            ``"lognorm"``: log(1 + target_sum * rate), natural logarithm, as ``scanpy.pp.log1p`` of
+            normalised counts. ``"rate"``: share of the library (or counts per unit of size factor).
+            ``"counts"``: drawn counts at each cell's own size. A normal likelihood gives its mean
+            for ``"rate"`` and refuses ``"lognorm"``; its ``"counts"`` are drawn values.
+        target_sum
+            See ``output``.
+        batch_size
+            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``.
+
+        Returns
+        -------
+        AnnData, (labels x cells) x genes, labels slowest. ``obs["perturbation"]`` the label,
+        ``obs["source_cell"]`` the name of the cell it starts from. ``uns["prediction"]`` says what
+        ``X`` holds.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a label names a perturbation that was not trained on.
+        """
+        self._check_if_trained(warn=True)
+        likelihood = self.module.likelihood
+        if output == "lognorm" and not likelihood.is_count_likelihood:
+            raise SAMSError("A normal likelihood has no counts to normalise: use output='rate'.")
+        requested = self._encode_requested(list(perturbations), dosages)
+        if adata is None and indices is None:
+            indices = self._control_cells()
+        adata = self._validate_anndata(adata)
+        positions = self._indices(adata, indices)
+        own_rows = self._perturbations_of(adata, positions)
+        shape = (len(requested.codes), len(positions), adata.n_vars)
+        values = np.empty(shape, dtype=np.float32)
+        own = self.module.global_posterior(own_rows, 1).shifts
+        targets = list(self._drawn_shifts(requested, 1))
+        for place, cells in self._cells(adata, positions, batch_size):
+            own_shift = sum_over_slots(own, positions_in(own_rows, cells.codes), cells.doses)
+            z_basal = draw_particles(self.module.encode(cells.x, own_shift, cells.covariates), 1)
+            for label, shift in enumerate(targets):
+                logits = self.module.decode(z_basal, shift[:, None], cells.covariates)
+                if output == "counts":
+                    expression = likelihood.sample(logits, cells.size)
+                else:
+                    expression = likelihood.rate(logits)
+                    if output == "lognorm":
+                        expression = torch.log1p(target_sum * expression)
+                values[label, place] = expression[0].cpu().numpy()
+        return self._counterfactual_cells(
+            values, list(perturbations), adata, positions, output, target_sum
+        )
+
+    def _counterfactual_cells(
+        self,
+        values: np.ndarray,
+        labels: list[str],
+        adata: AnnData,
+        positions: np.ndarray,
+        output: str,
+        target_sum: float,
+    ) -> AnnData:
+        n_labels, n_cells, n_genes = values.shape
+        sources = np.tile(np.asarray(adata.obs_names)[positions], n_labels)
+        names = np.repeat(labels, n_cells)
+        flat = values.reshape(n_labels * n_cells, n_genes)
+        counts = output == "counts" and self.module.likelihood.is_count_likelihood
+        cells = AnnData(
+            sparse.csr_matrix(flat) if counts else flat,
+            obs=pd.DataFrame(
+                {"perturbation": pd.Categorical(names), "source_cell": sources},
+                index=[f"{name}:{source}" for name, source in zip(names, sources, strict=True)],
+            ),
+            var=pd.DataFrame(index=adata.var_names),
+        )
+        cells.uns["prediction"] = {"output": output}
+        if output == "lognorm":
+            cells.uns["prediction"] |= {"target_sum": target_sum, "log": "natural, log(1 + x)"}
+        return cells
+
+    def _basal_states(
+        self, basal: str, n_posterior: int, n_basal: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Basal states ``(n_posterior, n_basal, n_latent)``, covariates to go with them."""
+        n_draws = n_posterior * n_basal
+        control = self._control_cells()
+        chosen = torch.randint(len(control), (n_draws,)).numpy()
+        z_basal = torch.randn(n_draws, self.module.n_latent, device=self.module.device)
+        covariates = None
+        if basal == "control" or self.module.covariates.n_out:
+            for place, cells in self._cells(self.adata, control[chosen], None):
+                if basal == "control":
+                    no_shift = torch.zeros(1, 1, self.module.n_latent, device=self.module.device)
+                    qz = self.module.encode(cells.x, no_shift, cells.covariates)
+                    z_basal[place] = draw_particles(qz, 1)[0]
+                if cells.covariates is not None:
+                    if covariates is None:
+                        covariates = z_basal.new_empty(n_draws, cells.covariates.shape[1])
+                    covariates[place] = cells.covariates
+        elif basal != "prior":
+            raise SAMSError(f"`basal` must be 'prior' or 'control', not {basal!r}.")
+        shape = (n_posterior, n_basal, -1)
+        return (
+            z_basal.reshape(shape),
+            None if covariates is None else covariates.reshape(shape),
+        )
+
+    def _drawn_shifts(self, requested: PerturbationCodes, n_draws: int) -> Iterator[torch.Tensor]:
+        """Yield the total shift of each label in ``n_draws`` posterior samples."""
+        device = self.module.device
+        rows = torch.as_tensor(
+            np.unique(requested.codes[requested.codes >= 0]).astype(np.int64), device=device
+        )
+        table = self.module.global_posterior(rows, n_draws).shifts
+        codes = torch.as_tensor(requested.codes.astype(np.int64), device=device)
+        doses = torch.as_tensor(requested.doses, device=device)
+        for code, dose in zip(codes, doses, strict=True):
+            slots = positions_in(rows, code[None])
+            yield sum_over_slots(table, slots, dose[None])[:, 0]
+
+
+class _Statistic:
+    """f(x) of the average treatment effect, as an expectation or of drawn expression."""
+
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        method: Method,
+        library_size: float,
+        target_sum: float,
+        device: torch.device,
+    ) -> None:
+        if method not in ("lognorm", "mean"):
+            raise SAMSError(f"`method` must be 'lognorm' or 'mean', not {method!r}.")
+        if method == "lognorm" and not likelihood.is_count_likelihood:
+            raise SAMSError("A normal likelihood has no counts to normalise: use method='mean'.")
+        self.likelihood = likelihood
+        self.method = method
+        self.library_size = library_size
+        self.target_sum = target_sum
+        self.size = torch.tensor([library_size], dtype=torch.float32, device=device)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Map logits ``(..., n_genes)`` to f of the same shape."""
+        if not self.likelihood.is_count_likelihood:
+            return self.likelihood.rate(logits)
+        if self.method == "mean":
+            return self.target_sum * self.likelihood.rate(logits)
+        x = self.likelihood.sample(logits, self.size)
+        size = self.size if self.likelihood.uses_size_factor else x.sum(-1, keepdim=True)
+        return torch.log2(1 + self.target_sum * x / size)
+
+    def description(self) -> dict[str, str | float]:
+        """What the numbers are, for ``uns``."""
+        if not self.likelihood.is_count_likelihood:
+            units = "units of the data"
+        elif self.method == "mean":
+            units = "counts per target_sum"
+        else:
+            units = "log2(1 + counts per target_sum)"
+        return {
+            "method": self.method,
+            "units": units,
+            "target_sum": self.target_sum,
+            "library_size": self.library_size,
+        }

@@ -1,0 +1,106 @@
+"""SAMS-VAE as users see it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from anndata import AnnData
+
+from scvi_sams.model._counterfactual import CounterfactualMixin
+from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._latent import LatentMixin
+from scvi_sams.model._likelihood import LikelihoodMixin
+from scvi_sams.model._mechanisms import MechanismMixin
+from scvi_sams.module import SAMSVAEModule
+
+
+class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin):
+    """Sparse additive mechanism shift VAE :cite:p:`Bereket23`.
+
+    A cell's latent state is a basal part plus the sum of the effects of its perturbations; a sparse
+    mask says which latent dimensions each perturbation moves.
+
+    Parameters
+    ----------
+    adata
+        Registered with :meth:`SAMSVAE.setup_anndata`.
+    n_latent
+        Latent dimensions ("mechanisms").
+    n_hidden, n_layers
+        Width and number of hidden layers of encoder and decoder.
+    correlated_basal
+        Whether q(z_basal | x, shift) sees the shift of the cell's perturbations.
+    correlated_effects
+        Whether q(e_t | m_t) sees the mask, through a small network. With ``correlated_basal`` these
+        two give the four variants of the paper's table.
+    gene_likelihood
+        ``"nb"`` (counts; the paper's Gamma-Poisson), ``"poisson"`` (counts) or ``"normal"`` (values
+        that are already normalised).
+    mask_prior_probability
+        Share of latent dimensions that a perturbation is expected to move.
+    mask_prior_concentration
+        ``None``: that share is known. A number: the probability of each mask entry is itself drawn
+        from a Beta distribution with this concentration (a + b) and that mean.
+    effect_prior_scale
+        Standard deviation of effects a priori, in units of the standard deviation of basal states.
+    n_particles
+        Monte-Carlo samples per training step.
+    kl_estimator
+        ``"closed_form"``, or ``"monte_carlo"`` as in the paper.
+    global_kl_weight
+        Factor of the divergences of masks and effects; 1 is the ELBO.
+    mask_temperature
+        Of the relaxed Bernoulli that gradients pass through.
+    effect_n_hidden, effect_n_layers
+        Network of the correlated effects.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulate_screen()
+    >>> scvi_sams.SAMSVAE.setup_anndata(adata)
+    >>> model = scvi_sams.SAMSVAE(adata, n_latent=15)
+    >>> model.train()  # doctest: +SKIP
+    """
+
+    _module_cls = SAMSVAEModule
+
+    def __init__(
+        self,
+        adata: AnnData,
+        n_latent: int = 50,
+        *,
+        n_hidden: int = 400,
+        n_layers: int = 1,
+        correlated_basal: bool = True,
+        correlated_effects: bool = True,
+        gene_likelihood: Literal["nb", "poisson", "normal"] = "nb",
+        mask_prior_probability: float = 0.1,
+        mask_prior_concentration: float | None = None,
+        effect_prior_scale: float = 1.0,
+        n_particles: int = 1,
+        kl_estimator: Literal["closed_form", "monte_carlo"] = "closed_form",
+        global_kl_weight: float = 1.0,
+        mask_temperature: float = 1.0,
+        effect_n_hidden: int = 200,
+        effect_n_layers: int = 2,
+    ) -> None:
+        super().__init__(
+            adata,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            correlated_basal=correlated_basal,
+            correlated_effects=correlated_effects,
+            gene_likelihood=gene_likelihood,
+            mask_prior_probability=mask_prior_probability,
+            mask_prior_concentration=mask_prior_concentration,
+            effect_prior_scale=effect_prior_scale,
+            n_particles=n_particles,
+            kl_estimator=kl_estimator,
+            global_kl_weight=global_kl_weight,
+            mask_temperature=mask_temperature,
+            effect_n_hidden=effect_n_hidden,
+            effect_n_layers=effect_n_layers,
+        )
+        self.init_params_ = self._get_init_params(locals())

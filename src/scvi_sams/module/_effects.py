@@ -1,0 +1,77 @@
+"""Effects of perturbations on the latent space: q(e_t), mean-field or given the mask."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from scvi_sams.module._networks import HiddenLayers, NormalHead
+
+
+class EffectPosterior(nn.Module, ABC):
+    """q(e_t | m_t) for the rows of a table of perturbations."""
+
+    @abstractmethod
+    def forward(self, rows: Tensor, masks: Tensor) -> Normal:
+        """Return the posterior of effects.
+
+        Parameters
+        ----------
+        rows
+            Perturbations, shape ``(n_rows,)``.
+        masks
+            Drawn masks, shape ``(n_particles, n_rows, n_latent)``.
+
+        Returns
+        -------
+        Batch shape ``(n_particles, n_rows, n_latent)``, or with 1 in place of ``n_particles``
+        where the effects do not depend on the masks.
+        """
+
+
+class MeanFieldEffects(EffectPosterior):
+    """q(e_t) = Normal(loc_t, scale_t)."""
+
+    def __init__(self, n_perturbations: int, n_latent: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(n_perturbations, n_latent))
+        self.log_scale = nn.Parameter(torch.full((n_perturbations, n_latent), math.log(0.1)))
+
+    def forward(self, rows: Tensor, masks: Tensor) -> Normal:
+        """Look the parameters up; the masks play no part."""
+        return Normal(self.loc[rows][None], self.log_scale[rows].exp()[None], validate_args=False)
+
+
+class CorrelatedEffects(EffectPosterior):
+    """q(e_t | m_t, t) by a small network of the mask and an embedding of the perturbation.
+
+    One-hot(t) times a weight matrix is a row of it: the first layer looks that row up.
+
+    Parameters
+    ----------
+    n_perturbations, n_latent
+        Sizes.
+    n_layers, n_hidden
+        Shape of the network (paper: 2 x 200 on Replogle, 4 x 400 on Norman).
+    """
+
+    def __init__(
+        self, n_perturbations: int, n_latent: int, *, n_layers: int, n_hidden: int
+    ) -> None:
+        super().__init__()
+        self.from_mask = nn.Linear(n_latent, n_hidden)
+        self.from_perturbation = nn.Embedding(n_perturbations, n_hidden)
+        # A linear layer over [mask, one-hot] would start with this spread; N(0, 1) swamps the mask.
+        bound = 1 / math.sqrt(n_latent + 1)
+        nn.init.uniform_(self.from_perturbation.weight, -bound, bound)
+        self.hidden_layers = HiddenLayers(n_layers, n_hidden)
+        self.head = NormalHead(n_hidden, n_latent)
+
+    def forward(self, rows: Tensor, masks: Tensor) -> Normal:
+        """Run the network for every particle's masks."""
+        first = self.from_mask(masks) + self.from_perturbation(rows)
+        return self.head(self.hidden_layers(first))

@@ -1,0 +1,158 @@
+"""Likelihoods of expression: how the decoder's logits become rates, means and draws."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from scvi_sams.module._negative_binomial import negative_binomial_log_prob
+
+
+class Likelihood(nn.Module, ABC):
+    """What the decoder's output of shape ``(n_particles, n_cells, n_genes)`` means.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes.
+    uses_size_factor
+        Whether ``size`` is a registered size factor, which positive rates are multiplied with,
+        instead of the observed library size, which a softmax over the genes shares out.
+    """
+
+    is_count_likelihood = True
+
+    def __init__(self, n_genes: int, *, uses_size_factor: bool) -> None:
+        super().__init__()
+        self.n_genes = n_genes
+        self.uses_size_factor = uses_size_factor
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, logits: Tensor, size: Tensor) -> Tensor:
+        """Log-likelihood summed over genes, ``(n_particles, n_cells)``, in nats."""
+
+    @abstractmethod
+    def sample(self, logits: Tensor, size: Tensor) -> Tensor:
+        """Draw expression of the shape of ``logits``."""
+
+    @abstractmethod
+    def initialise(self, mean: Tensor, variance: Tensor, size_mean: float) -> Tensor:
+        """Set own parameters from moments of the training cells; return the decoder's bias.
+
+        Parameters
+        ----------
+        mean, variance
+            Of ``x / size`` (counts) or of ``x`` (normal) per gene, shape ``(n_genes,)``.
+        size_mean
+            Mean size of the training cells.
+        """
+
+    def rate(self, logits: Tensor) -> Tensor:
+        """Expected expression per unit of size: shares of the library, or rates."""
+        return logits.exp() if self.uses_size_factor else torch.softmax(logits, dim=-1)
+
+    def mean(self, logits: Tensor, size: Tensor) -> Tensor:
+        """Expected expression of cells of the given size, shape ``(n_cells,)``."""
+        return self.rate(logits) * size[:, None]
+
+
+class NegativeBinomialLikelihood(Likelihood):
+    """Counts with one learned inverse dispersion per gene ("Gamma-Poisson" in the paper)."""
+
+    def __init__(self, n_genes: int, *, uses_size_factor: bool) -> None:
+        super().__init__(n_genes, uses_size_factor=uses_size_factor)
+        self.log_inverse_dispersion = nn.Parameter(torch.zeros(n_genes))
+
+    def log_prob(self, x: Tensor, logits: Tensor, size: Tensor) -> Tensor:
+        """See :func:`negative_binomial_log_prob`."""
+        if self.uses_size_factor:
+            log_mean = logits + size.log()[:, None]
+            return negative_binomial_log_prob(x, log_mean, self.log_inverse_dispersion)
+        return negative_binomial_log_prob(x, logits, self.log_inverse_dispersion, size)
+
+    def sample(self, logits: Tensor, size: Tensor) -> Tensor:
+        """Draw counts as a Poisson with a Gamma-distributed rate."""
+        theta = self.log_inverse_dispersion.exp()
+        mean = self.mean(logits, size)
+        gamma = torch._standard_gamma(theta.expand_as(mean))
+        return torch.poisson(gamma * (mean / theta))
+
+    def initialise(self, mean: Tensor, variance: Tensor, size_mean: float) -> Tensor:
+        """Match the mean rate and, by the method of moments, the dispersion of every gene."""
+        rate = _positive(mean)
+        # Var(x / l) = rate / l + rate^2 / theta for cells of size l.
+        excess = variance - rate / size_mean
+        theta = torch.where(excess > 0, rate**2 / excess.clamp(min=1e-30), torch.inf)
+        self.log_inverse_dispersion.data.copy_(theta.clamp(0.1, 100.0).log())
+        return rate.log()
+
+
+class PoissonLikelihood(Likelihood):
+    """Counts whose variance equals their mean."""
+
+    def log_prob(self, x: Tensor, logits: Tensor, size: Tensor) -> Tensor:
+        """``sum_g x log(mean) - mean - log(x!)``."""
+        log_rate = logits if self.uses_size_factor else torch.log_softmax(logits, dim=-1)
+        log_mean = log_rate + size.log()[:, None]
+        if self.uses_size_factor:
+            total = log_mean.exp().sum(-1)
+        else:
+            total = size.expand(log_mean.shape[:-1])  # shares add up to one
+        return torch.einsum("pbg,bg->pb", log_mean, x) - total - torch.lgamma(x + 1).sum(-1)
+
+    def sample(self, logits: Tensor, size: Tensor) -> Tensor:
+        """Draw counts."""
+        return torch.poisson(self.mean(logits, size))
+
+    def initialise(self, mean: Tensor, variance: Tensor, size_mean: float) -> Tensor:
+        """Match the mean rate of every gene."""
+        return _positive(mean).log()
+
+
+class NormalLikelihood(Likelihood):
+    """Values that are already normalised, with one learned scale per gene; size plays no part."""
+
+    is_count_likelihood = False
+
+    def __init__(self, n_genes: int, *, uses_size_factor: bool) -> None:
+        super().__init__(n_genes, uses_size_factor=uses_size_factor)
+        self.log_scale = nn.Parameter(torch.zeros(n_genes))
+
+    def log_prob(self, x: Tensor, logits: Tensor, size: Tensor) -> Tensor:
+        """``sum_g log Normal(x | logits, scale)``."""
+        residual = (x - logits) * torch.exp(-self.log_scale)
+        constant = self.log_scale.sum() + 0.5 * self.n_genes * math.log(2 * math.pi)
+        return -0.5 * residual.square().sum(-1) - constant
+
+    def sample(self, logits: Tensor, size: Tensor) -> Tensor:
+        """Draw values."""
+        return logits + self.log_scale.exp() * torch.randn_like(logits)
+
+    def rate(self, logits: Tensor) -> Tensor:
+        """The decoder's output is the mean itself."""
+        return logits
+
+    def mean(self, logits: Tensor, size: Tensor) -> Tensor:
+        """The decoder's output is the mean itself."""
+        return logits
+
+    def initialise(self, mean: Tensor, variance: Tensor, size_mean: float) -> Tensor:
+        """Match mean and variance of every gene; a constant gene gets a small positive scale."""
+        self.log_scale.data.copy_(0.5 * variance.clamp(min=1e-4).log())
+        return mean
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "nb": NegativeBinomialLikelihood,
+    "poisson": PoissonLikelihood,
+    "normal": NormalLikelihood,
+}
+
+
+def _positive(mean: Tensor) -> Tensor:
+    """Replace zero means (genes without a count) by a tenth of the smallest positive one."""
+    smallest = mean[mean > 0].min() if (mean > 0).any() else mean.new_tensor(1.0)
+    return mean.clamp(min=0.1 * float(smallest))

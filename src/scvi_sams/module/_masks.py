@@ -1,0 +1,129 @@
+"""Sparse masks: q(m_tl) = Bernoulli(sigmoid(logit_tl)), and the priors over them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from pyro.distributions import RelaxedBernoulliStraightThrough
+from torch import Tensor, nn
+from torch.distributions import Beta
+from torch.nn import functional
+
+
+class MaskPrior(nn.Module, ABC):
+    """A prior over the masks, as what it costs a posterior to differ from it."""
+
+    @abstractmethod
+    def kl(self, logits: Tensor) -> Tensor:
+        """KL(q(m) || p(m)) of every entry, in nats, in closed form."""
+
+    @abstractmethod
+    def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """Estimate of the same from masks drawn from the posterior."""
+
+
+class BernoulliMaskPrior(MaskPrior):
+    """m_tl ~ Bernoulli(alpha) (paper, section 3).
+
+    Parameters
+    ----------
+    probability
+        ``alpha``: the share of latent dimensions that a perturbation is expected to move.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.log_on = math.log(probability)
+        self.log_off = math.log1p(-probability)
+
+    def kl(self, logits: Tensor) -> Tensor:
+        """``q log(q / alpha) + (1 - q) log((1 - q) / (1 - alpha))``."""
+        on = torch.sigmoid(logits)
+        return on * (functional.logsigmoid(logits) - self.log_on) + (1 - on) * (
+            functional.logsigmoid(-logits) - self.log_off
+        )
+
+    def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """``log q(m) - log p(m)`` at the drawn masks (the paper's estimate)."""
+        log_prior = masks * self.log_on + (1 - masks) * self.log_off
+        return _log_posterior(logits, masks) - log_prior
+
+
+class BetaBernoulliMaskPrior(MaskPrior):
+    """m_tl | pi_tl ~ Bernoulli(pi_tl), pi_tl ~ Beta(a, b).
+
+    Given q(m_tl = 1) = q the best q(pi_tl) is Beta(a + q, b + 1 - q); it is put in directly, so
+    that there is nothing further to learn and the bound is as tight as a factorised posterior
+    allows: ``KL = -H(q) - log(B(a + q, b + 1 - q) / B(a, b))``.
+
+    Parameters
+    ----------
+    a, b
+        Parameters of the Beta prior; its mean is ``a / (a + b)``.
+    """
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a = a
+        self.b = b
+
+    def kl(self, logits: Tensor) -> Tensor:
+        """Return the bound with q(pi) at its optimum."""
+        on = torch.sigmoid(logits)
+        negative_entropy = on * functional.logsigmoid(logits) + (1 - on) * functional.logsigmoid(
+            -logits
+        )
+        evidence = torch.lgamma(self.a + on) + torch.lgamma(self.b + 1 - on)
+        prior = math.lgamma(self.a) + math.lgamma(self.b)
+        total = math.lgamma(self.a + self.b + 1) - math.lgamma(self.a + self.b)
+        return negative_entropy - (evidence - prior - total)
+
+    def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """``log q(m) q(pi) - log p(m | pi) p(pi)`` at drawn masks and probabilities."""
+        on = torch.sigmoid(logits)
+        posterior = Beta(self.a + on, self.b + 1 - on, validate_args=False)
+        prior = Beta(logits.new_tensor(self.a), logits.new_tensor(self.b))
+        # Away from 0 and 1 by what float32 can tell, so that the logarithms stay finite.
+        probability = posterior.rsample(masks.shape[: masks.dim() - logits.dim()])
+        probability = probability.clamp(1e-6, 1 - 1e-6)
+        log_conditional = masks * probability.log() + (1 - masks) * torch.log1p(-probability)
+        divergence = posterior.log_prob(probability) - prior.log_prob(probability)
+        return _log_posterior(logits, masks) - log_conditional + divergence
+
+
+class MaskPosterior(nn.Module):
+    """q(m_tl) = Bernoulli(sigmoid(logit_tl)), sampled by a straight-through relaxation.
+
+    Parameters
+    ----------
+    n_perturbations, n_latent
+        Shape of the table of logits, which start at 0.
+    temperature
+        Of the relaxed Bernoulli that gradients pass through.
+    """
+
+    def __init__(self, n_perturbations: int, n_latent: int, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(n_perturbations, n_latent))
+        self.temperature = temperature
+
+    def sample(self, rows: Tensor, n_particles: int) -> Tensor:
+        """Draw zeros and ones of shape ``(n_particles, n_rows, n_latent)`` for perturbations."""
+        logits = self.logits[rows]
+        relaxed = RelaxedBernoulliStraightThrough(
+            logits.new_tensor(self.temperature),
+            logits=logits.expand(n_particles, *logits.shape),
+            validate_args=False,
+        )
+        return relaxed.rsample()
+
+    @property
+    def inclusion_probability(self) -> Tensor:
+        """Posterior probability that a perturbation moves a latent, perturbations x latents."""
+        return torch.sigmoid(self.logits)
+
+
+def _log_posterior(logits: Tensor, masks: Tensor) -> Tensor:
+    return masks * functional.logsigmoid(logits) + (1 - masks) * functional.logsigmoid(-logits)

@@ -1,0 +1,168 @@
+"""Encoder and decoder: one hidden layer as in the paper, residual blocks where deeper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn import functional
+
+_VARIANCE_FLOOR = 1e-4
+"""Added to every posterior variance (paper, appendix)."""
+
+
+class HiddenLayers(nn.Module):
+    """Activation of a first pre-activation, then residual blocks; no normalisation, no dropout.
+
+    Parameters
+    ----------
+    n_layers
+        Number of hidden layers, the first (whose linear part the caller owns) included.
+    n_hidden
+        Width.
+    """
+
+    def __init__(self, n_layers: int, n_hidden: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(n_hidden, n_hidden) for _ in range(n_layers - 1))
+
+    def forward(self, first: Tensor) -> Tensor:
+        """Map pre-activations of the first layer, shape ``(..., n_hidden)``, to the last layer."""
+        hidden = functional.leaky_relu(first)
+        for block in self.blocks:
+            hidden = hidden + functional.leaky_relu(block(hidden))
+        return hidden
+
+
+class NormalHead(nn.Module):
+    """Mean and standard deviation of a diagonal normal: variance = exp(.) + 1e-4."""
+
+    def __init__(self, n_hidden: int, n_out: int) -> None:
+        super().__init__()
+        self.loc = nn.Linear(n_hidden, n_out)
+        self.log_variance = nn.Linear(n_hidden, n_out)
+
+    def forward(self, hidden: Tensor) -> Normal:
+        """Return the distribution for hidden units of shape ``(..., n_hidden)``."""
+        variance = self.log_variance(hidden).exp() + _VARIANCE_FLOOR
+        return Normal(self.loc(hidden), variance.sqrt(), validate_args=False)
+
+
+class BasalEncoder(nn.Module):
+    """q(z_basal | x, covariates), or q(z_basal | x, shift, covariates).
+
+    The first layer is a sum of products with x, shift and covariates: x is the same for every
+    particle, so its product, by far the largest, is computed once.
+
+    Parameters
+    ----------
+    n_genes, n_latent, n_covariates
+        Sizes of the inputs and of the latent space.
+    n_layers, n_hidden
+        Shape of the network.
+    sees_shift
+        Whether the posterior depends on the shift that the perturbations cause.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_latent: int,
+        n_covariates: int,
+        *,
+        n_layers: int,
+        n_hidden: int,
+        sees_shift: bool,
+    ) -> None:
+        super().__init__()
+        self.from_x = nn.Linear(n_genes, n_hidden)
+        self.from_shift = nn.Linear(n_latent, n_hidden, bias=False) if sees_shift else None
+        self.from_covariates = _covariate_layer(n_covariates, n_hidden)
+        self.hidden_layers = HiddenLayers(n_layers, n_hidden)
+        self.head = NormalHead(n_hidden, n_latent)
+
+    def forward(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
+        """Return the posterior.
+
+        Parameters
+        ----------
+        x
+            Standardised expression, ``(n_cells, n_genes)``.
+        shift
+            ``(n_particles, n_cells, n_latent)``.
+        covariates
+            ``(n_cells, n_covariates)``.
+
+        Returns
+        -------
+        Batch shape ``(n_particles, n_cells, n_latent)`` if the encoder sees the shift, else
+        ``(1, n_cells, n_latent)``.
+        """
+        first = self.from_x(x)
+        if self.from_covariates is not None:
+            first = first + self.from_covariates(covariates)
+        first = first[None]
+        if self.from_shift is not None:
+            first = first + self.from_shift(shift)
+        return self.head(self.hidden_layers(first))
+
+
+class Decoder(nn.Module):
+    """Latent states and covariates to one logit per gene."""
+
+    def __init__(
+        self, n_latent: int, n_genes: int, n_covariates: int, *, n_layers: int, n_hidden: int
+    ) -> None:
+        super().__init__()
+        self.from_z = nn.Linear(n_latent, n_hidden)
+        self.from_covariates = _covariate_layer(n_covariates, n_hidden)
+        self.hidden_layers = HiddenLayers(n_layers, n_hidden)
+        self.to_genes = nn.Linear(n_hidden, n_genes)
+
+    def forward(self, z: Tensor, covariates: Tensor | None) -> Tensor:
+        """Map ``z`` of shape ``(n_particles, n_cells, n_latent)`` to logits of genes."""
+        first = self.from_z(z)
+        if self.from_covariates is not None:
+            first = first + self.from_covariates(covariates)
+        return self.to_genes(self.hidden_layers(first))
+
+
+def _covariate_layer(n_covariates: int, n_hidden: int) -> nn.Linear | None:
+    return nn.Linear(n_covariates, n_hidden, bias=False) if n_covariates else None
+
+
+class CovariateEncoding(nn.Module):
+    """Batch and further covariates as one numeric vector per cell.
+
+    Parameters
+    ----------
+    n_batch
+        Number of batches; a single batch adds nothing.
+    n_categories
+        Number of categories of every categorical covariate.
+    n_continuous
+        Number of continuous covariates.
+    """
+
+    def __init__(self, n_batch: int, n_categories: list[int], n_continuous: int) -> None:
+        super().__init__()
+        self.category_counts = ([n_batch] if n_batch > 1 else []) + list(n_categories)
+        self.uses_batch = n_batch > 1
+        self.n_out = sum(self.category_counts) + n_continuous
+
+    def forward(
+        self, batch: Tensor, categorical: Tensor | None, continuous: Tensor | None
+    ) -> Tensor | None:
+        """Return ``(n_cells, n_out)``, or ``None`` where there are no covariates."""
+        if not self.n_out:
+            return None
+        columns = [batch] if self.uses_batch else []
+        if categorical is not None:
+            columns += list(torch.split(categorical, 1, dim=1))
+        parts = [
+            functional.one_hot(column.squeeze(1).long(), count).float()
+            for column, count in zip(columns, self.category_counts, strict=True)
+        ]
+        if continuous is not None:
+            parts.append(continuous.float())
+        return torch.cat(parts, dim=1)

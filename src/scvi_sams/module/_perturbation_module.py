@@ -1,0 +1,387 @@
+"""What every model of this package computes: inference, generation and the plated ELBO.
+
+A model adds its posterior over perturbations (:meth:`PerturbationModule.global_posterior`)::
+
+    z_basal_i ~ Normal(0, I)                                 one per cell
+    s_t       ~ the model's prior over shifts                one per perturbation
+    z_i       = z_basal_i + sum_t d_it s_t
+    x_i       ~ likelihood(decoder(z_i, covariates_i), size_i)
+
+Shapes: P particles, B cells in the mini-batch, K slots for perturbations of a cell, R perturbations
+that occur in the mini-batch, L latent dimensions, G genes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from scvi.module.base import BaseModuleClass, LossOutput
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional
+
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.module._likelihoods import LIKELIHOODS
+from scvi_sams.module._networks import BasalEncoder, CovariateEncoding, Decoder
+
+KLEstimator = Literal["closed_form", "monte_carlo"]
+
+
+class CellBatch(NamedTuple):
+    """A mini-batch of cells as the module reads it."""
+
+    x: Tensor
+    """Expression, ``(B, G)``."""
+    codes: Tensor
+    """Perturbations, ``(B, K)``, -1 where a slot is empty."""
+    doses: Tensor
+    """Dosages, ``(B, K)``, 0 where a slot is empty."""
+    covariates: Tensor | None
+    """Batch and covariates, ``(B, C)``."""
+    size: Tensor
+    """Observed library size, or the registered size factor, ``(B,)``."""
+
+
+class GlobalDraw(NamedTuple):
+    """One draw per particle of what is shared by all cells, for R perturbations."""
+
+    shifts: Tensor
+    """Latent shift per unit dose, ``(P, R, L)``."""
+    kl: dict[str, Tensor]
+    """Divergence of every global variable from its prior, ``(P or 1, R)``, in nats."""
+
+
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """What the module learns from the training cells before the first step.
+
+    Attributes
+    ----------
+    cells_per_perturbation
+        N_t: training cells with a non-zero dose, ``(T,)``.
+    input_mean, input_sd
+        Of the encoder's input per gene, ``(G,)``.
+    scaled_mean, scaled_variance
+        Of ``x / size`` (of ``x`` for a normal likelihood) per gene, ``(G,)``.
+    size_mean
+        Mean size of the cells.
+    """
+
+    cells_per_perturbation: Tensor
+    input_mean: Tensor
+    input_sd: Tensor
+    scaled_mean: Tensor
+    scaled_variance: Tensor
+    size_mean: float
+
+
+class PerturbationModule(BaseModuleClass):
+    """Base of the modules: everything but the posterior over perturbations.
+
+    Parameters
+    ----------
+    n_genes, n_perturbations
+        Size of the data.
+    n_latent
+        L.
+    n_hidden, n_layers
+        Shape of encoder and decoder.
+    n_batch, n_categories, n_continuous
+        Number of batches, of categories of each categorical covariate, of continuous covariates.
+    gene_likelihood
+        ``"nb"``, ``"poisson"`` or ``"normal"``.
+    uses_size_factor
+        Whether a size factor is registered; otherwise the library size is the sum of the counts.
+    correlated_basal
+        Whether q(z_basal) sees the shift that the cell's perturbations cause.
+    n_particles
+        P during training.
+    kl_estimator
+        Closed form, or the paper's estimate from the drawn samples.
+    global_kl_weight
+        Factor of the divergences of the global variables; 1 is the ELBO.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_genes: int,
+        n_perturbations: int,
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        n_batch: int,
+        n_categories: list[int],
+        n_continuous: int,
+        gene_likelihood: str,
+        uses_size_factor: bool,
+        correlated_basal: bool,
+        n_particles: int,
+        kl_estimator: KLEstimator,
+        global_kl_weight: float,
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.n_particles = n_particles
+        self.kl_estimator = kl_estimator
+        self.global_kl_weight = global_kl_weight
+        self.uses_size_factor = uses_size_factor
+        self.covariates = CovariateEncoding(n_batch, n_categories, n_continuous)
+        shape = {"n_layers": n_layers, "n_hidden": n_hidden}
+        self.encoder = BasalEncoder(
+            n_genes, n_latent, self.covariates.n_out, sees_shift=correlated_basal, **shape
+        )
+        self.decoder = Decoder(n_latent, n_genes, self.covariates.n_out, **shape)
+        self.likelihood = LIKELIHOODS[gene_likelihood](n_genes, uses_size_factor=uses_size_factor)
+        self.register_buffer("cells_per_perturbation", torch.zeros(n_perturbations))
+        self.register_buffer("input_mean", torch.zeros(n_genes))
+        self.register_buffer("input_sd", torch.ones(n_genes))
+        self.register_buffer("is_initialised", torch.tensor(False))
+
+    # What a model adds ------------------------------------------------------------------------
+
+    @abstractmethod
+    def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
+        """Draw the shifts of the perturbations in ``rows`` and say what the posterior costs."""
+
+    def table_parameters(self) -> list[torch.nn.Parameter]:
+        """Parameters that are no weights of a network: per gene, and per perturbation.
+
+        They take larger steps than the weights.
+        """
+        return list(self.likelihood.parameters())
+
+    @abstractmethod
+    def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
+        """Posterior mean and standard deviation of the shifts, each ``(R, L)``."""
+
+    # Before training --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def set_training_statistics(self, statistics: TrainingStatistics) -> None:
+        """Store plate sizes; the first time also standardise inputs and start at the data's mean.
+
+        Later calls (training goes on) leave alone what has been learned.
+        """
+        self.cells_per_perturbation.copy_(statistics.cells_per_perturbation)
+        if self.is_initialised:
+            return
+        self.input_mean.copy_(statistics.input_mean)
+        # A gene that never varies carries nothing: divide by one, not by zero.
+        sd = statistics.input_sd
+        self.input_sd.copy_(torch.where(sd > 1e-6, sd, torch.ones_like(sd)))
+        bias = self.likelihood.initialise(
+            statistics.scaled_mean.to(self.device),
+            statistics.scaled_variance.to(self.device),
+            statistics.size_mean,
+        )
+        self.decoder.to_genes.bias.copy_(bias)
+        self.is_initialised.fill_(True)
+
+    # Inference: q(z_basal, globals | x) --------------------------------------------------------
+
+    def read_batch(self, tensors: dict[str, Tensor]) -> CellBatch:
+        """Read what a data loader yields."""
+        x = tensors[REGISTRY_KEYS.X]
+        codes, doses = tensors[REGISTRY_KEYS.PERTURBATIONS].chunk(2, dim=1)
+        covariates = self.covariates(
+            tensors[REGISTRY_KEYS.BATCH],
+            tensors.get(REGISTRY_KEYS.CATEGORICAL_COVARIATES),
+            tensors.get(REGISTRY_KEYS.CONTINUOUS_COVARIATES),
+        )
+        if self.uses_size_factor:
+            size = tensors[REGISTRY_KEYS.SIZE_FACTOR].squeeze(1)
+        else:
+            size = x.sum(dim=1)
+        return CellBatch(x, codes.long(), doses, covariates, size)
+
+    def _get_inference_input(
+        self, tensors: dict[str, Tensor], **kwargs: object
+    ) -> dict[str, CellBatch]:
+        return {"cells": self.read_batch(tensors)}
+
+    def inference(
+        self, cells: CellBatch, n_particles: int | None = None
+    ) -> dict[str, Tensor | Normal | CellBatch | dict[str, Tensor]]:
+        """Draw global variables and basal states.
+
+        Returns
+        -------
+        ``shift`` (P, B, L), ``qz`` (the posterior of the basal states), ``z_basal`` (P, B, L) and
+        ``global_kl``: every cell's share of the global divergences, (P or 1, B) by name.
+        """
+        n_particles = n_particles or self.n_particles
+        rows, slots = perturbations_of_batch(cells.codes)
+        draw = self.global_posterior(rows, n_particles)
+        shift = sum_over_slots(draw.shifts, slots, cells.doses)
+        qz = self.encode(cells.x, shift, cells.covariates)
+        z_basal = draw_particles(qz, n_particles)
+        plates = self.plate_weights(rows)
+        global_kl = {
+            name: sum_over_slots((kl * plates)[..., None], slots).squeeze(-1)
+            for name, kl in draw.kl.items()
+        }
+        return {
+            "cells": cells,
+            "shift": shift,
+            "qz": qz,
+            "z_basal": z_basal,
+            "global_kl": global_kl,
+        }
+
+    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
+        """q(z_basal | x, shift, covariates)."""
+        values = torch.log1p(x) if self.likelihood.is_count_likelihood else x
+        return self.encoder((values - self.input_mean) / self.input_sd, shift, covariates)
+
+    def plate_weights(self, rows: Tensor) -> Tensor:
+        """1 / N_t for perturbations with training cells, else 0, shape ``(R,)``."""
+        counts = self.cells_per_perturbation[rows]
+        return torch.where(counts > 0, 1 / counts.clamp(min=1), torch.zeros_like(counts))
+
+    # Generation: p(x | z) ----------------------------------------------------------------------
+
+    def _get_generative_input(
+        self, tensors: dict[str, Tensor], inference_outputs: dict, **kwargs: object
+    ) -> dict[str, Tensor | None]:
+        return {
+            "z_basal": inference_outputs["z_basal"],
+            "shift": inference_outputs["shift"],
+            "covariates": inference_outputs["cells"].covariates,
+        }
+
+    def generative(
+        self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Decode; returns ``logits`` of shape (P, B, G), which the likelihood interprets."""
+        return {"logits": self.decode(z_basal, shift, covariates)}
+
+    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Logits of the genes at ``z = z_basal + shift``."""
+        return self.decoder(z_basal + shift, covariates)
+
+    # The objective -----------------------------------------------------------------------------
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict[str, Tensor],
+        kl_weight: float | Tensor = 1.0,
+    ) -> LossOutput:
+        """Minus the mini-batch ELBO of the paper's appendix A.1, per cell, mean over particles.
+
+        Every cell pays its share ``1 / N_t`` of the global divergences of its perturbations, so the
+        mean over an epoch, times the number of cells, is the ELBO of the whole training data. The
+        shares are counted as local terms: that way ``elbo_validation`` weighs them by training
+        counts too.
+        """
+        cells: CellBatch = inference_outputs["cells"]
+        log_px = self.likelihood.log_prob(cells.x, generative_outputs["logits"], cells.size)
+        kl_z = self.basal_kl(inference_outputs["qz"], inference_outputs["z_basal"])
+        global_kl = inference_outputs["global_kl"]
+        elbo = log_px - kl_weight * (kl_z + self.global_kl_weight * sum(global_kl.values()))
+
+        local = {"kl_z_basal": kl_z} | {f"kl_{name}": kl for name, kl in global_kl.items()}
+        local = {name: kl.mean(0) for name, kl in local.items()}
+        return LossOutput(
+            loss=-elbo.mean(),
+            reconstruction_loss=-log_px.mean(0),
+            kl_local=local,
+            extra_metrics={name: kl.detach().mean() for name, kl in local.items()},
+        )
+
+    def basal_kl(self, qz: Normal, z_basal: Tensor) -> Tensor:
+        """KL(q(z_basal) || Normal(0, I)), shape (P or 1, B)."""
+        return self.normal_kl(qz, standard_normal_like(qz), z_basal)
+
+    def normal_kl(self, posterior: Normal, prior: Normal, draws: Tensor) -> Tensor:
+        """Divergence of diagonal normals by ``kl_estimator``, summed over the last dimension."""
+        if self.kl_estimator == "closed_form":
+            return kl_divergence(posterior, prior).sum(-1)
+        return (posterior.log_prob(draws) - prior.log_prob(draws)).sum(-1)
+
+    def log_importance_weights(self, cells: CellBatch, shift: Tensor) -> Tensor:
+        """Return log p(x | z) + log p(z_basal) - log q(z_basal), a draw per particle, (P, B)."""
+        qz = self.encode(cells.x, shift, cells.covariates)
+        z_basal = draw_particles(qz, shift.shape[0])
+        logits = self.decode(z_basal, shift, cells.covariates)
+        log_px = self.likelihood.log_prob(cells.x, logits, cells.size)
+        return log_px + (standard_normal_like(qz).log_prob(z_basal) - qz.log_prob(z_basal)).sum(-1)
+
+    def sample(self, tensors: dict[str, Tensor], n_samples: int = 1) -> Tensor:
+        """Posterior predictive expression of the cells, ``(n_samples, B, G)``."""
+        inputs = self._get_inference_input(tensors)
+        outputs = self.inference(**inputs, n_particles=n_samples)
+        generated = self.generative(**self._get_generative_input(tensors, outputs))
+        return self.likelihood.sample(generated["logits"], outputs["cells"].size)
+
+
+def draw_particles(posterior: Normal, n_particles: int) -> Tensor:
+    """Draw ``(n_particles, ...)`` from a posterior of batch shape ``(n_particles or 1, ...)``."""
+    noise = torch.randn(
+        (n_particles, *posterior.loc.shape[1:]),
+        dtype=posterior.loc.dtype,
+        device=posterior.loc.device,
+    )
+    return posterior.loc + posterior.scale * noise
+
+
+def standard_normal_like(posterior: Normal, scale: float = 1.0) -> Normal:
+    """Normal(0, scale) of the shape of a posterior."""
+    loc = torch.zeros_like(posterior.loc)
+    return Normal(loc, torch.full_like(loc, scale), validate_args=False)
+
+
+def perturbations_of_batch(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the perturbations that occur in a mini-batch, so that only they are computed.
+
+    Parameters
+    ----------
+    codes
+        ``(B, K)``, -1 where a slot is empty.
+
+    Returns
+    -------
+    rows
+        The distinct perturbations, ascending, ``(R,)``.
+    slots
+        Position of every code in ``rows``, ``(B, K)``; R where a slot is empty.
+    """
+    given = codes >= 0
+    rows, positions = torch.unique(codes[given], return_inverse=True)
+    slots = torch.full_like(codes, len(rows))
+    slots[given] = positions
+    return rows, slots
+
+
+def positions_in(rows: Tensor, codes: Tensor) -> Tensor:
+    """Position of every code in ascending ``rows``; ``len(rows)`` where a slot is empty."""
+    slots = torch.searchsorted(rows, codes.clamp(min=0))
+    return torch.where(codes < 0, len(rows), slots)
+
+
+def sum_over_slots(table: Tensor, slots: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Add up rows for every cell: ``out[p, b] = sum_k weights[b, k] table[p, slots[b, k]]``.
+
+    Parameters
+    ----------
+    table
+        ``(P, R, D)``.
+    slots
+        ``(B, K)``; a value of R stands for an empty slot and adds nothing.
+    weights
+        ``(B, K)``, for example dosages.
+
+    Returns
+    -------
+    ``(P, B, D)``.
+    """
+    padded = functional.pad(table, (0, 0, 0, 1))
+    rows = padded[:, slots]
+    if weights is not None:
+        rows = rows * weights[..., None]
+    return rows.sum(dim=2)

@@ -1,0 +1,116 @@
+"""SAMS-VAE (Bereket & Karaletsos 2023): shifts are sparse masks times effects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scvi_sams.module._effects import CorrelatedEffects, EffectPosterior, MeanFieldEffects
+from scvi_sams.module._masks import BernoulliMaskPrior, BetaBernoulliMaskPrior, MaskPosterior
+from scvi_sams.module._perturbation_module import (
+    GlobalDraw,
+    PerturbationModule,
+    draw_particles,
+    standard_normal_like,
+)
+
+
+class SAMSVAEModule(PerturbationModule):
+    """Generative model and guide of SAMS-VAE.
+
+    Globals, for perturbation t and latent dimension l::
+
+        m_tl ~ Bernoulli(alpha)         q(m_tl) = Bernoulli(sigmoid(logit_tl))
+        e_t  ~ Normal(0, beta^2 I)      q(e_t | m_t) = Normal(loc_t, scale_t) or a network of m_t
+        shift_t = m_t * e_t
+
+    Parameters
+    ----------
+    correlated_effects
+        Whether q(e_t) sees the mask.
+    mask_prior_probability
+        ``alpha``; with ``mask_prior_concentration`` the mean of the Beta prior.
+    mask_prior_concentration
+        ``a + b`` of a Beta prior over the probability of every mask entry, or ``None`` for the
+        Bernoulli prior.
+    effect_prior_scale
+        ``beta``, the standard deviation of effects a priori.
+    mask_temperature
+        Of the relaxed Bernoulli.
+    effect_n_hidden, effect_n_layers
+        Shape of the network of q(e_t | m_t).
+    **kwargs
+        See :class:`~scvi_sams.module.PerturbationModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_perturbations: int,
+        n_latent: int,
+        correlated_effects: bool,
+        mask_prior_probability: float,
+        mask_prior_concentration: float | None,
+        effect_prior_scale: float,
+        mask_temperature: float,
+        effect_n_hidden: int,
+        effect_n_layers: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(n_perturbations=n_perturbations, n_latent=n_latent, **kwargs)
+        self.effect_prior_scale = effect_prior_scale
+        self.masks = MaskPosterior(n_perturbations, n_latent, mask_temperature)
+        self.mask_prior = (
+            BernoulliMaskPrior(mask_prior_probability)
+            if mask_prior_concentration is None
+            else BetaBernoulliMaskPrior(
+                mask_prior_concentration * mask_prior_probability,
+                mask_prior_concentration * (1 - mask_prior_probability),
+            )
+        )
+        self.effects: EffectPosterior = (
+            CorrelatedEffects(
+                n_perturbations, n_latent, n_layers=effect_n_layers, n_hidden=effect_n_hidden
+            )
+            if correlated_effects
+            else MeanFieldEffects(n_perturbations, n_latent)
+        )
+
+    def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
+        """Draw m and e of the perturbations in ``rows``; shift = m * e."""
+        m = self.masks.sample(rows, n_particles)
+        q_e = self.effects(rows, m)
+        e = draw_particles(q_e, n_particles)
+        p_e = standard_normal_like(q_e, self.effect_prior_scale)
+        logits = self.masks.logits[rows]
+        if self.kl_estimator == "closed_form":
+            kl_m = self.mask_prior.kl(logits).sum(-1)[None]
+        else:
+            kl_m = self.mask_prior.monte_carlo_kl(logits, m).sum(-1)
+        return GlobalDraw(m * e, {"masks": kl_m, "effects": self.normal_kl(q_e, p_e, e)})
+
+    @torch.no_grad()
+    def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
+        """Posterior mean and sd of m * e: exact for mean-field effects, else from draws of m."""
+        on = self.masks.inclusion_probability[rows]
+        if isinstance(self.effects, MeanFieldEffects):
+            q_e = self.effects(rows, on[None])
+            mean = on * q_e.loc[0]
+            second = on * (q_e.loc[0].square() + q_e.scale[0].square())
+        else:
+            # The same numbers for every row, so that no row depends on which others are asked for.
+            uniform = torch.rand(n_samples, 1, self.n_latent, device=on.device)
+            m = (uniform < on).to(on.dtype)
+            q_e = self.effects(rows, m)
+            mean = (m * q_e.loc).mean(0)
+            second = (m * (q_e.loc.square() + q_e.scale.square())).mean(0)
+        return mean, (second - mean.square()).clamp(min=0).sqrt()
+
+    def table_parameters(self) -> list[torch.nn.Parameter]:
+        """Add mask logits, and the tables of effects where these are mean-field."""
+        tables = super().table_parameters() + list(self.masks.parameters())
+        if isinstance(self.effects, MeanFieldEffects):
+            tables += list(self.effects.parameters())
+        return tables

@@ -1,0 +1,123 @@
+"""Which latent dimensions each perturbation moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from scipy.cluster.hierarchy import leaves_list, linkage
+
+from scvi_sams.exceptions import MissingKeyError
+
+_FONT_SIZE = 7
+
+
+def masks(
+    masks: pd.DataFrame,
+    *,
+    effects: pd.DataFrame | None = None,
+    threshold: float | None = None,
+    ax: Axes | None = None,
+    order: bool = True,
+) -> Axes:
+    """Heatmap of perturbations x latent dimensions.
+
+    Parameters
+    ----------
+    masks
+        Posterior inclusion probabilities, perturbations x latent.
+    effects
+        Effects of the same perturbations on the same latent dimensions, where included. If given,
+        the expected effect ``masks * effects`` is shown in colours centred on 0, instead of the
+        probability.
+    threshold
+        Leave entries blank (0) whose inclusion probability is not greater than this; ``None``
+        shows all.
+    ax
+        Axes to draw on; ``None`` makes a figure of fitting size.
+    order
+        Put perturbations with similar rows next to each other (average linkage, Euclidean
+        distance) and the most active latent dimensions first. ``False`` keeps the order of
+        ``masks``.
+
+    Returns
+    -------
+    The axes. Tick labels are thinned where they would not fit.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``effects`` lacks a perturbation or latent dimension of ``masks``.
+    """
+    table = masks if effects is None else masks * _aligned_effects(effects, masks)
+    if threshold is not None:
+        table = table.where(masks > threshold, 0)
+    if order:
+        activity = table.abs().sum(axis=0).to_numpy()
+        table = table.iloc[_similar_rows(table.to_numpy()), np.argsort(-activity, kind="stable")]
+
+    if ax is None:
+        n_rows, n_columns = table.shape
+        size = (np.clip(2.2 + 0.14 * n_columns, 4, 9), np.clip(1 + 0.14 * n_rows, 3, 10))
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    values = table.to_numpy(np.float64)
+    if effects is None:
+        limits, colors, meaning = (0.0, 1.0), "Blues", "inclusion probability"
+    else:
+        extreme = np.abs(values).max(initial=0) or 1.0
+        limits, colors, meaning = (-extreme, extreme), "RdBu_r", "expected effect (latent units)"
+    image = ax.imshow(
+        values, aspect="auto", interpolation="nearest", cmap=colors, vmin=limits[0], vmax=limits[1]
+    )
+    ax.figure.colorbar(image, ax=ax, label=meaning, shrink=0.6)
+    ax.figure.canvas.figure.draw_without_rendering()  # what fits depends on the final layout
+    _label_axes(ax, table)
+    return ax
+
+
+def _aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
+    absent = [
+        *masks.index.difference(effects.index),
+        *masks.columns.difference(effects.columns),
+    ]
+    if absent:
+        raise MissingKeyError(
+            f"`effects` has no row or column {', '.join(map(repr, absent[:5]))} "
+            f"({len(absent)} in all) that `masks` has. Take both from the same model."
+        )
+    return effects.loc[masks.index, masks.columns]
+
+
+def _similar_rows(values: np.ndarray) -> np.ndarray:
+    """Order rows so that similar ones are neighbours."""
+    if len(values) < 3:
+        return np.arange(len(values))
+    return leaves_list(linkage(values, method="average", optimal_ordering=True))
+
+
+def _label_axes(ax: Axes, table: pd.DataFrame) -> None:
+    n_rows, n_columns = table.shape
+    box = ax.get_window_extent()
+    points_per_pixel = 72 / ax.figure.dpi
+    line = 1.3 * _FONT_SIZE
+    _set_ticks(ax.yaxis, table.index, box.height * points_per_pixel / line)
+
+    # Names longer than a number stand upright and need one line each.
+    longest = max((len(str(name)) for name in table.columns), default=0)
+    upright = longest > 3
+    width = line if upright else max(line, 0.8 * _FONT_SIZE * longest)
+    _set_ticks(ax.xaxis, table.columns, box.width * points_per_pixel / width)
+    ax.tick_params(axis="x", labelrotation=90 if upright else 0)
+    ax.tick_params(labelsize=_FONT_SIZE, length=2)
+    ax.set_xlabel(f"latent dimension ({n_columns})")
+    ax.set_ylabel(f"perturbation ({n_rows})")
+
+
+def _set_ticks(axis: Axis, names: Sequence[object] | pd.Index, n_fitting: float) -> None:
+    step = max(1, int(np.ceil(len(names) / max(1, n_fitting))))
+    positions = range(0, len(names), step)
+    axis.set_ticks(list(positions), labels=[str(names[position]) for position in positions])

@@ -1,0 +1,99 @@
+"""The training plan: plate counts, optimiser, and a monitor that does not flatter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from scvi.train import TrainingPlan
+
+from scvi_sams._random import fixed_seed
+from scvi_sams.module import PerturbationModule
+from scvi_sams.train._statistics import training_statistics
+
+_VALIDATION_SEED = 20231
+
+
+class PerturbationTrainingPlan(TrainingPlan):
+    """Training plan of scvi-tools with defaults that suit global latent variables.
+
+    Parameters
+    ----------
+    module
+        A :class:`~scvi_sams.module.PerturbationModule`.
+    lr
+        Learning rate of the networks.
+    table_lr
+        Learning rate of parameters that are no weights of a network: mask logits and mean-field
+        effects (a row per perturbation), dispersions (one per gene). Their scale is of order one,
+        so at the networks' rate they would still be on their way when training ends.
+    eps
+        Of Adam. The default of scvi-tools, 0.01, exceeds the gradients of masks and effects, which
+        then hardly move (the paper: 1e-8).
+    weight_decay
+        Of the networks; tables have priors instead.
+    n_epochs_kl_warmup, n_steps_kl_warmup
+        No warm-up by default: the mask posterior would wander off while its prior is silent.
+    **kwargs
+        See :class:`~scvi.train.TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module: PerturbationModule,
+        *,
+        lr: float = 1e-3,
+        table_lr: float = 1e-2,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-6,
+        n_epochs_kl_warmup: int | None = None,
+        n_steps_kl_warmup: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            module,
+            lr=lr,
+            eps=eps,
+            weight_decay=weight_decay,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+            n_steps_kl_warmup=n_steps_kl_warmup,
+            **kwargs,
+        )
+        self.table_lr = table_lr
+
+    def setup(self, stage: str) -> None:
+        """Count training cells per perturbation, once the split is known, before the optimiser."""
+        super().setup(stage)
+        data = self.trainer.datamodule
+        self.module.set_training_statistics(
+            training_statistics(
+                data.adata_manager,
+                data.train_idx,
+                counts=self.module.likelihood.is_count_likelihood,
+            )
+        )
+
+    def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:
+        """Give tables their own learning rate; a custom optimiser creator is left as it is."""
+        create = super().get_optimizer_creator()
+        if self.optimizer_name == "Custom":
+            return create
+        return lambda _: create(self._parameter_groups())
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        tables = self.module.table_parameters()
+        identities = {id(table) for table in tables}
+        networks = [p for p in self.module.parameters() if id(p) not in identities]
+        return [
+            {"params": networks},
+            {"params": tables, "lr": self.table_lr, "weight_decay": 0.0},
+        ]
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """Score with the same random numbers in every epoch.
+
+        A monitor that draws anew each time has lucky epochs, and early stopping would pick them.
+        """
+        with fixed_seed(_VALIDATION_SEED + batch_idx, self.device):
+            super().validation_step(batch, batch_idx)

@@ -1,0 +1,100 @@
+"""What the module must know of the training cells before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy import sparse
+from scvi.data import AnnDataManager
+
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.data import registered_perturbations
+from scvi_sams.module import TrainingStatistics
+
+_ROWS_PER_CHUNK = 16_384
+
+
+def training_statistics(
+    manager: AnnDataManager, train_indices: np.ndarray, *, counts: bool
+) -> TrainingStatistics:
+    """Count cells per perturbation and compute moments of genes, over training cells only.
+
+    Parameters
+    ----------
+    manager
+        Manager of the registered AnnData.
+    train_indices
+        Positions of the training cells.
+    counts
+        Whether expression is counts (then scaled by size, and log1p for the encoder).
+
+    Returns
+    -------
+    Statistics; the expression is read in chunks of rows and never densified.
+    """
+    codes, _ = registered_perturbations(manager)
+    codes = codes[train_indices]
+    n_perturbations = manager.summary_stats.n_perturbations
+    inputs, scaled, sizes = _Moments(), _Moments(), _Moments()
+    for x, size in _chunks(manager, np.sort(train_indices)):
+        if counts:
+            inputs.add(x.log1p())
+            scaled.add(sparse.diags_array(1 / size) @ x)
+        else:
+            inputs.add(x)
+            scaled.add(x)
+        sizes.add(sparse.csr_matrix(size[:, None]))
+    return TrainingStatistics(
+        cells_per_perturbation=_float(np.bincount(codes[codes >= 0], minlength=n_perturbations)),
+        input_mean=_float(inputs.mean),
+        input_sd=_float(np.sqrt(inputs.variance)),
+        scaled_mean=_float(scaled.mean),
+        scaled_variance=_float(scaled.variance),
+        size_mean=float(sizes.mean[0]),
+    )
+
+
+class _Moments:
+    """Running mean and variance per column, in float64."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.total: np.ndarray | float = 0.0
+        self.total_of_squares: np.ndarray | float = 0.0
+
+    def add(self, rows: sparse.csr_matrix) -> None:
+        self.n += rows.shape[0]
+        self.total = self.total + np.asarray(rows.sum(axis=0)).ravel()
+        self.total_of_squares = (
+            self.total_of_squares + np.asarray(rows.multiply(rows).sum(axis=0)).ravel()
+        )
+
+    @property
+    def mean(self) -> np.ndarray:
+        return np.asarray(self.total) / self.n
+
+    @property
+    def variance(self) -> np.ndarray:
+        return np.maximum(np.asarray(self.total_of_squares) / self.n - self.mean**2, 0)
+
+
+def _chunks(
+    manager: AnnDataManager, indices: np.ndarray
+) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+    expression = manager.get_from_registry(REGISTRY_KEYS.X)
+    size_factor = (
+        np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR), dtype=float).ravel()
+        if REGISTRY_KEYS.SIZE_FACTOR in manager.data_registry
+        else None
+    )
+    for start in range(0, len(indices), _ROWS_PER_CHUNK):
+        rows = indices[start : start + _ROWS_PER_CHUNK]
+        x = sparse.csr_matrix(expression[rows], dtype=np.float64)
+        size = np.asarray(x.sum(axis=1)).ravel() if size_factor is None else size_factor[rows]
+        yield x, size
+
+
+def _float(values: np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=torch.float32)

@@ -1,0 +1,95 @@
+"""What every plotting function promises."""
+
+from collections.abc import Callable
+
+import anndata as ad
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from scvi_sams import plotting
+
+NAMES = [f"P{i}" for i in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def masks_input() -> pd.DataFrame:
+    return pd.DataFrame(np.random.default_rng(0).random((20, 5)), index=NAMES)
+
+
+def table_input() -> ad.AnnData:
+    return ad.AnnData(
+        np.random.default_rng(0).normal(size=(20, 5)),
+        obs=pd.DataFrame(index=NAMES),
+        uns={"ate": {"method": "lognorm", "target_sum": 1e4}},
+    )
+
+
+def cells_input() -> ad.AnnData:
+    return ad.AnnData(
+        obs=pd.DataFrame({"perturbation": NAMES[:2] * 10}, index=NAMES),
+        obsm={"X_sams": np.random.default_rng(0).normal(size=(20, 3))},
+    )
+
+
+FUNCTIONS = {
+    "masks": (masks_input, lambda data, ax: plotting.masks(data, ax=ax)),
+    "ate_scatter": (table_input, lambda data, ax: plotting.ate_scatter(data, data, ax=ax)),
+    "latent": (
+        cells_input,
+        lambda data, ax: plotting.latent(data, basis=["X_sams"], axes=ax and [ax])[0],
+    ),
+}
+every_function = pytest.mark.parametrize(
+    ("make_input", "draw"), FUNCTIONS.values(), ids=FUNCTIONS.keys()
+)
+
+
+def test_every_function_is_covered():
+    assert set(FUNCTIONS) == set(plotting.__all__)
+
+
+@every_function
+def test_draws_on_the_axes_it_is_given(make_input: Callable, draw: Callable):
+    figure, (left, right) = plt.subplots(1, 2)
+    assert draw(make_input(), right) is right
+    assert right.has_data()
+    assert not left.has_data()
+    assert plt.get_fignums() == [figure.number]
+
+
+@every_function
+def test_makes_a_figure_without_axes(make_input: Callable, draw: Callable):
+    assert draw(make_input(), None).figure.number in plt.get_fignums()
+
+
+@every_function
+def test_neither_shows_nor_changes_settings(make_input: Callable, draw: Callable, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda *args, **kwargs: shown.append(args))
+    before = dict(mpl.rcParams)
+    draw(make_input(), None)
+    assert dict(mpl.rcParams) == before
+    assert shown == []
+
+
+@every_function
+def test_leaves_its_input_as_it_was(make_input: Callable, draw: Callable):
+    data, before = make_input(), make_input()
+    draw(data, None)
+    if isinstance(data, pd.DataFrame):
+        pd.testing.assert_frame_equal(data, before)
+        return
+    for slot in ("obs", "var"):
+        pd.testing.assert_frame_equal(getattr(data, slot), getattr(before, slot))
+    for slot in ("uns", "obsm", "obsp", "layers"):
+        assert list(getattr(data, slot)) == list(getattr(before, slot))
+    if before.X is not None:
+        np.testing.assert_array_equal(data.X, before.X)
