@@ -49,6 +49,8 @@ class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin,
         ``"closed_form"``, or ``"monte_carlo"`` as in the paper.
     global_kl_weight
         Factor of the divergences of masks and effects; 1 is the ELBO.
+    mask_initial_probability
+        Inclusion probability before training.
     mask_temperature
         Of the relaxed Bernoulli that gradients pass through.
     effect_n_hidden, effect_n_layers
@@ -81,6 +83,7 @@ class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin,
         n_particles: int = 1,
         kl_estimator: Literal["closed_form", "monte_carlo"] = "closed_form",
         global_kl_weight: float = 1.0,
+        mask_initial_probability: float = 0.5,
         mask_temperature: float = 1.0,
         effect_n_hidden: int = 200,
         effect_n_layers: int = 2,
@@ -99,6 +102,7 @@ class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin,
             n_particles=n_particles,
             kl_estimator=kl_estimator,
             global_kl_weight=global_kl_weight,
+            mask_initial_probability=mask_initial_probability,
             mask_temperature=mask_temperature,
             effect_n_hidden=effect_n_hidden,
             effect_n_layers=effect_n_layers,

@@ -12,6 +12,11 @@ from torch.distributions import Normal
 from scvi_sams.module._networks import HiddenLayers, NormalHead
 
 
+INITIAL_EFFECT_SCALE = 0.1
+"""Standard deviation of effects before training. Starting as wide as the prior, the noise in the
+shifts teaches encoder and decoder to cancel or ignore them, and the effects never grow."""
+
+
 class EffectPosterior(nn.Module, ABC):
     """q(e_t | m_t) for the rows of a table of perturbations."""
 
@@ -39,7 +44,9 @@ class MeanFieldEffects(EffectPosterior):
     def __init__(self, n_perturbations: int, n_latent: int) -> None:
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(n_perturbations, n_latent))
-        self.log_scale = nn.Parameter(torch.full((n_perturbations, n_latent), math.log(0.1)))
+        self.log_scale = nn.Parameter(
+            torch.full((n_perturbations, n_latent), math.log(INITIAL_EFFECT_SCALE))
+        )
 
     def forward(self, rows: Tensor, masks: Tensor) -> Normal:
         """Look the parameters up; the masks play no part."""
@@ -69,7 +76,7 @@ class CorrelatedEffects(EffectPosterior):
         bound = 1 / math.sqrt(n_latent + 1)
         nn.init.uniform_(self.from_perturbation.weight, -bound, bound)
         self.hidden_layers = HiddenLayers(n_layers, n_hidden)
-        self.head = NormalHead(n_hidden, n_latent)
+        self.head = NormalHead(n_hidden, n_latent, initial_scale=INITIAL_EFFECT_SCALE)
 
     def forward(self, rows: Tensor, masks: Tensor) -> Normal:
         """Run the network for every particle's masks."""

@@ -99,14 +99,24 @@ class MaskPosterior(nn.Module):
     Parameters
     ----------
     n_perturbations, n_latent
-        Shape of the table of logits, which start at 0.
+        Shape of the table of logits.
+    initial_probability
+        Inclusion probability that every entry starts at.
     temperature
         Of the relaxed Bernoulli that gradients pass through.
     """
 
-    def __init__(self, n_perturbations: int, n_latent: int, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        n_perturbations: int,
+        n_latent: int,
+        *,
+        initial_probability: float = 0.5,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(n_perturbations, n_latent))
+        logit = math.log(initial_probability) - math.log1p(-initial_probability)
+        self.logits = nn.Parameter(torch.full((n_perturbations, n_latent), logit))
         self.temperature = temperature
 
     def sample(self, rows: Tensor, n_particles: int) -> Tensor:

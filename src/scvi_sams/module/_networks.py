@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -35,12 +37,22 @@ class HiddenLayers(nn.Module):
 
 
 class NormalHead(nn.Module):
-    """Mean and standard deviation of a diagonal normal: variance = exp(.) + 1e-4."""
+    """Mean and standard deviation of a diagonal normal: variance = exp(.) + 1e-4.
 
-    def __init__(self, n_hidden: int, n_out: int) -> None:
+    Parameters
+    ----------
+    n_hidden, n_out
+        Width of the input and of the distribution.
+    initial_scale
+        Standard deviation that the distribution has, about, before training.
+    """
+
+    def __init__(self, n_hidden: int, n_out: int, *, initial_scale: float = 1.0) -> None:
         super().__init__()
         self.loc = nn.Linear(n_hidden, n_out)
         self.log_variance = nn.Linear(n_hidden, n_out)
+        with torch.no_grad():
+            self.log_variance.bias += 2 * math.log(initial_scale)
 
     def forward(self, hidden: Tensor) -> Normal:
         """Return the distribution for hidden units of shape ``(..., n_hidden)``."""

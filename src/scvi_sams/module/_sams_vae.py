@@ -37,6 +37,8 @@ class SAMSVAEModule(PerturbationModule):
         Bernoulli prior.
     effect_prior_scale
         ``beta``, the standard deviation of effects a priori.
+    mask_initial_probability
+        Inclusion probability before training.
     mask_temperature
         Of the relaxed Bernoulli.
     effect_n_hidden, effect_n_layers
@@ -54,6 +56,7 @@ class SAMSVAEModule(PerturbationModule):
         mask_prior_probability: float,
         mask_prior_concentration: float | None,
         effect_prior_scale: float,
+        mask_initial_probability: float,
         mask_temperature: float,
         effect_n_hidden: int,
         effect_n_layers: int,
@@ -61,7 +64,12 @@ class SAMSVAEModule(PerturbationModule):
     ) -> None:
         super().__init__(n_perturbations=n_perturbations, n_latent=n_latent, **kwargs)
         self.effect_prior_scale = effect_prior_scale
-        self.masks = MaskPosterior(n_perturbations, n_latent, mask_temperature)
+        self.masks = MaskPosterior(
+            n_perturbations,
+            n_latent,
+            initial_probability=mask_initial_probability,
+            temperature=mask_temperature,
+        )
         self.mask_prior = (
             BernoulliMaskPrior(mask_prior_probability)
             if mask_prior_concentration is None
