@@ -48,7 +48,7 @@ def training_step(adata: AnnData, n_particles: int, n_cells: int) -> Callable[[]
     )
     model.train(max_epochs=1, enable_progress_bar=False, batch_size=n_cells)
     module = model.module.train()
-    plan = model._training_plan_cls(module)
+    plan = model._training_plan_cls(module, lr_schedule="constant")
     optimizer = plan.configure_optimizers()["optimizer"]
     loader = model._make_data_loader(adata, batch_size=n_cells, shuffle=True)
     batches = [batch for batch in loader if len(batch["X"]) == n_cells]

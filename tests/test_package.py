@@ -8,7 +8,7 @@ import pytest
 
 import scvi_sams
 
-MODELS = {"SAMSVAE", "CPAVAE", "SVAEPlus", "ConditionalVAE"}
+MODELS = {"SAMSVAE"}
 NAMESPACES = {"datasets", "evaluation", "pl"}
 
 

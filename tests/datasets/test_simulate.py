@@ -4,7 +4,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from scvi_sams.datasets import (
-    _simulate,
+    _decoder,
     simulate_benchmark_screen,
     simulate_screen,
     simulated_rates,
@@ -226,7 +226,7 @@ def test_benchmark_design():
 
 def test_benchmark_sparsity(monkeypatch):
     monkeypatch.setattr(
-        _simulate, "_ENTRIES_PER_CHUNK", 300_000
+        _decoder, "_ENTRIES_PER_CHUNK", 300_000
     )  # several chunks, the last partial
     adata = simulate_benchmark_screen(cells_per_perturbation=4, cells_per_combination=4)
     assert adata.shape == (1600, 2000)

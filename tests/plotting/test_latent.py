@@ -92,13 +92,16 @@ def test_chosen_labels_are_highlighted():
     assert drawn == {colors["P0"]: 3, colors["P4"]: 7}
 
 
-def test_cells_of_a_separate_group_are_drawn_together():
-    cells = make_cells(6)
-    ax = plotting.latent(cells, basis=["X_sams_perturbed"], highlight=["P5"])[0]
-    rest, highlighted = (collection.get_offsets() for collection in ax.collections)
-    centre = highlighted.mean(axis=0)
-    farthest = np.linalg.norm(highlighted - centre, axis=1).max()
-    assert farthest < np.linalg.norm(rest - centre, axis=1).min()
+def test_cells_of_separate_groups_are_drawn_apart_in_their_colors():
+    ax = plotting.latent(make_cells(6), basis=["X_sams_perturbed"], highlight=["P4", "P5"])[0]
+    rest, highlighted = ax.collections
+    for color in (colors_by_label(ax)["P4"], colors_by_label(ax)["P5"]):
+        own = (highlighted.get_facecolors() == color).all(axis=1)
+        group = highlighted.get_offsets()[own]
+        others = np.concatenate([rest.get_offsets(), highlighted.get_offsets()[~own]])
+        centre = group.mean(axis=0)
+        farthest = np.linalg.norm(group - centre, axis=1).max()
+        assert farthest < np.linalg.norm(others - centre, axis=1).min()
 
 
 def test_the_same_data_gives_the_same_picture():

@@ -60,7 +60,7 @@ def refuse_invalid_expression(
     """
     for start in range(0, values.shape[0], _ROWS_PER_CHUNK):
         chunk = values[start : start + _ROWS_PER_CHUNK]
-        entries = chunk.data if sparse.issparse(chunk) else np.asarray(chunk)
+        entries = np.asarray(chunk.data if sparse.issparse(chunk) else chunk)
         _refuse_non_finite(entries, location)
         if counts:
             _refuse_non_counts(entries, location)

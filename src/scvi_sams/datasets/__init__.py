@@ -3,13 +3,8 @@
 from ._fetch import fetch
 from ._norman19 import norman19_subset
 from ._papalexi21 import papalexi21
-from ._simulate import (
-    simulate_benchmark_screen,
-    simulate_screen,
-    simulated_ate,
-    simulated_log_likelihood,
-    simulated_rates,
-)
+from ._simulate import simulate_benchmark_screen, simulate_screen
+from ._simulated_truth import simulated_ate, simulated_log_likelihood, simulated_rates
 
 __all__ = [
     "fetch",

@@ -1,6 +1,6 @@
 """Screens drawn from the generative model of SAMS-VAE, with the truth kept beside the counts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import comb
 from typing import Any
@@ -9,19 +9,16 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
-from scipy.special import softmax
-from scipy.stats import nbinom
 
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidDosageError,
-    MissingKeyError,
     SAMSError,
-    UnknownPerturbationError,
 )
 
+from ._decoder import chunks_of_cells, proportions
+
 _CONTROL = "control"
-_LEAKY_SLOPE = 0.2
 _BENCHMARK: dict[str, Any] = {
     "n_genes": 2000,
     "n_controls": 1000,
@@ -31,7 +28,6 @@ _BENCHMARK: dict[str, Any] = {
     "cells_per_combination": 120,
     "n_latent": 30,
 }
-_ENTRIES_PER_CHUNK = 2_000_000  # cells x genes that are dense at a time: 16 MB per array
 _MOST_DRAWS = 100
 
 
@@ -174,130 +170,6 @@ def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
     return simulate_screen(seed=seed, **{**_BENCHMARK, **overrides})
 
 
-def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
-    """Decode places in the true latent space: the expected share of each gene in the counts.
-
-    Parameters
-    ----------
-    adata
-        A screen of :func:`simulate_screen`. Genes may have been left out since: the shares are
-        those among the genes that are left.
-    latent
-        Places x latents, for example ``adata.obsm["true_latent"]``.
-
-    Returns
-    -------
-    numpy.ndarray
-        Places x genes, float64; rows sum to one.
-
-    Raises
-    ------
-    MissingKeyError
-        If ``adata`` is not a simulated screen, or has genes that were not simulated.
-    """
-    return _proportions(_decoder(adata), latent)
-
-
-def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
-    """Log probability of each cell's counts given its true latent: log p(x_i | z_i).
-
-    The library size is the observed one, the sum of the cell's counts over the genes of
-    ``adata``, as the models take it; not ``obs["library_size"]``.
-
-    Parameters
-    ----------
-    adata
-        A screen of :func:`simulate_screen`, or some of its cells and genes.
-
-    Returns
-    -------
-    numpy.ndarray
-        One value per cell, in nats: sum over genes of the negative binomial log probability.
-
-    Raises
-    ------
-    MissingKeyError
-        If ``adata`` is not a simulated screen, or has genes that were not simulated.
-    """
-    decoder = _decoder(adata)
-    theta = adata.var["true_inverse_dispersion"].to_numpy()
-    latent = adata.obsm["true_latent"]
-    counts = csr_matrix(adata.X)
-    result = np.empty(adata.n_obs)
-    for cells in _chunks(adata.n_obs, adata.n_vars):
-        x = counts[cells].toarray().astype(np.float64)
-        mean = x.sum(axis=1, keepdims=True) * _proportions(decoder, latent[cells])
-        result[cells] = nbinom.logpmf(x, theta, theta / (theta + mean)).sum(axis=1)
-    return result
-
-
-def simulated_ate(
-    adata: AnnData,
-    perturbations: Sequence[str],
-    *,
-    n_samples: int = 2500,
-    library_size: float = 1e4,
-    seed: int = 0,
-) -> AnnData:
-    """Average treatment effects under the true model, at dose 1: what a model's should be.
-
-    The mean over cells of ``log2(1 + 1e4 * x / sum(x))`` with the perturbations minus the same
-    without ("lognorm", the effect that the paper reports). Cells are drawn from the prior of
-    z_basal; both arms, and all perturbations, share their z_basal and the gamma variables of the
-    gamma-Poisson counts. A row does not depend on which others are asked for.
-
-    Parameters
-    ----------
-    adata
-        A screen of :func:`simulate_screen`.
-    perturbations
-        Labels such as ``"P001"`` or ``"P001+P002"``, seen in the screen or not; ``"control"`` has
-        effect zero.
-    n_samples
-        Cells to draw for each arm.
-    library_size
-        Expected counts of every drawn cell.
-    seed
-        Seed of the draw.
-
-    Returns
-    -------
-    AnnData
-        Perturbations x genes. ``X``: effect, log2 units; ``layers["standard_error"]``: its
-        Monte-Carlo standard error.
-
-    Raises
-    ------
-    UnknownPerturbationError
-        If a label names a perturbation that was not simulated.
-    MissingKeyError
-        If ``adata`` is not a simulated screen, or has genes that were not simulated.
-    """
-    decoder = _decoder(adata)
-    shifts = np.stack([_true_shift(adata, label) for label in perturbations])
-    theta = adata.var["true_inverse_dispersion"].to_numpy()
-    total = np.zeros((len(perturbations), adata.n_vars))
-    total_squares = np.zeros_like(total)
-    for chunk, cells in enumerate(_chunks(n_samples, adata.n_vars)):
-        rng = np.random.default_rng([seed, chunk])
-        basal = rng.normal(size=(cells.stop - cells.start, shifts.shape[1]))
-        library = library_size * rng.gamma(theta, 1 / theta, size=(len(basal), len(theta)))
-        arm_seed = [seed, chunk, 1]  # the same for each arm: none depends on those drawn before
-        control = _draw_expression(arm_seed, library * _proportions(decoder, basal))
-        for row, shift in enumerate(shifts):
-            treated = _draw_expression(arm_seed, library * _proportions(decoder, basal + shift))
-            total[row] += (treated - control).sum(axis=0)
-            total_squares[row] += np.square(treated - control).sum(axis=0)
-    mean = total / n_samples
-    variance = np.maximum(total_squares / n_samples - mean**2, 0)
-    return AnnData(
-        X=mean,
-        obs=pd.DataFrame(index=list(perturbations)),
-        var=pd.DataFrame(index=adata.var_names),
-        layers={"standard_error": np.sqrt(variance / n_samples)},
-    )
-
-
 def _checked_dosages(dosages: Sequence[float]) -> np.ndarray:
     doses = np.asarray(dosages, dtype=np.float64)
     if doses.size == 0 or not (np.isfinite(doses) & (doses > 0)).all():
@@ -366,17 +238,6 @@ def _assign_perturbations(
     return obs, doses
 
 
-def _chunks(n_cells: int, n_genes: int) -> Iterator[slice]:
-    step = max(1, _ENTRIES_PER_CHUNK // n_genes)
-    return (slice(start, min(start + step, n_cells)) for start in range(0, n_cells, step))
-
-
-def _proportions(decoder: Mapping[str, np.ndarray], latent: np.ndarray) -> np.ndarray:
-    hidden = latent.astype(np.float64) @ decoder["hidden_weight"].T
-    hidden = np.where(hidden > 0, hidden, _LEAKY_SLOPE * hidden)
-    return softmax(hidden @ decoder["gene_weight"].T + decoder["gene_bias"], axis=1)
-
-
 def _draw_counts(
     rng: np.random.Generator,
     decoder: Mapping[str, np.ndarray],
@@ -386,8 +247,8 @@ def _draw_counts(
 ) -> csr_matrix:
     """Gamma-Poisson counts; a cell that comes out empty is drawn again."""
     blocks = []
-    for cells in _chunks(len(latent), len(theta)):
-        mean = library[cells, None] * _proportions(decoder, latent[cells])
+    for cells in chunks_of_cells(len(latent), len(theta)):
+        mean = library[cells, None] * proportions(decoder, latent[cells])
         counts = np.zeros_like(mean)
         for _ in range(_MOST_DRAWS):
             empty = ~counts.any(axis=1)
@@ -402,38 +263,3 @@ def _draw_counts(
             )
         blocks.append(csr_matrix(counts.astype(np.float32)))
     return vstack(blocks, format="csr")
-
-
-def _draw_expression(seed: Sequence[int], rates: np.ndarray) -> np.ndarray:
-    counts = np.random.default_rng(seed).poisson(rates)
-    return np.log2(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
-
-
-def _decoder(adata: AnnData) -> dict[str, np.ndarray]:
-    """Look up the true decoder, for the genes that ``adata`` has."""
-    if "simulation" not in adata.uns:
-        raise MissingKeyError("adata.uns has no 'simulation': give a screen of simulate_screen().")
-    simulation = adata.uns["simulation"]
-    genes = pd.Index(simulation["gene_names"]).get_indexer(adata.var_names)
-    if (genes < 0).any():
-        unknown = adata.var_names[genes < 0]
-        raise MissingKeyError(f"These genes were not simulated: {unknown[:5].tolist()}.")
-    decoder = simulation["decoder"]
-    return {
-        "hidden_weight": decoder["hidden_weight"],
-        "gene_weight": decoder["gene_weight"][genes],
-        "gene_bias": decoder["gene_bias"][genes],
-    }
-
-
-def _true_shift(adata: AnnData, label: str) -> np.ndarray:
-    """Sum of mask * effect over the perturbations of a label, one value per latent."""
-    simulation = adata.uns["simulation"]
-    known = list(simulation["perturbations"])
-    members = [] if label == _CONTROL else label.split("+")
-    if unknown := sorted(set(members) - set(known)):
-        raise UnknownPerturbationError(
-            f"{label!r} names {unknown}, which were not simulated; known are {known[:5]} ..."
-        )
-    acting = simulation["true_masks"] * simulation["true_effects"]
-    return acting[[known.index(member) for member in members]].sum(axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -126,7 +127,7 @@ def observed_ate(
 
 def refuse_repeated(labels: Sequence[str]) -> None:
     """Raise an error if a label, in its canonical spelling, occurs more than once."""
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
     if repeated:
         raise SAMSError(
             f"{', '.join(map(repr, repeated))} occurs more than once ('B+A' equals 'A+B'). Name "
@@ -155,11 +156,7 @@ def ate_table(
 
 def _select_cells(adata: ad.AnnData, indices: Sequence[int] | np.ndarray | None) -> ad.AnnData:
     if indices is not None:
-        positions = np.asarray(indices)
-        if positions.dtype == bool:
-            positions = np.flatnonzero(positions)
-        # Means do not depend on the order, and files are read best in theirs.
-        adata = adata[np.sort(positions)]
+        adata = adata[np.asarray(indices)]
     return adata.to_memory() if adata.isbacked else adata
 
 

@@ -1,8 +1,7 @@
-"""What all models share: registration, training, reading cells, and writing results."""
+"""What all models share: training, reading cells, and writing results."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,15 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import settings
-from scvi.data import AnnDataManager
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    CategoricalObsField,
-    LayerField,
-    NumericalJointObsField,
-    NumericalObsField,
-)
-from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
+from scvi.model.base import UnsupervisedTrainingMixin
 
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
@@ -29,27 +20,24 @@ from scvi_sams.data import (
     PerturbationField,
     control_names,
     encode_labels,
-    refuse_invalid_expression,
     registered_perturbations,
     stratified_split,
-    unchanged_on_error,
 )
-from scvi_sams.exceptions import InvalidCountsError, InvalidSplitError, MissingKeyError
+from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.model._registration import RegistrationMixin, logger
 from scvi_sams.module import CellBatch, PerturbationModule
 from scvi_sams.train import PerturbationTrainingPlan
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
 
-logger = logging.getLogger("scvi.sams")
-
 _ROWS_PER_CHUNK = 256
 """Perturbations whose draws are held in memory at a time."""
 _MOMENTS_SEED = 11027
 
 
-class BasePerturbationModel(UnsupervisedTrainingMixin, BaseModelClass):
-    """Registration, training and access to cells; subclasses name their module.
+class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
+    """Training and access to cells; subclasses name their module.
 
     Parameters
     ----------
@@ -94,142 +82,6 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, BaseModelClass):
             f"{type(self).__name__}: {summary.n_perturbations} perturbations, {summary.n_vars} "
             f"genes, likelihood {gene_likelihood}."
         )
-
-    # Registration -----------------------------------------------------------------------------
-
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        perturbation_key: str | None = "perturbation",
-        control: str | Sequence[str] = "control",
-        *,
-        delimiter: str | None = "+",
-        dosage_key: str | None = None,
-        dosage_obsm_key: str | None = None,
-        perturbation_names: Sequence[str] | str | None = None,
-        layer: str | None = None,
-        batch_key: str | None = None,
-        categorical_covariate_keys: Sequence[str] | None = None,
-        continuous_covariate_keys: Sequence[str] | None = None,
-        size_factor_key: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Register a screen.
-
-        Parameters
-        ----------
-        adata
-            Cells x genes. Nothing in it is changed but slots that begin with ``_scvi``.
-        perturbation_key
-            Column of obs that names the perturbations of each cell, such as ``"KLF1"`` or
-            ``"KLF1+MAP2K6"``; the order of names plays no part.
-        control
-            Label, or labels, of control cells. Inside a combination they stand for "nothing".
-        delimiter
-            What joins the names of a combination; ``None`` if labels must not be split.
-        dosage_key
-            Column of obs with the dose of each cell: a number, or text such as ``"0.5+1.0"``
-            aligned with the label as written. Without it every dose is 1. Effects are linear in the
-            dose, so give doses on the scale on which that is plausible (often the logarithm).
-        dosage_obsm_key
-            Instead of labels: key of obsm with a cells x perturbations matrix of doses (ndarray,
-            sparse matrix or DataFrame). A row of zeros is a control cell.
-        perturbation_names
-            Names of that matrix' columns, or the key of uns that holds them. A DataFrame has its
-            own.
-        layer
-            Layer with raw counts; ``None`` for ``X``.
-        batch_key, categorical_covariate_keys, continuous_covariate_keys
-            Columns of obs that encoder and decoder condition on.
-        size_factor_key
-            Column of obs with a size factor, for example the whole-transcriptome library size where
-            ``adata`` holds a panel of genes. Without it the size is the sum of the counts.
-        **kwargs
-            ``source_registry`` and other arguments that scvi-tools passes when it loads a model.
-
-        Raises
-        ------
-        MissingKeyError
-            If a named column, layer or matrix does not exist.
-        MissingControlError
-            If no cell is a control cell.
-        InvalidPerturbationLabelError, InvalidDosageError
-            If labels or doses are missing or malformed.
-        """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        _refuse_missing_keys(
-            adata,
-            layer,
-            [
-                batch_key,
-                size_factor_key,
-                *(categorical_covariate_keys or []),
-                *(continuous_covariate_keys or []),
-            ],
-        )
-        fields = [
-            PerturbationField(
-                perturbation_key=None if dosage_obsm_key else perturbation_key,
-                control=control_names(control),
-                delimiter=delimiter,
-                dosage_key=dosage_key,
-                dosage_obsm_key=dosage_obsm_key,
-                perturbation_names=perturbation_names,
-            ),
-            LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
-            CategoricalObsField(REGISTRY_KEYS.BATCH, batch_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key, required=False),
-            CategoricalJointObsField(
-                REGISTRY_KEYS.CATEGORICAL_COVARIATES, categorical_covariate_keys
-            ),
-            NumericalJointObsField(REGISTRY_KEYS.CONTINUOUS_COVARIATES, continuous_covariate_keys),
-        ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        with unchanged_on_error(adata):
-            manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
-        logger.info(_registration_summary(manager))
-
-    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        """Register other data by name where needed, and check its values once."""
-        target = self.adata if adata is None else adata
-        with unchanged_on_error(target):
-            if target is not self.adata:
-                self._refuse_other_genes(target)
-            validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
-            self._refuse_invalid_cells(self.get_anndata_manager(validated, required=True))
-        return validated
-
-    def _refuse_other_genes(self, adata: AnnData) -> None:
-        expected = pd.Index(self.get_var_names())
-        if not expected.equals(pd.Index(adata.var_names)):
-            missing = expected.difference(adata.var_names)
-            raise MissingKeyError(
-                f"The genes differ from those of the training data: {len(missing)} are missing"
-                + (f", such as {list(missing[:3])}" if len(missing) else ", or their order differs")
-                + ". Select and order them: adata[:, model.adata.var_names].copy()."
-            )
-
-    def _refuse_invalid_cells(self, manager: AnnDataManager) -> None:
-        if manager.id in self._checked:
-            return
-        location = manager.data_registry[REGISTRY_KEYS.X]
-        refuse_invalid_expression(
-            manager.get_from_registry(REGISTRY_KEYS.X),
-            counts=self.gene_likelihood != "normal",
-            location=(
-                "adata.X" if location.attr_key is None else f"adata.layers[{location.attr_key!r}]"
-            ),
-        )
-        if REGISTRY_KEYS.SIZE_FACTOR in manager.data_registry:
-            size = np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR), dtype=float)
-            if not np.isfinite(size).all() or (size <= 0).any():
-                raise InvalidCountsError(
-                    f"{(~(size > 0) | ~np.isfinite(size)).sum()} cells have a size factor that is "
-                    "zero, negative, infinite or NaN. Remove them, or register another column."
-                )
-        self._checked.add(manager.id)
 
     # Training ---------------------------------------------------------------------------------
 
@@ -446,27 +298,3 @@ def _seed() -> int:
 def _default_max_epochs(n_train: int, batch_size: int) -> int:
     steps_per_epoch = max(1, n_train // batch_size)
     return int(np.clip(round(2500 / steps_per_epoch), 20, 400))
-
-
-def _refuse_missing_keys(adata: AnnData, layer: str | None, keys: list[str | None]) -> None:
-    if layer is not None and layer not in adata.layers:
-        raise MissingKeyError(
-            f"Layer {layer!r} is not in adata.layers, which has {list(adata.layers.keys())}."
-        )
-    missing = [key for key in keys if key is not None and key not in adata.obs]
-    if missing:
-        raise MissingKeyError(
-            f"Columns {missing} are not in adata.obs, which has {list(adata.obs.columns)}."
-        )
-
-
-def _registration_summary(manager: AnnDataManager) -> str:
-    state = manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
-    counts = state[PerturbationField.CELLS_PER_PERTURBATION_KEY]
-    return (
-        f"Registered {manager.summary_stats.n_cells:,} cells x {manager.summary_stats.n_vars:,} "
-        f"genes: {len(counts):,} perturbations ({counts.min()} / {int(np.median(counts))} / "
-        f"{counts.max()} cells min / median / max), "
-        f"{state[PerturbationField.N_COMBINATIONS_KEY]:,} combinations, "
-        f"{state[PerturbationField.N_CONTROL_KEY]:,} control cells."
-    )

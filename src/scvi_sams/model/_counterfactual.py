@@ -195,9 +195,10 @@ class CounterfactualMixin(BasePerturbationModel):
             raise SAMSError("A normal likelihood has no counts to normalise: use output='rate'.")
         requested = self._encode_requested(list(perturbations), dosages)
         if adata is None and indices is None:
-            indices = self._control_cells()
+            positions = self._control_cells()
+        else:
+            positions = self._indices(self.adata if adata is None else adata, indices)
         adata = self._validate_anndata(adata)
-        positions = self._indices(adata, indices)
         own_rows = self._perturbations_of(adata, positions)
         shape = (len(requested.codes), len(positions), adata.n_vars)
         values = np.empty(shape, dtype=np.float32)

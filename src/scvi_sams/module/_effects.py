@@ -11,7 +11,6 @@ from torch.distributions import Normal
 
 from scvi_sams.module._networks import HiddenLayers, NormalHead
 
-
 INITIAL_EFFECT_SCALE = 0.1
 """Standard deviation of effects before training. Starting as wide as the prior, the noise in the
 shifts teaches encoder and decoder to cancel or ignore them, and the effects never grow."""

@@ -111,28 +111,24 @@ class _RisingFactorial(torch.autograd.Function):
         table = torch.nn.functional.pad(terms.cumsum(0), (0, 0, 1, 0))
         counts = x.long()
         large = counts >= size
-        if not large.any():
-            large = None
-        lookup = counts if large is None else counts.masked_fill(large, 0)
+        cells, genes = large.nonzero(as_tuple=True)
+        lookup = counts.masked_fill(large, 0) if len(cells) else counts
         result = table.gather(0, lookup).sum(-1)
-        if large is not None:
-            cells, genes = large.nonzero(as_tuple=True)
+        if len(cells):
             result.index_add_(0, cells, _rising_by_gamma(x[cells, genes], theta[genes]))
-        ctx.save_for_backward(theta, x, lookup, steps)
-        ctx.large = None if large is None else (cells, genes)
+        ctx.save_for_backward(theta, x, lookup, steps, cells, genes)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        theta, x, lookup, steps = ctx.saved_tensors
+        theta, x, lookup, steps, cells, genes = ctx.saved_tensors
         # Weight of the cells with more than k counts of gene g, times d/d log(theta) log1p(k/theta)
         weights = torch.zeros(len(steps) + 1, len(theta), dtype=grad.dtype, device=grad.device)
         weights.scatter_add_(0, lookup, grad[:, None].expand_as(x).to(weights.dtype))
         above = weights.sum(0) - weights.cumsum(0)
         grad_log_theta = -(above[:-1] * (steps / (steps + theta))).sum(0)
-        if ctx.large is not None:
-            cells, genes = ctx.large
+        if len(cells):
             slope = _rising_slope_by_gamma(x[cells, genes], theta[genes])
             grad_log_theta.index_add_(0, genes, slope * grad[cells])
         return grad_log_theta, None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
@@ -203,9 +203,7 @@ class PerturbationModule(BaseModuleClass):
     ) -> dict[str, CellBatch]:
         return {"cells": self.read_batch(tensors)}
 
-    def inference(
-        self, cells: CellBatch, n_particles: int | None = None
-    ) -> dict[str, Tensor | Normal | CellBatch | dict[str, Tensor]]:
+    def inference(self, cells: CellBatch, n_particles: int | None = None) -> dict[str, Any]:
         """Draw global variables and basal states.
 
         Returns
@@ -246,7 +244,7 @@ class PerturbationModule(BaseModuleClass):
 
     def _get_generative_input(
         self, tensors: dict[str, Tensor], inference_outputs: dict, **kwargs: object
-    ) -> dict[str, Tensor | None]:
+    ) -> dict[str, Any]:
         return {
             "z_basal": inference_outputs["z_basal"],
             "shift": inference_outputs["shift"],

@@ -1,0 +1,174 @@
+"""What is true of a simulated screen: rates, likelihoods and effects to compare models with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+from scipy.stats import nbinom
+
+from scvi_sams.exceptions import MissingKeyError, UnknownPerturbationError
+
+from ._decoder import chunks_of_cells, proportions
+
+_CONTROL = "control"
+
+
+def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
+    """Decode places in the true latent space: the expected share of each gene in the counts.
+
+    Parameters
+    ----------
+    adata
+        A screen of :func:`simulate_screen`. Genes may have been left out since: the shares are
+        those among the genes that are left.
+    latent
+        Places x latents, for example ``adata.obsm["true_latent"]``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Places x genes, float64; rows sum to one.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+    """
+    return proportions(_decoder(adata), latent)
+
+
+def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
+    """Log probability of each cell's counts given its true latent: log p(x_i | z_i).
+
+    The library size is the observed one, the sum of the cell's counts over the genes of
+    ``adata``, as the models take it; not ``obs["library_size"]``.
+
+    Parameters
+    ----------
+    adata
+        A screen of :func:`simulate_screen`, or some of its cells and genes.
+
+    Returns
+    -------
+    numpy.ndarray
+        One value per cell, in nats: sum over genes of the negative binomial log probability.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+    """
+    decoder = _decoder(adata)
+    theta = adata.var["true_inverse_dispersion"].to_numpy()
+    latent = adata.obsm["true_latent"]
+    counts = csr_matrix(adata.X)
+    result = np.empty(adata.n_obs)
+    for cells in chunks_of_cells(adata.n_obs, adata.n_vars):
+        x = counts[cells].toarray().astype(np.float64)
+        mean = x.sum(axis=1, keepdims=True) * proportions(decoder, latent[cells])
+        result[cells] = nbinom.logpmf(x, theta, theta / (theta + mean)).sum(axis=1)
+    return result
+
+
+def simulated_ate(
+    adata: AnnData,
+    perturbations: Sequence[str],
+    *,
+    n_samples: int = 2500,
+    library_size: float = 1e4,
+    seed: int = 0,
+) -> AnnData:
+    """Average treatment effects under the true model, at dose 1: what a model's should be.
+
+    The mean over cells of ``log2(1 + 1e4 * x / sum(x))`` with the perturbations minus the same
+    without ("lognorm", the effect that the paper reports). Cells are drawn from the prior of
+    z_basal; both arms, and all perturbations, share their z_basal and the gamma variables of the
+    gamma-Poisson counts. A row does not depend on which others are asked for.
+
+    Parameters
+    ----------
+    adata
+        A screen of :func:`simulate_screen`.
+    perturbations
+        Labels such as ``"P001"`` or ``"P001+P002"``, seen in the screen or not; ``"control"`` has
+        effect zero.
+    n_samples
+        Cells to draw for each arm.
+    library_size
+        Expected counts of every drawn cell.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    AnnData
+        Perturbations x genes. ``X``: effect, log2 units; ``layers["standard_error"]``: its
+        Monte-Carlo standard error.
+
+    Raises
+    ------
+    UnknownPerturbationError
+        If a label names a perturbation that was not simulated.
+    MissingKeyError
+        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+    """
+    decoder = _decoder(adata)
+    shifts = np.stack([_true_shift(adata, label) for label in perturbations])
+    theta = adata.var["true_inverse_dispersion"].to_numpy()
+    total = np.zeros((len(perturbations), adata.n_vars))
+    total_squares = np.zeros_like(total)
+    for chunk, cells in enumerate(chunks_of_cells(n_samples, adata.n_vars)):
+        rng = np.random.default_rng([seed, chunk])
+        basal = rng.normal(size=(cells.stop - cells.start, shifts.shape[1]))
+        library = library_size * rng.gamma(theta, 1 / theta, size=(len(basal), len(theta)))
+        arm_seed = [seed, chunk, 1]  # the same for each arm: none depends on those drawn before
+        control = _draw_expression(arm_seed, library * proportions(decoder, basal))
+        for row, shift in enumerate(shifts):
+            treated = _draw_expression(arm_seed, library * proportions(decoder, basal + shift))
+            total[row] += (treated - control).sum(axis=0)
+            total_squares[row] += np.square(treated - control).sum(axis=0)
+    mean = total / n_samples
+    variance = np.maximum(total_squares / n_samples - mean**2, 0)
+    return AnnData(
+        X=mean,
+        obs=pd.DataFrame(index=list(perturbations)),
+        var=pd.DataFrame(index=adata.var_names),
+        layers={"standard_error": np.sqrt(variance / n_samples)},
+    )
+
+
+def _draw_expression(seed: Sequence[int], rates: np.ndarray) -> np.ndarray:
+    counts = np.random.default_rng(seed).poisson(rates)
+    return np.log2(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def _decoder(adata: AnnData) -> dict[str, np.ndarray]:
+    """Look up the true decoder, for the genes that ``adata`` has."""
+    if "simulation" not in adata.uns:
+        raise MissingKeyError("adata.uns has no 'simulation': give a screen of simulate_screen().")
+    simulation = adata.uns["simulation"]
+    genes = pd.Index(simulation["gene_names"]).get_indexer(adata.var_names)
+    if (genes < 0).any():
+        unknown = adata.var_names[genes < 0]
+        raise MissingKeyError(f"These genes were not simulated: {unknown[:5].tolist()}.")
+    decoder = simulation["decoder"]
+    return {
+        "hidden_weight": decoder["hidden_weight"],
+        "gene_weight": decoder["gene_weight"][genes],
+        "gene_bias": decoder["gene_bias"][genes],
+    }
+
+
+def _true_shift(adata: AnnData, label: str) -> np.ndarray:
+    """Sum of mask * effect over the perturbations of a label, one value per latent."""
+    simulation = adata.uns["simulation"]
+    known = list(simulation["perturbations"])
+    members = [] if label == _CONTROL else label.split("+")
+    if unknown := sorted(set(members) - set(known)):
+        raise UnknownPerturbationError(
+            f"{label!r} names {unknown}, which were not simulated; known are {known[:5]} ..."
+        )
+    acting = simulation["true_masks"] * simulation["true_effects"]
+    return acting[[known.index(member) for member in members]].sum(axis=0)
