@@ -34,7 +34,9 @@ def simulated_counts(n_cells: int, n_genes: int, n_perturbations: int) -> AnnDat
     first, second = rng.integers(n_perturbations, size=(2, n_cells))
     kind = rng.choice(3, n_cells, p=[0.1, 0.7, 0.2])
     pairs = np.char.add(np.char.add(names[first], "+"), names[second])
-    labels = np.select([kind == 0, (kind == 1) | (first == second)], ["control", names[first]], pairs)
+    labels = np.select(
+        [kind == 0, (kind == 1) | (first == second)], ["control", names[first]], pairs
+    )
     return AnnData(
         sparse.csr_matrix(counts.astype(np.float32)),
         obs=pd.DataFrame({"perturbation": labels}, index=[str(i) for i in range(n_cells)]),
@@ -82,11 +84,10 @@ def bare_products(
         (n_particles * n_rows, hidden, 2 * latent, True),
     ]
     operands = [
-        (torch.randn(m, k), torch.randn(k, n), torch.randn(m, n), needs) for m, k, n, needs in shapes
+        (torch.randn(m, k), torch.randn(k, n), torch.randn(m, n), needs)
+        for m, k, n, needs in shapes
     ]
-    buffers = [
-        (torch.empty(m, n), torch.empty(k, n), torch.empty(m, k)) for m, k, n, _ in shapes
-    ]
+    buffers = [(torch.empty(m, n), torch.empty(k, n), torch.empty(m, k)) for m, k, n, _ in shapes]
 
     def products() -> None:
         for (a, b, g, needs), (out, grad_b, grad_a) in zip(operands, buffers, strict=True):

@@ -1,5 +1,6 @@
 """The AnnData field: what it writes, what it remembers, and how it encodes other data."""
 
+import io
 import tracemalloc
 
 import anndata
@@ -102,7 +103,7 @@ def test_the_table_of_the_registry_names_controls_counts_and_codes(make_screen):
     field = PerturbationField(
         perturbation_key="perturbation", control=("control", "NT"), delimiter="+"
     )
-    console = Console(width=80, record=True, quiet=True)
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(field.view_state_registry(field.register_field(make_screen([*LABELS, "NT"]))))
     lines = [line.strip("│ ").split() for line in console.export_text().splitlines()]
     rows = [[word for word in line if word != "│"] for line in lines]
@@ -227,7 +228,7 @@ def test_other_data_may_hold_another_form_and_only_some_columns(make_screen):
 def test_an_unnamed_matrix_of_another_width_is_refused_in_other_data(make_screen):
     adata = with_matrix(make_screen, MATRIX)
     manager = register(adata, dosage_obsm_key="dosage", perturbation_names=NAMES)
-    with pytest.raises(InvalidDosageError, match="3 perturbation names.* 2 columns"):
+    with pytest.raises(InvalidDosageError, match=r"3 perturbation names.* 2 columns"):
         manager.transfer_fields(with_matrix(make_screen, MATRIX[:, :2]))
 
 
@@ -297,13 +298,20 @@ def test_neither_labels_nor_matrix_is_an_error_that_says_so(make_screen):
         register(make_screen(LABELS), perturbation_key=None)
 
 
-def test_missing_controls_are_named_and_likely_ones_are_shown(make_screen):
+def test_missing_controls_are_named_beside_the_labels_there_are(make_screen):
     with pytest.raises(MissingControlError) as error:
-        register(make_screen(["A", "non-targeting", "B"]), control=("control", "ctrl"))
+        register(make_screen(["A", "B"]), control=("control", "ctrl"))
     message = str(error.value)
     assert "'control' or 'ctrl'" in message
-    assert "Labels name 'non-targeting'." in message
+    assert "Labels name 'A', 'B'." in message
     assert "`control`" in message
+
+
+@pytest.mark.parametrize("label", ["non-targeting", "NT", "NO-TARGET", "safe_harbor", "DMSO"])
+def test_labels_that_look_like_controls_are_shown_first(make_screen, label):
+    genes = ["ANTXR1", "BRCA1", "CNTN1", "EGFR", "FOXP3", "GATA1", "WNT5A"]
+    with pytest.raises(MissingControlError, match=f"Labels name '{label}'"):
+        register(make_screen([*genes, label]))
 
 
 def test_controls_only_are_refused(make_screen):

@@ -225,9 +225,7 @@ def test_benchmark_design():
 
 
 def test_benchmark_sparsity(monkeypatch):
-    monkeypatch.setattr(
-        _decoder, "_ENTRIES_PER_CHUNK", 300_000
-    )  # several chunks, the last partial
+    monkeypatch.setattr(_decoder, "_ENTRIES_PER_CHUNK", 300_000)  # several chunks, the last partial
     adata = simulate_benchmark_screen(cells_per_perturbation=4, cells_per_combination=4)
     assert adata.shape == (1600, 2000)
     assert adata.X.nnz / np.prod(adata.shape) == pytest.approx(0.57, abs=0.02)

@@ -22,9 +22,7 @@ from scvi_sams.module import SAMSVAEModule
 _VARIANCE_FLOOR = 1e-4
 
 
-def negative_binomial_log_pmf(
-    x: np.ndarray, log_mean: np.ndarray, theta: np.ndarray
-) -> np.ndarray:
+def negative_binomial_log_pmf(x: np.ndarray, log_mean: np.ndarray, theta: np.ndarray) -> np.ndarray:
     """Textbook formula in float64, with logarithms that stay exact for small means."""
     log_fail = -np.log1p(np.exp(log_mean) / theta)
     log_success = log_mean - np.log(theta) + log_fail
@@ -145,7 +143,10 @@ class ReferenceELBO:
         mask = self.masks[particle, self._row(code)]
         one_hot = np.eye(len(parameters["cells_per_perturbation"]))[code]
         weight = np.concatenate(
-            [parameters["effects.from_mask.weight"], parameters["effects.from_perturbation.weight"].T],
+            [
+                parameters["effects.from_mask.weight"],
+                parameters["effects.from_perturbation.weight"].T,
+            ],
             axis=1,
         )
         first = weight @ np.concatenate([mask, one_hot]) + parameters["effects.from_mask.bias"]

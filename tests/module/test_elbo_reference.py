@@ -56,9 +56,7 @@ def test_every_term_of_every_cell(
         global_kl_weight=2.5,
         **COVARIATE_SIZES,
     )
-    tensors = make_tensors(
-        counts=likelihood != "normal", size_factor=size_factor, covariates=True
-    )
+    tensors = make_tensors(counts=likelihood != "normal", size_factor=size_factor, covariates=True)
     assert_agrees(module, tensors, kl_weight=0.7)
 
 

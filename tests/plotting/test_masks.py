@@ -61,14 +61,14 @@ def test_probabilities_share_one_scale(masks):
     assert ax.images[0].colorbar.ax.get_ylabel() == "inclusion probability"
 
 
-def test_effects_are_weighted_and_centred_on_zero(masks):
+def test_effects_are_aligned_and_centred_on_zero(masks):
     effects = pd.DataFrame(
         np.arange(12).reshape(4, 3) - 6.0, index=list("DCBA"), columns=["z2", "z1", "z0"]
     )
     ax = plotting.masks(masks, effects=effects, order=False)
     # Row A of the effects is (3, 4, 5) for z2, z1, z0.
-    np.testing.assert_allclose(ax.images[0].get_array()[0], [0.0 * 5, 0.9 * 4, 0.1 * 3])
-    expected = masks * effects.loc[masks.index, masks.columns]
+    np.testing.assert_allclose(ax.images[0].get_array()[0], [5, 4, 3])
+    expected = effects.loc[masks.index, masks.columns]
     np.testing.assert_allclose(ax.images[0].get_array(), expected)
     extreme = expected.abs().to_numpy().max()
     assert ax.images[0].get_clim() == pytest.approx((-extreme, extreme))
@@ -78,7 +78,7 @@ def test_effects_are_weighted_and_centred_on_zero(masks):
 def test_threshold_blanks_by_probability_not_by_effect(masks):
     effects = masks * 0 + 5
     ax = plotting.masks(masks, effects=effects, threshold=0.75, order=False)
-    expected = [[0, 4.5, 0], [4, 0, 0], [0, 5, 0], [0, 0, 0]]
+    expected = [[0, 5, 0], [5, 0, 0], [0, 5, 0], [0, 0, 0]]
     np.testing.assert_allclose(ax.images[0].get_array(), expected)
 
 

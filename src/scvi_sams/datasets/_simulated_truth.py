@@ -105,7 +105,7 @@ def simulated_ate(
     -------
     AnnData
         Perturbations x genes. ``X``: effect, log2 units; ``layers["standard_error"]``: its
-        Monte-Carlo standard error.
+        Monte-Carlo standard error; ``uns["ate"]``: what the numbers are.
 
     Raises
     ------
@@ -136,6 +136,13 @@ def simulated_ate(
         obs=pd.DataFrame(index=list(perturbations)),
         var=pd.DataFrame(index=adata.var_names),
         layers={"standard_error": np.sqrt(variance / n_samples)},
+        uns={
+            "ate": {
+                "method": "lognorm",
+                "target_sum": 1e4,
+                "units": "log2(1 + counts per target_sum)",
+            }
+        },
     )
 
 

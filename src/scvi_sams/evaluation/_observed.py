@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scvi_sams.data import canonical_label
-from scvi_sams.evaluation._splits import canonical_labels, control_names
+from scvi_sams.data import canonical_label, control_names
+from scvi_sams.evaluation._splits import canonical_labels
 from scvi_sams.exceptions import (
     InvalidCountsError,
     MissingControlError,

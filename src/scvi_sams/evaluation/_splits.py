@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from scvi_sams.data import canonical_label
+from scvi_sams.data import canonical_label, control_names, stratified_split
 from scvi_sams.exceptions import InvalidPerturbationLabelError, InvalidSplitError
 
 
@@ -46,11 +46,6 @@ def canonical_labels(
         )
     spelled = [canonical_label(str(x), delimiter=delimiter, control=control) for x in distinct]
     return np.array(spelled, dtype=object)[codes]
-
-
-def control_names(control: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the control labels as a tuple, whether one or several were given."""
-    return (control,) if isinstance(control, str) else tuple(control)
 
 
 def hold_out_combinations(
@@ -151,34 +146,16 @@ def split_cells(
         If a held-out label has no cells or is the control, or if the fractions are not three
         non-negative numbers that sum to one.
     """
-    _refuse_invalid_fractions(fractions)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     held_out_labels = set(canonical_labels(held_out, control=control, delimiter=delimiter))
     _refuse_invalid_held_out(held_out_labels, label_of_cell, control_names(control))
-
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[np.ndarray]] = {
-        name: [np.empty(0, dtype=np.intp)] for name in ("train", "validation", "test", "held_out")
+    is_held_out = np.isin(label_of_cell, list(held_out_labels))
+    known = np.flatnonzero(~is_held_out)
+    parts = stratified_split(label_of_cell[known].astype(str), fractions, seed=seed)
+    split = {
+        name: known[part] for name, part in zip(("train", "validation", "test"), parts, strict=True)
     }
-    for label, positions in sorted(pd.Series(label_of_cell).groupby(label_of_cell).indices.items()):
-        cells = np.asarray(positions)
-        if label in held_out_labels:
-            parts["held_out"].append(cells)
-            continue
-        # One random offset for both boundaries: each part gets its share rounded up or down.
-        boundaries = np.floor(np.cumsum(fractions)[:2] * len(cells) + rng.random()).astype(int)
-        chunks = np.split(rng.permutation(cells), np.clip(boundaries, 1, len(cells)))
-        for name, chunk in zip(("train", "validation", "test"), chunks, strict=True):
-            parts[name].append(chunk)
-    return {name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()}
-
-
-def _refuse_invalid_fractions(fractions: Sequence[float]) -> None:
-    if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
-        raise InvalidSplitError(
-            f"`fractions` is {tuple(fractions)}; give three non-negative shares (training, "
-            "validation, test) that sum to 1."
-        )
+    return split | {"held_out": np.flatnonzero(is_held_out)}
 
 
 def _refuse_invalid_held_out(

@@ -330,6 +330,6 @@ class _Statistic:
         return {
             "method": self.method,
             "units": units,
-            "target_sum": self.target_sum,
+            "target_sum": self.target_sum if self.likelihood.is_count_likelihood else "none",
             "library_size": self.library_size,
         }

@@ -31,9 +31,9 @@ def masks(
     masks
         Posterior inclusion probabilities, perturbations x latent.
     effects
-        Effects of the same perturbations on the same latent dimensions, where included. If given,
-        the expected effect ``masks * effects`` is shown in colours centred on 0, instead of the
-        probability.
+        Masked effects of the same perturbations on the same latent dimensions, as the ``mean`` of
+        ``get_perturbation_effects``. If given, they are shown in colours centred on 0, instead of
+        the probability.
     threshold
         Leave entries blank (0) whose inclusion probability is not greater than this; ``None``
         shows all.
@@ -53,7 +53,7 @@ def masks(
     MissingKeyError
         If ``effects`` lacks a perturbation or latent dimension of ``masks``.
     """
-    table = masks if effects is None else masks * _aligned_effects(effects, masks)
+    table = masks if effects is None else _aligned_effects(effects, masks)
     if threshold is not None:
         table = table.where(masks > threshold, 0)
     if order:

@@ -1,0 +1,116 @@
+"""Effects of perturbations: their posteriors, what these cost, and the moments of shifts."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from module.builders import make_module
+from scvi_sams.module import draw_particles
+from scvi_sams.module._effects import CorrelatedEffects, MeanFieldEffects
+from scvi_sams.module._networks import NormalHead
+
+BOTH = pytest.mark.parametrize("correlated", [False, True], ids=["mean field", "correlated"])
+
+
+def test_embedding_is_a_linear_layer_on_mask_and_one_hot():
+    torch.manual_seed(0)
+    effects = CorrelatedEffects(5, 3, n_layers=2, n_hidden=7)
+    rows = torch.tensor([3, 0, 3])
+    masks = torch.randint(0, 2, (4, 3, 3)).float()
+    one_hot = functional.one_hot(rows, 5).float().expand(4, -1, -1)
+    weight = torch.cat([effects.from_mask.weight, effects.from_perturbation.weight.T], dim=1)
+    first = functional.linear(torch.cat([masks, one_hot], -1), weight, effects.from_mask.bias)
+    expected = effects.head(effects.hidden_layers(first))
+    actual = effects(rows, masks)
+    assert actual.loc.shape == (4, 3, 3)
+    np.testing.assert_allclose(actual.loc.detach(), expected.loc.detach(), atol=1e-6)
+    np.testing.assert_allclose(actual.scale.detach(), expected.scale.detach(), rtol=1e-6)
+    assert not torch.allclose(actual.loc[:, 0], actual.loc[:, 1])
+
+
+def test_mean_field_looks_up_rows_whatever_the_masks():
+    effects = MeanFieldEffects(4, 2)
+    with torch.no_grad():
+        effects.loc.copy_(torch.arange(8.0).reshape(4, 2))
+        effects.log_scale.copy_(-torch.arange(8.0).reshape(4, 2))
+    posterior = effects(torch.tensor([2, 0]), torch.zeros(3, 2, 2))
+    np.testing.assert_allclose(posterior.loc.detach(), [[[4, 5], [0, 1]]])
+    np.testing.assert_allclose(posterior.scale.detach(), np.exp([[[-4.0, -5], [0, -1]]]), rtol=1e-6)
+
+
+def test_variance_has_a_floor():
+    head = NormalHead(2, 1)
+    with torch.no_grad():
+        head.log_variance.weight.zero_()
+        head.log_variance.bias.fill_(-200.0)
+    assert head(torch.ones(1, 2)).scale.item() == pytest.approx(1e-2, rel=1e-5)
+
+
+def test_divergence_of_effects_by_hand():
+    """Posterior Normal(1, 0.5), prior Normal(0, 2): log 4 + (0.25 + 1) / 8 - 1/2 per latent."""
+    module = make_module(correlated_effects=False, effect_prior_scale=2.0)
+    with torch.no_grad():
+        module.effects.loc.fill_(1.0)
+        module.effects.log_scale.fill_(np.log(0.5))
+    kl = module.global_posterior(torch.tensor([0, 3]), 1).kl["effects"]
+    assert kl.shape == (1, 2)
+    np.testing.assert_allclose(kl.detach(), 3 * (np.log(4) + 1.25 / 8 - 0.5), rtol=1e-6)
+
+
+@BOTH
+def test_estimate_of_the_divergence_averages_to_the_closed_form(correlated):
+    """Same draws for both estimates: with correlated effects the closed form depends on masks."""
+    n = 20_000
+    module = make_module(correlated_effects=correlated)
+    rows = torch.tensor([0, 2, 4])
+    estimates = []
+    for module.kl_estimator in ("closed_form", "monte_carlo"):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            estimates.append(module.global_posterior(rows, n).kl["effects"].double())
+    difference = estimates[1] - estimates[0]
+    assert difference.shape == (n, 3)
+    assert (difference.std(0) > 0.1).all()
+    assert (difference.mean(0).abs() < 5 * difference.std(0) / np.sqrt(n)).all()
+
+
+@BOTH
+def test_moments_of_shifts_are_those_of_draws(correlated):
+    n = 50_000
+    module = make_module(correlated_effects=correlated)
+    rows = torch.tensor([1, 3])
+    torch.manual_seed(2)
+    mean, sd = module.shift_moments(rows, n_samples=n)
+    with torch.no_grad():
+        shifts = module.global_posterior(rows, n).shifts
+    assert mean.shape == sd.shape == (2, 3)
+    # Both sides are estimates where effects are correlated.
+    assert ((mean - shifts.mean(0)).abs() < 5 * np.sqrt(2 / n) * shifts.std(0)).all()
+    squares = (shifts - shifts.mean(0)).square()
+    assert ((sd**2 - squares.mean(0)).abs() < 5 * np.sqrt(2 / n) * squares.std(0)).all()
+
+
+@BOTH
+def test_shifts_are_zero_where_masks_are_off(correlated):
+    module = make_module(correlated_effects=correlated)
+    with torch.no_grad():
+        module.masks.logits[2] = torch.tensor([50.0, -50.0, 50.0])
+    torch.manual_seed(0)
+    shifts = module.global_posterior(torch.tensor([2]), 100).shifts[:, 0]
+    assert (shifts[:, 1] == 0).all()
+    assert (shifts[:, [0, 2]] != 0).all()
+
+
+def test_draws_of_particles():
+    """One draw per particle, also of a posterior that all particles share."""
+    n = 50_000
+    loc = torch.tensor([[[1.0, -2.0]]])
+    scale = torch.tensor([[[0.5, 3.0]]])
+    torch.manual_seed(0)
+    draws = draw_particles(torch.distributions.Normal(loc, scale), n)
+    assert draws.shape == (n, 1, 2)
+    assert ((draws.mean(0) - loc[0]).abs() < 5 * scale[0] / np.sqrt(n)).all()
+    assert ((draws.std(0) / scale[0] - 1).abs() < 5 / np.sqrt(2 * n)).all()
+    each = draw_particles(torch.distributions.Normal(torch.zeros(3, 1, 2), torch.ones(3, 1, 2)), 3)
+    assert len(each.unique()) == 6
