@@ -55,7 +55,7 @@ def assert_unchanged() -> Callable[[AnnData, AnnData], None]:
 
 
 def _assert_same(now: Any, then: Any) -> None:
-    assert type(now) is type(then)
+    assert isinstance(now, type(then))
     if isinstance(then, pd.DataFrame):
         pd.testing.assert_frame_equal(now, then)
     elif sparse.issparse(then):

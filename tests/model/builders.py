@@ -91,11 +91,10 @@ def train_small(
 
 def _spread_parameters(model: SAMSVAE) -> None:
     rng = np.random.default_rng(1)
-    scales = {"masks.logits": 1.5, "effects.loc": 1.5}
+    scales = {"masks.logits": 1.5, "effects.loc": 1.5, "effects.log_scale": 1.5}
     with torch.no_grad():
         for name, parameter in sorted(model.module.named_parameters()):
-            # Weights are divided as PyTorch does at the start; what is no weight keeps its scale.
-            scale = scales.get(name, 1.5 / parameter.shape[-1] ** 0.5)
+            scale = scales.get(name, (0.3 if "log_variance" in name else 1) / parameter.shape[-1] ** 0.5)
             if name != "decoder.to_genes.bias" and not name.startswith("likelihood"):
                 values = rng.normal(scale=scale, size=parameter.shape)
                 parameter.copy_(torch.as_tensor(values, dtype=torch.float32))

@@ -180,11 +180,9 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         validation = 1 - train if validation_size is None else float(validation_size)
         codes, _ = registered_perturbations(self.adata_manager)
         _, groups = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
-        return list(
-            stratified_split(
-                groups.ravel(), (train, validation, 1 - train - validation), seed=_seed()
-            )
-        )
+        # Rounded, so that 0.7 and 0.3 leave nothing rather than a negative crumb.
+        fractions = (train, validation, round(1 - train - validation, 9))
+        return list(stratified_split(groups.ravel(), fractions, seed=_seed()))
 
     def _report_untrained_perturbations(self, train_indices: np.ndarray) -> None:
         if len(train_indices) == 0:

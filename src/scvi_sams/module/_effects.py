@@ -36,6 +36,16 @@ class EffectPosterior(nn.Module, ABC):
         where the effects do not depend on the masks.
         """
 
+    @abstractmethod
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn the coordinates of the effects that go with full masks.
+
+        Parameters
+        ----------
+        rotation
+            Orthogonal, ``(n_latent, n_latent)``: new effects are ``effects @ rotation``.
+        """
+
 
 class MeanFieldEffects(EffectPosterior):
     """q(e_t) = Normal(loc_t, scale_t)."""
@@ -50,6 +60,13 @@ class MeanFieldEffects(EffectPosterior):
     def forward(self, rows: Tensor, masks: Tensor) -> Normal:
         """Look the parameters up; the masks play no part."""
         return Normal(self.loc[rows][None], self.log_scale[rows].exp()[None], validate_args=False)
+
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn the table of means, and the variances as far as a diagonal allows."""
+        self.loc.copy_(self.loc @ rotation)
+        variance = (2 * self.log_scale).exp() @ rotation.square()
+        self.log_scale.copy_(0.5 * variance.log())
 
 
 class CorrelatedEffects(EffectPosterior):
@@ -81,3 +98,10 @@ class CorrelatedEffects(EffectPosterior):
         """Run the network for every particle's masks."""
         first = self.from_mask(masks) + self.from_perturbation(rows)
         return self.head(self.hidden_layers(first))
+
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn the head; what was said by full masks, the only ones seen, becomes the bias."""
+        self.head.rotate(rotation)
+        self.from_mask.bias.add_(self.from_mask.weight.sum(dim=1))
+        self.from_mask.weight.zero_()

@@ -15,6 +15,9 @@ from torch.nn import functional
 class MaskPrior(nn.Module, ABC):
     """A prior over the masks, as what it costs a posterior to differ from it."""
 
+    log_odds: float
+    """Of an entry being on, a priori."""
+
     @abstractmethod
     def kl(self, logits: Tensor) -> Tensor:
         """KL(q(m) || p(m)) of every entry, in nats, in closed form."""
@@ -37,6 +40,7 @@ class BernoulliMaskPrior(MaskPrior):
         super().__init__()
         self.log_on = math.log(probability)
         self.log_off = math.log1p(-probability)
+        self.log_odds = self.log_on - self.log_off
 
     def kl(self, logits: Tensor) -> Tensor:
         """``q log(q / alpha) + (1 - q) log((1 - q) / (1 - alpha))``."""
@@ -68,6 +72,7 @@ class BetaBernoulliMaskPrior(MaskPrior):
         super().__init__()
         self.a = a
         self.b = b
+        self.log_odds = math.log(a) - math.log(b)
 
     def kl(self, logits: Tensor) -> Tensor:
         """Return the bound with q(pi) at its optimum."""
@@ -104,6 +109,11 @@ class MaskPosterior(nn.Module):
         Inclusion probability that every entry starts at.
     temperature
         Of the relaxed Bernoulli that gradients pass through.
+
+    Attributes
+    ----------
+    is_dense
+        While true every mask is on, and costs nothing: the first phase of training.
     """
 
     def __init__(
@@ -117,11 +127,14 @@ class MaskPosterior(nn.Module):
         super().__init__()
         logit = math.log(initial_probability) - math.log1p(-initial_probability)
         self.logits = nn.Parameter(torch.full((n_perturbations, n_latent), logit))
+        self.register_buffer("is_dense", torch.tensor(False))
         self.temperature = temperature
 
     def sample(self, rows: Tensor, n_particles: int) -> Tensor:
         """Draw zeros and ones of shape ``(n_particles, n_rows, n_latent)`` for perturbations."""
         logits = self.logits[rows]
+        if self.is_dense:
+            return torch.ones_like(logits).expand(n_particles, *logits.shape)
         relaxed = RelaxedBernoulliStraightThrough(
             logits.new_tensor(self.temperature),
             logits=logits.expand(n_particles, *logits.shape),
@@ -132,7 +145,7 @@ class MaskPosterior(nn.Module):
     @property
     def inclusion_probability(self) -> Tensor:
         """Posterior probability that a perturbation moves a latent, perturbations x latents."""
-        return torch.sigmoid(self.logits)
+        return torch.ones_like(self.logits) if self.is_dense else torch.sigmoid(self.logits)
 
 
 def _log_posterior(logits: Tensor, masks: Tensor) -> Tensor:

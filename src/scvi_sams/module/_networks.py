@@ -54,6 +54,17 @@ class NormalHead(nn.Module):
         with torch.no_grad():
             self.log_variance.bias.add_(2 * math.log(initial_scale))
 
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn the coordinates: means exactly; variances as far as a diagonal allows.
+
+        The turned variances ``var @ rotation**2`` are no linear map of hidden units in the log, so
+        the logs are averaged with the same weights instead.
+        """
+        for layer, weights in ((self.loc, rotation), (self.log_variance, rotation.square())):
+            layer.weight.copy_(weights.T @ layer.weight)
+            layer.bias.copy_(layer.bias @ weights)
+
     def forward(self, hidden: Tensor) -> Normal:
         """Return the distribution for hidden units of shape ``(..., n_hidden)``."""
         variance = self.log_variance(hidden).exp() + _VARIANCE_FLOOR
@@ -98,6 +109,13 @@ class BasalEncoder(nn.Module):
         self.hidden_layers = HiddenLayers(n_layers, n_hidden)
         self.head = NormalHead(n_hidden, n_latent)
 
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn the coordinates of shift and state."""
+        self.head.rotate(rotation)
+        if self.from_shift is not None:
+            self.from_shift.weight.copy_(self.from_shift.weight @ rotation)
+
     def forward(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
         """Return the posterior.
 
@@ -136,6 +154,11 @@ class Decoder(nn.Module):
         self.from_covariates = _covariate_layer(n_covariates, n_hidden)
         self.hidden_layers = HiddenLayers(n_layers, n_hidden)
         self.to_genes = nn.Linear(n_hidden, n_genes)
+
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn the coordinates of z; what is decoded stays the same."""
+        self.from_z.weight.copy_(self.from_z.weight @ rotation)
 
     def forward(self, z: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``z`` of shape ``(n_particles, n_cells, n_latent)`` to logits of genes."""

@@ -158,6 +158,12 @@ class PerturbationModule(BaseModuleClass):
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation of the shifts, each ``(R, L)``."""
 
+    def begin_dense_phase(self) -> None:
+        """Prepare for the phase before :meth:`find_sparse_axes`; nothing to do without masks."""
+
+    def find_sparse_axes(self) -> None:
+        """Move to coordinates in which effects are sparse; nothing to do without masks."""
+
     # Before training --------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -15,6 +15,10 @@ from scvi_sams.module._perturbation_module import (
     draw_particles,
     standard_normal_like,
 )
+from scvi_sams.module._rotation import sparsest_rotation
+
+MAX_INITIAL_LOGIT = 3.0
+"""Masks start sure of themselves, but within reach of the other answer."""
 
 
 class SAMSVAEModule(PerturbationModule):
@@ -93,7 +97,9 @@ class SAMSVAEModule(PerturbationModule):
         e = draw_particles(q_e, n_particles)
         p_e = standard_normal_like(q_e, self.effect_prior_scale)
         logits = self.masks.logits[rows]
-        if self.kl_estimator == "closed_form":
+        if self.masks.is_dense:
+            kl_m = torch.zeros_like(logits[..., 0])[None] + 0 * logits.sum()
+        elif self.kl_estimator == "closed_form":
             kl_m = self.mask_prior.kl(logits).sum(-1)[None]
         else:
             kl_m = self.mask_prior.monte_carlo_kl(logits, m).sum(-1)
@@ -115,6 +121,35 @@ class SAMSVAEModule(PerturbationModule):
             mean = (m * q_e.loc).mean(0)
             second = (m * (q_e.loc.square() + q_e.scale.square())).mean(0)
         return mean, (second - mean.square()).clamp(min=0).sqrt()
+
+    @torch.no_grad()
+    def begin_dense_phase(self) -> None:
+        """Switch all masks on until :meth:`find_sparse_axes`."""
+        self.masks.is_dense.fill_(True)
+
+    @torch.no_grad()
+    def find_sparse_axes(self) -> None:
+        """Rotate the latent space so that effects are sparsest, and start masks from there.
+
+        The log-odds of a mask entry start at what effect ``e`` with posterior scale ``s`` says
+        about it against the prior Normal(0, beta), as for a regression with that estimate::
+
+            logit = log(alpha / (1 - alpha)) + e^2 / (2 s^2) - log(beta / s)
+        """
+        rows = torch.arange(len(self.masks.logits), device=self.device)
+        everything = torch.ones_like(self.masks.logits)[None]
+        self.rotate(sparsest_rotation(self.effects(rows, everything).loc[0]))
+        q_e = self.effects(rows, everything)
+        e, s = q_e.loc[0], q_e.scale[0]
+        evidence = 0.5 * (e / s).square() - torch.log(self.effect_prior_scale / s)
+        logits = self.mask_prior.log_odds + evidence
+        self.masks.logits.copy_(logits.clamp(-MAX_INITIAL_LOGIT, MAX_INITIAL_LOGIT))
+        self.masks.is_dense.fill_(False)
+
+    def rotate(self, rotation: Tensor) -> None:
+        """Fold a rotation of the latent space into encoder, decoder and effects."""
+        for part in (self.encoder, self.decoder, self.effects):
+            part.rotate(rotation)
 
     def table_parameters(self) -> list[torch.nn.Parameter]:
         """Add mask logits, and the tables of effects where these are mean-field."""

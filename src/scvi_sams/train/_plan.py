@@ -32,6 +32,10 @@ class PerturbationTrainingPlan(TrainingPlan):
         ``"cosine"``: both rates fall to zero over the planned steps, which averages out the noise
         of the drawn masks and mini-batches at the end. ``"constant"``: as in the paper. A schedule
         asked for with ``reduce_lr_on_plateau`` takes its place.
+    dense_fraction
+        Share of the epochs that train with all masks on, before the latent space is rotated so that
+        effects are sparse and masks are trained (see ``scvi_sams.module.sparsest_rotation``). 0
+        trains masks from the start, as in the paper. Only a model's first training has this phase.
     eps
         Of Adam. The default of scvi-tools, 0.01, exceeds the gradients of masks and effects, which
         then hardly move (the paper: 1e-8).
@@ -50,6 +54,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         lr: float = 1e-3,
         table_lr: float = 1e-2,
         lr_schedule: Literal["cosine", "constant"] = "cosine",
+        dense_fraction: float = 0.5,
         eps: float = 1e-8,
         weight_decay: float = 1e-6,
         n_epochs_kl_warmup: int | None = None,
@@ -67,10 +72,16 @@ class PerturbationTrainingPlan(TrainingPlan):
         )
         self.table_lr = table_lr
         self.lr_schedule = lr_schedule
+        self.dense_fraction = dense_fraction
+        self._rotation_epoch: int | None = None
 
     def setup(self, stage: str) -> None:
         """Count training cells per perturbation, once the split is known, before the optimiser."""
         super().setup(stage)
+        n_dense = round(self.dense_fraction * (self.trainer.max_epochs or 0))
+        if n_dense and not self.module.is_initialised:
+            self._rotation_epoch = n_dense
+            self.module.begin_dense_phase()
         data = self.trainer.datamodule
         self.module.set_training_statistics(
             training_statistics(
@@ -79,6 +90,13 @@ class PerturbationTrainingPlan(TrainingPlan):
                 counts=self.module.likelihood.is_count_likelihood,
             )
         )
+
+    def on_train_epoch_start(self) -> None:
+        """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""
+        if self.current_epoch == self._rotation_epoch:
+            self.module.find_sparse_axes()
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:
         """Give tables their own learning rate; a custom optimiser creator is left as it is."""

@@ -1,0 +1,497 @@
+"""setup_anndata as users call it: what is registered, reported, kept and read again."""
+
+import io
+import logging
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from rich.console import Console
+from scipy import sparse
+
+from scvi_sams import SAMSVAE
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.data import registered_perturbations, unpack_perturbations
+from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnknownPerturbationError
+
+LABELS = ["control", "A", "B", "B+A"] * 6
+SLOT = "_scvi_perturbations"
+
+
+def make_screen(labels, n_genes=4, seed=0, **columns):
+    counts = 1 + np.random.default_rng(seed).poisson(3, (len(labels), n_genes))
+    return AnnData(
+        sparse.csr_matrix(counts, dtype=np.float32),
+        obs=pd.DataFrame(
+            {"perturbation": labels, **columns}, index=[f"c{i}" for i in range(len(labels))]
+        ),
+        var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]),
+    )
+
+
+def create(adata, gene_likelihood="nb", **arguments):
+    SAMSVAE.setup_anndata(adata, **arguments)
+    return SAMSVAE(
+        adata, n_latent=3, n_hidden=8, effect_n_hidden=4, gene_likelihood=gene_likelihood
+    )
+
+
+def train(model, **arguments):
+    arguments = {"max_epochs": 2, "train_size": 1.0} | arguments
+    model.train(
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        **arguments,
+    )
+    return model
+
+
+def encoded(adata):
+    return unpack_perturbations(adata.obsm[SLOT])
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Read-only: do not train it or register its data again."""
+    return train(create(make_screen(LABELS)))
+
+
+# What is registered
+
+
+def test_defaults_read_labels_joined_by_plus_and_counts_in_x(model):
+    codes, doses = registered_perturbations(model.adata_manager)
+    np.testing.assert_array_equal(codes[:4], [[-1, -1], [0, -1], [1, -1], [0, 1]])
+    np.testing.assert_array_equal(doses[:4], [[0, 0], [1, 0], [1, 0], [1, 1]])
+    x = model.adata_manager.get_from_registry(REGISTRY_KEYS.X)
+    np.testing.assert_array_equal(x.toarray(), model.adata.X.toarray())
+    assert model.perturbations == ["A", "B"]
+
+
+def test_every_slot_reaches_the_mini_batch():
+    adata = make_screen(
+        LABELS,
+        dose=["0", "0.5", "2", "3+4"] * 6,
+        batch=["y", "x"] * 12,
+        donor=["q"] * 12 + ["p"] * 12,
+        plate=["s", "r", "t"] * 8,
+        age=np.arange(24.0),
+        share=np.linspace(0, 1, 24),
+        size=100.0 + np.arange(24),
+    )
+    adata.layers["counts"] = adata.X * 2
+    model = create(
+        adata,
+        dosage_key="dose",
+        layer="counts",
+        batch_key="batch",
+        categorical_covariate_keys=["donor", "plate"],
+        continuous_covariate_keys=["age", "share"],
+        size_factor_key="size",
+    )
+    tensors = next(iter(model._make_data_loader(adata, indices=[3, 13], batch_size=2)))
+    expected = {
+        REGISTRY_KEYS.X: adata.layers["counts"][[3, 13]].toarray(),
+        REGISTRY_KEYS.PERTURBATIONS: [[0, 1, 4, 3], [0, -1, 0.5, 0]],
+        REGISTRY_KEYS.BATCH: [[0], [0]],
+        REGISTRY_KEYS.CATEGORICAL_COVARIATES: [[1, 1], [0, 0]],
+        REGISTRY_KEYS.CONTINUOUS_COVARIATES: [[3, 3 / 23], [13, 13 / 23]],
+        REGISTRY_KEYS.SIZE_FACTOR: [[103], [113]],
+    }
+    assert set(tensors) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_allclose(tensors[key].numpy(), value, rtol=1e-6, err_msg=key)
+
+
+def test_registration_writes_slots_of_scvi_only():
+    adata = make_screen(LABELS, batch=["x", "y"] * 12, age=np.arange(24.0))
+    before = adata.copy()
+    SAMSVAE.setup_anndata(adata, batch_key="batch", continuous_covariate_keys=["age"])
+    new = {
+        slot: [key for key in getattr(adata, slot) if not key.startswith("_scvi")]
+        for slot in ("obs", "obsm", "uns")
+    }
+    assert new == {"obs": ["perturbation", "batch", "age"], "obsm": [], "uns": []}
+    pd.testing.assert_frame_equal(adata.obs[new["obs"]], before.obs)
+    np.testing.assert_array_equal(adata.X.toarray(), before.X.toarray())
+
+
+@pytest.mark.parametrize("control", [0, [0], "0", ["0"]])
+def test_integer_labels_may_have_an_integer_control(control):
+    adata = make_screen([0, 1, 2])
+    SAMSVAE.setup_anndata(adata, control=control)
+    np.testing.assert_array_equal(encoded(adata)[0], [[-1], [0], [1]])
+
+
+def test_guide_pairs_of_a_crispr_screen():
+    adata = make_screen(["KLF1_MAP2K6", "NT1", "NT2_KLF1", "NT1_NT2"] * 3)
+    adata.obs = adata.obs.rename(columns={"perturbation": "gene_target"})
+    adata.obs["gene_target"] = adata.obs["gene_target"].astype("category")
+    model = create(adata, perturbation_key="gene_target", control=["NT1", "NT2"], delimiter="_")
+    assert model.perturbations == ["KLF1", "MAP2K6"]
+    np.testing.assert_array_equal(encoded(adata)[0][:4], [[0, 1], [-1, -1], [0, -1], [-1, -1]])
+
+
+# What is reported
+
+
+class Records(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def summaries():
+    logger, handler = logging.getLogger("scvi.sams"), Records()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.messages
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def test_the_summary_is_logged_once_with_the_right_numbers(summaries):
+    # A: 2 + 2 + 1 cells, B: 2 + 1, C: 1; the combinations A+B and A+C.
+    labels = ["control"] * 3 + ["A"] * 2 + ["B+A", "A+B", "C+A"] + ["B"] + ["control+control"]
+    SAMSVAE.setup_anndata(make_screen(labels))
+    assert len(summaries) == 1
+    for words in (
+        "10 cells x 4 genes",
+        "3 perturbations",
+        "1 / 3 / 5 cells",
+        "2 combinations",
+        "4 control cells",
+    ):
+        assert words in summaries[0]
+
+
+def test_nothing_is_printed(summaries, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("scvi"), "handlers", [])
+    SAMSVAE.setup_anndata(make_screen(LABELS))
+    assert capsys.readouterr().out == ""
+    assert len(summaries) == 1
+
+
+def test_a_refused_registration_logs_no_summary(summaries):
+    with pytest.raises(MissingKeyError):
+        SAMSVAE.setup_anndata(make_screen(LABELS), batch_key="batch")
+    assert summaries == []
+
+
+def test_view_anndata_setup_shows_arguments_and_perturbations(model, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        "scvi.data._manager.Console", lambda *_, **__: Console(file=shown, width=100)
+    )
+    model.view_anndata_setup()
+    text = shown.getvalue()
+    for words in ("SAMSVAE.setup_anndata", "'perturbation_key': 'perturbation'", SLOT):
+        assert words in text
+    assert [word for word in ("control", "A", "B") if word not in text] == []
+
+
+# Counts and other values
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_the_place_of_values_that_are_no_counts_is_named(layer):
+    adata = make_screen(LABELS)
+    adata.layers["counts"] = adata.X.copy()
+    values = adata.X if layer is None else adata.layers["counts"]
+    values.data[5] = 0.25
+    place = r"adata\.X" if layer is None else r"adata\.layers\['counts'\]"
+    with pytest.raises(InvalidCountsError, match=rf"{place} holds fractional values.*0\.25"):
+        create(adata, layer=layer)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+def test_only_count_likelihoods_need_counts(likelihood):
+    adata = make_screen(LABELS)
+    adata.X = np.log1p(adata.X.toarray()) - 1
+    adata.X[0] = 0
+    with pytest.raises(InvalidCountsError):
+        create(adata, gene_likelihood=likelihood)
+    assert np.isfinite(
+        train(create(adata, gene_likelihood="normal")).get_latent_representation()
+    ).all()
+
+
+def test_data_read_from_a_file_give_the_same_results(model, tmp_path):
+    adata = model.adata.copy()
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "screen.h5ad", backed="r")
+    np.testing.assert_allclose(
+        model.get_latent_representation(backed), model.get_latent_representation(), atol=1e-6
+    )
+    backed.file.close()
+
+
+def test_a_file_of_empty_cells_is_refused(tmp_path):
+    adata = make_screen(LABELS)
+    adata.X[5] = 0
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "screen.h5ad", backed="r")
+    with pytest.raises(InvalidCountsError, match="position 5"):
+        create(backed)
+    backed.file.close()
+
+
+@pytest.mark.parametrize(("train_size", "validation_size"), [(0.9, 0.1), (0.8, 0.2)])
+def test_shares_of_training_and_validation_that_sum_to_one_are_accepted(
+    train_size, validation_size
+):
+    model = create(make_screen(["control", "A"] * 10))
+    train(model, train_size=train_size, validation_size=validation_size)
+    assert len(model.train_indices) == round(20 * train_size)
+    assert len(model.validation_indices) == round(20 * validation_size)
+
+
+# Reading registered data again
+
+
+@pytest.mark.parametrize("way", ["same", "copy", "h5ad", "view", "unregistered"])
+def test_a_model_reads_its_data_in_any_shape(model, tmp_path, way):
+    adata = model.adata.copy()
+    if way == "h5ad":
+        adata.write_h5ad(tmp_path / "screen.h5ad")
+        adata = anndata.read_h5ad(tmp_path / "screen.h5ad")
+    elif way == "unregistered":
+        adata = make_screen(LABELS)
+    elif way == "view":
+        adata = adata[:]
+    elif way == "same":
+        adata = model.adata
+    np.testing.assert_allclose(
+        model.get_latent_representation(adata, key_added=None),
+        model.get_latent_representation(key_added=None),
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(encoded(adata)[0][:4], [[-1, -1], [0, -1], [1, -1], [0, 1]])
+
+
+def test_a_view_of_some_cells_gives_their_rows_and_leaves_its_parent(model):
+    parent = make_screen(LABELS)
+    view = parent[parent.obs["perturbation"] == "B+A"]
+    latent = model.get_latent_representation(view)
+    np.testing.assert_allclose(latent, model.get_latent_representation()[3::4], atol=1e-6)
+    np.testing.assert_array_equal(view.obsm["X_sams"], latent)
+    np.testing.assert_array_equal(encoded(view)[0], [[0, 1]] * 6)
+    assert list(parent.obsm) == list(parent.uns) == []
+    assert list(parent.obs) == ["perturbation"]
+
+
+def test_other_data_with_wider_combinations_than_training():
+    model = train(create(make_screen(["control", "A", "B", "C"] * 3)))
+    other = make_screen(["C+B+A", "A+C", "control", "B"])
+    assert model.get_latent_representation(other).shape == (4, 3)
+    codes, _ = encoded(other)
+    np.testing.assert_array_equal(codes, [[0, 1, 2], [0, 2, -1], [-1, -1, -1], [1, -1, -1]])
+    shift = model.get_latent_representation(
+        other, representation="perturbed"
+    ) - model.get_latent_representation(other)
+    effects = model.get_perturbation_effects().mean.to_numpy()
+    np.testing.assert_allclose(shift[0], effects.sum(axis=0), atol=1e-5)
+    np.testing.assert_allclose(shift[1], effects[[0, 2]].sum(axis=0), atol=1e-5)
+    np.testing.assert_array_equal(shift[2], np.zeros(3))
+
+
+def test_permuted_columns_of_a_dosage_matrix_give_the_same_cells():
+    table = pd.DataFrame(
+        [[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0.5, 3]] * 6, columns=["A", "B", "C"]
+    )
+    adata = make_screen(LABELS)
+    adata.obsm["dosage"] = table.set_axis(adata.obs_names)
+    model = train(create(adata, dosage_obsm_key="dosage"))
+    other = make_screen(LABELS)
+    other.obsm["dosage"] = adata.obsm["dosage"][["C", "A", "B"]]
+    np.testing.assert_array_equal(
+        model.get_latent_representation(other, representation="perturbed"),
+        model.get_latent_representation(representation="perturbed"),
+    )
+
+
+def test_other_genes_are_refused(model):
+    with pytest.raises(MissingKeyError, match="genes"):
+        model.get_latent_representation(make_screen(LABELS, n_genes=5))
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("names", [list, np.array, pd.Index])
+def test_a_saved_model_reads_other_data_by_name(tmp_path, names):
+    adata = make_screen(LABELS)
+    adata.obsm["dosage"] = np.array([[0.0, 0], [1, 0], [0, 2], [3, 4]] * 6)
+    model = train(
+        create(
+            adata, dosage_obsm_key="dosage", perturbation_names=names(["A", "B"]), control=("c",)
+        )
+    )
+    model.save(tmp_path / "model")
+    other = make_screen(["x", "x"])
+    other.obsm["dosage"] = pd.DataFrame({"B": [5.0, 0], "A": [6.0, 7]}, index=other.obs_names)
+    loaded = SAMSVAE.load(tmp_path / "model", adata=other, accelerator="cpu")
+    assert loaded.perturbations == ["A", "B"]
+    np.testing.assert_array_equal(encoded(other)[0], [[0, 1], [0, -1]])
+    np.testing.assert_array_equal(encoded(other)[1], [[6, 5], [7, 0]])
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(), model.get_latent_representation(other.copy())
+    )
+
+
+def test_a_saved_model_keeps_its_vocabulary_whatever_data_it_is_loaded_with(model, tmp_path):
+    model.save(tmp_path / "model")
+    other = make_screen(["B", "B+A", "B"])
+    loaded = SAMSVAE.load(tmp_path / "model", adata=other, accelerator="cpu")
+    assert loaded.perturbations == ["A", "B"]
+    np.testing.assert_array_equal(encoded(other)[0], [[1, -1], [0, 1], [1, -1]])
+    pd.testing.assert_frame_equal(loaded.get_perturbation_masks(), model.get_perturbation_masks())
+
+
+def test_loading_with_an_unknown_perturbation_leaves_the_data_as_they_were(model, tmp_path):
+    model.save(tmp_path / "model")
+    other = make_screen(["B", "Q"])
+    with pytest.raises(UnknownPerturbationError, match="'Q'"):
+        SAMSVAE.load(tmp_path / "model", adata=other, accelerator="cpu")
+    assert list(other.obs) == ["perturbation"]
+    assert list(other.obsm) == list(other.uns) == []
+
+
+# Several models in one process
+
+
+def results(model):
+    """What a user would see of a model; random numbers are the same in each call."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    arguments = {"n_samples": 20, "n_posterior_samples": 10, "basal": "control"}
+    predicted = model.predict(["B+A"])
+    return {
+        "names": np.array(model.perturbations),
+        "ate": model.predict_ate(["A", "B+A"], **arguments).X,
+        "prediction": predicted.X,
+        "source cells": np.array(predicted.obs["source_cell"]),
+        "latent": model.get_latent_representation(),
+        "masks": model.get_perturbation_masks().to_numpy(),
+        "codes": registered_perturbations(model.adata_manager)[0],
+    }
+
+
+def assert_same_results(now, then):
+    for key, value in then.items():
+        np.testing.assert_array_equal(now[key], value, err_msg=key)
+
+
+def test_a_second_data_set_leaves_the_first_model_as_it_was():
+    first = train(create(make_screen(LABELS, batch=["x", "y"] * 12), batch_key="batch"))
+    before = results(first)
+    second = train(
+        create(
+            make_screen(["NT", "B", "A0", "B_A0_Z"] * 6, seed=1, batch=["y", "w", "v"] * 8),
+            control="NT",
+            delimiter="_",
+            batch_key="batch",
+        )
+    )
+    assert second.perturbations == ["A0", "B", "Z"]
+    np.testing.assert_array_equal(
+        encoded(second.adata)[0][:4], [[-1, -1, -1], [1, -1, -1], [0, -1, -1], [0, 1, 2]]
+    )
+    assert_same_results(results(first), before)
+
+
+def test_both_models_read_the_same_third_data_by_their_own_names():
+    first = train(create(make_screen(LABELS)))
+    second = train(create(make_screen(["control", "B", "C", "A"] * 3)))
+    third = make_screen(["B", "A"])
+    for model, codes in ((first, [[1], [0]]), (second, [[1], [0]]), (first, [[1], [0]])):
+        model.get_latent_representation(third)
+        np.testing.assert_array_equal(encoded(third)[0], codes)
+        assert model.adata is not third
+    assert (first.perturbations, second.perturbations) == (["A", "B"], ["A", "B", "C"])
+
+
+OTHER_SETUPS = {
+    "control": {"control": "A"},
+    "labels": {"perturbation_key": "swapped"},
+    "more perturbations": {"perturbation_key": "longer"},
+    "delimiter": {"delimiter": None},
+    "batch": {"batch_key": "batch"},
+}
+
+
+def screen_with_other_columns():
+    swapped = {"A": "B", "B": "A"}
+    return make_screen(
+        LABELS,
+        swapped=[swapped.get(label, label) for label in LABELS],
+        longer=[label.replace("A", "C+D+E") for label in LABELS],
+        batch=["x", "y"] * 12,
+    )
+
+
+@pytest.mark.parametrize("setup", OTHER_SETUPS.values(), ids=OTHER_SETUPS)
+def test_a_second_registration_of_the_same_data_leaves_the_first_model_as_it_was(setup):
+    adata = screen_with_other_columns()
+    first = train(create(adata))
+    before = results(first)
+    second = train(create(adata, **setup))
+    assert_same_results(results(first), before)
+    assert second.registry_["setup_args"] != first.registry_["setup_args"]
+
+
+@pytest.mark.parametrize("setup", OTHER_SETUPS.values(), ids=OTHER_SETUPS)
+def test_a_model_trains_on_its_own_registration_after_a_second_one(setup):
+    adata = screen_with_other_columns()
+    first = create(adata)
+    state = {key: value.clone() for key, value in first.module.state_dict().items()}
+    torch.manual_seed(0)
+    train(first)
+    expected = {key: value.clone() for key, value in first.module.state_dict().items()}
+    first.module.load_state_dict(state)
+    create(adata, **setup)
+    torch.manual_seed(0)
+    train(first)
+    codes, _ = registered_perturbations(first.adata_manager)
+    np.testing.assert_array_equal(codes[:4], [[-1, -1], [0, -1], [1, -1], [0, 1]])
+    for key, value in first.module.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6, msg=key)
+
+
+def test_names_stay_with_their_effects_when_labels_are_edited_and_registered_again():
+    adata = make_screen(LABELS)
+    first = train(create(adata))
+    before = first.get_perturbation_masks(key_added=None)
+    adata.obs["perturbation"] = [label.replace("A", "Z") for label in LABELS]
+    second = create(adata)
+    assert second.perturbations == ["B", "Z"]
+    with pytest.raises(UnknownPerturbationError, match="'Z'"):
+        first.get_latent_representation()
+    assert first.perturbations == ["A", "B"]
+    pd.testing.assert_frame_equal(first.get_perturbation_masks(key_added=None), before)
+
+
+def test_lists_that_a_user_changes_later_do_not_reach_into_the_model():
+    controls, names = ["NT1", "NT2"], ["A", "B"]
+    labelled = train(create(make_screen(["NT1", "NT2", "A", "A+NT1"] * 3), control=controls))
+    adata = make_screen(LABELS)
+    adata.obsm["dosage"] = np.array([[0, 0], [1, 0], [0, 2], [3, 4]] * 6)
+    measured = train(create(adata, dosage_obsm_key="dosage", perturbation_names=names))
+    controls.clear()
+    names.reverse()
+    ate = labelled.predict_ate(["NT2", "A+NT1"], n_samples=4, n_posterior_samples=2)
+    np.testing.assert_array_equal(ate.X[0], np.zeros(4))
+    other = adata[:4].copy()
+    measured.get_latent_representation(other)
+    np.testing.assert_array_equal(encoded(other)[1], [[0, 0], [1, 0], [2, 0], [3, 4]])
+    np.testing.assert_array_equal(encoded(other)[0], [[-1, -1], [0, -1], [1, -1], [0, 1]])
