@@ -139,7 +139,7 @@ def test_text_that_is_no_dose_is_refused(cells, value):
     assert repr(value) in str(error.value)
 
 
-@pytest.mark.parametrize("value", ["high", "", "1+", "+1", "1+high", "1,5", "1_2", "1 2"])
+@pytest.mark.parametrize("value", ["high", "", "1+", "1+high", "1,5", "1_2", "1 2"])
 def test_text_that_is_no_number_is_refused(cells, value):
     with pytest.raises(InvalidDosageError, match="not a number") as error:
         encode(cells(["ctrl", "A", "B+A"]), cells(["1", "1", value]))

@@ -24,11 +24,14 @@ from scvi_sams.data import (
     PerturbationField,
     control_names,
     refuse_invalid_expression,
+    registered_perturbations,
     unchanged_on_error,
 )
 from scvi_sams.exceptions import InvalidCountsError, MissingKeyError
 
 logger = logging.getLogger("scvi.sams")
+
+_LARGE_DOSE = 100.0
 
 
 class RegistrationMixin(BaseModelClass):
@@ -131,6 +134,7 @@ class RegistrationMixin(BaseModelClass):
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
         logger.info(_registration_summary(manager))
+        _warn_of_large_doses(manager)
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Register other data by name where needed, and check its values once."""
@@ -182,6 +186,16 @@ def _refuse_missing_keys(adata: AnnData, layer: str | None, keys: list[str | Non
     if missing:
         raise MissingKeyError(
             f"Columns {missing} are not in adata.obs, which has {list(adata.obs.columns)}."
+        )
+
+
+def _warn_of_large_doses(manager: AnnDataManager) -> None:
+    _, doses = registered_perturbations(manager)
+    if doses.max() > _LARGE_DOSE:
+        logger.warning(
+            f"Doses reach {doses.max():g}. Effects are linear in the dose, in units of the spread "
+            "of basal states: give doses on a scale on which that is plausible, of order one (such "
+            "as the logarithm, or a share of the highest dose)."
         )
 
 

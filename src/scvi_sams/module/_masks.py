@@ -44,10 +44,11 @@ class BernoulliMaskPrior(MaskPrior):
 
     def kl(self, logits: Tensor) -> Tensor:
         """``q log(q / alpha) + (1 - q) log((1 - q) / (1 - alpha))``."""
-        on = torch.sigmoid(logits)
-        return on * (functional.logsigmoid(logits) - self.log_on) + (1 - on) * (
-            functional.logsigmoid(-logits) - self.log_off
-        )
+        # In float64: in float32 a sigmoid has no gradient beyond a logit of 16.
+        wide = logits.double()
+        on, off = torch.sigmoid(wide), torch.sigmoid(-wide)
+        log_on, log_off = functional.logsigmoid(wide), functional.logsigmoid(-wide)
+        return (on * (log_on - self.log_on) + off * (log_off - self.log_off)).to(logits.dtype)
 
     def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
         """``log q(m) - log p(m)`` at the drawn masks (the paper's estimate)."""
@@ -76,14 +77,14 @@ class BetaBernoulliMaskPrior(MaskPrior):
 
     def kl(self, logits: Tensor) -> Tensor:
         """Return the bound with q(pi) at its optimum."""
-        on = torch.sigmoid(logits)
-        negative_entropy = on * functional.logsigmoid(logits) + (1 - on) * functional.logsigmoid(
-            -logits
-        )
-        evidence = torch.lgamma(self.a + on) + torch.lgamma(self.b + 1 - on)
+        # In float64: log-gammas of a large concentration all but cancel.
+        wide = logits.double()
+        on, off = torch.sigmoid(wide), torch.sigmoid(-wide)
+        negative_entropy = on * functional.logsigmoid(wide) + off * functional.logsigmoid(-wide)
+        evidence = torch.lgamma(self.a + on) + torch.lgamma(self.b + off)
         prior = math.lgamma(self.a) + math.lgamma(self.b)
         total = math.lgamma(self.a + self.b + 1) - math.lgamma(self.a + self.b)
-        return negative_entropy - (evidence - prior - total)
+        return (negative_entropy - (evidence - prior - total)).to(logits.dtype)
 
     def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
         """``log q(m) q(pi) - log p(m | pi) p(pi)`` at drawn masks and probabilities."""
@@ -115,6 +116,8 @@ class MaskPosterior(nn.Module):
     is_dense
         While true every mask is on, and costs nothing: the first phase of training.
     """
+
+    is_dense: Tensor
 
     def __init__(
         self,

@@ -13,6 +13,10 @@ _VARIANCE_FLOOR = 1e-4
 """Added to every posterior variance (paper, appendix)."""
 
 
+_MAX_LOG_VARIANCE = 20.0
+"""Far beyond any posterior; keeps the first steps finite where doses are in the thousands."""
+
+
 class HiddenLayers(nn.Module):
     """Activation of a first pre-activation, then residual blocks; no normalisation, no dropout.
 
@@ -67,7 +71,8 @@ class NormalHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Normal:
         """Return the distribution for hidden units of shape ``(..., n_hidden)``."""
-        variance = self.log_variance(hidden).exp() + _VARIANCE_FLOOR
+        log_variance = self.log_variance(hidden).clamp(max=_MAX_LOG_VARIANCE)
+        variance = log_variance.exp() + _VARIANCE_FLOOR
         return Normal(self.loc(hidden), variance.sqrt(), validate_args=False)
 
 

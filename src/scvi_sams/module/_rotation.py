@@ -10,11 +10,11 @@ the weights; masks are trained from there.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch import Tensor
 
 _N_RESTARTS = 4
 _N_STEPS = 400
+_LEARNING_RATE = 0.03
 _SMOOTHING = 0.1
 """Where the absolute value is rounded off, relative to the root mean square of the effects."""
 
@@ -42,26 +42,29 @@ def sparsest_rotation(effects: Tensor, *, seed: int = 0) -> Tensor:
     scale = values.square().mean().sqrt().clamp(min=1e-12)
     values = values / scale
     generator = torch.Generator().manual_seed(seed)
-    best, lowest = torch.eye(n_latent, dtype=values.dtype), float("inf")
+    best, lowest = torch.eye(n_latent, dtype=values.dtype, device=values.device), float("inf")
     for _ in range(_N_RESTARTS):
-        start = torch.linalg.qr(
-            torch.randn(n_latent, n_latent, generator=generator, dtype=values.dtype)
-        ).Q.to(values.device)
-        turn = parametrizations.orthogonal(
-            nn.Linear(n_latent, n_latent, bias=False, device=values.device, dtype=values.dtype),
-            orthogonal_map="matrix_exp",
-        )
-        optimizer = torch.optim.Adam(turn.parameters(), lr=0.03)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _N_STEPS)
-        turned = values @ start
-        for _ in range(_N_STEPS):
-            loss = (turn(turned).square() + _SMOOTHING**2).sqrt().sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        with torch.no_grad():
-            total = (turn(turned).square() + _SMOOTHING**2).sqrt().sum().item()
-            if total < lowest:
-                best, lowest = start @ turn.weight.T, total
-    return best.detach().to(effects.dtype)
+        noise = torch.randn(n_latent, n_latent, generator=generator, dtype=values.dtype)
+        start = torch.linalg.qr(noise.to(values.device)).Q
+        rotation, size = _descend(values, start)
+        if size < lowest:
+            best, lowest = rotation, size
+    return best.to(effects.dtype)
+
+
+def _descend(values: Tensor, start: Tensor) -> tuple[Tensor, float]:
+    """Minimise the sum of sizes over rotations, from one start."""
+    generators = torch.zeros_like(start, requires_grad=True)
+    optimizer = torch.optim.Adam([generators], lr=_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _N_STEPS)
+    for _ in range(_N_STEPS):
+        rotation = start @ torch.matrix_exp(generators - generators.T)
+        size = ((values @ rotation).square() + _SMOOTHING**2).sqrt().sum()
+        optimizer.zero_grad()
+        size.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        rotation = start @ torch.matrix_exp(generators - generators.T)
+        size = ((values @ rotation).square() + _SMOOTHING**2).sqrt().sum()
+    return rotation, float(size)

@@ -147,13 +147,20 @@ class SAMSVAEModule(PerturbationModule):
         self.masks.is_dense.fill_(False)
 
     def rotate(self, rotation: Tensor) -> None:
-        """Fold a rotation of the latent space into encoder, decoder and effects."""
-        for part in (self.encoder, self.decoder, self.effects):
-            part.rotate(rotation)
+        """Fold a rotation of the latent space into encoder, decoder and effects.
+
+        Exact for everything that is decoded from posterior means, as long as all masks are on; the
+        diagonal posterior variances turn approximately (see ``NormalHead.rotate``).
+        """
+        self.encoder.rotate(rotation)
+        self.decoder.rotate(rotation)
+        self.effects.rotate(rotation)
 
     def table_parameters(self) -> list[torch.nn.Parameter]:
-        """Add mask logits, and the tables of effects where these are mean-field."""
+        """Add mask logits, and the table of effects, or of embeddings of the perturbations."""
         tables = super().table_parameters() + list(self.masks.parameters())
         if isinstance(self.effects, MeanFieldEffects):
             tables += list(self.effects.parameters())
+        elif isinstance(self.effects, CorrelatedEffects):
+            tables += list(self.effects.from_perturbation.parameters())
         return tables

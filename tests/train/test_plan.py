@@ -1,0 +1,223 @@
+"""The training plan in real trainings by Lightning."""
+
+import lightning
+import numpy as np
+import pytest
+import scvi
+import torch
+
+from module.reference import ReferenceELBO, recorded_draws
+from scvi_sams._random import fixed_seed
+from scvi_sams.train import PerturbationTrainingPlan, _plan
+from train.screens import carriers, make_model, make_screen
+
+QUIET = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "logger": True,
+}
+FROZEN = {"lr": 0.0, "global_lr": 0.0}
+VARIANTS = [(False, False), (True, True)]
+
+
+@pytest.fixture(autouse=True)
+def seed(monkeypatch):
+    monkeypatch.setattr(scvi.settings, "_seed", None)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def screen():
+    return make_screen()
+
+
+def train(model, max_epochs=1, batch_size=64, **kwargs):
+    model.train(max_epochs=max_epochs, batch_size=batch_size, **(QUIET | kwargs))
+    return model
+
+
+def curve(model, name):
+    return model.history[name][name].astype(float).to_numpy()
+
+
+# Learning ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("correlated_basal", "correlated_effects"), VARIANTS)
+def test_training_lowers_the_loss(screen, correlated_basal, correlated_effects):
+    model = make_model(
+        screen, correlated_basal=correlated_basal, correlated_effects=correlated_effects
+    )
+    train(model, max_epochs=15)
+    loss, validation = curve(model, "elbo_train"), curve(model, "elbo_validation")
+    assert np.isfinite(loss).all()
+    assert len(validation) == 15
+    assert loss[-3:].mean() < loss[0] - 1
+    assert validation[-1] < validation[0] - 1
+
+
+def test_masks_and_effects_move_as_fast_as_their_learning_rate(screen):
+    """Adam with eps 0.01, the default of scvi-tools, would leave them where they start."""
+    model = make_model(screen, correlated_effects=False)
+    before = {name: value.clone() for name, value in model.module.named_parameters()}
+    train(model, plan_kwargs={"lr": 0.0, "global_lr": 0.01}, train_size=1.0)
+    n_steps = -(-screen.n_obs // 64)
+    moved = {
+        name: (value - before[name]).abs().detach()
+        for name, value in model.module.named_parameters()
+    }
+    for name in ("masks.logits", "effects.log_scale"):
+        assert moved[name].median() > 0.2 * 0.01 * n_steps
+        assert moved[name].max() < 1.5 * 0.01 * n_steps
+    assert all(not moved[name].any() for name in moved if name.startswith(("encoder", "decoder.f")))
+
+
+def optimizer_of(model, **plan_kwargs):
+    plan = PerturbationTrainingPlan(model.module, **plan_kwargs)
+    return plan.configure_optimizers()["optimizer"]
+
+
+@pytest.mark.parametrize("correlated_effects", [False, True])
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_tables_have_a_learning_rate_of_their_own(screen, correlated_effects, name):
+    model = make_model(screen, correlated_effects=correlated_effects)
+    optimizer = optimizer_of(model, optimizer=name, lr=2e-4, global_lr=3e-3, weight_decay=1e-5)
+    assert type(optimizer).__name__ == name
+    networks, tables = optimizer.param_groups
+    assert (networks["lr"], networks["weight_decay"], networks["eps"]) == (2e-4, 1e-5, 1e-8)
+    assert (tables["lr"], tables["weight_decay"], tables["eps"]) == (3e-3, 0.0, 1e-8)
+    names = {id(parameter): n for n, parameter in model.module.named_parameters()}
+    in_tables = {names[id(parameter)] for parameter in tables["params"]}
+    in_networks = {names[id(parameter)] for parameter in networks["params"]}
+    assert "masks.logits" in in_tables
+    assert ({"effects.loc", "effects.log_scale"} <= in_tables) is not correlated_effects
+    assert not {n for n in in_tables if n.startswith(("encoder", "decoder"))}
+    assert in_tables.isdisjoint(in_networks)
+    assert in_tables | in_networks == set(names.values())
+    listed = networks["params"] + tables["params"]
+    assert len(listed) == len(names)
+
+
+def test_a_custom_optimizer_is_left_alone(screen):
+    model = make_model(screen)
+    optimizer = optimizer_of(
+        model, optimizer="Custom", optimizer_creator=lambda params: torch.optim.SGD(params, lr=0.5)
+    )
+    assert isinstance(optimizer, torch.optim.SGD)
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == len(list(model.module.parameters()))
+
+
+def test_no_warm_up_unless_asked_for(screen):
+    plan = PerturbationTrainingPlan(make_model(screen).module)
+    assert plan.kl_weight == 1.0
+    warmed = PerturbationTrainingPlan(make_model(screen).module, n_epochs_kl_warmup=10)
+    assert warmed.kl_weight == 0.0
+
+
+# Plate counts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train_size", [None, 0.6, 1.0])
+def test_plates_count_the_training_cells_of_the_split(screen, train_size):
+    model = train(make_model(screen), train_size=train_size)
+    counts = model.module.cells_per_perturbation.tolist()
+    assert counts == carriers(screen, model.train_indices, model.perturbations).tolist()
+    everything = carriers(screen, np.arange(screen.n_obs), model.perturbations).tolist()
+    assert (counts == everything) is (train_size == 1.0)
+
+
+def test_plates_of_a_split_from_outside(screen):
+    """Also where a perturbation has no training cells at all."""
+    unseen = screen.obs["perturbation"].astype(str).str.contains("P002|P2", regex=True).to_numpy()
+    model = make_model(screen)
+    untrained = model.perturbations[1]
+    unseen = screen.obs["perturbation"].astype(str).str.contains(untrained).to_numpy()
+    cells = np.random.default_rng(0).permutation(np.flatnonzero(~unseen))
+    split = [cells[:150], np.flatnonzero(unseen)[:30], cells[150:]]
+    train(model, datasplitter_kwargs={"external_indexing": split})
+    counts = model.module.cells_per_perturbation
+    assert counts.tolist() == carriers(screen, split[0], model.perturbations).tolist()
+    assert counts[1] == 0
+    assert np.isfinite(curve(model, "elbo_validation")).all()
+    assert all(torch.isfinite(parameter).all() for parameter in model.module.parameters())
+    assert (model.module.masks.logits[1] == model.module.masks.logits[1, 0]).all()
+
+
+def test_plates_follow_a_second_training(screen):
+    model = train(make_model(screen), train_size=0.9)
+    bias = model.module.decoder.to_genes.bias.detach().clone()
+    half = np.arange(0, screen.n_obs, 2)
+    split = [half, np.setdiff1d(np.arange(screen.n_obs), half), np.array([], dtype=int)]
+    train(model, datasplitter_kwargs={"external_indexing": split}, plan_kwargs=FROZEN)
+    counts = model.module.cells_per_perturbation.tolist()
+    assert counts == carriers(screen, half, model.perturbations).tolist()
+    assert torch.equal(model.module.decoder.to_genes.bias, bias)
+
+
+# Validation -------------------------------------------------------------------------------------
+
+
+def test_validation_of_frozen_weights_never_changes(screen):
+    """The training score does, because it is drawn anew."""
+    model = train(make_model(screen), max_epochs=4, train_size=0.7, plan_kwargs=FROZEN)
+    assert len(set(curve(model, "elbo_validation"))) == 1
+    assert len(set(curve(model, "reconstruction_loss_validation"))) == 1
+    assert len(set(curve(model, "elbo_train"))) == 4
+
+
+class WatchRandomState(lightning.Callback):
+    """Notes whether validation steps leave the global generator as it was."""
+
+    def __init__(self):
+        self.disturbed = []
+
+    def on_validation_batch_start(self, *args, **kwargs):
+        self.state = torch.random.get_rng_state()
+
+    def on_validation_batch_end(self, *args, **kwargs):
+        self.disturbed.append(not torch.equal(self.state, torch.random.get_rng_state()))
+
+
+def test_validation_does_not_disturb_the_random_numbers_of_training(screen):
+    watch = WatchRandomState()
+    train(make_model(screen), max_epochs=2, train_size=0.6, callbacks=[watch])
+    assert len(watch.disturbed) >= 4
+    assert not any(watch.disturbed)
+
+
+@pytest.mark.parametrize(("correlated_basal", "correlated_effects"), VARIANTS)
+@pytest.mark.parametrize("batch_size", [17, 512])
+def test_validation_score_by_the_reference(
+    screen, correlated_basal, correlated_effects, batch_size
+):
+    """Mean over validation cells of minus the ELBO, with plates of the TRAINING cells."""
+    model = make_model(
+        screen,
+        correlated_basal=correlated_basal,
+        correlated_effects=correlated_effects,
+        n_particles=2,
+        global_kl_weight=5.0,
+    )
+    with torch.no_grad():  # divergences that matter, so that a wrong weight shows
+        model.module.masks.logits.normal_()
+    train(model, train_size=0.75, batch_size=batch_size, plan_kwargs=FROZEN, max_epochs=2)
+    plates = carriers(screen, model.train_indices, model.perturbations)
+    np.testing.assert_array_equal(model.module.cells_per_perturbation, plates)
+
+    model.module.eval()
+    total = global_terms = 0.0
+    loader = model._make_data_loader(
+        screen, indices=model.validation_indices, batch_size=batch_size
+    )
+    for index, tensors in enumerate(loader):
+        seed = fixed_seed(_plan._VALIDATION_SEED + index, torch.device("cpu"))
+        with seed, recorded_draws(model.module) as draws:
+            model.module(tensors)
+        reference = ReferenceELBO(model.module, tensors, draws)
+        total += reference.reconstruction.sum() + sum(kl.sum() for kl in reference.kl.values())
+        global_terms += reference.kl["kl_masks"].sum() + reference.kl["kl_effects"].sum()
+    n_cells = len(model.validation_indices)
+    assert curve(model, "elbo_validation")[-1] == pytest.approx(total / n_cells, rel=1e-5)
+    assert global_terms / n_cells > 1e-3 * total / n_cells
