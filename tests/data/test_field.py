@@ -99,6 +99,11 @@ def test_a_perturbation_of_dose_zero_is_not_counted(make_screen):
     np.testing.assert_array_equal(state["cells_per_perturbation"], [2, 1])
 
 
+def test_what_is_left_of_a_combination_is_counted_by_its_names(make_screen):
+    adata = make_screen(["control", "A+B+C", "B+C", "C+B"], dose=["0", "0+1+1", "1", "2"])
+    assert state_of(register(adata, dosage_key="dose"))["n_combinations"] == 1
+
+
 def test_the_table_of_the_registry_names_controls_counts_and_codes(make_screen):
     field = PerturbationField(
         perturbation_key="perturbation", control=("control", "NT"), delimiter="+"
@@ -153,6 +158,11 @@ def test_encoding_other_data_leaves_the_registration_as_it_was(make_screen):
     np.testing.assert_array_equal(adata.obsm[SLOT], before)
     assert state_of(manager)["n_combinations"] == 1
     np.testing.assert_array_equal(state_of(manager)["cells_per_perturbation"], [3, 2, 1])
+
+
+def test_perturbations_that_other_data_lack_count_no_cells(make_screen):
+    transferred = register(make_screen(LABELS)).transfer_fields(make_screen(["A", "A"]))
+    np.testing.assert_array_equal(state_of(transferred)["cells_per_perturbation"], [2, 0, 0])
 
 
 @pytest.mark.parametrize("way", ["copy", "h5ad", "view"])

@@ -31,6 +31,8 @@ TRAINING: dict[str, Any] = {
     "accelerator": "cpu",
     "devices": 1,
     "enable_progress_bar": False,
+    # The rotation takes longer than the few epochs of these models.
+    "plan_kwargs": {"dense_fraction": 0.0},
 }
 N_LATENT = 4
 _LEAKY_SLOPE = 0.01

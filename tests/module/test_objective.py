@@ -173,6 +173,17 @@ def test_gradients_reach_every_parameter(
 
 
 @ALL_VARIANTS
+def test_gradients_of_the_phase_with_all_masks_on(correlated_basal, correlated_effects):
+    """Masks stay where they are, but are not left out of the graph."""
+    module = make_module(correlated_basal=correlated_basal, correlated_effects=correlated_effects)
+    module.begin_dense_phase()
+    gradients = gradients_after(module, make_tensors(), n_steps=1)
+    dead = [name for name, grad in gradients.items() if grad is None or not grad.any()]
+    assert dead == ["masks.logits"]
+    assert torch.equal(gradients["masks.logits"], torch.zeros(5, 3))
+
+
+@ALL_VARIANTS
 def test_only_rows_of_the_batch_have_gradients(correlated_basal, correlated_effects):
     module = make_module(correlated_basal=correlated_basal, correlated_effects=correlated_effects)
     gradients = gradients_after(module, take_cells(make_tensors(), [0, 1, 3]), n_steps=1)

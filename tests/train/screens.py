@@ -24,7 +24,7 @@ SMALL_MODEL: dict[str, Any] = {
 def make_counts(n_cells: int = 60, n_genes: int = 6, form: str = "csr") -> AnnData:
     """Make cells with labels, doses and size factors.
 
-    Gene 2 has no counts and gene 4 is always 3; a cell in seven has a dose of zero.
+    Gene 2 has no counts and gene 4 is always 3; a cell in four has a dose of zero.
     """
     rng = np.random.default_rng(0)
     x = rng.negative_binomial(2, 0.2, size=(n_cells, n_genes)).astype(np.float32)
@@ -34,7 +34,7 @@ def make_counts(n_cells: int = 60, n_genes: int = 6, form: str = "csr") -> AnnDa
     obs = pd.DataFrame(
         {
             "perturbation": labels,
-            "dose": np.where(np.arange(n_cells) % 7 == 6, 0.0, 2.0),
+            "dose": np.where(np.arange(n_cells) % 4 == 3, 0.0, 2.0),
             "factor": rng.uniform(0.3, 4, size=n_cells),
         },
         index=[f"cell{cell}" for cell in range(n_cells)],

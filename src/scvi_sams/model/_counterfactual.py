@@ -13,8 +13,8 @@ from scipy import sparse
 
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.data import PerturbationCodes
-from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._base import BasePerturbationModel
+from scvi_sams.exceptions import MissingControlError, SAMSError
+from scvi_sams.model._base import BasePerturbationModel, refuse_other_choices
 from scvi_sams.module import Likelihood, draw_particles, positions_in, sum_over_slots
 
 _MAX_ELEMENTS = 2**24
@@ -89,6 +89,9 @@ class CounterfactualMixin(BasePerturbationModel):
         SAMSError
             If the method needs counts and the likelihood has none.
         """
+        refuse_other_choices("basal", basal, ("prior", "control"))
+        if not 0 < interval < 1:
+            raise SAMSError(f"`interval` is a probability between 0 and 1, not {interval!r}.")
         self._check_if_trained(warn=True)
         labels = list(self.perturbations if perturbations is None else perturbations)
         requested = self._encode_requested(labels, dosages)
@@ -134,8 +137,8 @@ class CounterfactualMixin(BasePerturbationModel):
         }
         if key_added is not None:
             self.adata.uns[key_added] = {
-                "effect": result.X,
-                **dict(result.layers),
+                "effect": result.X.copy(),
+                **{name: layer.copy() for name, layer in result.layers.items()},
                 "perturbations": np.array(labels),
                 "genes": np.array(self.adata.var_names, dtype=str),
                 **result.uns["ate"],
@@ -189,6 +192,7 @@ class CounterfactualMixin(BasePerturbationModel):
         UnknownPerturbationError
             If a label names a perturbation that was not trained on.
         """
+        refuse_other_choices("output", output, ("lognorm", "rate", "counts"))
         self._check_if_trained(warn=True)
         likelihood = self.module.likelihood
         if output == "lognorm" and not likelihood.is_count_likelihood:
@@ -253,11 +257,16 @@ class CounterfactualMixin(BasePerturbationModel):
         """Basal states ``(n_posterior, n_basal, n_latent)``, covariates to go with them."""
         n_draws = n_posterior * n_basal
         control = self._control_cells()
-        chosen = torch.randint(len(control), (n_draws,)).numpy()
+        if basal == "control" and not len(control):
+            raise MissingControlError(
+                "The data has no control cells to take basal states from. Use basal='prior'."
+            )
+        sources = control if len(control) else np.arange(self.adata.n_obs)
+        chosen = torch.randint(len(sources), (n_draws,)).numpy()
         z_basal = torch.randn(n_draws, self.module.n_latent, device=self.module.device)
         covariates = None
         if basal == "control" or self.module.covariates.n_out:
-            for place, cells in self._cells(self.adata, control[chosen], None):
+            for place, cells in self._cells(self.adata, sources[chosen], None):
                 if basal == "control":
                     no_shift = torch.zeros(1, 1, self.module.n_latent, device=self.module.device)
                     qz = self.module.encode(cells.x, no_shift, cells.covariates)
@@ -266,8 +275,6 @@ class CounterfactualMixin(BasePerturbationModel):
                     if covariates is None:
                         covariates = z_basal.new_empty(n_draws, cells.covariates.shape[1])
                     covariates[place] = cells.covariates
-        elif basal != "prior":
-            raise SAMSError(f"`basal` must be 'prior' or 'control', not {basal!r}.")
         shape = (n_posterior, n_basal, -1)
         return (
             z_basal.reshape(shape),
@@ -299,8 +306,7 @@ class _Statistic:
         target_sum: float,
         device: torch.device,
     ) -> None:
-        if method not in ("lognorm", "mean"):
-            raise SAMSError(f"`method` must be 'lognorm' or 'mean', not {method!r}.")
+        refuse_other_choices("method", method, ("lognorm", "mean"))
         if method == "lognorm" and not likelihood.is_count_likelihood:
             raise SAMSError("A normal likelihood has no counts to normalise: use method='mean'.")
         self.likelihood = likelihood
@@ -316,7 +322,10 @@ class _Statistic:
         if self.method == "mean":
             return self.target_sum * self.likelihood.rate(logits)
         x = self.likelihood.sample(logits, self.size)
-        size = self.size if self.likelihood.uses_size_factor else x.sum(-1, keepdim=True)
+        if self.likelihood.uses_size_factor:
+            size = self.size
+        else:
+            size = x.sum(-1, keepdim=True).clamp(min=1)  # a cell drawn without counts has f = 0
         return torch.log2(1 + self.target_sum * x / size)
 
     def description(self) -> dict[str, str | float]:

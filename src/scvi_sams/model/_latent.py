@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.model._base import BasePerturbationModel, rows_of_all_cells
+from scvi_sams.model._base import BasePerturbationModel, refuse_other_choices, rows_of_all_cells
 from scvi_sams.module import draw_particles, positions_in, sum_over_slots
 
 
@@ -56,6 +56,7 @@ class LatentMixin(BasePerturbationModel):
         Array of shape ``(n_cells, n_latent)``, or ``(n_samples, n_cells, n_latent)``, in units of
         the prior's standard deviation. In obsm, cells that were not asked for are NaN.
         """
+        refuse_other_choices("representation", representation, ("basal", "perturbed"))
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._indices(adata, indices)

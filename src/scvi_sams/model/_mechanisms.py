@@ -41,8 +41,8 @@ class MechanismMixin(BasePerturbationModel):
         self._check_if_trained(warn=True)
         probability = self.module.masks.inclusion_probability.cpu().numpy()
         masks = self._mechanism_table(probability)
-        if key_added is not None:
-            self.adata.uns[key_added] = masks
+        if key_added is not None and self.adata is not None:
+            self.adata.uns[key_added] = masks.copy()
         return masks
 
     @torch.inference_mode()
@@ -67,8 +67,8 @@ class MechanismMixin(BasePerturbationModel):
         effects = Effects(
             self._mechanism_table(mean.cpu().numpy()), self._mechanism_table(sd.cpu().numpy())
         )
-        if key_added is not None:
-            self.adata.uns[key_added] = effects._asdict()
+        if key_added is not None and self.adata is not None:
+            self.adata.uns[key_added] = {name: e.copy() for name, e in effects._asdict().items()}
         return effects
 
     def _mechanism_table(self, values: np.ndarray) -> pd.DataFrame:

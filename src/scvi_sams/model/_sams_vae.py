@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from anndata import AnnData
 
@@ -55,6 +55,8 @@ class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin,
         Of the relaxed Bernoulli that gradients pass through.
     effect_n_hidden, effect_n_layers
         Network of the correlated effects.
+    registry
+        Set by :meth:`load` where there is no ``adata``.
 
     Examples
     --------
@@ -69,7 +71,7 @@ class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin,
 
     def __init__(
         self,
-        adata: AnnData,
+        adata: AnnData | None = None,
         n_latent: int = 50,
         *,
         n_hidden: int = 400,
@@ -87,9 +89,11 @@ class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin,
         mask_temperature: float = 1.0,
         effect_n_hidden: int = 200,
         effect_n_layers: int = 2,
+        registry: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             adata,
+            registry=registry,
             n_latent=n_latent,
             n_hidden=n_hidden,
             n_layers=n_layers,
