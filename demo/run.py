@@ -131,7 +131,8 @@ def draw(
     ax.figure.savefig(folder / "ate.png", dpi=150, bbox_inches="tight")
     model.get_latent_representation()
     model.get_latent_representation(representation="perturbed")
-    axes = scvi_sams.pl.latent(adata)
+    strongest = effects.mean.pow(2).sum(axis=1).nlargest(8).index
+    axes = scvi_sams.pl.latent(adata, highlight=["control", *strongest])
     axes[0].figure.savefig(folder / "latent.png", dpi=150, bbox_inches="tight")
     plt.close("all")
 

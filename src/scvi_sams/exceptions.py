@@ -28,8 +28,16 @@ class InvalidCountsError(SAMSError):
     """The expression values cannot be what the chosen likelihood assumes."""
 
 
+class InvalidCovariateError(SAMSError):
+    """A batch, covariate or size factor is missing, no number, or was not in the training data."""
+
+
 class MissingKeyError(SAMSError):
     """A column, layer or matrix named in the call is not in the AnnData."""
+
+
+class RegistrationError(SAMSError):
+    """The AnnData object cannot be registered as it is, for example because it is a view."""
 
 
 class InvalidSplitError(SAMSError):

@@ -96,7 +96,9 @@ def _spread_parameters(model: SAMSVAE) -> None:
     scales = {"masks.logits": 1.5, "effects.loc": 1.5, "effects.log_scale": 1.5}
     with torch.no_grad():
         for name, parameter in sorted(model.module.named_parameters()):
-            scale = scales.get(name, (0.3 if "log_variance" in name else 1) / parameter.shape[-1] ** 0.5)
+            scale = scales.get(
+                name, (0.3 if "log_variance" in name else 1) / parameter.shape[-1] ** 0.5
+            )
             if name != "decoder.to_genes.bias" and not name.startswith("likelihood"):
                 values = rng.normal(scale=scale, size=parameter.shape)
                 parameter.copy_(torch.as_tensor(values, dtype=torch.float32))
@@ -148,7 +150,9 @@ def decode(model: SAMSVAE, z: np.ndarray, covariates: np.ndarray | None = None) 
     return hidden @ weights["to_genes.weight"].T + weights["to_genes.bias"]
 
 
-def decode_shares(model: SAMSVAE, z: np.ndarray, covariates: np.ndarray | None = None) -> np.ndarray:
+def decode_shares(
+    model: SAMSVAE, z: np.ndarray, covariates: np.ndarray | None = None
+) -> np.ndarray:
     """Decode in numpy: shares of the library."""
     return softmax(decode(model, z, covariates), axis=-1)
 

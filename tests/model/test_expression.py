@@ -105,7 +105,9 @@ def test_expression_per_unit_of_the_size_factor(size_factor_model):
     found = expression(
         size_factor_model, indices=CELLS, n_samples=N_DRAWS, return_mean=False, library_size=3.0
     )
-    assert_same_average(found, 3 * np.exp(decode(size_factor_model, drawn_states(size_factor_model))))
+    assert_same_average(
+        found, 3 * np.exp(decode(size_factor_model, drawn_states(size_factor_model)))
+    )
 
 
 def test_a_normal_likelihood_is_not_scaled(normal_model):

@@ -31,7 +31,9 @@ def score(model, name, *args, seed=0, **kwargs):
 def members_of(model):
     """Perturbations of each cell, cells x perturbations, from the labels."""
     labels = model.adata.obs["perturbation"].astype(str)
-    return np.array([[name in label.split("+") for name in model.perturbations] for label in labels])
+    return np.array(
+        [[name in label.split("+") for name in model.perturbations] for label in labels]
+    )
 
 
 def global_share(model):

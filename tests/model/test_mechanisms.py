@@ -22,7 +22,7 @@ def drawn_shifts(model):
 
 
 def moments_and_errors(draws):
-    """Mean and variance of draws, and what both err by in an average over n draws, per 1/sqrt(n)."""
+    """Mean and variance of draws, and the error of both times the root of the number of draws."""
     mean = draws.mean(axis=0)
     squares = (draws - mean) ** 2
     return mean, squares.mean(axis=0), draws.std(axis=0), squares.std(axis=0)
@@ -97,7 +97,9 @@ def test_tables_in_uns_survive_a_file(tmp_path, variant):
     read = ad.read_h5ad(tmp_path / "screen.h5ad").uns
     for written in (read["sams_masks"], read["again"]):
         assert isinstance(written, pd.DataFrame)
-        pd.testing.assert_frame_equal(written, masks, check_index_type=False, check_column_type=False)
+        pd.testing.assert_frame_equal(
+            written, masks, check_index_type=False, check_column_type=False
+        )
     for name in ("mean", "sd"):
         pd.testing.assert_frame_equal(
             read["sams_effects"][name],

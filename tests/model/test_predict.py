@@ -60,6 +60,13 @@ def test_rows_are_labels_then_cells(default_model):
     assert found.obs_names.is_unique
 
 
+def test_names_stay_unique_where_a_cell_is_asked_for_twice(default_model):
+    found = predict(default_model, ["P001"], indices=[7, 7, 3])
+    assert found.obs_names.is_unique
+    names = list(default_model.adata.obs_names[[7, 7, 3]])
+    assert list(found.obs["source_cell"]) == names
+
+
 def test_control_cells_of_the_training_data_by_default(default_model):
     found = predict(default_model, ["P001"])
     names = default_model.adata.obs_names[cells_of(default_model, "control")]

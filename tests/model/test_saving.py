@@ -30,7 +30,7 @@ SETUPS = {
     "several controls": ({"control": ["P004", "control"]}, {}),
 }
 # The same computation in this process and in another.
-RESULTS = '''
+RESULTS = """
 import numpy as np
 import torch
 
@@ -48,7 +48,7 @@ def results(model, labels):
         "iwelbo": model.get_iwelbo(return_mean=False, key_added=None, n_samples=5),
         "counts": model.predict(labels, output="rate").X,
     }
-'''
+"""
 IN_ANOTHER_PROCESS = """
 import sys
 import anndata as ad

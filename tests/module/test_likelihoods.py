@@ -168,7 +168,7 @@ def make_statistics(x, size=None, n_perturbations=5):
         input_sd=torch.as_tensor(inputs.std(0), dtype=torch.float32),
         scaled_mean=torch.as_tensor(scaled.mean(0), dtype=torch.float32),
         scaled_variance=torch.as_tensor(scaled.var(0), dtype=torch.float32),
-        size_mean=1.0 if size is None else float(size.mean()),
+        inverse_size_mean=1.0 if size is None else float((1 / size).mean()),
     )
 
 
@@ -221,7 +221,9 @@ def test_moments_recover_the_dispersion():
     x = rng.negative_binomial(theta, theta / (theta + mean), size=(len(size), len(theta)))
     statistics = make_statistics(x.astype(float), size)
     likelihood = LIKELIHOODS["nb"](6, uses_size_factor=True)
-    likelihood.initialise(statistics.scaled_mean, statistics.scaled_variance, statistics.size_mean)
+    likelihood.initialise(
+        statistics.scaled_mean, statistics.scaled_variance, statistics.inverse_size_mean
+    )
     estimate = likelihood.log_inverse_dispersion.exp().detach().numpy()
     np.testing.assert_allclose(estimate, theta, rtol=0.08)
 

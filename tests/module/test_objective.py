@@ -173,6 +173,19 @@ def test_gradients_reach_every_parameter(
 
 
 @ALL_VARIANTS
+def test_the_likelihood_moves_the_masks(correlated_basal, correlated_effects):
+    """Through the straight-through draws: without the divergences, which have their own way."""
+    module = make_module(
+        correlated_basal=correlated_basal,
+        correlated_effects=correlated_effects,
+    )
+    seeded(module, make_tensors(), kl_weight=0.0).loss.backward()
+    gradient = module.masks.logits.grad
+    assert (gradient != 0).all()
+    assert torch.isfinite(gradient).all()
+
+
+@ALL_VARIANTS
 def test_gradients_of_the_phase_with_all_masks_on(correlated_basal, correlated_effects):
     """Masks stay where they are, but are not left out of the graph."""
     module = make_module(correlated_basal=correlated_basal, correlated_effects=correlated_effects)
@@ -239,7 +252,7 @@ def test_a_gene_that_never_varies_gives_no_nan(correlated_basal, correlated_effe
             input_sd=x.log1p().std(0, correction=0),
             scaled_mean=scaled.mean(0),
             scaled_variance=scaled.var(0, correction=0),
-            size_mean=x.sum(dim=1).mean().item(),
+            inverse_size_mean=(1 / x.sum(dim=1)).mean().item(),
         )
     )
     gradients = gradients_after(module, tensors, n_steps=3)

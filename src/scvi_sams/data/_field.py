@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,13 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._parsing import (
+from scvi_sams.data._codes import (
     PerturbationCodes,
-    encode_dosage_matrix,
-    encode_labels,
-    refuse_missing_control,
+    refuse_missing_control_label,
+    refuse_missing_control_row,
 )
+from scvi_sams.data._dosage_matrix import encode_dosage_matrix
+from scvi_sams.data._parsing import control_names, encode_labels
 from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError, MissingKeyError
 
 
@@ -33,7 +35,7 @@ class PerturbationField(BaseAnnDataField):
     perturbation_key
         Column of obs with a label per cell.
     control
-        Labels of control cells.
+        Label, or labels, of control cells.
     delimiter
         What joins the names of a combination; ``None`` if labels are never split.
     dosage_key
@@ -53,7 +55,7 @@ class PerturbationField(BaseAnnDataField):
         self,
         *,
         perturbation_key: str | None,
-        control: Sequence[str],
+        control: str | int | Sequence[str | int],
         delimiter: str | None,
         dosage_key: str | None = None,
         dosage_obsm_key: str | None = None,
@@ -61,11 +63,16 @@ class PerturbationField(BaseAnnDataField):
     ) -> None:
         super().__init__()
         self.perturbation_key = perturbation_key
-        self.control = tuple(control)
+        self.control = control_names(control)
         self.delimiter = delimiter
         self.dosage_key = dosage_key
         self.dosage_obsm_key = dosage_obsm_key
-        self.perturbation_names = perturbation_names
+        # A tuple of its own: the caller may change a list later.
+        self.perturbation_names = (
+            perturbation_names
+            if perturbation_names is None or isinstance(perturbation_names, str)
+            else tuple(perturbation_names)
+        )
 
     @property
     def registry_key(self) -> str:
@@ -88,8 +95,18 @@ class PerturbationField(BaseAnnDataField):
         return False
 
     def validate_field(self, adata: AnnData) -> None:
-        """Check that what the field reads exists."""
+        """Check that what the field reads is named, and exists."""
         super().validate_field(adata)
+        if self.perturbation_key is None and self.dosage_obsm_key is None:
+            raise MissingKeyError(
+                "Nothing says what was done to the cells. Pass `perturbation_key` (a column of obs "
+                "with labels) or `dosage_obsm_key` (a matrix of doses in obsm)."
+            )
+        if self.dosage_key is not None and self.dosage_obsm_key is not None:
+            raise InvalidDosageError(
+                f"Doses are given twice, by `dosage_key` ({self.dosage_key!r}) and by "
+                f"`dosage_obsm_key` ({self.dosage_obsm_key!r}). Pass one of them."
+            )
         for key in (self.perturbation_key, self.dosage_key):
             if key is not None and key not in adata.obs:
                 raise MissingKeyError(
@@ -103,21 +120,26 @@ class PerturbationField(BaseAnnDataField):
 
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data and remember its vocabulary."""
-        self.validate_field(adata)
         encoded = self._encode(adata, vocabulary=None)
-        refuse_missing_control(encoded, self.control)
-        if not encoded.vocabulary:
+        if self.dosage_obsm_key is None:
+            refuse_missing_control_label(encoded, self.control)
+        else:
+            refuse_missing_control_row(encoded, f"adata.obsm[{self.dosage_obsm_key!r}]")
+        if encoded.is_control.all():
             raise InvalidPerturbationLabelError(
                 "Every cell is a control cell: there is no perturbation to learn about. Check "
-                f"`perturbation_key` and `control` ({', '.join(self.control)})."
+                f"`perturbation_key` and `control` ({', '.join(self.control)}), and that not all "
+                "doses are 0."
             )
         return self._write(adata, encoded)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: object) -> dict:
         """Encode other data by the names of the training data."""
-        self.validate_field(adata_target)
-        vocabulary = list(state_registry[self.VOCABULARY_KEY])
-        return self._write(adata_target, self._encode(adata_target, vocabulary=vocabulary))
+        return self._write(adata_target, self.encode(adata_target, state_registry))
+
+    def encode(self, adata: AnnData, state_registry: Mapping[str, Any]) -> PerturbationCodes:
+        """Encode data by the names of the training data; nothing is written."""
+        return self._encode(adata, vocabulary=list(state_registry[self.VOCABULARY_KEY]))
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Return the number of perturbations."""
@@ -136,9 +158,14 @@ class PerturbationField(BaseAnnDataField):
         return table
 
     def _encode(self, adata: AnnData, vocabulary: Sequence[str] | None) -> PerturbationCodes:
+        self.validate_field(adata)
         if self.dosage_obsm_key is not None:
-            matrix = adata.obsm[self.dosage_obsm_key]
-            return encode_dosage_matrix(matrix, self._column_names(adata), vocabulary=vocabulary)
+            return encode_dosage_matrix(
+                adata.obsm[self.dosage_obsm_key],
+                self._column_names(adata),
+                control=self.control,
+                vocabulary=vocabulary,
+            )
         return encode_labels(
             adata.obs[self.perturbation_key],
             None if self.dosage_key is None else adata.obs[self.dosage_key],
@@ -173,7 +200,7 @@ class PerturbationField(BaseAnnDataField):
         return {
             self.VOCABULARY_KEY: np.array(encoded.vocabulary, dtype=str),
             self.N_CONTROL_KEY: int(encoded.is_control.sum()),
-            self.N_COMBINATIONS_KEY: len(np.unique(np.sort(rows, axis=1), axis=0)),
+            self.N_COMBINATIONS_KEY: len(pd.DataFrame(np.sort(rows, axis=1)).drop_duplicates()),
             self.CELLS_PER_PERTURBATION_KEY: np.bincount(
                 present, minlength=len(encoded.vocabulary)
             ),

@@ -8,6 +8,8 @@ import numpy as np
 
 from scvi_sams.exceptions import InvalidSplitError
 
+_ROUNDING = 1e-9
+
 
 def stratified_split(
     groups: np.ndarray, fractions: Sequence[float], *, seed: int
@@ -19,7 +21,8 @@ def stratified_split(
     groups
         Group of every cell, shape ``(n_cells,)``; any type that sorts.
     fractions
-        Shares of training, validation and test cells; they sum to one.
+        Shares of training, validation and test cells; they sum to one. What rounding left below
+        zero, as in ``1 - 0.9 - 0.1``, counts as zero.
     seed
         Of the random order. The global random state is neither used nor changed.
 
@@ -36,7 +39,7 @@ def stratified_split(
     """
     if (
         len(fractions) != 3
-        or min(fractions) < 0
+        or min(fractions) < -_ROUNDING
         or not np.isclose(sum(fractions), 1)
         or not fractions[0] > 0
     ):
@@ -51,7 +54,9 @@ def stratified_split(
     rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     # One random offset for both boundaries: each part gets its share rounded up or down.
     boundaries = np.floor(
-        np.outer(sizes, np.cumsum(fractions)[:2]) + rng.random((len(sizes), 1)) - 1e-9
+        np.outer(sizes, np.cumsum(np.clip(fractions, 0, 1))[:2])
+        + rng.random((len(sizes), 1))
+        - _ROUNDING
     )
     boundaries = np.clip(boundaries, 1, sizes[:, None])
     end_of_train, end_of_validation = np.repeat(boundaries, sizes, axis=0).T

@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from scvi_sams.exceptions import InvalidCountsError
+from scvi_sams.exceptions import InvalidCountsError, MissingKeyError
 
 _ROWS_PER_CHUNK = 65_536
 
@@ -19,13 +19,16 @@ def unchanged_on_error(adata: AnnData) -> Iterator[None]:
     """Give the AnnData back as it was if registration fails half-way.
 
     scvi-tools registers field by field and writes as it goes; only the slots that it writes
-    (``_scvi_*`` columns, matrices and identifiers) are restored, nothing is copied.
+    (``_scvi_*`` columns, matrices and identifiers) are restored, nothing is copied. A view that is
+    still a view was not written to.
     """
     slots = (adata.obs, adata.obsm, adata.uns)
     before = [{key: slot[key] for key in _keys(slot)} for slot in slots]
     try:
         yield
     except BaseException:
+        if adata.is_view:
+            raise
         for slot, kept in zip((adata.obs, adata.obsm, adata.uns), before, strict=True):
             for key in _keys(slot):
                 if key not in kept:
@@ -40,7 +43,7 @@ def _keys(slot: object) -> list[str]:
 
 
 def refuse_invalid_expression(
-    values: np.ndarray | sparse.spmatrix, *, counts: bool, location: str
+    values: np.ndarray | sparse.spmatrix | None, *, counts: bool, location: str
 ) -> None:
     """Raise an error if the values cannot be what the likelihood assumes.
 
@@ -57,7 +60,11 @@ def refuse_invalid_expression(
     ------
     InvalidCountsError
         Naming the first offending values and what to do.
+    MissingKeyError
+        If there are no values.
     """
+    if values is None:
+        raise MissingKeyError(f"{location} is empty. Name the layer with the values as `layer`.")
     for start in range(0, values.shape[0], _ROWS_PER_CHUNK):
         chunk = values[start : start + _ROWS_PER_CHUNK]
         entries = np.asarray(chunk.data if sparse.issparse(chunk) else chunk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -149,16 +149,15 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         if datamodule is None:
             datasplitter_kwargs = dict(datasplitter_kwargs or {})
             split = datasplitter_kwargs.get("external_indexing")
-            if split is None and shuffle_set_split:
-                split = self._draw_split(train_size, validation_size)
-                datasplitter_kwargs["external_indexing"] = split
-            if split is not None:
-                self._report_untrained_perturbations(np.asarray(split[0]))
-                if len(split) > 1 and split[1] is not None and len(split[1]):
-                    trainer_kwargs.setdefault("check_val_every_n_epoch", 1)
-            n_train = len(split[0]) if split is not None else self.adata.n_obs
-            max_epochs = max_epochs or _default_max_epochs(n_train)
-        trainer_kwargs.setdefault("gradient_clip_val", 100.0)
+            if split is None:
+                split = self._draw_split(train_size, validation_size, shuffle_set_split)
+            self._report_untrained_perturbations(np.asarray(split[0]))
+            # A copy, because scvi-tools fills up a shorter list in place.
+            datasplitter_kwargs["external_indexing"] = list(split)
+            if len(split) > 1 and split[1] is not None and len(split[1]):
+                _set_default(trainer_kwargs, "check_val_every_n_epoch", 1, trainer_config)
+            max_epochs = max_epochs or _default_max_epochs(len(split[0]))
+        _set_default(trainer_kwargs, "gradient_clip_val", 100.0, trainer_config)
         super().train(
             max_epochs=max_epochs,
             accelerator=accelerator,
@@ -178,7 +177,7 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         )
 
     def _draw_split(
-        self, train_size: float | None, validation_size: float | None
+        self, train_size: float | None, validation_size: float | None, shuffle: bool
     ) -> list[np.ndarray]:
         train = 0.9 if train_size is None else float(train_size)
         validation = 1 - train if validation_size is None else float(validation_size)
@@ -186,6 +185,8 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         _, groups = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
         # Rounded, so that 0.7 and 0.3 leave nothing rather than a negative crumb.
         fractions = (train, validation, round(1 - train - validation, 9))
+        if not shuffle:
+            return _sequential_split(len(groups), fractions)
         return list(stratified_split(groups.ravel(), fractions, seed=_seed()))
 
     def _report_untrained_perturbations(self, train_indices: np.ndarray) -> None:
@@ -299,6 +300,23 @@ def rows_of_all_cells(values: np.ndarray, indices: np.ndarray, n_obs: int) -> np
     full = np.full((n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
     full[indices] = values
     return full
+
+
+def _sequential_split(n_cells: int, fractions: tuple[float, ...]) -> list[np.ndarray]:
+    """Validation, then training, then test cells as they stand: the order of scvi-tools."""
+    n_train = int(np.ceil(round(fractions[0] * n_cells, 6)))
+    n_validation = min(int(round(fractions[1] * n_cells, 6)), n_cells - n_train)
+    validation, train, test = np.split(np.arange(n_cells), [n_validation, n_validation + n_train])
+    return [train, validation, test]
+
+
+def _set_default(arguments: dict[str, Any], name: str, value: Any, configuration: Any) -> None:
+    """Set an argument unless it was given, or a configuration object holds it."""
+    configured = (
+        configuration if isinstance(configuration, Mapping) else vars(configuration or object)
+    )
+    if configured.get(name) is None:
+        arguments.setdefault(name, value)
 
 
 def _seed() -> int:

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scvi_sams._constants import RESULT_KEYS
+from scvi_sams._random import fixed_seed
 from scvi_sams.data import PerturbationCodes
 from scvi_sams.exceptions import MissingControlError, SAMSError
 from scvi_sams.model._base import BasePerturbationModel, refuse_other_choices
@@ -100,6 +101,8 @@ class CounterfactualMixin(BasePerturbationModel):
         )
         n_basal = max(1, round(n_samples / n_posterior_samples))
         z_basal, covariates = self._basal_states(basal, n_posterior_samples, n_basal)
+        # Counts of every arm are drawn from the same numbers, so equal shifts give equal effects.
+        seed = int(torch.randint(2**31, ()))
         n_chunk = max(1, _MAX_ELEMENTS // (n_basal * self.adata.n_vars))
 
         def arm(shift: torch.Tensor) -> torch.Tensor:
@@ -108,7 +111,8 @@ class CounterfactualMixin(BasePerturbationModel):
             for part in torch.arange(n_posterior_samples, device=shift.device).split(n_chunk):
                 of_part = None if covariates is None else covariates[part]
                 logits = self.module.decode(z_basal[part], shift[part, None], of_part)
-                means.append(statistic(logits).mean(dim=1))
+                with fixed_seed(seed + int(part[0]), shift.device):
+                    means.append(statistic(logits).mean(dim=1))
             return torch.cat(means)
 
         control = arm(torch.zeros_like(z_basal[:, 0]))
@@ -138,7 +142,7 @@ class CounterfactualMixin(BasePerturbationModel):
         if key_added is not None:
             self.adata.uns[key_added] = {
                 "effect": result.X.copy(),
-                **{name: layer.copy() for name, layer in result.layers.items()},
+                **{name: result.layers[name].copy() for name in names[1:]},
                 "perturbations": np.array(labels),
                 "genes": np.array(self.adata.var_names, dtype=str),
                 **result.uns["ate"],

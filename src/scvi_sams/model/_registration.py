@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
@@ -19,15 +19,18 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
+from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data import (
     PerturbationField,
-    control_names,
+    ScreenManager,
     refuse_invalid_expression,
+    refuse_invalid_size_factor,
+    refuse_other_genes,
     registered_perturbations,
     unchanged_on_error,
 )
-from scvi_sams.exceptions import InvalidCountsError, MissingKeyError
+from scvi_sams.exceptions import RegistrationError
 
 logger = logging.getLogger("scvi.sams")
 
@@ -46,7 +49,7 @@ class RegistrationMixin(BaseModelClass):
         cls,
         adata: AnnData,
         perturbation_key: str | None = "perturbation",
-        control: str | Sequence[str] = "control",
+        control: str | int | Sequence[str | int] = "control",
         *,
         delimiter: str | None = "+",
         dosage_key: str | None = None,
@@ -100,22 +103,21 @@ class RegistrationMixin(BaseModelClass):
             If no cell is a control cell.
         InvalidPerturbationLabelError, InvalidDosageError
             If labels or doses are missing or malformed.
+        InvalidCovariateError
+            If a batch or covariate is missing, or no number where it must be one.
+        RegistrationError
+            If ``adata`` is a view.
+
+        After an error ``adata`` is as it was before.
         """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        _refuse_missing_keys(
-            adata,
-            layer,
-            [
-                batch_key,
-                size_factor_key,
-                *(categorical_covariate_keys or []),
-                *(continuous_covariate_keys or []),
-            ],
-        )
+        categorical_covariate_keys = _as_list(categorical_covariate_keys)
+        continuous_covariate_keys = _as_list(continuous_covariate_keys)
+        # Copied, so that lists which the caller changes later stay as they were in the model.
+        setup_method_args = deepcopy(cls._get_setup_method_args(**locals()))
         fields = [
             PerturbationField(
                 perturbation_key=None if dosage_obsm_key else perturbation_key,
-                control=control_names(control),
+                control=control,
                 delimiter=delimiter,
                 dosage_key=dosage_key,
                 dosage_obsm_key=dosage_obsm_key,
@@ -129,9 +131,8 @@ class RegistrationMixin(BaseModelClass):
             ),
             NumericalJointObsField(REGISTRY_KEYS.CONTINUOUS_COVARIATES, continuous_covariate_keys),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        with unchanged_on_error(adata):
-            manager.register_fields(adata, **kwargs)
+        manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
         logger.info(_registration_summary(manager))
         _warn_of_large_doses(manager)
@@ -139,54 +140,47 @@ class RegistrationMixin(BaseModelClass):
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Register other data by name where needed, and check its values once."""
         target = self.adata if adata is None else adata
+        if target is None:
+            raise RegistrationError(
+                "The model was loaded without cells. Pass `adata`: cells with the same genes."
+            )
+        if target is not self.adata:
+            refuse_other_genes(target, self.get_var_names())
+        if target.is_view:
+            self._refuse_invalid_view(target)
         with unchanged_on_error(target):
-            if target is not self.adata:
-                self._refuse_other_genes(target)
             validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
             self._refuse_invalid_cells(self.get_anndata_manager(validated, required=True))
         return validated
 
-    def _refuse_other_genes(self, adata: AnnData) -> None:
-        expected = pd.Index(self.get_var_names())
-        if not expected.equals(pd.Index(adata.var_names)):
-            missing = expected.difference(adata.var_names)
-            raise MissingKeyError(
-                f"The genes differ from those of the training data: {len(missing)} are missing"
-                + (f", such as {list(missing[:3])}" if len(missing) else ", or their order differs")
-                + ". Select and order them: adata[:, model.adata.var_names].copy()."
-            )
+    def _refuse_invalid_view(self, view: AnnData) -> None:
+        # scvi-tools makes data of its own out of a view before it reads anything.
+        if self.adata_manager is not None:
+            self.adata_manager.refuse_unreadable(view, self.adata_manager.registry)
+            self._refuse_invalid_values(view)
 
     def _refuse_invalid_cells(self, manager: AnnDataManager) -> None:
-        if manager.id in self._checked:
-            return
-        location = manager.data_registry[REGISTRY_KEYS.X]
+        if manager.id not in self._checked:
+            self._refuse_invalid_values(manager.adata)
+            self._checked.add(manager.id)
+
+    def _refuse_invalid_values(self, adata: AnnData) -> None:
+        arguments = self.registry_[SETUP_ARGUMENTS_KEY]
+        layer, size_factor_key = arguments["layer"], arguments["size_factor_key"]
         refuse_invalid_expression(
-            manager.get_from_registry(REGISTRY_KEYS.X),
+            adata.X if layer is None else adata.layers[layer],
             counts=self.gene_likelihood != "normal",
-            location=(
-                "adata.X" if location.attr_key is None else f"adata.layers[{location.attr_key!r}]"
-            ),
+            location="adata.X" if layer is None else f"adata.layers[{layer!r}]",
         )
-        if REGISTRY_KEYS.SIZE_FACTOR in manager.data_registry:
-            size = np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR), dtype=float)
-            if not np.isfinite(size).all() or (size <= 0).any():
-                raise InvalidCountsError(
-                    f"{(~(size > 0) | ~np.isfinite(size)).sum()} cells have a size factor that is "
-                    "zero, negative, infinite or NaN. Remove them, or register another column."
-                )
-        self._checked.add(manager.id)
+        if size_factor_key is not None:
+            refuse_invalid_size_factor(adata.obs[size_factor_key])
 
 
-def _refuse_missing_keys(adata: AnnData, layer: str | None, keys: list[str | None]) -> None:
-    if layer is not None and layer not in adata.layers:
-        raise MissingKeyError(
-            f"Layer {layer!r} is not in adata.layers, which has {list(adata.layers.keys())}."
-        )
-    missing = [key for key in keys if key is not None and key not in adata.obs]
-    if missing:
-        raise MissingKeyError(
-            f"Columns {missing} are not in adata.obs, which has {list(adata.obs.columns)}."
-        )
+def _as_list(keys: str | Sequence[str] | None) -> list[str] | None:
+    """Return keys as scvi-tools compares them, one key or several."""
+    if keys is None:
+        return None
+    return [keys] if isinstance(keys, str) else list(keys)
 
 
 def _warn_of_large_doses(manager: AnnDataManager) -> None:

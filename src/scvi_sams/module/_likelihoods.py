@@ -39,15 +39,15 @@ class Likelihood(nn.Module, ABC):
         """Draw expression of the shape of ``logits``."""
 
     @abstractmethod
-    def initialise(self, mean: Tensor, variance: Tensor, size_mean: float) -> Tensor:
+    def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
         """Set own parameters from moments of the training cells; return the decoder's bias.
 
         Parameters
         ----------
         mean, variance
             Of ``x / size`` (counts) or of ``x`` (normal) per gene, shape ``(n_genes,)``.
-        size_mean
-            Mean size of the training cells.
+        inverse_size_mean
+            Mean of 1 / size over the training cells.
         """
 
     def rate(self, logits: Tensor) -> Tensor:
@@ -80,11 +80,11 @@ class NegativeBinomialLikelihood(Likelihood):
         gamma = torch._standard_gamma(theta.expand_as(mean))
         return torch.poisson(gamma * (mean / theta))
 
-    def initialise(self, mean: Tensor, variance: Tensor, size_mean: float) -> Tensor:
+    def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
         """Match the mean rate and, by the method of moments, the dispersion of every gene."""
         rate = _positive(mean)
-        # Var(x / l) = rate / l + rate^2 / theta for cells of size l.
-        excess = variance - rate / size_mean
+        # Var(x / l) = rate / l + rate^2 / theta for a cell of size l.
+        excess = variance - rate * inverse_size_mean
         theta = torch.where(excess > 0, rate**2 / excess.clamp(min=1e-30), torch.inf)
         self.log_inverse_dispersion.data.copy_(theta.clamp(0.1, 100.0).log())
         return rate.log()
@@ -107,7 +107,7 @@ class PoissonLikelihood(Likelihood):
         """Draw counts."""
         return torch.poisson(self.mean(logits, size))
 
-    def initialise(self, mean: Tensor, variance: Tensor, size_mean: float) -> Tensor:
+    def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
         """Match the mean rate of every gene."""
         return _positive(mean).log()
 
@@ -139,7 +139,7 @@ class NormalLikelihood(Likelihood):
         """The decoder's output is the mean itself."""
         return logits
 
-    def initialise(self, mean: Tensor, variance: Tensor, size_mean: float) -> Tensor:
+    def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
         """Match mean and variance of every gene; a constant gene gets a small positive scale."""
         self.log_scale.data.copy_(0.5 * variance.clamp(min=1e-4).log())
         return mean

@@ -66,8 +66,8 @@ class TrainingStatistics:
         Of the encoder's input per gene, ``(G,)``.
     scaled_mean, scaled_variance
         Of ``x / size`` (of ``x`` for a normal likelihood) per gene, ``(G,)``.
-    size_mean
-        Mean size of the cells.
+    inverse_size_mean
+        Mean of 1 / size over the cells (1 for a normal likelihood, which has no size).
     """
 
     cells_per_perturbation: Tensor
@@ -75,7 +75,7 @@ class TrainingStatistics:
     input_sd: Tensor
     scaled_mean: Tensor
     scaled_variance: Tensor
-    size_mean: float
+    inverse_size_mean: float
 
 
 class PerturbationModule(BaseModuleClass):
@@ -182,7 +182,7 @@ class PerturbationModule(BaseModuleClass):
         bias = self.likelihood.initialise(
             statistics.scaled_mean.to(self.device),
             statistics.scaled_variance.to(self.device),
-            statistics.size_mean,
+            statistics.inverse_size_mean,
         )
         self.decoder.to_genes.bias.copy_(bias)
         self.is_initialised.fill_(True)

@@ -94,9 +94,19 @@ class PerturbationTrainingPlan(TrainingPlan):
     def on_train_epoch_start(self) -> None:
         """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""
         if self.current_epoch == self._rotation_epoch:
-            self.module.find_sparse_axes()
+            self._end_dense_phase()
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
+
+    def on_train_end(self) -> None:
+        """Give masks to a training that stopped before its second phase."""
+        super().on_train_end()
+        if self._rotation_epoch is not None:
+            self._end_dense_phase()
+
+    def _end_dense_phase(self) -> None:
+        self.module.find_sparse_axes()
+        self._rotation_epoch = None
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:
         """Give tables their own learning rate; a custom optimiser creator is left as it is."""

@@ -37,22 +37,23 @@ def training_statistics(
     codes, _ = registered_perturbations(manager)
     codes = codes[train_indices]
     n_perturbations = manager.summary_stats.n_perturbations
-    inputs, scaled, sizes = _Moments(), _Moments(), _Moments()
+    inputs, scaled = _Moments(), _Moments()
+    inverse_sizes: list[np.ndarray] = []
     for x, size in _chunks(manager, np.sort(train_indices)):
         if counts:
             inputs.add(x.log1p())
             scaled.add(sparse.diags_array(1 / size) @ x)
+            inverse_sizes.append(1 / size)
         else:
             inputs.add(x)
             scaled.add(x)
-        sizes.add(sparse.csr_matrix(size[:, None]))
     return TrainingStatistics(
         cells_per_perturbation=_float(np.bincount(codes[codes >= 0], minlength=n_perturbations)),
         input_mean=_float(inputs.mean),
         input_sd=_float(np.sqrt(inputs.variance)),
         scaled_mean=_float(scaled.mean),
         scaled_variance=_float(scaled.variance),
-        size_mean=float(sizes.mean[0]),
+        inverse_size_mean=float(np.concatenate(inverse_sizes).mean()) if counts else 1.0,
     )
 
 

@@ -1,0 +1,127 @@
+"""Checks of batches, covariates and genes, before scvi-tools registers anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scvi_sams.data._codes import factorize, listing, shown
+from scvi_sams.exceptions import InvalidCountsError, InvalidCovariateError, MissingKeyError
+
+
+def refuse_missing_keys(adata: AnnData, layer: str | None, keys: Iterable[str]) -> None:
+    """Raise an error if the layer or a column of obs does not exist."""
+    if layer is not None and layer not in adata.layers:
+        raise MissingKeyError(
+            f"Layer {layer!r} is not in adata.layers, which has {list(adata.layers.keys())}."
+        )
+    missing = [key for key in keys if key not in adata.obs]
+    if missing:
+        raise MissingKeyError(
+            f"Columns {missing} are not in adata.obs, which has {list(adata.obs.columns)}."
+        )
+
+
+def refuse_other_genes(adata: AnnData, expected: Sequence[str] | np.ndarray) -> None:
+    """Raise an error if the genes are not those of the training data, in their order."""
+    genes = pd.Index(np.asarray(expected, dtype=object))
+    found = pd.Index(np.asarray(adata.var_names, dtype=object))
+    if genes.equals(found):
+        return
+    missing, others = genes.difference(found), found.difference(genes)
+    if len(missing):
+        difference = f"{len(missing)} are missing, such as {list(missing[:3])}"
+    elif len(others):
+        difference = f"{len(others)} are new, such as {list(others[:3])}"
+    else:
+        difference = "their order differs"
+    raise MissingKeyError(
+        f"The genes differ from those of the training data: {difference}. Select and order them: "
+        "adata[:, model.adata.var_names].copy()."
+    )
+
+
+def refuse_invalid_categories(
+    column: pd.Series, known: Iterable[object] | None, training_key: str
+) -> None:
+    """Raise an error if a category is missing, or is not one of the known ones.
+
+    Parameters
+    ----------
+    column
+        Category of each cell.
+    known
+        Categories of the training data; ``None`` takes them as they are.
+    training_key
+        Argument of ``setup_anndata`` that named the column, for the message.
+    """
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise InvalidCovariateError(
+            f"{missing.sum()} of {len(column)} cells have no value in the column {column.name!r} "
+            f"(`{training_key}`), for example {listing(column.index[missing])}. Fill it, or remove "
+            "these cells."
+        )
+    _, categories = factorize(column, InvalidCovariateError)
+    if known is None:
+        _refuse_mixed_types(column, categories)
+        return
+    known = list(known)
+    unseen = [category for category in categories if category not in known]
+    if unseen:
+        raise InvalidCovariateError(
+            f"The column {column.name!r} (`{training_key}`) has {listing(unseen)}, which the "
+            f"training data have not: they have {listing(known, limit=10)}. Remove these cells, or "
+            "train a model with them."
+        )
+
+
+def _refuse_mixed_types(column: pd.Series, categories: Iterable) -> None:
+    try:
+        sorted(categories)
+    except TypeError:
+        raise InvalidCovariateError(
+            f"The column {column.name!r} mixes text and numbers. Make it one of them, for example "
+            f"adata.obs[{column.name!r}].astype(str)."
+        ) from None
+
+
+def numbers_of(column: pd.Series) -> np.ndarray:
+    """Return a column as numbers, NaN where missing; anything else is refused by name."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    # pandas counts dates in nanoseconds, which no one means.
+    is_date_or_complex = column.dtype.kind in "mMc"
+    refused = (numbers.isna() & column.notna()).to_numpy() | is_date_or_complex
+    if refused.any():
+        raise InvalidCovariateError(
+            f"The column {column.name!r} holds {shown(column[refused].iloc[0])} in cell "
+            f"{column.index[refused][0]!r}, which is no number ({refused.sum()} such cells). "
+            "Convert the column, or register another one."
+        )
+    return numbers.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+
+
+def refuse_invalid_covariate(column: pd.Series) -> None:
+    """Raise an error if a continuous covariate is text, missing or infinite."""
+    bad = ~np.isfinite(numbers_of(column))
+    if bad.any():
+        raise InvalidCovariateError(
+            f"{bad.sum()} of {len(column)} cells have no finite value in the column "
+            f"{column.name!r} (`continuous_covariate_keys`), for example "
+            f"{listing(column.index[bad])}. Fill it, or remove these cells."
+        )
+
+
+def refuse_invalid_size_factor(column: pd.Series) -> None:
+    """Raise an error if a size factor is text, missing, infinite, zero or negative."""
+    sizes = numbers_of(column)
+    bad = ~((sizes > 0) & np.isfinite(sizes))
+    if bad.any():
+        raise InvalidCountsError(
+            f"{bad.sum()} cells have a size factor in the column {column.name!r} that is zero, "
+            f"negative, infinite or NaN, for example {listing(column.index[bad])}. Remove them, or "
+            "register another column."
+        )

@@ -1,0 +1,113 @@
+"""A cells x perturbations dosage matrix to padded codes and doses: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes, listing, refuse_unknown
+from scvi_sams.exceptions import InvalidDosageError
+
+
+def encode_dosage_matrix(
+    matrix: np.ndarray | sparse.spmatrix | pd.DataFrame,
+    names: Sequence[str],
+    *,
+    control: Sequence[str] = (),
+    vocabulary: Sequence[str] | None = None,
+) -> PerturbationCodes:
+    """Encode a cells x perturbations dosage matrix; an all-zero row is a control cell.
+
+    Parameters
+    ----------
+    matrix
+        Dosages of shape ``(n_cells, n_names)``; left as it is.
+    names
+        Perturbation of each column.
+    control
+        Names that stand for "nothing": their columns are left out.
+    vocabulary
+        Known perturbations; codes refer to it by name, whatever the order of the columns. ``None``
+        takes the columns that have a non-zero entry, in their order.
+
+    Raises
+    ------
+    InvalidDosageError
+        If the matrix has negative, missing or infinite entries, or names do not fit its columns.
+    UnknownPerturbationError
+        If a column with non-zero entries is not in ``vocabulary``.
+    """
+    # A copy, because what is tidied here is the user's.
+    table = sparse.csr_matrix(_numeric(matrix), dtype=np.float64, copy=True)
+    table.sum_duplicates()
+    names = [str(name).strip() for name in names]
+    _refuse_unfitting_names(names, table.shape[1])
+    _refuse_impossible(table.data)
+    table.eliminate_zeros()
+    kept = [column for column, name in enumerate(names) if name not in control]
+    if len(kept) < len(names):
+        table, names = table[:, kept], [names[column] for column in kept]
+    used = np.unique(table.indices)
+    if vocabulary is None:
+        vocabulary = [names[column] for column in used]
+    positions = {name: code for code, name in enumerate(vocabulary)}
+    refuse_unknown((names[column] for column in used), positions)
+    column_codes = np.array([positions.get(name, NO_PERTURBATION) for name in names], np.int32)
+    return PerturbationCodes(*_pad_rows(table, column_codes), tuple(vocabulary))
+
+
+def _pad_rows(table: sparse.csr_matrix, column_codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes, ascending in each row, and their doses, ``(n_cells, n_slots)`` each."""
+    n_given = np.diff(table.indptr)
+    n_slots = max(1, int(n_given.max(initial=0)))
+    codes = np.full((table.shape[0], n_slots), NO_PERTURBATION, dtype=np.int32)
+    doses = np.zeros((table.shape[0], n_slots), dtype=np.float32)
+    filled = np.arange(n_slots) < n_given[:, None]
+    codes[filled] = column_codes[table.indices]
+    doses[filled] = table.data
+    # Columns may stand in another order than the vocabulary: sort each row, empty slots last.
+    order = np.argsort(np.where(filled, codes, np.iinfo(np.int32).max), axis=1, kind="stable")
+    return np.take_along_axis(codes, order, axis=1), np.take_along_axis(doses, order, axis=1)
+
+
+def _numeric(
+    matrix: np.ndarray | sparse.spmatrix | pd.DataFrame,
+) -> np.ndarray | sparse.spmatrix:
+    """Return the values of a table as numbers; text and missing values are named."""
+    values = matrix.to_numpy() if isinstance(matrix, pd.DataFrame) else matrix
+    if sparse.issparse(values) or values.dtype.kind in "biuf":
+        return values
+    numbers = pd.to_numeric(pd.Series(values.ravel()), errors="coerce")
+    bad = pd.Series(values.ravel())[numbers.isna()]
+    if len(bad):
+        raise InvalidDosageError(
+            f"The dosage matrix holds {listing(bad.unique())}: dosages are numbers. Write 0 where "
+            "a perturbation was not given."
+        )
+    return numbers.to_numpy(dtype=np.float64).reshape(values.shape)
+
+
+def _refuse_unfitting_names(names: list[str], n_columns: int) -> None:
+    if len(names) != n_columns:
+        raise InvalidDosageError(
+            f"{len(names)} perturbation names were given for a dosage matrix with "
+            f"{n_columns} columns. Give one name per column."
+        )
+    index = pd.Index(names)
+    if index.has_duplicates:
+        raise InvalidDosageError(
+            f"Columns of the dosage matrix share a name: {listing(index[index.duplicated()])}."
+        )
+
+
+def _refuse_impossible(doses: np.ndarray) -> None:
+    bad = np.unique(doses[~np.isfinite(doses) | (doses < 0)])
+    if len(bad):
+        raise InvalidDosageError(
+            "Dosages must be finite and not negative; the dosage matrix holds "
+            f"{', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a perturbation was not "
+            "given."
+        )

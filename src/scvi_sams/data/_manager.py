@@ -1,0 +1,142 @@
+"""Registration that checks first, and that can be repeated without learning anything new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi.data import AnnDataManager
+from scvi.data import _constants as _scvi_constants
+
+from scvi_sams._compat import SETUP_ARGUMENTS_KEY
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.data._covariates import (
+    numbers_of,
+    refuse_invalid_categories,
+    refuse_invalid_covariate,
+    refuse_missing_keys,
+    refuse_other_genes,
+)
+from scvi_sams.data._field import PerturbationField
+from scvi_sams.data._validation import unchanged_on_error
+from scvi_sams.exceptions import RegistrationError
+
+
+class ScreenManager(AnnDataManager):
+    """An :class:`~scvi.data.AnnDataManager` of a model's own view of an AnnData.
+
+    Whatever is registered is checked before anything is written. scvi-tools keeps the codes of the
+    last registration in the AnnData; if that was another model's, this manager registers again
+    before it reads, by the categories that it learned the first time.
+    """
+
+    adata: AnnData | None
+    _learned: dict | None = None
+
+    def register_fields(
+        self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
+    ) -> None:
+        """Register all fields, or none.
+
+        Parameters
+        ----------
+        adata
+            Screen to register.
+        source_registry
+            Registry of the training data, whose categories are used; ``None`` learns them.
+        **transfer_kwargs
+            Passed to the fields with a source.
+
+        Raises
+        ------
+        SAMSError
+            Naming what cannot be read; the AnnData is then as it was.
+        """
+        source = self._learned or source_registry
+        if adata.is_view:
+            raise RegistrationError("A view cannot be registered. Pass a copy: adata.copy().")
+        if source_registry is not None and self._learned is None:
+            _refuse_other_genes(adata, source_registry)
+        self.refuse_unreadable(adata, source)
+        with unchanged_on_error(adata):
+            super().register_fields(adata, source, **transfer_kwargs)
+        if self._learned is None:
+            self._learned = deepcopy(self.registry)
+
+    def validate(self) -> None:
+        """Register again if another model registered the AnnData since."""
+        adata = self.adata
+        try:
+            if adata is not None:
+                adata.uns.setdefault(_scvi_constants._MANAGER_UUID_KEY, "")
+            super().validate()
+        finally:
+            # scvi-tools forgets the AnnData if it cannot register it again.
+            self.adata = adata
+
+    def get_from_registry(self, registry_key: str) -> np.ndarray | pd.DataFrame:
+        """Return what is registered under a key, as this manager registered it."""
+        self.validate()
+        return super().get_from_registry(registry_key)
+
+    def refuse_unreadable(self, adata: AnnData, source_registry: dict | None) -> None:
+        """Raise an error, naming values, if a field could not be registered; nothing is written.
+
+        Parameters
+        ----------
+        adata
+            Screen, or a view of one.
+        source_registry
+            Registry of the training data; ``None`` if these are the training data.
+        """
+        arguments = self.registry[SETUP_ARGUMENTS_KEY]
+        continuous = arguments["continuous_covariate_keys"] or []
+        categorical = arguments["categorical_covariate_keys"] or []
+        single = [arguments[key] for key in ("batch_key", "size_factor_key") if arguments[key]]
+        refuse_missing_keys(adata, arguments["layer"], [*single, *categorical, *continuous])
+        _refuse_invalid_categories(adata, arguments["batch_key"], categorical, source_registry)
+        for key in continuous:
+            refuse_invalid_covariate(adata.obs[key])
+        if arguments["size_factor_key"]:
+            numbers_of(adata.obs[arguments["size_factor_key"]])
+        if source_registry is not None:
+            self._refuse_unknown_perturbations(adata, source_registry)
+
+    def _refuse_unknown_perturbations(self, adata: AnnData, source_registry: dict) -> None:
+        state = _state_of(source_registry, REGISTRY_KEYS.PERTURBATIONS)
+        for field in self.fields:
+            if isinstance(field, PerturbationField):
+                field.encode(adata, state)
+
+
+def _refuse_invalid_categories(
+    adata: AnnData, batch_key: str | None, covariate_keys: list[str], source_registry: dict | None
+) -> None:
+    if batch_key:
+        known = _state_of(source_registry, REGISTRY_KEYS.BATCH).get("categorical_mapping")
+        refuse_invalid_categories(adata.obs[batch_key], known, "batch_key")
+    state = _state_of(source_registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES)
+    known_by_key = state.get("mappings", {})
+    for key in covariate_keys:
+        refuse_invalid_categories(
+            adata.obs[key], known_by_key.get(key), "categorical_covariate_keys"
+        )
+
+
+def _refuse_other_genes(adata: AnnData, source_registry: dict) -> None:
+    genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
+    # Genes that were all renamed, such as from identifiers to symbols, are the user's affair.
+    if adata.n_vars != len(genes) or adata.var_names.isin(genes).any():
+        refuse_other_genes(adata, genes)
+
+
+def _state_of(registry: dict | None, registry_key: str) -> Mapping[str, Any]:
+    """Return what a field learned from the training data; empty if nothing was learned yet."""
+    if registry is None:
+        return {}
+    fields = registry[_scvi_constants._FIELD_REGISTRIES_KEY]
+    return fields.get(registry_key, {}).get(_scvi_constants._STATE_REGISTRY_KEY, {})
