@@ -4,7 +4,13 @@
 # rich 15 on.
 import rich.pretty  # noqa: F401
 from scvi.data._constants import _FIELD_REGISTRIES_KEY as FIELD_REGISTRIES_KEY
+from scvi.data._constants import _MANAGER_UUID_KEY as MANAGER_UUID_KEY
 from scvi.data._constants import _SETUP_ARGS_KEY as SETUP_ARGUMENTS_KEY
 from scvi.data._constants import _STATE_REGISTRY_KEY as STATE_REGISTRY_KEY
 
-__all__ = ["FIELD_REGISTRIES_KEY", "SETUP_ARGUMENTS_KEY", "STATE_REGISTRY_KEY"]
+__all__ = [
+    "FIELD_REGISTRIES_KEY",
+    "MANAGER_UUID_KEY",
+    "SETUP_ARGUMENTS_KEY",
+    "STATE_REGISTRY_KEY",
+]

@@ -134,32 +134,39 @@ def test_schedule_of_both_rates(screen, schedule):
     np.testing.assert_allclose(seen.rates, factor[:, None] * [1e-3, 1e-2], rtol=1e-6)
 
 
-class DensePhase(lightning.Callback):
-    """Notes in which epochs all masks are on."""
+class Phases(lightning.Callback):
+    """Notes, at the start of each epoch, if all masks are on and if Adam has momenta."""
 
     def __init__(self):
-        self.dense = []
+        self.dense, self.momenta = [], []
 
-    def on_train_batch_end(self, trainer, plan, *args, **kwargs):
-        if trainer.is_last_batch:
+    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
+        if batch_idx == 0:
             self.dense.append(bool(plan.module.masks.is_dense))
+            self.momenta.append(len(trainer.optimizers[0].state) > 0)
 
 
-@pytest.mark.parametrize(
-    ("fraction", "expected"), [(0.0, [False] * 4), (0.5, [True, True, False, False])]
-)
-def test_masks_are_all_on_in_the_dense_phase(screen, fraction, expected):
-    """Only a model's first training has one."""
+def test_masks_are_all_on_in_the_dense_phase(screen):
+    """Then the axes turn, and momenta along the old ones are forgotten; once in a model's life."""
     model = make_model(screen)
-    phase = DensePhase()
-    train(model, max_epochs=4, callbacks=[phase], plan_kwargs={"dense_fraction": fraction})
-    assert phase.dense == expected
-    again = DensePhase()
-    train(model, max_epochs=2, callbacks=[again], plan_kwargs={"dense_fraction": fraction})
-    assert again.dense == [False, False]
+    first, second = Phases(), Phases()
+    train(model, max_epochs=4, callbacks=[first], plan_kwargs={"dense_fraction": 0.5})
+    assert first.dense == [True, True, False, False]
+    assert first.momenta == [False, True, False, True]
+    train(model, max_epochs=2, callbacks=[second], plan_kwargs={"dense_fraction": 0.5})
+    assert second.dense == [False, False]
+    assert second.momenta == [False, True]
 
 
-def test_masks_are_in_use_however_training_ends(screen):
+def test_masks_can_be_trained_from_the_start(screen):
+    phases = Phases()
+    train(make_model(screen), max_epochs=3, callbacks=[phases], plan_kwargs={"dense_fraction": 0.0})
+    assert phases.dense == [False, False, False]
+    assert phases.momenta == [False, True, True]
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_masks_are_in_use_however_training_ends(screen, fraction):
     """Early stopping within the dense phase must not leave a model without masks."""
     model = make_model(screen)
     train(
@@ -168,7 +175,7 @@ def test_masks_are_in_use_however_training_ends(screen):
         early_stopping=True,
         early_stopping_patience=2,
         train_size=0.8,
-        plan_kwargs={"lr": 0.0, "table_lr": 0.0},
+        plan_kwargs={"lr": 0.0, "table_lr": 0.0, "dense_fraction": fraction},
     )
     assert len(curve(model, "elbo_validation")) < 20
     assert not model.module.masks.is_dense

@@ -58,8 +58,8 @@ def factorize(values: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, li
     except TypeError:
         bad = next((value for value in values if not isinstance(value, Hashable)), values.iloc[0])
         raise error(
-            f"{values.name or 'A column'} holds {bad!r}, which is neither text nor a number. (Names "
-            "or doses of a combination are written as one text, joined by `delimiter`.)"
+            f"{values.name or 'A column'} holds {bad!r}, which is neither text nor a number. "
+            "(Names or doses of a combination are written as one text, joined by `delimiter`.)"
         ) from None
     return numbers, list(distinct)
 
@@ -88,8 +88,9 @@ def refuse_missing_control_label(encoded: PerturbationCodes, control: Iterable[s
     names = sorted(
         encoded.vocabulary, key=lambda name: _WORD_FOR_CONTROL.search(name.lower()) is None
     )
+    sought = " or ".join(map(repr, control)) or "any of an empty list"
     raise MissingControlError(
-        f"No control cell was found: no label equals {' or '.join(map(repr, control)) or 'one of none'}. "
+        f"No control cell was found: no label equals {sought}. "
         f"Labels name {listing(names)}. Pass the label (or a list of labels) of the control cells "
         "as `control`."
     )

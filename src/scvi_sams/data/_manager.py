@@ -10,9 +10,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scvi.data import AnnDataManager
-from scvi.data import _constants as _scvi_constants
 
-from scvi_sams._compat import SETUP_ARGUMENTS_KEY
+from scvi_sams._compat import (
+    FIELD_REGISTRIES_KEY,
+    MANAGER_UUID_KEY,
+    SETUP_ARGUMENTS_KEY,
+    STATE_REGISTRY_KEY,
+)
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._covariates import (
     numbers_of,
@@ -72,7 +76,7 @@ class ScreenManager(AnnDataManager):
         adata = self.adata
         try:
             if adata is not None:
-                adata.uns.setdefault(_scvi_constants._MANAGER_UUID_KEY, "")
+                adata.uns.setdefault(MANAGER_UUID_KEY, "")
             super().validate()
         finally:
             # scvi-tools forgets the AnnData if it cannot register it again.
@@ -138,5 +142,5 @@ def _state_of(registry: dict | None, registry_key: str) -> Mapping[str, Any]:
     """Return what a field learned from the training data; empty if nothing was learned yet."""
     if registry is None:
         return {}
-    fields = registry[_scvi_constants._FIELD_REGISTRIES_KEY]
-    return fields.get(registry_key, {}).get(_scvi_constants._STATE_REGISTRY_KEY, {})
+    fields = registry[FIELD_REGISTRIES_KEY]
+    return fields.get(registry_key, {}).get(STATE_REGISTRY_KEY, {})

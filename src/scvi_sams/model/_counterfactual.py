@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from anndata.utils import make_index_unique
 from scipy import sparse
 
 from scvi_sams._constants import RESULT_KEYS
@@ -241,12 +242,13 @@ class CounterfactualMixin(BasePerturbationModel):
         sources = np.tile(np.asarray(adata.obs_names)[positions], n_labels)
         names = np.repeat(labels, n_cells)
         flat = values.reshape(n_labels * n_cells, n_genes)
+        labelled = [f"{name}:{source}" for name, source in zip(names, sources, strict=True)]
         counts = output == "counts" and self.module.likelihood.is_count_likelihood
         cells = AnnData(
             sparse.csr_matrix(flat) if counts else flat,
             obs=pd.DataFrame(
                 {"perturbation": pd.Categorical(names), "source_cell": sources},
-                index=[f"{name}:{source}" for name, source in zip(names, sources, strict=True)],
+                index=make_index_unique(pd.Index(labelled)),  # a cell may be asked for twice
             ),
             var=pd.DataFrame(index=adata.var_names),
         )

@@ -295,7 +295,6 @@ class PerturbationModule(BaseModuleClass):
             loss=-elbo.mean(),
             reconstruction_loss=-log_px.mean(0),
             kl_local=local,
-            extra_metrics={name: kl.detach().mean() for name, kl in local.items()},
         )
 
     def basal_kl(self, qz: Normal, z_basal: Tensor) -> Tensor:

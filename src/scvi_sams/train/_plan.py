@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
+from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from scvi_sams._random import fixed_seed
@@ -133,6 +134,25 @@ class PerturbationTrainingPlan(TrainingPlan):
             {"params": networks},
             {"params": tables, "lr": self.table_lr, "weight_decay": 0.0},
         ]
+
+    def compute_and_log_metrics(
+        self, loss_output: LossOutput, metrics: dict[str, Any], mode: str
+    ) -> None:
+        """Log every divergence too, to ``history``.
+
+        Not as extra metrics, which scvi-tools logs in inference mode: processes cannot then be
+        averaged over.
+        """
+        super().compute_and_log_metrics(loss_output, metrics, mode)
+        for name, divergence in loss_output.kl_local.items():
+            self.log(
+                f"{name}_{mode}",
+                divergence.detach().mean(),
+                on_step=self.on_step,
+                on_epoch=self.on_epoch,
+                batch_size=loss_output.n_obs_minibatch,
+                sync_dist=self.use_sync_dist,
+            )
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Score with the same random numbers in every epoch.
