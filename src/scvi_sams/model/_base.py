@@ -137,7 +137,8 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         plan_config, plan_kwargs
             For :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
         datamodule
-            Custom data module, instead of the cells of ``adata``.
+            Data module in place of the one made from ``adata``; it needs the attributes
+            ``adata_manager`` and ``train_idx`` of :class:`~scvi.dataloaders.DataSplitter`.
         trainer_config, **trainer_kwargs
             For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper).
 
