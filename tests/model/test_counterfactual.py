@@ -312,6 +312,11 @@ def test_wrong_settings_are_refused(default_model, covariate_model, wrong):
             ate(model, **wrong)
 
 
+def test_one_posterior_sample_has_no_spread_to_report(default_model):
+    with pytest.raises(SAMSError, match="n_posterior_samples"):
+        ate(default_model, n_posterior_samples=1)
+
+
 def test_lognorm_of_a_normal_likelihood_is_refused(normal_model):
     with pytest.raises(SAMSError, match="method='mean'"):
         ate(normal_model)

@@ -13,11 +13,12 @@ from model.builders import (
     COVARIATES,
     TRAINING,
     VARIANTS,
+    assert_within_error,
     small_screen,
     train_small,
 )
 from scvi_sams import SAMSVAE
-from scvi_sams.exceptions import MissingKeyError, UnknownPerturbationError
+from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
 
 LABELS = ["P001", "P002+P004"]
 SETUPS = {
@@ -188,6 +189,32 @@ def test_a_model_loaded_without_data_takes_data_later(default_model, saved):
     )
     expected = default_model.get_latent_representation(key_added=None)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_effects_from_the_prior_need_no_data(default_model, saved):
+    loaded = load(saved, False)
+    torch.manual_seed(0)
+    found = loaded.predict_ate(LABELS, method="mean", n_samples=20_000)
+    expected = default_model.predict_ate(
+        LABELS, method="mean", n_samples=20_000, basal="prior", key_added=None
+    )
+    error = np.hypot(found.layers["standard_error"], expected.layers["standard_error"])
+    assert_within_error(found.X, expected.X, error)
+    assert list(found.var_names) == list(default_model.adata.var_names)
+
+
+@pytest.mark.parametrize("setup", [None, COVARIATES], ids=["none", "covariates"])
+def test_what_needs_data_says_so(tmp_path, setup):
+    train_small(small_screen(), setup).save(tmp_path / "model")
+    loaded = load(tmp_path / "model", False)
+    with pytest.raises(SAMSError, match="data"):
+        loaded.predict_ate(["P001"], basal="control")
+    with pytest.raises(SAMSError, match="data"):
+        loaded.predict(["P001"])
+    if setup is not None:
+        # Covariates of the predicted cells are those of cells in the data.
+        with pytest.raises(SAMSError, match="data"):
+            loaded.predict_ate(["P001"])
 
 
 def test_history_and_split_are_kept(default_model, saved):

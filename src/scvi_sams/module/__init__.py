@@ -11,6 +11,7 @@ from scvi_sams.module._perturbation_module import (
     positions_in,
     sum_over_slots,
 )
+from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._sams_vae import SAMSVAEModule
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "draw_particles",
     "perturbations_of_batch",
     "positions_in",
+    "sparsest_rotation",
     "sum_over_slots",
 ]
