@@ -94,6 +94,11 @@ class CounterfactualMixin(BasePerturbationModel):
         refuse_other_choices("basal", basal, ("prior", "control"))
         if not 0 < interval < 1:
             raise SAMSError(f"`interval` is a probability between 0 and 1, not {interval!r}.")
+        if n_posterior_samples < 2:
+            raise SAMSError(
+                "`n_posterior_samples` must be at least 2, for a standard error; it is "
+                f"{n_posterior_samples}."
+            )
         self._check_if_trained(warn=True)
         labels = list(self.perturbations if perturbations is None else perturbations)
         requested = self._encode_requested(labels, dosages)
@@ -104,7 +109,8 @@ class CounterfactualMixin(BasePerturbationModel):
         z_basal, covariates = self._basal_states(basal, n_posterior_samples, n_basal)
         # Counts of every arm are drawn from the same numbers, so equal shifts give equal effects.
         seed = int(torch.randint(2**31, ()))
-        n_chunk = max(1, _MAX_ELEMENTS // (n_basal * self.adata.n_vars))
+        genes = pd.Index(self.get_var_names())
+        n_chunk = max(1, _MAX_ELEMENTS // (n_basal * len(genes)))
 
         def arm(shift: torch.Tensor) -> torch.Tensor:
             """Average f over the basal states of every posterior sample."""
@@ -119,7 +125,7 @@ class CounterfactualMixin(BasePerturbationModel):
         control = arm(torch.zeros_like(z_basal[:, 0]))
         tails = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], device=control.device)
         names = ("X", "standard_error", "interval_low", "interval_high")
-        tables = {n: np.empty((len(labels), self.adata.n_vars), np.float32) for n in names}
+        tables = {n: np.empty((len(labels), len(genes)), np.float32) for n in names}
         for row, shift in enumerate(self._drawn_shifts(requested, n_posterior_samples)):
             effects = arm(shift) - control
             low, high = torch.quantile(effects, tails, dim=0)
@@ -130,7 +136,7 @@ class CounterfactualMixin(BasePerturbationModel):
         result = AnnData(
             tables.pop("X"),
             obs=pd.DataFrame(index=pd.Index(labels, name="perturbation")),
-            var=pd.DataFrame(index=self.adata.var_names),
+            var=pd.DataFrame(index=genes),
             layers=tables,
         )
         result.uns["ate"] = {
@@ -140,12 +146,12 @@ class CounterfactualMixin(BasePerturbationModel):
             "n_posterior_samples": n_posterior_samples,
             "basal": basal,
         }
-        if key_added is not None:
+        if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = {
                 "effect": result.X.copy(),
                 **{name: result.layers[name].copy() for name in names[1:]},
                 "perturbations": np.array(labels),
-                "genes": np.array(self.adata.var_names, dtype=str),
+                "genes": np.array(genes, dtype=str),
                 **result.uns["ate"],
             }
         return result
@@ -165,7 +171,8 @@ class CounterfactualMixin(BasePerturbationModel):
         """Predict what given cells would express under given perturbations.
 
         The basal state of each cell is drawn from its posterior, its own perturbations are taken
-        away and the asked-for ones put in their place (masks and effects drawn as well).
+        away and the asked-for ones put in their place. Masks and effects are drawn once for all
+        cells of a call: an uncertain mask is on or off in all of them.
 
         Parameters
         ----------
@@ -203,6 +210,8 @@ class CounterfactualMixin(BasePerturbationModel):
         if output == "lognorm" and not likelihood.is_count_likelihood:
             raise SAMSError("A normal likelihood has no counts to normalise: use output='rate'.")
         requested = self._encode_requested(list(perturbations), dosages)
+        if adata is None:
+            self._refuse_without_data("adata")
         if adata is None and indices is None:
             positions = self._control_cells()
         else:
@@ -262,6 +271,11 @@ class CounterfactualMixin(BasePerturbationModel):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Basal states ``(n_posterior, n_basal, n_latent)``, covariates to go with them."""
         n_draws = n_posterior * n_basal
+        z_basal = torch.randn(n_draws, self.module.n_latent, device=self.module.device)
+        shape = (n_posterior, n_basal, -1)
+        if basal == "prior" and not self.module.covariates.n_out:
+            return z_basal.reshape(shape), None
+        self._refuse_without_data("basal")
         control = self._control_cells()
         if basal == "control" and not len(control):
             raise MissingControlError(
@@ -269,23 +283,25 @@ class CounterfactualMixin(BasePerturbationModel):
             )
         sources = control if len(control) else np.arange(self.adata.n_obs)
         chosen = torch.randint(len(sources), (n_draws,)).numpy()
-        z_basal = torch.randn(n_draws, self.module.n_latent, device=self.module.device)
-        covariates = None
-        if basal == "control" or self.module.covariates.n_out:
-            for place, cells in self._cells(self.adata, sources[chosen], None):
-                if basal == "control":
-                    no_shift = torch.zeros(1, 1, self.module.n_latent, device=self.module.device)
-                    qz = self.module.encode(cells.x, no_shift, cells.covariates)
-                    z_basal[place] = draw_particles(qz, 1)[0]
-                if cells.covariates is not None:
-                    if covariates is None:
-                        covariates = z_basal.new_empty(n_draws, cells.covariates.shape[1])
-                    covariates[place] = cells.covariates
-        shape = (n_posterior, n_basal, -1)
+        covariates = z_basal.new_empty(n_draws, self.module.covariates.n_out)
+        for place, cells in self._cells(self.adata, sources[chosen], None):
+            if basal == "control":
+                no_shift = torch.zeros(1, 1, self.module.n_latent, device=self.module.device)
+                qz = self.module.encode(cells.x, no_shift, cells.covariates)
+                z_basal[place] = draw_particles(qz, 1)[0]
+            if cells.covariates is not None:
+                covariates[place] = cells.covariates
         return (
             z_basal.reshape(shape),
-            None if covariates is None else covariates.reshape(shape),
+            covariates.reshape(shape) if self.module.covariates.n_out else None,
         )
+
+    def _refuse_without_data(self, argument: str) -> None:
+        if self.adata is None:
+            raise SAMSError(
+                f"The model was loaded without data, which `{argument}` needs here: load it with "
+                "`adata`, or pass data."
+            )
 
     def _drawn_shifts(self, requested: PerturbationCodes, n_draws: int) -> Iterator[torch.Tensor]:
         """Yield the total shift of each label in ``n_draws`` posterior samples."""
