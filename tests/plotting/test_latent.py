@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from matplotlib.colors import to_rgba
 
 from scvi_sams import plotting
@@ -140,3 +141,10 @@ def test_one_axes_per_representation():
 def test_errors_name_what_is_wrong(arguments, error, message):
     with pytest.raises(error, match=message):
         plotting.latent(make_cells(12), **arguments)
+
+
+def test_neighbors_of_many_cells():
+    """From 8,192 cells on scanpy searches approximately, with another library underneath."""
+    cells = ad.AnnData(np.random.default_rng(0).normal(size=(8_200, 3)).astype(np.float32))
+    sc.pp.neighbors(cells, use_rep="X", n_neighbors=5)
+    assert (np.diff(cells.obsp["distances"].indptr) == 4).all()
