@@ -147,4 +147,5 @@ def test_neighbors_of_many_cells():
     """From 8,192 cells on scanpy searches approximately, with another library underneath."""
     cells = ad.AnnData(np.random.default_rng(0).normal(size=(8_200, 3)).astype(np.float32))
     sc.pp.neighbors(cells, use_rep="X", n_neighbors=5)
-    assert (np.diff(cells.obsp["distances"].indptr) == 4).all()
+    assert cells.obsp["connectivities"].shape == (8_200, 8_200)
+    assert np.diff(cells.obsp["distances"].indptr).min() >= 4
