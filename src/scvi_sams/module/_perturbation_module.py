@@ -354,11 +354,8 @@ def perturbations_of_batch(codes: Tensor) -> tuple[Tensor, Tensor]:
     slots
         Position of every code in ``rows``, ``(B, K)``; R where a slot is empty.
     """
-    given = codes >= 0
-    rows, positions = torch.unique(codes[given], return_inverse=True)
-    slots = torch.full_like(codes, len(rows))
-    slots[given] = positions
-    return rows, slots
+    rows = torch.unique(codes[codes >= 0])
+    return rows, positions_in(rows, codes)
 
 
 def positions_in(rows: Tensor, codes: Tensor) -> Tensor:
