@@ -35,8 +35,16 @@ AUTHORS = {
 }
 
 
-def run(seed: int, settings: dict, epochs: int | None) -> dict[str, float]:
-    adata = datasets.simulate_benchmark_screen(seed)
+def run(
+    seed: int,
+    settings: dict,
+    epochs: int | None = None,
+    *,
+    screen: dict | None = None,
+    plan: dict | None = None,
+) -> dict[str, float]:
+    """Train on one screen (``screen``: arguments of the simulator) and score against its truth."""
+    adata = datasets.simulate_benchmark_screen(seed, **(screen or {}))
     labels = adata.obs["perturbation"]
     held_out = evaluation.hold_out_combinations(labels, 10, seed=seed)
     split = evaluation.split_cells(labels, held_out, seed=seed)
@@ -47,6 +55,7 @@ def run(seed: int, settings: dict, epochs: int | None) -> dict[str, float]:
     started = time.process_time()
     model.train(
         max_epochs=epochs,
+        plan_kwargs=plan,
         enable_progress_bar=False,
         datasplitter_kwargs={"external_indexing": [split["train"], split["validation"], unseen]},
     )
@@ -68,10 +77,17 @@ def run(seed: int, settings: dict, epochs: int | None) -> dict[str, float]:
         evaluation.additive_ate(trained, held_out), observed[held_out]
     ).loc["all"]
     truth = adata.uns["simulation"]
-    recovery = evaluation.mask_recovery(
-        model.get_perturbation_masks(key_added=None),
-        pd.DataFrame(truth["true_masks"], index=truth["perturbations"]),
+    masks = model.get_perturbation_masks(key_added=None)
+    true_masks = pd.DataFrame(truth["true_masks"], index=truth["perturbations"])
+    recovery = evaluation.mask_recovery(masks, true_masks)
+    effects = model.get_perturbation_effects(key_added=None).mean
+    by_size = max(
+        evaluation.mask_recovery(effects.abs(), true_masks, threshold=size)["f1"]
+        for size in np.arange(0.1, 1.5, 0.05)
     )
+    calibration = evaluation.mask_calibration(masks, true_masks)
+    discoveries = calibration.fdr.loc[0.05]
+    leakage = evaluation.basal_leakage(model, indices=unseen).loc["all"]
     iwelbo = model.get_iwelbo(indices=split["test"], key_added=None)
     result = {
         "-ELBO, validation": float(model.history["elbo_validation"].iloc[-1, 0]),
@@ -83,6 +99,12 @@ def run(seed: int, settings: dict, epochs: int | None) -> dict[str, float]:
         "mask recall": recovery["recall"],
         "mask F1": recovery["f1"],
         "mask density": recovery["density"],
+        "mask F1, best threshold on effects": by_size,
+        "expected calibration error": calibration.expected_calibration_error,
+        "false discoveries at 5 % FDR": discoveries["false_discovery_proportion"],
+        "recall at 5 % FDR": discoveries["recall"],
+        "AUC perturbed vs control, basal": leakage["auc_basal"],
+        "AUC perturbed vs control, all": leakage["auc_total"],
     }
     for name, score in compared.items():
         result |= {

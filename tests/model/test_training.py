@@ -10,7 +10,7 @@ import torch
 from model.builders import TRAINING, VARIANTS, small_screen, train_small
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulate_screen, simulated_ate
-from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.exceptions import InvalidSplitError, SAMSError
 from scvi_sams.model._base import _default_max_epochs
 
 EMPTY = np.array([], dtype=int)
@@ -390,3 +390,34 @@ def test_effects_of_a_simulated_screen_are_recovered(scvi_seed, variant):
     assert np.corrcoef(predicted.ravel(), truth.ravel())[0, 1] > 0.8
     shuffled = np.roll(truth, 1, axis=0)
     assert np.corrcoef(predicted.ravel(), shuffled.ravel())[0, 1] < 0.5
+
+
+@pytest.mark.parametrize("variant", ["mean field", "both correlated"])
+def test_latents_are_ordered_and_signed_by_their_effects(scvi_seed, variant):
+    scvi_seed(3)
+    model = untrained(small_screen(), **VARIANTS[variant])
+    model.train(max_epochs=4, **(TRAINING | {"plan_kwargs": {}}))
+    effects = model.get_perturbation_effects(key_added=None).mean
+    norms = np.linalg.norm(effects, axis=0)
+    assert norms[0] > 0.05
+    # Means of correlated effects are averages over draws of masks, which the order changes.
+    tolerance = 1e-6 if variant == "mean field" else 0.1 * norms[0]
+    assert (np.diff(norms) <= tolerance).all()
+    assert (effects.sum(axis=0) >= -tolerance * len(effects)).all()
+
+
+@pytest.mark.parametrize("evidence_cells", [0, -5.0, float("nan")])
+def test_evidence_of_no_cells_is_refused(evidence_cells):
+    with pytest.raises(SAMSError, match="evidence_cells"):
+        untrained(small_screen(), evidence_cells=evidence_cells)
+
+
+def test_evidence_of_few_cells_switches_fewer_masks_on(scvi_seed):
+    """Where evidence hardly counts, masks stay near their prior."""
+    on = {}
+    for evidence_cells in (None, 1.0):
+        scvi_seed(0)
+        model = untrained(small_screen(), evidence_cells=evidence_cells)
+        model.train(max_epochs=20, **(TRAINING | {"plan_kwargs": {}}))
+        on[evidence_cells] = model.get_perturbation_masks(key_added=None).to_numpy().mean()
+    assert on[1.0] < on[None] - 0.02

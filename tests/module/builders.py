@@ -36,6 +36,7 @@ _DEFAULTS: dict[str, Any] = {
     "n_particles": 3,
     "kl_estimator": "closed_form",
     "global_kl_weight": 1.0,
+    "evidence_cells": None,
     "mask_prior_probability": 0.2,
     "mask_prior_concentration": None,
     "effect_prior_scale": 1.7,

@@ -66,6 +66,34 @@ def test_no_global_weight_leaves_the_mask_prior_without_effect():
     assert losses[0] == losses[1]
 
 
+def test_evidence_of_many_cells_is_charged_more():
+    """A single's divergence costs (1 + N_t / evidence_cells) / N_t; what is reported, 1 / N_t."""
+    one_perturbation = [[0, -1, -1]]
+    tensors = make_tensors(codes=one_perturbation, doses=[[1.0, 0, 0]])
+    plain = seeded(make_module(), tensors)
+    coarse = seeded(make_module(evidence_cells=26.0), tensors)
+    shared = sum(plain.kl_local[name].item() for name in GLOBAL_TERMS)
+    assert shared > 0.1
+    # 13 cells count as 13 / (1 + 13 / 26): the divergence is charged 1.5 times.
+    assert (coarse.loss - plain.loss).item() == pytest.approx(0.5 * shared, rel=1e-3)
+    for name, value in plain.kl_local.items():
+        assert torch.equal(value, coarse.kl_local[name])
+
+
+def test_evidence_of_a_combination_is_charged_by_perturbation():
+    tensors = make_tensors(codes=[[1, 2, -1]], doses=[[0.5, 1.5, 0]])
+    module = make_module(evidence_cells=10.0)
+    torch.manual_seed(0)
+    draw = module.global_posterior(torch.tensor([1, 2]), module.n_particles)
+    b, c = sum(kl.mean(0) for kl in draw.kl.values()).tolist()
+    plain, coarse = (
+        seeded(make_module(evidence_cells=cells), tensors).loss.item() for cells in (None, 10.0)
+    )
+    # N is 7 and 4; a tenth of each divergence comes on top of its share.
+    assert coarse - plain == pytest.approx((b + c) / 10, rel=1e-3)
+    assert module.evidence_weights(torch.tensor([1, 2, 4])).tolist() == pytest.approx([1.7, 1.4, 1])
+
+
 # Particles and estimators -----------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import torch
 from module.builders import COVARIATE_SIZES, VARIANTS, make_module, make_tensors
 from scvi_sams.module import sum_over_slots
 from scvi_sams.module._networks import NormalHead
-from scvi_sams.module._rotation import sparsest_rotation
+from scvi_sams.module._rotation import canonical_order, signed_permutation, sparsest_rotation
 
 
 def sparse_effects(n_perturbations: int, n_latent: int, seed: int) -> torch.Tensor:
@@ -131,10 +131,81 @@ def test_masks_start_from_the_evidence_for_each_effect():
     module.find_sparse_axes()
     assert not module.masks.is_dense
     # log(.1 / .9) + 0 - log(10) for no effect, clamped at -3; far above 3 for the others.
-    on = module.masks.logits > 0
+    strong = module.masks.logits[:4]
+    on = strong > 0
     assert (on.sum(dim=1) == 1).all()
     assert (on[:3].sum(dim=0) == 1).all()
-    torch.testing.assert_close(module.masks.logits[on][:3], torch.full((3,), 3.0))
-    torch.testing.assert_close(module.masks.logits[~on], torch.full((10,), -3.0))
-    # e = 0.3, s = 0.1: log(.1 / .9) + 4.5 - log(10) = 0.0002
-    assert module.masks.logits[4].max().item() == pytest.approx(0.0002, abs=0.05)
+    torch.testing.assert_close(strong[on], torch.full((4,), 3.0))
+    torch.testing.assert_close(strong[~on], torch.full((8,), -3.0))
+    # e = 0.3, v = 0.01: log(.1 / .9) + 9 / 2.02 - log(101) / 2 = -0.0493
+    assert module.masks.logits[4].max().item() == pytest.approx(-0.0493, abs=0.05)
+
+
+def test_masks_start_from_coarsened_evidence():
+    module = make_module(
+        correlated_effects=False,
+        mask_prior_probability=0.1,
+        effect_prior_scale=2.0,
+        evidence_cells=25.0,
+    )
+    with torch.no_grad():
+        module.effects.loc.zero_()
+        module.effects.loc[0, 0] = 0.5
+        module.effects.log_scale.fill_(math.log(0.1))
+    module.begin_dense_phase()
+    module.find_sparse_axes()
+    # v = 0.01 + 1 / 25 = 0.05: log(.1 / .9) + 5 / (2 + 0.025) - log(81) / 2 = -1.9253
+    assert module.masks.logits[0].max().item() == pytest.approx(-1.9253, abs=0.02)
+
+
+def test_canonical_order_by_hand():
+    effects = torch.tensor([[1.0, -3.0, 0.0, 2.0], [0.0, 1.0, 0.0, 2.0]])
+    order, signs = canonical_order(effects)
+    assert order.tolist() == [1, 3, 0, 2]
+    assert signs.tolist() == [-1, 1, 1, 1]
+    ordered = effects @ signed_permutation(order, signs)
+    assert ordered.tolist() == [[3, 2, 1, 0], [-1, 2, 0, 0]]
+
+
+@pytest.mark.parametrize(("correlated_basal", "correlated_effects"), VARIANTS)
+def test_ordering_changes_names_and_nothing_else(correlated_basal: bool, correlated_effects: bool):
+    """Objective, masks, effects and variances move with their dimension; a second call is idle."""
+    module = make_module(correlated_basal=correlated_basal, correlated_effects=correlated_effects)
+    batch = make_tensors()
+    rows = torch.arange(5)
+    dense = torch.ones(1, 5, module.n_latent)
+    with torch.no_grad():
+        before = module.masks.inclusion_probability.clone()
+        q_before = module.effects(rows, dense)
+        state_before = module.encode(batch["X"], torch.zeros(1, 7, 3), None)
+        torch.manual_seed(0)
+        order, signs = canonical_order(module.shift_moments(rows)[0])
+        torch.manual_seed(0)
+        module.order_latents()
+        q_after = module.effects(rows, dense)
+        state_after = module.encode(batch["X"], torch.zeros(1, 7, 3), None)
+        mean, _ = module.shift_moments(rows)
+    assert order.tolist() != [0, 1, 2] or (signs < 0).any()
+    torch.testing.assert_close(module.masks.inclusion_probability, before[:, order])
+    torch.testing.assert_close(q_after.loc, q_before.loc[..., order] * signs)
+    torch.testing.assert_close(q_after.scale, q_before.scale[..., order])
+    torch.testing.assert_close(state_after.loc, state_before.loc[..., order] * signs)
+    torch.testing.assert_close(state_after.scale, state_before.scale[..., order])
+    # Another draw of masks estimates the means of correlated effects, so up to its noise.
+    norms = mean.norm(dim=0)
+    assert (norms[:-1] >= norms[1:] - 0.2).all()
+    if not correlated_effects:
+        assert canonical_order(mean)[0].tolist() == [0, 1, 2]
+        assert canonical_order(mean)[1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("correlated_basal", "correlated_effects"), VARIANTS)
+def test_ordering_leaves_the_decoded_cells_alone(correlated_basal: bool, correlated_effects: bool):
+    module = make_module(correlated_basal=correlated_basal, correlated_effects=correlated_effects)
+    batch = make_tensors()
+    with torch.no_grad():
+        _, _, logits, log_px = means_and_logits(module, batch)
+        module.order_latents()
+        _, _, ordered_logits, ordered_log_px = means_and_logits(module, batch)
+    torch.testing.assert_close(ordered_logits, logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ordered_log_px, log_px, atol=1e-4, rtol=1e-5)

@@ -7,6 +7,7 @@ import torch
 
 from module.reference import ReferenceELBO, recorded_draws
 from scvi_sams._random import fixed_seed
+from scvi_sams.module import SAMSVAEModule
 from scvi_sams.train import PerturbationTrainingPlan, _plan
 from train.screens import carriers, make_model, make_screen
 
@@ -42,6 +43,11 @@ def curve(model, name):
     return model.history[name][name].astype(float).to_numpy()
 
 
+def keep_the_order_of_latents(monkeypatch):
+    """For tests that compare the weights, or draws per dimension, of during training with later."""
+    monkeypatch.setattr(SAMSVAEModule, "order_latents", lambda self: None)
+
+
 # Learning ---------------------------------------------------------------------------------------
 
 
@@ -57,13 +63,15 @@ def test_training_lowers_the_loss(correlated_basal, correlated_effects):
     loss, validation = curve(model, "elbo_train"), curve(model, "elbo_validation")
     assert np.isfinite(loss).all()
     assert len(loss) == len(validation) == 10
-    assert loss[-3:].mean() < loss[0] - 1
-    assert validation[-1] < validation[0] - 1
+    # Epochs differ by about 0.05 from noise alone.
+    assert loss[-3:].mean() < loss[0] - 0.4
+    assert validation[-1] < validation[0] - 0.4
 
 
-def test_masks_and_effects_move_as_fast_as_their_learning_rate(screen):
+def test_masks_and_effects_move_as_fast_as_their_learning_rate(screen, monkeypatch):
     """Adam with eps 0.01, the default of scvi-tools, would leave them where they start."""
     model = make_model(screen, correlated_effects=False)
+    keep_the_order_of_latents(monkeypatch)
     before = {name: value.clone() for name, value in model.module.named_parameters()}
     train(model, plan_kwargs=STEADY | {"lr": 0.0, "table_lr": 0.01}, train_size=1.0)
     n_steps = -(-screen.n_obs // 64)
@@ -261,7 +269,7 @@ def test_validation_does_not_disturb_the_random_numbers_of_training(screen):
 @pytest.mark.parametrize(("correlated_basal", "correlated_effects"), VARIANTS)
 @pytest.mark.parametrize("batch_size", [17, 512])
 def test_validation_score_by_the_reference(
-    screen, correlated_basal, correlated_effects, batch_size
+    screen, monkeypatch, correlated_basal, correlated_effects, batch_size
 ):
     """Mean over validation cells of minus the ELBO, with plates of the TRAINING cells."""
     model = make_model(
@@ -271,6 +279,7 @@ def test_validation_score_by_the_reference(
         n_particles=2,
         global_kl_weight=5.0,
     )
+    keep_the_order_of_latents(monkeypatch)
     with torch.no_grad():  # divergences that matter, so that a wrong weight shows
         model.module.masks.logits.normal_()
     train(model, train_size=0.75, batch_size=batch_size, plan_kwargs=FROZEN, max_epochs=2)

@@ -7,12 +7,10 @@ from scvi_sams.module._perturbation_module import (
     PerturbationModule,
     TrainingStatistics,
     draw_particles,
-    perturbations_of_batch,
-    positions_in,
-    sum_over_slots,
 )
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._sams_vae import SAMSVAEModule
+from scvi_sams.module._slots import perturbations_of_batch, positions_in, sum_over_slots
 
 __all__ = [
     "CellBatch",

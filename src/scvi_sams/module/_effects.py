@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scvi_sams.module._networks import HiddenLayers, NormalHead
+from scvi_sams.module._rotation import signed_permutation
 
 INITIAL_EFFECT_SCALE = 0.1
 """Standard deviation of effects before training. Starting as wide as the prior, the noise in the
@@ -46,6 +47,18 @@ class EffectPosterior(nn.Module, ABC):
             Orthogonal, ``(n_latent, n_latent)``: new effects are ``effects @ rotation``.
         """
 
+    @abstractmethod
+    def permute(self, order: Tensor, signs: Tensor) -> None:
+        """Reorder the coordinates and change their signs, whatever the masks.
+
+        Parameters
+        ----------
+        order
+            New dimension ``l`` is the old ``order[l]``, shape ``(n_latent,)``.
+        signs
+            1 or -1 for every new dimension, shape ``(n_latent,)``.
+        """
+
 
 class MeanFieldEffects(EffectPosterior):
     """q(e_t) = Normal(loc_t, scale_t)."""
@@ -67,6 +80,12 @@ class MeanFieldEffects(EffectPosterior):
         self.loc.copy_(self.loc @ rotation)
         variance = (2 * self.log_scale).exp() @ rotation.square()
         self.log_scale.copy_(0.5 * variance.log())
+
+    @torch.no_grad()
+    def permute(self, order: Tensor, signs: Tensor) -> None:
+        """Reorder the columns of both tables."""
+        self.loc.copy_(self.loc[:, order] * signs)
+        self.log_scale.copy_(self.log_scale[:, order])
 
 
 class CorrelatedEffects(EffectPosterior):
@@ -105,3 +124,9 @@ class CorrelatedEffects(EffectPosterior):
         self.head.rotate(rotation)
         self.from_mask.bias.add_(self.from_mask.weight.sum(dim=1))
         self.from_mask.weight.zero_()
+
+    @torch.no_grad()
+    def permute(self, order: Tensor, signs: Tensor) -> None:
+        """Reorder the head and the mask's input; a mask has no sign."""
+        self.head.rotate(signed_permutation(order, signs))
+        self.from_mask.weight.copy_(self.from_mask.weight[:, order])

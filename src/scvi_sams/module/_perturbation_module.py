@@ -21,11 +21,11 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
-from torch.nn import functional
 
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.module._likelihoods import LIKELIHOODS
 from scvi_sams.module._networks import BasalEncoder, CovariateEncoding, Decoder
+from scvi_sams.module._slots import perturbations_of_batch, sum_over_slots
 
 KLEstimator = Literal["closed_form", "monte_carlo"]
 
@@ -103,6 +103,9 @@ class PerturbationModule(BaseModuleClass):
         Closed form, or the paper's estimate from the drawn samples.
     global_kl_weight
         Factor of the divergences of the global variables; 1 is the ELBO.
+    evidence_cells
+        What the cells of one perturbation say about its globals counts as at most what this many
+        cells would say (see :meth:`evidence_weights`); ``None`` is the ELBO.
     """
 
     def __init__(
@@ -122,12 +125,14 @@ class PerturbationModule(BaseModuleClass):
         n_particles: int,
         kl_estimator: KLEstimator,
         global_kl_weight: float,
+        evidence_cells: float | None,
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
         self.n_particles = n_particles
         self.kl_estimator = kl_estimator
         self.global_kl_weight = global_kl_weight
+        self.evidence_cells = evidence_cells
         self.uses_size_factor = uses_size_factor
         self.covariates = CovariateEncoding(n_batch, n_categories, n_continuous)
         shape = {"n_layers": n_layers, "n_hidden": n_hidden}
@@ -157,6 +162,9 @@ class PerturbationModule(BaseModuleClass):
     @abstractmethod
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation of the shifts, each ``(R, L)``."""
+
+    def order_latents(self) -> None:
+        """Give the latent dimensions their canonical order and signs; nothing without masks."""
 
     def begin_dense_phase(self) -> None:
         """Prepare for the phase before :meth:`find_sparse_axes`; nothing to do without masks."""
@@ -214,8 +222,9 @@ class PerturbationModule(BaseModuleClass):
 
         Returns
         -------
-        ``shift`` (P, B, L), ``qz`` (the posterior of the basal states), ``z_basal`` (P, B, L) and
-        ``global_kl``: every cell's share of the global divergences, (P or 1, B) by name.
+        ``shift`` (P, B, L), ``qz`` (the posterior of the basal states), ``z_basal`` (P, B, L),
+        ``global_kl``: every cell's share of the global divergences, (P or 1, B) by name, and
+        ``global_penalty``: what training charges for them, (P or 1, B).
         """
         n_particles = n_particles or self.n_particles
         rows, slots = perturbations_of_batch(cells.codes)
@@ -228,12 +237,14 @@ class PerturbationModule(BaseModuleClass):
             name: sum_over_slots((kl * plates)[..., None], slots).squeeze(-1)
             for name, kl in draw.kl.items()
         }
+        charged = sum(draw.kl.values()) * plates * self.evidence_weights(rows)
         return {
             "cells": cells,
             "shift": shift,
             "qz": qz,
             "z_basal": z_basal,
             "global_kl": global_kl,
+            "global_penalty": sum_over_slots(charged[..., None], slots).squeeze(-1),
         }
 
     def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
@@ -245,6 +256,20 @@ class PerturbationModule(BaseModuleClass):
         """1 / N_t for perturbations with training cells, else 0, shape ``(R,)``."""
         counts = self.cells_per_perturbation[rows]
         return torch.where(counts > 0, 1 / counts.clamp(min=1), torch.zeros_like(counts))
+
+    def evidence_weights(self, rows: Tensor) -> Tensor:
+        """Factor by which training charges the divergences of perturbations, shape ``(R,)``.
+
+        ``1 + N_t / evidence_cells``. The evidence of N_t cells then counts as that of
+        ``1 / (1 / N_t + 1 / evidence_cells)``: a coarsened posterior (Miller & Dunson 2019), for
+        a model that is right only up to some error. The latent axes are learned, never exactly
+        the true ones, so a strong effect on one mechanism is also a weak effect on others. Given
+        enough cells the plain posterior is sure of those, rightly so and to no use.
+        """
+        counts = self.cells_per_perturbation[rows]
+        if self.evidence_cells is None:
+            return torch.ones_like(counts)
+        return 1 + counts / self.evidence_cells
 
     # Generation: p(x | z) ----------------------------------------------------------------------
 
@@ -281,18 +306,20 @@ class PerturbationModule(BaseModuleClass):
         Every cell pays its share ``1 / N_t`` of the global divergences of its perturbations, so the
         mean over an epoch, times the number of cells, is the ELBO of the whole training data. The
         shares are counted as local terms: that way ``elbo_validation`` weighs them by training
-        counts too.
+        counts too. What is reported is the ELBO; the loss charges the global divergences times
+        ``global_kl_weight`` and :meth:`evidence_weights`.
         """
         cells: CellBatch = inference_outputs["cells"]
         log_px = self.likelihood.log_prob(cells.x, generative_outputs["logits"], cells.size)
         kl_z = self.basal_kl(inference_outputs["qz"], inference_outputs["z_basal"])
         global_kl = inference_outputs["global_kl"]
-        elbo = log_px - kl_weight * (kl_z + self.global_kl_weight * sum(global_kl.values()))
+        penalty = self.global_kl_weight * inference_outputs["global_penalty"]
+        objective = log_px - kl_weight * (kl_z + penalty)
 
         local = {"kl_z_basal": kl_z} | {f"kl_{name}": kl for name, kl in global_kl.items()}
         local = {name: kl.mean(0) for name, kl in local.items()}
         return LossOutput(
-            loss=-elbo.mean(),
+            loss=-objective.mean(),
             reconstruction_loss=-log_px.mean(0),
             kl_local=local,
         )
@@ -337,51 +364,3 @@ def standard_normal_like(posterior: Normal, scale: float = 1.0) -> Normal:
     """Normal(0, scale) of the shape of a posterior."""
     loc = torch.zeros_like(posterior.loc)
     return Normal(loc, torch.full_like(loc, scale), validate_args=False)
-
-
-def perturbations_of_batch(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the perturbations that occur in a mini-batch, so that only they are computed.
-
-    Parameters
-    ----------
-    codes
-        ``(B, K)``, -1 where a slot is empty.
-
-    Returns
-    -------
-    rows
-        The distinct perturbations, ascending, ``(R,)``.
-    slots
-        Position of every code in ``rows``, ``(B, K)``; R where a slot is empty.
-    """
-    rows = torch.unique(codes[codes >= 0])
-    return rows, positions_in(rows, codes)
-
-
-def positions_in(rows: Tensor, codes: Tensor) -> Tensor:
-    """Position of every code in ascending ``rows``; ``len(rows)`` where a slot is empty."""
-    slots = torch.searchsorted(rows, codes.clamp(min=0))
-    return torch.where(codes < 0, len(rows), slots)
-
-
-def sum_over_slots(table: Tensor, slots: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Add up rows for every cell: ``out[p, b] = sum_k weights[b, k] table[p, slots[b, k]]``.
-
-    Parameters
-    ----------
-    table
-        ``(P, R, D)``.
-    slots
-        ``(B, K)``; a value of R stands for an empty slot and adds nothing.
-    weights
-        ``(B, K)``, for example dosages.
-
-    Returns
-    -------
-    ``(P, B, D)``.
-    """
-    padded = functional.pad(table, (0, 0, 0, 1))
-    rows = padded[:, slots]
-    if weights is not None:
-        rows = rows * weights[..., None]
-    return rows.sum(dim=2)

@@ -15,7 +15,11 @@ from scvi_sams.module._perturbation_module import (
     draw_particles,
     standard_normal_like,
 )
-from scvi_sams.module._rotation import sparsest_rotation
+from scvi_sams.module._rotation import (
+    canonical_order,
+    signed_permutation,
+    sparsest_rotation,
+)
 
 MAX_INITIAL_LOGIT = 3.0
 """Masks start sure of themselves, but within reach of the other answer."""
@@ -131,20 +135,35 @@ class SAMSVAEModule(PerturbationModule):
     def find_sparse_axes(self) -> None:
         """Rotate the latent space so that effects are sparsest, and start masks from there.
 
-        The log-odds of a mask entry start at what effect ``e`` with posterior scale ``s`` says
-        about it against the prior Normal(0, beta), as for a regression with that estimate::
+        The log-odds of a mask entry start at what an estimate ``e`` of its effect says, whose
+        variance ``v`` is that of its posterior plus 1 / ``evidence_cells``, by the densities of
+        Normal(0, v + beta^2) (on) and Normal(0, v) (off)::
 
-            logit = log(alpha / (1 - alpha)) + e^2 / (2 s^2) - log(beta / s)
+            logit = log(alpha / (1 - alpha)) + (e^2 / v) / (2 + 2 v / beta^2)
+                    - log(1 + beta^2 / v) / 2
         """
         rows = torch.arange(len(self.masks.logits), device=self.device)
         everything = torch.ones_like(self.masks.logits)[None]
         self.rotate(sparsest_rotation(self.effects(rows, everything).loc[0]))
         q_e = self.effects(rows, everything)
-        e, s = q_e.loc[0], q_e.scale[0]
-        evidence = 0.5 * (e / s).square() - torch.log(self.effect_prior_scale / s)
-        logits = self.mask_prior.log_odds + evidence
+        variance = q_e.variance[0]
+        if self.evidence_cells is not None:
+            variance = variance + 1 / self.evidence_cells
+        prior = self.effect_prior_scale**2
+        fit = q_e.loc[0].square() / variance / (2 + 2 * variance / prior)
+        logits = self.mask_prior.log_odds + fit - 0.5 * torch.log1p(prior / variance)
         self.masks.logits.copy_(logits.clamp(-MAX_INITIAL_LOGIT, MAX_INITIAL_LOGIT))
         self.masks.is_dense.fill_(False)
+
+    @torch.no_grad()
+    def order_latents(self) -> None:
+        """Strongest effects first, positive on average; exact, whatever the masks."""
+        rows = torch.arange(len(self.masks.logits), device=self.device)
+        order, signs = canonical_order(self.shift_moments(rows)[0])
+        self.encoder.rotate(signed_permutation(order, signs))
+        self.decoder.rotate(signed_permutation(order, signs))
+        self.effects.permute(order, signs)
+        self.masks.logits.copy_(self.masks.logits[:, order])
 
     def rotate(self, rotation: Tensor) -> None:
         """Fold a rotation of the latent space into encoder, decoder and effects.

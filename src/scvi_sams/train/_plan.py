@@ -100,10 +100,11 @@ class PerturbationTrainingPlan(TrainingPlan):
                 optimizer.state.clear()
 
     def on_train_end(self) -> None:
-        """Give masks to a training that stopped before its second phase."""
+        """Give masks to a training that stopped before its second phase; order the latents."""
         super().on_train_end()
         if self._rotation_epoch is not None:
             self._end_dense_phase()
+        self.module.order_latents()
 
     def _end_dense_phase(self) -> None:
         self.module.find_sparse_axes()

@@ -1,0 +1,89 @@
+"""Where do masks come right, and where do they break? Screens of other shapes, and ablations.
+
+Every line is one training on the screen of simulated_screen.py with one thing changed; the median
+over seeds is printed. About two and a half minutes a line and seed on one thread.
+
+    python benchmarks/masks.py [--seeds 0 1 2] [--cases standard "30 % of the cells" ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pandas as pd
+import torch
+
+from simulated_screen import run
+
+FEW_CELLS = {"n_controls": 300, "cells_per_perturbation": 39, "cells_per_combination": 36}
+MANY_PERTURBATIONS = {
+    "n_perturbations": 500,
+    "cells_per_perturbation": 26,
+    "n_combinations": 250,
+    "cells_per_combination": 24,
+}
+PAPER = {"evidence_cells": None, "effect_prior_scale": 1.0}
+NO_ROTATION = {"dense_fraction": 0.0}
+
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "standard": {},
+    "30 % of the cells": {"screen": FEW_CELLS},
+    "5 x the perturbations, same cells": {"screen": MANY_PERTURBATIONS},
+    "mask probability .02": {"screen": {"mask_probability": 0.02}},
+    "mask probability .3": {"screen": {"mask_probability": 0.3}},
+    "10 true latents": {"screen": {"n_latent": 10}},
+    "60 true latents": {"screen": {"n_latent": 60}},
+    "mean-field effects": {"settings": {"correlated_effects": False}},
+    "no rotation": {"plan": NO_ROTATION},
+    "no coarsening": {"settings": {"evidence_cells": None}},
+    "neither, paper's priors": {"settings": PAPER, "plan": NO_ROTATION},
+    "neither, mean-field": {
+        "settings": {**PAPER, "correlated_basal": False, "correlated_effects": False},
+        "plan": NO_ROTATION,
+    },
+    "dense effects, rotated, no masked phase": {"plan": {"dense_fraction": 1.0}},
+}
+COLUMNS = {
+    "mask precision": "P",
+    "mask recall": "R",
+    "mask F1": "F1",
+    "mask F1, best threshold on effects": "F1 by size",
+    "expected calibration error": "ECE",
+    "false discoveries at 5 % FDR": "FDP at 5 %",
+    "recall at 5 % FDR": "R at 5 %",
+    "IWELBO, test, minus log p(x | true z)": "IWELBO - truth",
+    "ATE Pearson, held-out pairs": "ATE pairs",
+    "ATE Pearson, held-out pairs, additive baseline": "additive",
+    "ATE slope, held-out pairs": "slope",
+    "AUC perturbed vs control, basal": "basal AUC",
+    "CPU seconds of training": "CPU s",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = {}
+    for case in arguments.cases:
+        changes = CASES[case]
+        scores = pd.DataFrame(
+            [
+                run(seed, changes.get("settings", {}), **_without_settings(changes))
+                for seed in arguments.seeds
+            ]
+        )
+        lines[case] = scores.median()[list(COLUMNS)].rename(COLUMNS)
+        print(lines[case].rename(case).round(3).to_frame().T.to_string(), flush=True)
+    print(pd.DataFrame(lines).T.round(3).to_string())
+
+
+def _without_settings(changes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: change for name, change in changes.items() if name != "settings"}
+
+
+if __name__ == "__main__":
+    main()
