@@ -396,12 +396,12 @@ def test_effects_of_a_simulated_screen_are_recovered(scvi_seed, variant):
 def test_latents_are_ordered_and_signed_by_their_effects(scvi_seed, variant):
     scvi_seed(3)
     model = untrained(small_screen(), **VARIANTS[variant])
-    model.train(max_epochs=4, **(TRAINING | {"plan_kwargs": {}}))
+    model.train(max_epochs=20, **(TRAINING | {"plan_kwargs": {}}))
     effects = model.get_perturbation_effects(key_added=None).mean
     norms = np.linalg.norm(effects, axis=0)
-    assert norms[0] > 0.05
+    assert norms[0] > 1e-3
     # Means of correlated effects are averages over draws of masks, which the order changes.
-    tolerance = 1e-6 if variant == "mean field" else 0.1 * norms[0]
+    tolerance = 1e-5 * norms[0] if variant == "mean field" else 0.1 * norms[0]
     assert (np.diff(norms) <= tolerance).all()
     assert (effects.sum(axis=0) >= -tolerance * len(effects)).all()
 

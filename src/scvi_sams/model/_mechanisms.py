@@ -35,8 +35,10 @@ class MechanismMixin(BasePerturbationModel):
         Returns
         -------
         Perturbations x latent dimensions: posterior probability that the perturbation moves the
-        dimension, q(m_tl = 1) (paper, section 3). Latent dimensions have no order of their own and
-        differ between runs.
+        dimension, q(m_tl = 1) (paper, section 3). Dimensions are ordered by the strength of their
+        effects, which is a convention: match those of several runs with
+        :func:`scvi_sams.evaluation.mask_stability`, and call entries active with
+        :func:`scvi_sams.evaluation.active_at_fdr`.
         """
         self._check_if_trained(warn=True)
         probability = self.module.masks.inclusion_probability.cpu().numpy()
