@@ -30,7 +30,7 @@ def cosines(table: AnnData) -> pd.DataFrame:
     return pd.DataFrame(unit @ unit.T, index=table.obs_names, columns=table.obs_names)
 
 
-def run(seed: int, n_latent: int) -> dict[str, float]:
+def run(seed: int, n_latent: int) -> tuple[scvi_sams.SAMSVAE, dict[str, float]]:
     adata = scvi_sams.datasets.papalexi21()
     scvi.settings.seed = seed
     split = evaluation.split_cells(adata.obs["perturbation"], [], seed=seed)
@@ -65,7 +65,7 @@ def run(seed: int, n_latent: int) -> dict[str, float]:
         )
     }
     masks = model.get_perturbation_masks(key_added=None)
-    return {
+    return model, {
         "CPU seconds": seconds,
         "cosine within IFNGR1/IFNGR2/JAK2/STAT1, lowest": within.min(),
         "cosine of these to any other, highest": like.loc[PATHWAY, others].to_numpy().max(),
@@ -79,6 +79,8 @@ def run(seed: int, n_latent: int) -> dict[str, float]:
         "IWELBO, held-out cells": model.get_iwelbo(indices=split["test"], key_added=None),
         "active latents per pathway perturbation": (masks.loc[PATHWAY] > 0.5).sum(axis=1).mean(),
         "active latents per null": (masks.loc[NULLS] > 0.5).sum(axis=1).mean(),
+        "the same at 5 % FDR": evaluation.active_at_fdr(masks).loc[NULLS].sum(axis=1).mean(),
+        "AUC perturbed vs control, basal": evaluation.basal_leakage(model).loc["all", "auc_basal"],
     }
 
 
@@ -88,8 +90,14 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = {f"seed {seed}": run(seed, arguments.latent) for seed in arguments.seeds}
-    print(pd.DataFrame(results).round(3).to_string())
+    runs = {f"seed {seed}": run(seed, arguments.latent) for seed in arguments.seeds}
+    print(pd.DataFrame({name: scores for name, (_, scores) in runs.items()}).round(3).to_string())
+    if len(runs) > 1:
+        models = [model for model, _ in runs.values()]
+        stability = evaluation.mask_stability(models)
+        print(stability.pairs.round(3).to_string())
+        support = evaluation.consensus_masks(models).support
+        print((support > 0.5).sum(axis=1).rename("active in most runs").to_string())
 
 
 if __name__ == "__main__":
