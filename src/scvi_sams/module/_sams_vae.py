@@ -160,8 +160,9 @@ class SAMSVAEModule(PerturbationModule):
         """Strongest effects first, positive on average; exact, whatever the masks."""
         rows = torch.arange(len(self.masks.logits), device=self.device)
         order, signs = canonical_order(self.shift_moments(rows)[0])
-        self.encoder.rotate(signed_permutation(order, signs))
-        self.decoder.rotate(signed_permutation(order, signs))
+        rotation = signed_permutation(order, signs)
+        self.encoder.rotate(rotation)
+        self.decoder.rotate(rotation)
         self.effects.permute(order, signs)
         self.masks.logits.copy_(self.masks.logits[:, order])
 
