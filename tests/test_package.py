@@ -8,7 +8,7 @@ import pytest
 
 import scvi_sams
 
-MODELS = {"SAMSVAE"}
+MODELS = {"CPAVAE", "ConditionalVAE", "SAMSVAE", "SVAEPlus"}
 NAMESPACES = {"datasets", "evaluation", "pl"}
 
 

@@ -2,8 +2,8 @@
 
 from scvi_sams import datasets, evaluation
 from scvi_sams import plotting as pl
-from scvi_sams.model import SAMSVAE
+from scvi_sams.model import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 
 __version__ = "0.1.0"
 
-__all__ = ["SAMSVAE", "datasets", "evaluation", "pl"]
+__all__ = ["CPAVAE", "SAMSVAE", "ConditionalVAE", "SVAEPlus", "datasets", "evaluation", "pl"]

@@ -1,21 +1,13 @@
 """Metrics against values computed by hand, and what they must not depend on."""
 
-import itertools
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from scvi_sams.evaluation import (
-    align_ate,
-    compare_ate,
-    effect_metrics,
-    mask_recovery,
-    match_latents,
-)
-from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
+from scvi_sams.evaluation import align_ate, compare_ate, effect_metrics
+from scvi_sams.exceptions import MissingKeyError, SAMSError
 
 
 def make_table(effect, perturbations, genes=None, *, n_cells=None, **description) -> ad.AnnData:
@@ -171,77 +163,3 @@ def test_tables_that_cannot_be_compared_are_refused():
     del undescribed.uns["ate"]
     with pytest.raises(MissingKeyError, match="predicted table"):
         compare_ate(undescribed, observed)
-
-
-TRUE_MASKS = np.array([[1, 0], [1, 1], [0, 1], [0, 1]])
-
-
-def test_mask_recovery_by_hand():
-    # Estimated dimensions 2 and 0 are the true 0 and 1; dimension 1 has no partner.
-    masks = np.array([[0.1, 0.0, 0.9], [0.4, 0.9, 0.8], [0.9, 0.2, 0.7], [0.6, 0.3, 0.2]])
-    rows, columns = match_latents(masks > 0.5, TRUE_MASKS)
-    assert list(zip(rows, columns, strict=True)) == [(0, 1), (2, 0)]
-    # True positives 2 + 2; active: 6 estimated, 5 true.
-    scores = mask_recovery(masks, TRUE_MASKS)
-    assert scores.to_dict() == pytest.approx(
-        {
-            "precision": 4 / 6,
-            "recall": 4 / 5,
-            "f1": 8 / 11,
-            "density": 6 / 12,
-            "true_density": 5 / 8,
-        }
-    )
-
-
-def test_unmatched_true_dimensions_are_false_negatives():
-    scores = mask_recovery(TRUE_MASKS[:, [1]], TRUE_MASKS)
-    assert scores["precision"] == 1
-    assert scores["recall"] == pytest.approx(3 / 5)
-
-
-def test_perfect_masks_in_any_order_of_dimensions():
-    masks = np.column_stack([np.zeros(4), TRUE_MASKS[:, ::-1], np.zeros(4)])
-    scores = mask_recovery(masks, TRUE_MASKS)
-    assert scores[["precision", "recall", "f1"]].tolist() == [1, 1, 1]
-
-
-def test_threshold_decides_what_is_active():
-    masks = TRUE_MASKS * 0.3
-    assert mask_recovery(masks, TRUE_MASKS)[["precision", "recall", "f1", "density"]].tolist() == [
-        0, 0, 0, 0,
-    ]  # fmt: skip
-    assert mask_recovery(masks, TRUE_MASKS, threshold=0.2)["f1"] == 1
-
-
-def test_matching_is_the_best_of_all_permutations():
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        masks, truth = rng.random((2, 12, 4)) < 0.4
-        rows, columns = match_latents(masks, truth)
-        best = max(
-            np.sum(masks[:, list(order)] & truth) for order in itertools.permutations(range(4))
-        )
-        assert np.sum(masks[:, rows] & truth[:, columns]) == best
-
-
-def test_recovery_does_not_depend_on_the_order_of_dimensions_or_perturbations():
-    rng = np.random.default_rng(1)
-    names = [f"P{i}" for i in range(20)]
-    truth = pd.DataFrame(rng.random((20, 5)) < 0.4, index=names)
-    masks = pd.DataFrame(0.9 * truth)
-    masks.iloc[:2] = 0
-    expected = mask_recovery(masks, truth)
-    assert expected["precision"] == 1
-    assert expected["recall"] == pytest.approx(truth.iloc[2:].sum().sum() / truth.sum().sum())
-    shuffled = masks.iloc[rng.permutation(20), rng.permutation(5)]
-    pd.testing.assert_series_equal(mask_recovery(shuffled, truth), expected)
-    pd.testing.assert_series_equal(mask_recovery(masks.to_numpy(), truth.to_numpy()), expected)
-
-
-def test_masks_of_different_perturbations_are_refused():
-    truth = pd.DataFrame(TRUE_MASKS, index=list("ABCD"))
-    with pytest.raises(UnknownPerturbationError, match="'D', 'X'"):
-        mask_recovery(truth.rename(index={"D": "X"}), truth)
-    with pytest.raises(SAMSError, match=r"3 perturbations .* 4"):
-        mask_recovery(TRUE_MASKS[:3], TRUE_MASKS)

@@ -71,8 +71,9 @@ def train_small(
     max_epochs: int = 2,
     spread: bool = True,
     train: dict[str, Any] | None = None,
+    model_cls: Any = SAMSVAE,
     **model_kwargs: Any,
-) -> SAMSVAE:
+) -> Any:
     """Register, build and train a small model.
 
     Parameters
@@ -80,20 +81,24 @@ def train_small(
     spread
         Give the parameters values far apart after training, as after a long training, so that a
         term that is left out or added twice shows.
+    model_cls
+        Which model.
     """
-    SAMSVAE.setup_anndata(adata, **(setup or {}))
+    model_cls.setup_anndata(adata, **(setup or {}))
     torch.manual_seed(0)
-    sizes = {"n_latent": N_LATENT, "n_hidden": 16, "effect_n_hidden": 8}
-    model = SAMSVAE(adata, **(sizes | model_kwargs))
+    sizes = {"n_latent": N_LATENT, "n_hidden": 16}
+    if model_cls is SAMSVAE:
+        sizes["effect_n_hidden"] = 8
+    model = model_cls(adata, **(sizes | model_kwargs))
     model.train(max_epochs=max_epochs, **(TRAINING | (train or {})))
     if spread:
         _spread_parameters(model)
     return model
 
 
-def _spread_parameters(model: SAMSVAE) -> None:
+def _spread_parameters(model: Any) -> None:
     rng = np.random.default_rng(1)
-    scales = {"masks.logits": 1.5, "effects.loc": 1.5, "effects.log_scale": 1.5}
+    scales = dict.fromkeys(["masks.logits", "effects.loc", "effects.log_scale", "means"], 1.5)
     with torch.no_grad():
         for name, parameter in sorted(model.module.named_parameters()):
             scale = scales.get(
@@ -135,6 +140,26 @@ def make_decoder_linear(model: SAMSVAE, weight: np.ndarray, bias: np.ndarray) ->
             np.concatenate([weight, -weight], axis=1)
         )
         decoder.to_genes.bias.copy_(torch.as_tensor(bias))
+
+
+def linear_normal(model_cls: Any) -> tuple[Any, np.ndarray]:
+    """Train a model, then let shifts add ``weight @ shift`` to expression; returns weight too."""
+    adata = small_screen()
+    model = train_small(
+        adata, {"layer": "normalised"}, model_cls=model_cls, gene_likelihood="normal"
+    )
+    weight = np.random.default_rng(6).normal(size=(adata.n_vars, N_LATENT))
+    make_decoder_linear(model, weight, np.linspace(-1, 1, adata.n_vars))
+    return model, weight
+
+
+def copy_without_registration(adata: AnnData) -> AnnData:
+    """Copy data as if it had never been registered."""
+    adata = adata.copy()
+    for slot in (adata.obs, adata.obsm, adata.uns):
+        for key in [key for key in slot if key.startswith("_scvi")]:
+            del slot[key]
+    return adata
 
 
 def decode(model: SAMSVAE, z: np.ndarray, covariates: np.ndarray | None = None) -> np.ndarray:

@@ -115,6 +115,20 @@ def test_cells_share_draws_of_masks_and_effects(any_variant):
     assert_within_error(shift.mean(axis=0), effects.mean.loc["P002"], error)
 
 
+def test_draws_at_mean_shifts_are_of_the_basal_state_alone(any_variant):
+    arguments = {"give_mean": False, "mean_shifts": True, "n_samples": 500}
+    torch.manual_seed(0)
+    basal = latent(any_variant, **arguments)
+    torch.manual_seed(0)
+    shift = latent(any_variant, representation="perturbed", **arguments) - basal
+    mean_shift = latent(any_variant, representation="perturbed") - latent(any_variant)
+    np.testing.assert_allclose(shift, np.repeat(mean_shift[None], 500, axis=0), atol=1e-4)
+    # Normal(mean, sd) of each cell: its mean is that of give_mean, and its spread is not nothing.
+    error = basal.std(axis=0) / 500**0.5
+    assert_within_error(basal.mean(axis=0), latent(any_variant), error)
+    assert basal.std(axis=0).min() > 0.01
+
+
 def test_draws_differ_and_one_draw_has_no_axis_of_draws(default_model):
     torch.manual_seed(0)
     one = latent(default_model, give_mean=False)

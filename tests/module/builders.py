@@ -8,7 +8,13 @@ import numpy as np
 import torch
 
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.module import SAMSVAEModule
+from scvi_sams.module import (
+    ConditionalVAEModule,
+    CPAVAEModule,
+    PerturbationModule,
+    SAMSVAEModule,
+    SVAEPlusModule,
+)
 
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
 """``correlated_basal``, ``correlated_effects``: the rows of the paper's table."""
@@ -20,7 +26,7 @@ CODES = [[-1, -1, -1], [0, -1, -1], [1, -1, -1], [0, 2, -1], [1, 2, 3], [4, -1, 
 DOSES = [[0, 0, 0], [1, 0, 0], [0.5, 0, 0], [1, 2, 0], [0.5, 1.5, 3], [1, 0, 0], [0, 0, 0]]
 """Control cells, single perturbations and combinations of two and three, with doses."""
 
-_DEFAULTS: dict[str, Any] = {
+_SHARED: dict[str, Any] = {
     "n_genes": N_GENES,
     "n_perturbations": len(CELLS_PER_PERTURBATION),
     "n_latent": 3,
@@ -31,35 +37,47 @@ _DEFAULTS: dict[str, Any] = {
     "n_continuous": 0,
     "gene_likelihood": "nb",
     "uses_size_factor": False,
-    "correlated_basal": True,
-    "correlated_effects": True,
     "n_particles": 3,
     "kl_estimator": "closed_form",
-    "global_kl_weight": 1.0,
-    "evidence_cells": None,
-    "mask_prior_probability": 0.2,
-    "mask_prior_concentration": None,
-    "effect_prior_scale": 1.7,
-    "mask_initial_probability": 0.5,
-    "mask_temperature": 1.0,
-    "effect_n_hidden": 4,
-    "effect_n_layers": 2,
+}
+_GLOBALS: dict[str, Any] = {"global_kl_weight": 1.0, "evidence_cells": None}
+_EFFECTS: dict[str, Any] = {"correlated_basal": True, "effect_prior_scale": 1.7}
+_MASKS: dict[str, Any] = {"mask_initial_probability": 0.5, "mask_temperature": 1.0}
+_SETTINGS: dict[type[PerturbationModule], dict[str, Any]] = {
+    SAMSVAEModule: _SHARED
+    | _GLOBALS
+    | _EFFECTS
+    | _MASKS
+    | {
+        "correlated_effects": True,
+        "mask_prior_probability": 0.2,
+        "mask_prior_concentration": None,
+        "effect_n_hidden": 4,
+        "effect_n_layers": 2,
+    },
+    CPAVAEModule: _SHARED | _GLOBALS | _EFFECTS,
+    SVAEPlusModule: _SHARED | _GLOBALS | _MASKS | {"mask_prior_beta": 4.0},
+    ConditionalVAEModule: _SHARED,
 }
 
 
-def make_module(*, seed: int | None = 0, **changes: Any) -> SAMSVAEModule:
+def make_module(
+    module_cls: type[PerturbationModule] = SAMSVAEModule, *, seed: int | None = 0, **changes: Any
+) -> Any:
     """Build a module whose every parameter and statistic is a random number.
 
     Parameters
     ----------
+    module_cls
+        Which model.
     seed
         Of the values; ``None`` leaves parameters and statistics as the module starts them.
     **changes
         Arguments of the module that differ from those of the tiny screen.
     """
-    settings = _DEFAULTS | changes
+    settings = _SETTINGS[module_cls] | changes
     torch.manual_seed(0)
-    module = SAMSVAEModule(**settings)
+    module = module_cls(**settings)
     if seed is None:
         return module
     rng = np.random.default_rng(seed)
@@ -114,6 +132,6 @@ def take_cells(tensors: dict[str, torch.Tensor], cells: Any) -> dict[str, torch.
     return {key: value[cells] for key, value in tensors.items()}
 
 
-def score(module: SAMSVAEModule, tensors: dict[str, torch.Tensor], **loss_kwargs: Any) -> Any:
+def score(module: PerturbationModule, tensors: dict[str, torch.Tensor], **loss_kwargs: Any) -> Any:
     """Inference, generation and loss of a mini-batch."""
     return module(tensors, loss_kwargs=loss_kwargs)[2]

@@ -52,17 +52,62 @@ def test_same_effects_give_the_same_rotation_and_leave_the_random_state_alone():
     assert torch.equal(first, sparsest_rotation(effects))
 
 
-@pytest.mark.parametrize("n_perturbations", [1, 5])
+def test_the_truth_is_recovered_from_noisy_effects():
+    effects = sparse_effects(300, 20, seed=4)
+    noise = 0.1 * torch.randn(300, 20, generator=torch.Generator().manual_seed(5))
+    turned = effects @ random_rotation(20, seed=6) + noise
+    found = turned @ sparsest_rotation(turned)
+    likeness = effects.T @ found
+    order = likeness.abs().argmax(dim=1)
+    assert sorted(order.tolist()) == list(range(20))
+    matched = found[:, order] * likeness[torch.arange(20), order].sign()
+    # Noise of 0.1 is all that is left, but for what it moves the axes.
+    assert (matched - effects).square().mean().sqrt() < 0.13
+
+
+@pytest.mark.parametrize("shape", [(2500, 12), (60, 8), (12, 12), (5, 12), (1, 12), (1, 1)])
+def test_the_rotation_is_orthogonal_to_the_last_digit(shape):
+    effects = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    rotation = sparsest_rotation(effects)
+    identity = torch.eye(shape[1], dtype=torch.float64)
+    torch.testing.assert_close(rotation @ rotation.T, identity, atol=1e-14, rtol=0)
+    torch.testing.assert_close(rotation.T @ rotation, identity, atol=1e-14, rtol=0)
+    single = sparsest_rotation(effects.float())
+    assert single.dtype == torch.float32
+
+
+def test_perturbations_without_effect_do_not_hide_the_axes():
+    """More than the 2,000 that are looked at, nearly all of them noise."""
+    effects = sparse_effects(80, 8, seed=0)
+    noise = 0.1 * torch.randn(4000, 8, generator=torch.Generator().manual_seed(1))
+    turned = torch.cat([noise[:3920], effects @ random_rotation(8, seed=1) + noise[3920:]])
+    found = (turned @ sparsest_rotation(turned))[3920:]
+    likeness = torch.corrcoef(torch.cat([effects, found], dim=1).T)[:8, 8:].abs()
+    matches = likeness > 0.97
+    assert (matches.sum(0) == 1).all()
+    assert (matches.sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("n_perturbations", [2, 5])
 def test_fewer_perturbations_than_latents(n_perturbations: int):
-    effects = torch.randn(n_perturbations, 12, generator=torch.Generator().manual_seed(0))
+    """Random rows are nearly at right angles, so each can all but have an axis of its own."""
+    effects = torch.randn(n_perturbations, 50, generator=torch.Generator().manual_seed(0))
     turned = effects @ sparsest_rotation(effects)
-    # Every row of at most n axes can be turned onto few of them.
-    assert turned.abs().sum() < effects.abs().sum()
+    torch.testing.assert_close(turned.norm(dim=1), effects.norm(dim=1))
+    strongest = turned.abs().max(dim=1)
+    assert strongest.indices.unique().numel() == n_perturbations
+    assert (strongest.values > 0.9 * effects.norm(dim=1)).all()
 
 
-def test_no_effects_at_all():
-    rotation = sparsest_rotation(torch.zeros(4, 3))
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3), atol=1e-6, rtol=0)
+def test_a_single_perturbation_gets_one_axis_of_its_own():
+    effects = torch.randn(1, 12, generator=torch.Generator().manual_seed(0))
+    turned = (effects @ sparsest_rotation(effects)).abs().squeeze(0)
+    assert turned.max() == pytest.approx(float(effects.norm()), rel=1e-3)
+    assert (turned > 0.05 * effects.norm()).sum() == 1
+
+
+def test_without_effects_the_axes_stay():
+    assert torch.equal(sparsest_rotation(torch.zeros(4, 3)), torch.eye(3))
 
 
 def means_and_logits(module, batch):

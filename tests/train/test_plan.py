@@ -4,8 +4,10 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from scvi.train import SaveCheckpoint
 
 from module.reference import ReferenceELBO, recorded_draws
+from scvi_sams import CPAVAE
 from scvi_sams._random import fixed_seed
 from scvi_sams.module import SAMSVAEModule
 from scvi_sams.train import PerturbationTrainingPlan, _plan
@@ -173,21 +175,120 @@ def test_masks_can_be_trained_from_the_start(screen):
     assert phases.momenta == [False, True, True]
 
 
-@pytest.mark.parametrize("fraction", [0.5, 1.0])
-def test_masks_are_in_use_however_training_ends(screen, fraction):
-    """Early stopping within the dense phase must not leave a model without masks."""
+class StopAfter(lightning.Callback):
+    """Ends training after a number of epochs, as a time limit would."""
+
+    def __init__(self, n_epochs):
+        self.n_epochs = n_epochs
+
+    def on_train_epoch_end(self, trainer, plan):
+        trainer.should_stop = trainer.current_epoch + 1 >= self.n_epochs
+
+
+@pytest.mark.parametrize(("fraction", "n_epochs"), [(0.5, 3), (1.0, 20)])
+def test_masks_are_in_use_however_training_ends(screen, fraction, n_epochs):
+    """Also where it ends within the dense phase."""
     model = make_model(screen)
+    train(
+        model,
+        max_epochs=20,
+        callbacks=[StopAfter(n_epochs)],
+        plan_kwargs={"lr": 0.0, "table_lr": 0.0, "dense_fraction": fraction},
+    )
+    assert (curve(model, "dense_phase") == np.ones(n_epochs)).all()
+    assert not model.module.masks.is_dense
+    assert (model.module.masks.inclusion_probability < 1).any()
+
+
+# A model that does not learn: its bound is one in the dense phase, and a worse one after, because
+# masks that are as good as impossible a priori cost much.
+STILL = {"lr": 0.0, "table_lr": 0.0, "dense_fraction": 0.5}
+COSTLY = {"mask_prior_probability": 1e-30}
+
+
+def assert_worse_with_masks(model, n_dense):
+    score = curve(model, "elbo_validation")
+    assert (curve(model, "dense_phase") == (np.arange(len(score)) < n_dense)).all()
+    assert score[n_dense:].min() > score[:n_dense].max() + 1e-3
+    return score
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_early_stopping_begins_with_the_masks(screen, patience):
+    model = make_model(screen, **COSTLY)
+    train(
+        model,
+        max_epochs=20,
+        early_stopping=True,
+        early_stopping_patience=patience,
+        train_size=0.8,
+        plan_kwargs=STILL,
+    )
+    score = assert_worse_with_masks(model, n_dense=10)
+    # The first epoch with masks is the best, and none of the next ones is better.
+    assert len(score) == 10 + 1 + patience
+    (stopping,) = model.trainer.early_stopping_callbacks
+    assert float(stopping.best_score) == pytest.approx(score[10])
+
+
+def test_a_model_without_a_dense_phase_may_stop_at_once(screen):
+    CPAVAE.setup_anndata(screen)
+    model = CPAVAE(screen, n_latent=3, n_hidden=8)
     train(
         model,
         max_epochs=20,
         early_stopping=True,
         early_stopping_patience=2,
         train_size=0.8,
-        plan_kwargs={"lr": 0.0, "table_lr": 0.0, "dense_fraction": fraction},
+        plan_kwargs=STILL,
     )
-    assert len(curve(model, "elbo_validation")) < 20
+    assert len(curve(model, "elbo_validation")) == 3
+    assert "dense_phase" not in model.history
+    assert "active_masks" not in model.history
+
+
+def test_the_best_checkpoint_has_masks(screen, tmp_path):
+    model = make_model(screen, **COSTLY)
+    checkpoints = SaveCheckpoint(
+        dirpath=str(tmp_path), monitor="elbo_validation", load_best_on_end=True
+    )
+    train(
+        model,
+        max_epochs=6,
+        enable_checkpointing=True,
+        callbacks=[checkpoints],
+        train_size=0.8,
+        plan_kwargs=STILL,
+    )
+    score = assert_worse_with_masks(model, n_dense=3)
+    assert float(checkpoints.best_model_score) == pytest.approx(score[3])
+    assert "epoch=3" in checkpoints.best_model_path
     assert not model.module.masks.is_dense
-    assert (model.module.masks.inclusion_probability < 1).any()
+
+
+def test_a_plateau_is_one_of_the_phase_with_masks(screen):
+    model = make_model(screen, **COSTLY)
+    train(
+        model,
+        max_epochs=8,
+        train_size=0.8,
+        plan_kwargs=STILL | {"reduce_lr_on_plateau": True, "lr_patience": 30},
+    )
+    score = assert_worse_with_masks(model, n_dense=4)
+    (configuration,) = model.trainer.lr_scheduler_configs
+    assert configuration.scheduler.best == pytest.approx(score[4])
+    assert configuration.scheduler.num_bad_epochs == 3
+
+
+def test_history_shows_the_phases_and_the_share_of_active_masks(screen):
+    model = make_model(screen)
+    train(model, max_epochs=4, plan_kwargs={"dense_fraction": 0.5})
+    assert curve(model, "dense_phase").tolist() == [1, 1, 0, 0]
+    active = curve(model, "active_masks")
+    assert active[:2].tolist() == [1, 1]
+    probability = model.get_perturbation_masks(key_added=None).to_numpy()
+    assert active[3] == pytest.approx((probability > 0.5).mean())
+    assert model.history["dense_phase"].index.tolist() == [0, 1, 2, 3]
 
 
 def test_no_warm_up_unless_asked_for(screen):

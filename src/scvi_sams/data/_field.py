@@ -18,6 +18,7 @@ from scvi_sams.data._codes import (
     refuse_missing_control_label,
     refuse_missing_control_row,
 )
+from scvi_sams.data._combinations import combinations_as_perturbations
 from scvi_sams.data._dosage_matrix import encode_dosage_matrix
 from scvi_sams.data._parsing import control_names, encode_labels
 from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError, MissingKeyError
@@ -44,6 +45,8 @@ class PerturbationField(BaseAnnDataField):
         Dosage matrix in obsm, cells x perturbations, instead of labels.
     perturbation_names
         Names of the matrix' columns, or the key of uns that holds them; not for a DataFrame.
+    additive
+        Whether a combination is the sum of its perturbations, or a perturbation of its own.
     """
 
     VOCABULARY_KEY = "vocabulary"
@@ -60,6 +63,7 @@ class PerturbationField(BaseAnnDataField):
         dosage_key: str | None = None,
         dosage_obsm_key: str | None = None,
         perturbation_names: Sequence[str] | str | None = None,
+        additive: bool = True,
     ) -> None:
         super().__init__()
         self.perturbation_key = perturbation_key
@@ -67,6 +71,7 @@ class PerturbationField(BaseAnnDataField):
         self.delimiter = delimiter
         self.dosage_key = dosage_key
         self.dosage_obsm_key = dosage_obsm_key
+        self.additive = additive
         # A tuple of its own: the caller may change a list later.
         self.perturbation_names = (
             perturbation_names
@@ -159,6 +164,15 @@ class PerturbationField(BaseAnnDataField):
 
     def _encode(self, adata: AnnData, vocabulary: Sequence[str] | None) -> PerturbationCodes:
         self.validate_field(adata)
+        if self.additive:
+            return self._encode_singles(adata, vocabulary)
+        return combinations_as_perturbations(
+            self._encode_singles(adata, None), delimiter=self.delimiter, vocabulary=vocabulary
+        )
+
+    def _encode_singles(
+        self, adata: AnnData, vocabulary: Sequence[str] | None
+    ) -> PerturbationCodes:
         if self.dosage_obsm_key is not None:
             return encode_dosage_matrix(
                 adata.obsm[self.dosage_obsm_key],

@@ -7,7 +7,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from scvi_sams.evaluation._metrics import _aligned_masks, _ratio, match_latents
+from scvi_sams.evaluation.metrics._alignment import aligned_rows
+from scvi_sams.evaluation.metrics._recovery import match_latents
+from scvi_sams.evaluation.metrics._similarity import ratio
 from scvi_sams.exceptions import SAMSError
 
 _NOMINAL_RATES = (0.01, 0.05, 0.1, 0.2)
@@ -124,7 +126,7 @@ def mask_calibration(
     """
     if n_bins < 1:
         raise SAMSError(f"`n_bins` must be at least 1, not {n_bins}.")
-    estimate, true = _aligned_masks(masks, true_masks)
+    estimate, true = aligned_rows(masks, true_masks)
     probability = estimate.astype(np.float64)
     _refuse_no_probabilities(probability)
     if not np.isin(true, (0, 1)).all():
@@ -138,7 +140,7 @@ def mask_calibration(
 
     bins = _reliability(probability.ravel(), truth.ravel(), n_bins)
     gaps = (bins["predicted"] - bins["observed"]).abs().fillna(0)
-    error = _ratio((gaps * bins["n_entries"]).sum(), truth.size)
+    error = ratio((gaps * bins["n_entries"]).sum(), truth.size)
     return Calibration(bins, error, _false_discoveries(probability, truth, true.sum()))
 
 
@@ -170,9 +172,9 @@ def _false_discoveries(probability: np.ndarray, truth: np.ndarray, n_true: int) 
         n_active, n_found = active.sum(), (active & truth).sum()
         rows.append(
             {
-                "false_discovery_proportion": _ratio(n_active - n_found, n_active),
+                "false_discovery_proportion": ratio(n_active - n_found, n_active),
                 "n_active": n_active,
-                "recall": _ratio(n_found, n_true),
+                "recall": ratio(n_found, n_true),
             }
         )
     return pd.DataFrame(rows, index=pd.Index(_NOMINAL_RATES, name="fdr"))

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scvi_sams._random import fixed_seed
 from scvi_sams.data import registered_perturbations
 from scvi_sams.exceptions import MissingControlError
-from scvi_sams.module import positions_in, sum_over_slots
 
 if TYPE_CHECKING:
     from scvi_sams.model._latent import LatentMixin
@@ -113,23 +112,25 @@ def basal_leakage(
     )
 
 
-@torch.inference_mode()
 def _states(
     model: LatentMixin, adata: AnnData, positions: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw basal states, and add the mean shifts; both of shape ``(n_cells, n_latent)``."""
-    model._check_if_trained(warn=True)
-    rows = model._perturbations_of(adata, positions)
-    mean_shifts = model._shift_moments(rows)[0][None]
-    basal = np.random.default_rng(seed).standard_normal((len(positions), model.module.n_latent))
-    total = np.empty_like(basal)
-    for place, cells in model._cells(adata, positions, None):
-        shift = sum_over_slots(mean_shifts, positions_in(rows, cells.codes), cells.doses)
-        posterior = model.module.encode(cells.x, shift, cells.covariates)
-        basal[place] *= posterior.scale[0].cpu().numpy()
-        basal[place] += posterior.loc[0].cpu().numpy()
-        total[place] = basal[place] + shift[0].cpu().numpy()
-    return basal, total
+    states = []
+    for representation in ("basal", "perturbed"):
+        # The same seed: both are of the same draws.
+        with fixed_seed(seed, model.module.device):
+            states.append(
+                model.get_latent_representation(
+                    adata,
+                    positions.tolist(),
+                    representation=representation,
+                    give_mean=False,
+                    mean_shifts=True,
+                    key_added=None,
+                )
+            )
+    return states[0], states[1]
 
 
 def _labels(model: LatentMixin, adata: AnnData) -> np.ndarray:

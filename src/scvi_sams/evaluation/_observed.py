@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_sams.data import canonical_label, control_names
-from scvi_sams.evaluation._splits import canonical_labels
+from scvi_sams.evaluation.splits._cells import canonical_labels
 from scvi_sams.exceptions import (
     InvalidCountsError,
     MissingControlError,

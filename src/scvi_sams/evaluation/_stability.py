@@ -14,8 +14,9 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
 from scvi_sams.evaluation._calibration import active_at_fdr
-from scvi_sams.evaluation._metrics import _ratio
-from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.evaluation.metrics._alignment import refuse_different_rows
+from scvi_sams.evaluation.metrics._similarity import ratio
+from scvi_sams.exceptions import SAMSError
 
 _REPRODUCIBLE = 0.5
 """Mean Jaccard index of active entries below which masks are reported as not reproducible."""
@@ -137,7 +138,8 @@ def align_latents(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFram
     SAMSError
         If an effect is not finite.
     """
-    _refuse_different_perturbations([reference, effects])
+    sides = "the effects and the reference"
+    refuse_different_rows(effects.index, reference.index, sides, "perturbations")
     matching = _match(
         effects.loc[reference.index].to_numpy(np.float64), reference.to_numpy(np.float64)
     )
@@ -185,11 +187,14 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
         If the mean Jaccard index over the pairs is below 0.5, or no run has an active entry.
     """
     runs = _read_runs(models, fdr)
-    pairs, jaccards = [], []
+    pairs, jaccards, cosines = [], [], []
     for first, second in combinations(range(len(runs)), 2):
-        agreement, jaccard = _compare(runs[first], runs[second])
+        matching = _match_runs(runs[second], runs[first])
+        agreement, jaccard = _compare(runs[first], runs[second], matching)
         pairs.append({"first": first, "second": second, **agreement})
         jaccards.append(jaccard)
+        if first == 0:
+            cosines.append(matching.cosines)
     names = runs[0].masks.index
     perturbations = pd.DataFrame(
         {
@@ -198,7 +203,8 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
         },
         index=names,
     )
-    stability = MaskStability(pd.DataFrame(pairs), perturbations, _stability_of_latents(runs))
+    latents = _stability_of_latents(runs[0], np.mean(cosines, axis=0))
+    stability = MaskStability(pd.DataFrame(pairs), perturbations, latents)
     _warn_of_instability(stability, fdr)
     return stability
 
@@ -260,8 +266,9 @@ def _read_runs(models: Sequence[MaskedModel], fdr: float) -> list[_Run]:
             "the model again with another scvi.settings.seed."
         )
     tables = [model.get_perturbation_masks(key_added=None) for model in models]
-    _refuse_different_perturbations(tables)
     names = tables[0].index
+    for position, table in enumerate(tables):
+        refuse_different_rows(names, table.index, f"run 0 and run {position}", "perturbations")
     runs = []
     for model, table in zip(models, tables, strict=True):
         masks = table.loc[names]
@@ -270,16 +277,6 @@ def _read_runs(models: Sequence[MaskedModel], fdr: float) -> list[_Run]:
             _Run(masks, effects.loc[names], active_at_fdr(masks, fdr)),
         )
     return runs
-
-
-def _refuse_different_perturbations(tables: Sequence[pd.DataFrame]) -> None:
-    for position, table in enumerate(tables):
-        unshared = table.index.symmetric_difference(tables[0].index)
-        if len(unshared):
-            raise UnknownPerturbationError(
-                f"{', '.join(map(repr, unshared[:5]))} ({len(unshared)} in all) is in only one of "
-                f"run 0 and run {position}. Compare runs on the same perturbations."
-            )
 
 
 def _match(effects: np.ndarray, reference: np.ndarray) -> _Matching:
@@ -309,16 +306,15 @@ def _identity(run: _Run) -> _Matching:
     return _Matching(np.arange(n_latent), np.ones(n_latent, dtype=int), np.ones(n_latent))
 
 
-def _compare(first: _Run, second: _Run) -> tuple[dict[str, float], np.ndarray]:
-    """Return the agreement of two runs, and the Jaccard index of each perturbation."""
-    matching = _match_runs(second, first)
+def _compare(first: _Run, second: _Run, matching: _Matching) -> tuple[dict[str, float], np.ndarray]:
+    """Return the agreement of two matched runs, and the Jaccard index of each perturbation."""
     shared = (first.active.to_numpy() & (matching.place(second.active) > 0)).sum(axis=1)
     # What is active in a latent without a partner is in the union but cannot be shared.
     union = first.active.sum(axis=1).to_numpy() + second.active.sum(axis=1).to_numpy() - shared
     product = np.vdot(first.effects, matching.place(second.effects) * matching.signs)
     agreement = {
         "jaccard": float(_jaccard(shared.sum(), union.sum())),
-        "cosine": _ratio(product, np.linalg.norm(first.effects) * np.linalg.norm(second.effects)),
+        "cosine": ratio(product, np.linalg.norm(first.effects) * np.linalg.norm(second.effects)),
         "adjusted_rand_index": float(adjusted_rand_score(_groups(first), _groups(second))),
     }
     return agreement, _jaccard(shared, union)
@@ -334,10 +330,8 @@ def _groups(run: _Run) -> np.ndarray:
     return np.where(run.active.any(axis=1), strength.argmax(axis=1), -1)
 
 
-def _stability_of_latents(runs: Sequence[_Run]) -> pd.DataFrame:
-    first, *others = runs
+def _stability_of_latents(first: _Run, cosine: np.ndarray) -> pd.DataFrame:
     n_active = first.active.sum(axis=0)
-    cosine = np.mean([_match_runs(run, first).cosines for run in others], axis=0)
     return pd.DataFrame(
         {"cosine": np.where(n_active > 0, cosine, np.nan), "n_active": n_active},
         index=first.masks.columns,

@@ -18,6 +18,7 @@ from scvi_sams._random import fixed_seed
 from scvi_sams.data import (
     PerturbationCodes,
     PerturbationField,
+    combinations_as_perturbations,
     control_names,
     encode_labels,
     registered_perturbations,
@@ -49,6 +50,11 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         What was registered, in place of ``adata``.
     **module_kwargs
         Passed to the module.
+
+    Raises
+    ------
+    SAMSError
+        If ``evidence_cells``, where the module has it, is neither a positive number nor ``None``.
     """
 
     _module_cls: ClassVar[type[PerturbationModule]]
@@ -63,6 +69,7 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         registry: dict[str, Any] | None = None,
         **module_kwargs: Any,
     ) -> None:
+        _refuse_no_evidence(module_kwargs.get("evidence_cells"))
         super().__init__(adata, registry)
         self.gene_likelihood = gene_likelihood
         self._checked: set[str] = set()
@@ -222,14 +229,20 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
     def _encode_requested(
         self, labels: Sequence[str], dosages: Sequence[float | str] | None
     ) -> PerturbationCodes:
-        """Encode labels that a user asks for; combinations need not have been seen."""
+        """Encode labels that a user asks for; where effects add up, unseen combinations too."""
         arguments = self._setup_arguments
-        return encode_labels(
+        delimiter = arguments["delimiter"]
+        singles = encode_labels(
             pd.Series([str(label) for label in labels]),
             None if dosages is None else pd.Series(list(dosages)),
             control=control_names(arguments["control"]),
-            delimiter=arguments["delimiter"],
-            vocabulary=self.perturbations,
+            delimiter=delimiter,
+            vocabulary=self.perturbations if self._additive else None,
+        )
+        if self._additive:
+            return singles
+        return combinations_as_perturbations(
+            singles, delimiter=delimiter, vocabulary=self.perturbations
         )
 
     def _control_cells(self) -> np.ndarray:
@@ -272,7 +285,7 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         return torch.as_tensor(np.unique(codes[codes >= 0]), device=self.module.device)
 
     def _shift_moments(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Posterior mean and sd of shifts, ``(n_rows, n_latent)``; the same in each call."""
+        """Posterior mean and sd of shifts, ``(n_rows, n_shift)``; the same in each call."""
         moments = []
         for chunk in rows.split(_ROWS_PER_CHUNK):
             with fixed_seed(_MOMENTS_SEED, self.module.device):
@@ -294,6 +307,14 @@ def refuse_other_choices(name: str, value: object, choices: Sequence[str]) -> No
     """Raise an error that names the choices if ``value`` is none of them."""
     if value not in choices:
         raise SAMSError(f"`{name}` must be one of {list(choices)}, not {value!r}.")
+
+
+def _refuse_no_evidence(evidence_cells: float | None) -> None:
+    if evidence_cells is not None and not evidence_cells > 0:
+        raise SAMSError(
+            "`evidence_cells` must be a positive number or None (the ELBO), not "
+            f"{evidence_cells!r}."
+        )
 
 
 def rows_of_all_cells(values: np.ndarray, indices: np.ndarray, n_obs: int) -> np.ndarray:

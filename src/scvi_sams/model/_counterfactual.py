@@ -43,7 +43,7 @@ class CounterfactualMixin(BasePerturbationModel):
         interval: float = 0.95,
         key_added: str | None = RESULT_KEYS.ATE,
     ) -> AnnData:
-        """Predict average treatment effects, of combinations nobody measured too.
+        """Predict average treatment effects, of unmeasured combinations too where effects add up.
 
         Both arms of every comparison share basal states, masks and effects (common random numbers),
         so that the noise of the draws cancels.
@@ -87,7 +87,8 @@ class CounterfactualMixin(BasePerturbationModel):
         Raises
         ------
         UnknownPerturbationError
-            If a label names a perturbation that was not trained on.
+            If a label names a perturbation that was not trained on, or a combination where the
+            model takes combinations for perturbations of their own.
         SAMSError
             If the method needs counts and the likelihood has none.
         """
@@ -122,7 +123,7 @@ class CounterfactualMixin(BasePerturbationModel):
                     means.append(statistic(logits).mean(dim=1))
             return torch.cat(means)
 
-        control = arm(torch.zeros_like(z_basal[:, 0]))
+        control = arm(z_basal.new_zeros(n_posterior_samples, self.module.n_shift))
         tails = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], device=control.device)
         names = ("X", "standard_error", "interval_low", "interval_high")
         tables = {n: np.empty((len(labels), len(genes)), np.float32) for n in names}
@@ -177,8 +178,8 @@ class CounterfactualMixin(BasePerturbationModel):
         Parameters
         ----------
         perturbations
-            Labels as registered; combinations need not have been measured. A control label asks
-            for the unperturbed cell.
+            Labels as registered; where effects add up, combinations need not have been measured.
+            A control label asks for the unperturbed cell.
         adata, indices
             Cells to start from; by default the control cells of the training data.
         dosages
@@ -202,7 +203,7 @@ class CounterfactualMixin(BasePerturbationModel):
         Raises
         ------
         UnknownPerturbationError
-            If a label names a perturbation that was not trained on.
+            As for :meth:`predict_ate`.
         """
         refuse_other_choices("output", output, ("lognorm", "rate", "counts"))
         self._check_if_trained(warn=True)
@@ -286,7 +287,7 @@ class CounterfactualMixin(BasePerturbationModel):
         covariates = z_basal.new_empty(n_draws, self.module.covariates.n_out)
         for place, cells in self._cells(self.adata, sources[chosen], None):
             if basal == "control":
-                no_shift = torch.zeros(1, 1, self.module.n_latent, device=self.module.device)
+                no_shift = torch.zeros(1, 1, self.module.n_shift, device=self.module.device)
                 qz = self.module.encode(cells.x, no_shift, cells.covariates)
                 z_basal[place] = draw_particles(qz, 1)[0]
             if cells.covariates is not None:
@@ -314,7 +315,7 @@ class CounterfactualMixin(BasePerturbationModel):
         doses = torch.as_tensor(requested.doses, device=device)
         for code, dose in zip(codes, doses, strict=True):
             slots = positions_in(rows, code[None])
-            yield sum_over_slots(table, slots, dose[None])[:, 0]
+            yield sum_over_slots(table, slots, dose[None])[:, 0].expand(n_draws, -1)
 
 
 class _Statistic:

@@ -10,8 +10,9 @@ import torch
 from anndata import AnnData
 
 from scvi_sams._constants import RESULT_KEYS
+from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._base import BasePerturbationModel, refuse_other_choices, rows_of_all_cells
-from scvi_sams.module import draw_particles, positions_in, sum_over_slots
+from scvi_sams.module import LatentShiftModule, draw_particles, positions_in, sum_over_slots
 
 
 class LatentMixin(BasePerturbationModel):
@@ -25,6 +26,7 @@ class LatentMixin(BasePerturbationModel):
         *,
         representation: Literal["basal", "perturbed"] = "basal",
         give_mean: bool = True,
+        mean_shifts: bool = False,
         n_samples: int = 1,
         batch_size: int | None = None,
         key_added: str | None = "default",
@@ -43,6 +45,9 @@ class LatentMixin(BasePerturbationModel):
         give_mean
             The posterior mean, with the perturbations' shifts at their posterior mean; otherwise
             draws from the posterior.
+        mean_shifts
+            Draw basal states only, and keep the perturbations' shifts at their posterior mean: what
+            the model is unsure of in an effect is then in no draw. Only with ``give_mean=False``.
         n_samples
             Number of draws; more than one adds a first axis. Only with ``give_mean=False``.
         batch_size
@@ -55,15 +60,25 @@ class LatentMixin(BasePerturbationModel):
         -------
         Array of shape ``(n_cells, n_latent)``, or ``(n_samples, n_cells, n_latent)``, in units of
         the prior's standard deviation. In obsm, cells that were not asked for are NaN.
+
+        Raises
+        ------
+        SAMSError
+            If the perturbed state is asked of a model that has none (``ConditionalVAE``).
         """
         refuse_other_choices("representation", representation, ("basal", "perturbed"))
+        if representation == "perturbed" and not isinstance(self.module, LatentShiftModule):
+            raise SAMSError(
+                f"{type(self).__name__} has no perturbed state: perturbations act on its networks, "
+                "not on the latent state. Use representation='basal'."
+            )
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._indices(adata, indices)
         n_draws = 1 if give_mean else n_samples
         states = np.empty((n_draws, len(positions), self.module.n_latent), dtype=np.float32)
         rows = self._perturbations_of(adata, positions)
-        if give_mean:
+        if give_mean or mean_shifts:
             shifts = self._shift_moments(rows)[0][None]
         else:
             shifts = self.module.global_posterior(rows, n_draws).shifts

@@ -114,9 +114,9 @@ class LikelihoodMixin(BasePerturbationModel):
             weights = torch.cat(
                 [
                     self.module.log_importance_weights(
-                        cells, sum_over_slots(table, slots, cells.doses)
+                        cells, sum_over_slots(table, slots, cells.doses), size
                     )
-                    for table in shifts
+                    for table, size in zip(shifts, chunks, strict=True)
                 ]
             )
             bound[place] = (torch.logsumexp(weights, 0) - math.log(n_samples)).cpu().numpy()

@@ -13,14 +13,52 @@ from scvi_sams.model._base import BasePerturbationModel
 
 
 class Effects(NamedTuple):
-    """Posterior moments of the masked effects, perturbations x latent dimensions."""
+    """Posterior moments of the effects, perturbations x latent dimensions."""
 
     mean: pd.DataFrame
     sd: pd.DataFrame
 
 
-class MechanismMixin(BasePerturbationModel):
-    """Adds masks and effects to models that have them."""
+class EffectsMixin(BasePerturbationModel):
+    """Adds the effects of perturbations to models in which they are latent shifts."""
+
+    @torch.inference_mode()
+    def get_perturbation_effects(self, *, key_added: str | None = RESULT_KEYS.EFFECTS) -> Effects:
+        """Return by how much each perturbation moves each latent dimension, per unit dose.
+
+        Parameters
+        ----------
+        key_added
+            Key of ``adata.uns`` of the training data that ``{"mean": ..., "sd": ...}`` is written
+            to; ``None`` writes nothing.
+
+        Returns
+        -------
+        Posterior mean and standard deviation of the effect (where there are masks, of the masked
+        effect ``m_tl * e_tl``), each perturbations x latent dimensions, in units of the standard
+        deviation of basal states. For effects that depend on the mask these are averages over 500
+        draws, the same in each call.
+        """
+        self._check_if_trained(warn=True)
+        rows = torch.arange(len(self.perturbations), device=self.module.device)
+        mean, sd = self._shift_moments(rows)
+        effects = Effects(
+            self._mechanism_table(mean.cpu().numpy()), self._mechanism_table(sd.cpu().numpy())
+        )
+        if key_added is not None and self.adata is not None:
+            self.adata.uns[key_added] = {name: e.copy() for name, e in effects._asdict().items()}
+        return effects
+
+    def _mechanism_table(self, values: np.ndarray) -> pd.DataFrame:
+        return pd.DataFrame(
+            values,
+            index=pd.Index(self.perturbations, name="perturbation"),
+            columns=[f"latent_{dimension}" for dimension in range(values.shape[1])],
+        )
+
+
+class MasksMixin(EffectsMixin):
+    """Adds masks to models that have them."""
 
     @torch.inference_mode()
     def get_perturbation_masks(self, *, key_added: str | None = RESULT_KEYS.MASKS) -> pd.DataFrame:
@@ -46,36 +84,3 @@ class MechanismMixin(BasePerturbationModel):
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = masks.copy()
         return masks
-
-    @torch.inference_mode()
-    def get_perturbation_effects(self, *, key_added: str | None = RESULT_KEYS.EFFECTS) -> Effects:
-        """Return by how much each perturbation moves each latent dimension, per unit dose.
-
-        Parameters
-        ----------
-        key_added
-            Key of ``adata.uns`` of the training data that ``{"mean": ..., "sd": ...}`` is written
-            to; ``None`` writes nothing.
-
-        Returns
-        -------
-        Posterior mean and standard deviation of the masked effect ``m_tl * e_tl``, each
-        perturbations x latent dimensions, in units of the standard deviation of basal states. For
-        effects that depend on the mask these are averages over 500 draws, the same in each call.
-        """
-        self._check_if_trained(warn=True)
-        rows = torch.arange(len(self.perturbations), device=self.module.device)
-        mean, sd = self._shift_moments(rows)
-        effects = Effects(
-            self._mechanism_table(mean.cpu().numpy()), self._mechanism_table(sd.cpu().numpy())
-        )
-        if key_added is not None and self.adata is not None:
-            self.adata.uns[key_added] = {name: e.copy() for name, e in effects._asdict().items()}
-        return effects
-
-    def _mechanism_table(self, values: np.ndarray) -> pd.DataFrame:
-        return pd.DataFrame(
-            values,
-            index=pd.Index(self.perturbations, name="perturbation"),
-            columns=[f"latent_{dimension}" for dimension in range(values.shape[1])],
-        )

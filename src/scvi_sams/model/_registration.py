@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from anndata import AnnData
@@ -40,6 +40,8 @@ _LARGE_DOSE = 100.0
 class RegistrationMixin(BaseModelClass):
     """Adds ``setup_anndata``, and checks of data that is passed to a trained model."""
 
+    _additive: ClassVar[bool] = True
+    """Whether a combination is the sum of its perturbations, or a perturbation of its own."""
     gene_likelihood: str
     _checked: set[str]
     """Managers of data whose values were checked already."""
@@ -74,7 +76,9 @@ class RegistrationMixin(BaseModelClass):
         control
             Label, or labels, of control cells. Inside a combination they stand for "nothing".
         delimiter
-            What joins the names of a combination; ``None`` if labels must not be split.
+            What joins the names of a combination; ``None`` if labels must not be split. (Where a
+            model takes combinations for perturbations of their own, as ``SVAEPlus`` does, this says
+            that ``"A+B"`` is the same one as ``"B+A"``.)
         dosage_key
             Column of obs with the dose of each cell: a number, or text such as ``"0.5+1.0"``
             aligned with the label as written. Without it every dose is 1. Effects are linear in the
@@ -122,6 +126,7 @@ class RegistrationMixin(BaseModelClass):
                 dosage_key=dosage_key,
                 dosage_obsm_key=dosage_obsm_key,
                 perturbation_names=perturbation_names,
+                additive=cls._additive,
             ),
             LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH, batch_key),

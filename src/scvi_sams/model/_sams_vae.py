@@ -6,16 +6,15 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._counterfactual import CounterfactualMixin
 from scvi_sams.model._expression import ExpressionMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
-from scvi_sams.model._mechanisms import MechanismMixin
+from scvi_sams.model._mechanisms import MasksMixin
 from scvi_sams.module import SAMSVAEModule
 
 
-class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin):
+class SAMSVAE(MasksMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin):
     """Sparse additive mechanism shift VAE :cite:p:`Bereket23`.
 
     A cell's latent state is a basal part plus the sum of the effects of its perturbations; a sparse
@@ -106,11 +105,6 @@ class SAMSVAE(MechanismMixin, LatentMixin, CounterfactualMixin, ExpressionMixin,
         effect_n_layers: int = 2,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        if evidence_cells is not None and not evidence_cells > 0:
-            raise SAMSError(
-                f"`evidence_cells` must be a positive number or None (the ELBO), not "
-                f"{evidence_cells!r}."
-            )
         super().__init__(
             adata,
             registry=registry,

@@ -1,5 +1,8 @@
 """The probabilistic models: one small file each, in the paper's symbols."""
 
+from scvi_sams.module._conditional_vae import ConditionalVAEModule
+from scvi_sams.module._cpa_vae import CPAVAEModule
+from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._likelihoods import Likelihood
 from scvi_sams.module._perturbation_module import (
     CellBatch,
@@ -11,13 +14,18 @@ from scvi_sams.module._perturbation_module import (
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._sams_vae import SAMSVAEModule
 from scvi_sams.module._slots import perturbations_of_batch, positions_in, sum_over_slots
+from scvi_sams.module._svae_plus import SVAEPlusModule
 
 __all__ = [
+    "CPAVAEModule",
     "CellBatch",
+    "ConditionalVAEModule",
     "GlobalDraw",
+    "LatentShiftModule",
     "Likelihood",
     "PerturbationModule",
     "SAMSVAEModule",
+    "SVAEPlusModule",
     "TrainingStatistics",
     "draw_particles",
     "perturbations_of_batch",

@@ -70,8 +70,8 @@ class MeanFieldEffects(EffectPosterior):
             torch.full((n_perturbations, n_latent), math.log(INITIAL_EFFECT_SCALE))
         )
 
-    def forward(self, rows: Tensor, masks: Tensor) -> Normal:
-        """Look the parameters up; the masks play no part."""
+    def forward(self, rows: Tensor, masks: Tensor | None = None) -> Normal:
+        """Look the parameters up; masks, where there are any, play no part."""
         return Normal(self.loc[rows][None], self.log_scale[rows].exp()[None], validate_args=False)
 
     @torch.no_grad()

@@ -127,6 +127,27 @@ class BasalEncoder(nn.Module):
         if self.from_shift is not None:
             self.from_shift.weight.copy_(self.from_shift.weight @ rotation)
 
+    def state(
+        self, x: Tensor, covariates: Tensor | None, condition: Tensor | None = None
+    ) -> Normal:
+        """Distribution of the latent state.
+
+        Parameters
+        ----------
+        x, covariates
+            As in :meth:`forward`.
+        condition
+            What else the first layer is given, as its product with the weights: added to the
+            pre-activations, ``(n_particles or 1, n_cells, n_hidden)``.
+        """
+        first = self.from_x(x)
+        if self.from_covariates is not None:
+            first = first + self.from_covariates(covariates)
+        first = first[None]
+        if condition is not None:
+            first = first + condition
+        return self.head(self.hidden_layers(first))
+
     def forward(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
         """Return the posterior.
 
@@ -144,13 +165,9 @@ class BasalEncoder(nn.Module):
         Batch shape ``(n_particles, n_cells, n_latent)`` if the encoder sees the shift, else
         ``(1, n_cells, n_latent)``.
         """
-        first = self.from_x(x)
-        if self.from_covariates is not None:
-            first = first + self.from_covariates(covariates)
-        first = first[None]
         if self.from_shift is None:
-            return self.head(self.hidden_layers(first))
-        state = self.head(self.hidden_layers(first + self.from_shift(shift)))
+            return self.state(x, covariates)
+        state = self.state(x, covariates, self.from_shift(shift))
         return Normal(state.loc - shift, state.scale, validate_args=False)
 
 
@@ -174,11 +191,19 @@ class Decoder(nn.Module):
         """Turn the coordinates of z; what is decoded stays the same."""
         self.from_z.weight.copy_(self.from_z.weight @ rotation)
 
-    def forward(self, z: Tensor, covariates: Tensor | None) -> Tensor:
-        """Map ``z`` of shape ``(n_particles, n_cells, n_latent)`` to logits of genes."""
+    def forward(
+        self, z: Tensor, covariates: Tensor | None, condition: Tensor | None = None
+    ) -> Tensor:
+        """Map ``z`` of shape ``(n_particles, n_cells, n_latent)`` to logits of genes.
+
+        ``condition`` is added to the first layer's pre-activations, as in
+        :meth:`BasalEncoder.state`.
+        """
         first = self.from_z(z)
         if self.from_covariates is not None:
             first = first + self.from_covariates(covariates)
+        if condition is not None:
+            first = first + condition
         return self.to_genes(self.hidden_layers(first))
 
 

@@ -1,21 +1,22 @@
 """What every model of this package computes: inference, generation and the plated ELBO.
 
-A model adds its posterior over perturbations (:meth:`PerturbationModule.global_posterior`)::
+A model adds what perturbations are (:meth:`PerturbationModule.global_posterior`) and how they act
+(:meth:`PerturbationModule.encode` and :meth:`PerturbationModule.decode`)::
 
     z_basal_i ~ Normal(0, I)                                 one per cell
     s_t       ~ the model's prior over shifts                one per perturbation
-    z_i       = z_basal_i + sum_t d_it s_t
-    x_i       ~ likelihood(decoder(z_i, covariates_i), size_i)
+    x_i       ~ likelihood(decode(z_basal_i, sum_t d_it s_t, covariates_i), size_i)
 
 Shapes: P particles, B cells in the mini-batch, K slots for perturbations of a cell, R perturbations
-that occur in the mini-batch, L latent dimensions, G genes.
+that occur in the mini-batch, L latent dimensions, S width of a shift, G genes.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
@@ -49,9 +50,10 @@ class GlobalDraw(NamedTuple):
     """One draw per particle of what is shared by all cells, for R perturbations."""
 
     shifts: Tensor
-    """Latent shift per unit dose, ``(P, R, L)``."""
+    """What a unit dose adds, ``(P or 1, R, S)``."""
     kl: dict[str, Tensor]
-    """Divergence of every global variable from its prior, ``(P or 1, R)``, in nats."""
+    """Divergence of every global variable from its prior, ``(P or 1, R)``, in nats; empty where
+    there are none."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class TrainingStatistics:
 
 
 class PerturbationModule(BaseModuleClass):
-    """Base of the modules: everything but the posterior over perturbations.
+    """Base of the modules: everything but what perturbations are and how they act.
 
     Parameters
     ----------
@@ -148,9 +150,22 @@ class PerturbationModule(BaseModuleClass):
 
     # What a model adds ------------------------------------------------------------------------
 
+    @property
+    @abstractmethod
+    def n_shift(self) -> int:
+        """S, the width of a shift."""
+
     @abstractmethod
     def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
         """Draw the shifts of the perturbations in ``rows`` and say what the posterior costs."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
+        """q(z_basal | x, shift, covariates), batch shape ``(P or 1, B, L)``."""
+
+    @abstractmethod
+    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Logits of the genes, ``(P, B, G)``."""
 
     def table_parameters(self) -> list[torch.nn.Parameter]:
         """Parameters that are no weights of a network: per gene, and per perturbation.
@@ -161,16 +176,30 @@ class PerturbationModule(BaseModuleClass):
 
     @abstractmethod
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
-        """Posterior mean and standard deviation of the shifts, each ``(R, L)``."""
+        """Posterior mean and standard deviation of the shifts, each ``(R, S)``."""
 
     def order_latents(self) -> None:
-        """Give the latent dimensions their canonical order and signs; nothing without masks."""
+        """Give the latent dimensions a canonical order and signs, where shifts are latent."""
+
+    has_dense_phase: ClassVar[bool] = False
+    """Whether training begins with a phase before :meth:`find_sparse_axes`."""
 
     def begin_dense_phase(self) -> None:
         """Prepare for the phase before :meth:`find_sparse_axes`; nothing to do without masks."""
 
     def find_sparse_axes(self) -> None:
         """Move to coordinates in which effects are sparse; nothing to do without masks."""
+
+    def curvature(self, cells: Iterable[CellBatch]) -> Tensor:
+        """Share of each latent dimension that is a bend of the others; 0 without masks."""
+        return torch.zeros(self.n_latent, device=self.device)
+
+    def exclude_latents(self, is_excluded: Tensor) -> None:
+        """Forbid perturbations to move some latent dimensions; nothing to do without masks."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """How the module stands at the end of an epoch, by names for ``history``."""
+        return {}
 
     # Before training --------------------------------------------------------------------------
 
@@ -222,7 +251,7 @@ class PerturbationModule(BaseModuleClass):
 
         Returns
         -------
-        ``shift`` (P, B, L), ``qz`` (the posterior of the basal states), ``z_basal`` (P, B, L),
+        ``shift`` (P or 1, B, S), ``qz`` (posterior of the basal states), ``z_basal`` (P, B, L),
         ``global_kl``: every cell's share of the global divergences, (P or 1, B) by name, and
         ``global_penalty``: what training charges for them, (P or 1, B).
         """
@@ -237,7 +266,8 @@ class PerturbationModule(BaseModuleClass):
             name: sum_over_slots((kl * plates)[..., None], slots).squeeze(-1)
             for name, kl in draw.kl.items()
         }
-        charged = sum(draw.kl.values()) * plates * self.evidence_weights(rows)
+        total = sum(draw.kl.values(), start=torch.zeros_like(plates)[None])
+        charged = total * plates * self.evidence_weights(rows)
         return {
             "cells": cells,
             "shift": shift,
@@ -247,10 +277,10 @@ class PerturbationModule(BaseModuleClass):
             "global_penalty": sum_over_slots(charged[..., None], slots).squeeze(-1),
         }
 
-    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
-        """q(z_basal | x, shift, covariates)."""
+    def standardised(self, x: Tensor) -> Tensor:
+        """Expression as the encoder reads it: log1p of counts, standardised per gene."""
         values = torch.log1p(x) if self.likelihood.is_count_likelihood else x
-        return self.encoder((values - self.input_mean) / self.input_sd, shift, covariates)
+        return (values - self.input_mean) / self.input_sd
 
     def plate_weights(self, rows: Tensor) -> Tensor:
         """1 / N_t for perturbations with training cells, else 0, shape ``(R,)``."""
@@ -287,10 +317,6 @@ class PerturbationModule(BaseModuleClass):
     ) -> dict[str, Tensor]:
         """Decode; returns ``logits`` of shape (P, B, G), which the likelihood interprets."""
         return {"logits": self.decode(z_basal, shift, covariates)}
-
-    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Logits of the genes at ``z = z_basal + shift``."""
-        return self.decoder(z_basal + shift, covariates)
 
     # The objective -----------------------------------------------------------------------------
 
@@ -334,10 +360,15 @@ class PerturbationModule(BaseModuleClass):
             return kl_divergence(posterior, prior).sum(-1)
         return (posterior.log_prob(draws) - prior.log_prob(draws)).sum(-1)
 
-    def log_importance_weights(self, cells: CellBatch, shift: Tensor) -> Tensor:
-        """Return log p(x | z) + log p(z_basal) - log q(z_basal), a draw per particle, (P, B)."""
+    def log_importance_weights(
+        self, cells: CellBatch, shift: Tensor, n_particles: int | None = None
+    ) -> Tensor:
+        """Return log p(x | z) + log p(z_basal) - log q(z_basal), a draw per particle, (P, B).
+
+        ``n_particles`` need only be given where ``shift`` is the same for all of them.
+        """
         qz = self.encode(cells.x, shift, cells.covariates)
-        z_basal = draw_particles(qz, shift.shape[0])
+        z_basal = draw_particles(qz, n_particles or shift.shape[0])
         logits = self.decode(z_basal, shift, cells.covariates)
         log_px = self.likelihood.log_prob(cells.x, logits, cells.size)
         return log_px + (standard_normal_like(qz).log_prob(z_basal) - qz.log_prob(z_basal)).sum(-1)

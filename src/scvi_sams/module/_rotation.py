@@ -15,23 +15,34 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-_N_RESTARTS = 4
-_N_STEPS = 400
-_N_REFINING_STEPS = 300
-_LEARNING_RATE = 0.03
+_MAX_PERTURBATIONS = 2000
+"""The strongest. All of 10,000 gave masks an F1 higher by .002 at four times the time; where 19 of
+20 did nothing, lower by .026."""
+_MAX_STARTS, _AGREEING_STARTS = 8, 4
+_MAX_STEPS, _MAX_HALVINGS, _N_REMEMBERED = 300, 12, 8
+_SAME, _CONVERGED = 1e-4, 1e-6
+"""Relative differences of starts that found the same, and of the last two steps of a descent."""
 _SMOOTHING = 0.1
 """Where the absolute value is rounded off, relative to the root mean square of the effects."""
+_FIRST_ANGLE, _LARGEST_ANGLE = 0.1, 0.5
+"""Radians: of the first step in a plane of two axes, of any step per axis."""
+
+Objective = Callable[[Tensor], tuple[float, Tensor]]
+"""Turned effects to a value and its derivative by each of them."""
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def sparsest_rotation(effects: Tensor, *, seed: int = 0) -> Tensor:
     """Find the orthogonal matrix Q for which ``effects @ Q`` has the fewest large entries.
 
-    Two descents over the orthogonal group (matrix exponential of a skew-symmetric matrix, Adam).
-    The first finds the region: the sum of ``sqrt(x^2 + eps^2)``, the best of several random starts.
-    The second refines it: the sum of ``x^2 / (x^2 + c^2)`` (Geman & McClure 1987), a soft count of
-    entries, in which neither a few very strong effects nor much noise have the last word. ``c`` is
-    half the :func:`effect_scale` of what the first found.
+    Two descents over the orthogonal group. The first finds the region: the sum of
+    ``sqrt(x^2 + eps^2)``, from the axes as they are and from random ones, until the lowest value
+    has come up four times or eight starts are spent. The second refines it: the sum of
+    ``x^2 / (x^2 + c^2)`` (Geman & McClure 1987), a soft count of entries, in which neither a few
+    very strong effects nor much noise have the last word. ``c`` is half the :func:`effect_scale`
+    of what the first found.
+
+    The 2,000 strongest perturbations decide. Runs on the CPU in double precision on every device.
 
     Parameters
     ----------
@@ -42,24 +53,19 @@ def sparsest_rotation(effects: Tensor, *, seed: int = 0) -> Tensor:
 
     Returns
     -------
-    Orthogonal matrix of shape ``(n_latent, n_latent)``.
+    Orthogonal matrix of shape ``(n_latent, n_latent)``, of the type and on the device of
+    ``effects``.
     """
-    values = effects.detach().double()
-    n_latent = values.shape[1]
-    scale = values.square().mean().sqrt().clamp(min=1e-12)
-    values = values / scale
-    generator = torch.Generator().manual_seed(seed)
-    best, lowest = torch.eye(n_latent, dtype=values.dtype, device=values.device), float("inf")
+    values = effects.detach().cpu().double()
+    values = values[values.norm(dim=1).argsort(descending=True)[:_MAX_PERTURBATIONS]]
+    values = values / values.square().mean().sqrt().clamp(min=1e-12)
     with _one_thread():
-        for _ in range(_N_RESTARTS):
-            noise = torch.randn(n_latent, n_latent, generator=generator, dtype=values.dtype)
-            start = torch.linalg.qr(noise.to(values.device)).Q
-            rotation, size = _descend(values, start, _sum_of_sizes, _N_STEPS)
-            if size < lowest:
-                best, lowest = rotation, size
-        half = effect_scale(values @ best) / 2
-        best, _ = _descend(values, best, lambda x: _soft_count(x, half), _N_REFINING_STEPS)
-    return best.to(effects.dtype)
+        region = _best_of_starts(values, seed)
+        half = effect_scale(values @ region) / 2
+        refined, _ = _descend(values, region, lambda x: _soft_count(x, half))
+    # A product of many rotations is one up to rounding; its orthogonal factor is the nearest.
+    left, _, right = torch.linalg.svd(refined)
+    return (left @ right).to(effects)
 
 
 def effect_scale(effects: Tensor) -> float:
@@ -72,18 +78,20 @@ def effect_scale(effects: Tensor) -> float:
     return float((effects.pow(4).sum() / (3 * second.clamp(min=1e-12))).sqrt().clamp(min=1e-6))
 
 
-def _sum_of_sizes(values: Tensor) -> Tensor:
-    return (values.square() + _SMOOTHING**2).sqrt().sum()
+def _sum_of_sizes(values: Tensor) -> tuple[float, Tensor]:
+    sizes = (values.square() + _SMOOTHING**2).sqrt()
+    return float(sizes.sum()), values / sizes
 
 
-def _soft_count(values: Tensor, scale: float) -> Tensor:
+def _soft_count(values: Tensor, scale: float) -> tuple[float, Tensor]:
     squares = values.square()
-    return (squares / (squares + scale**2)).sum()
+    shares = squares / (squares + scale**2)
+    return float(shares.sum()), 2 * scale**2 * values / (squares + scale**2).square()
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Thousands of small products: threads that wait for a busy core made them 30 times slower."""
+    """Hundreds of small products: threads that wait for a busy core made them 30 times slower."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -92,22 +100,80 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def _descend(
-    values: Tensor, start: Tensor, objective: Callable[[Tensor], Tensor], n_steps: int
-) -> tuple[Tensor, float]:
-    """Minimise an objective of the turned values over rotations, from one start."""
-    generators = torch.zeros_like(start, requires_grad=True)
-    optimizer = torch.optim.Adam([generators], lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    for _ in range(n_steps):
-        rotation = start @ torch.matrix_exp(generators - generators.T)
-        optimizer.zero_grad()
-        objective(values @ rotation).backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        rotation = start @ torch.matrix_exp(generators - generators.T)
-        return rotation, float(objective(values @ rotation))
+def _best_of_starts(values: Tensor, seed: int) -> Tensor:
+    """Return the rotation with the lowest sum of sizes."""
+    n_latent = values.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.eye(n_latent, dtype=values.dtype)
+    found: list[tuple[Tensor, float]] = []
+    for _ in range(_MAX_STARTS):
+        found.append(_descend(values, start, _sum_of_sizes))
+        lowest = min(size for _, size in found)
+        if sum(size <= lowest * (1 + _SAME) for _, size in found) == _AGREEING_STARTS:
+            break
+        noise = torch.randn(n_latent, n_latent, generator=generator, dtype=values.dtype)
+        start = torch.linalg.qr(noise).Q
+    return min(found, key=lambda result: result[1])[0]
+
+
+def _descend(values: Tensor, rotation: Tensor, objective: Objective) -> tuple[Tensor, float]:
+    """Minimise an objective of the turned values over rotations, from one start: L-BFGS.
+
+    A step is a skew-symmetric matrix S that turns the current axes by the Cayley transform
+    ``(I - S / 2)^-1 (I + S / 2)``. Steps and gradients are written in the axes of their time, and
+    so carry over from one step to the next as they are.
+    """
+    size, gradient = _evaluate(values @ rotation, objective)
+    remembered: list[tuple[Tensor, Tensor]] = []
+    for _ in range(_MAX_STEPS):
+        step = _quasi_newton_step(gradient, remembered)
+        step *= min(1.0, _LARGEST_ANGLE / max(float(step.norm(dim=1).max()), 1e-12))
+        # Each plane of two axes is in both halves of the matrices.
+        expected_fall = -float((gradient * step).sum()) / 2
+        for _ in range(_MAX_HALVINGS):
+            turned = rotation @ _cayley(step)
+            new_size, new_gradient = _evaluate(values @ turned, objective)
+            if new_size <= size - 1e-4 * expected_fall:
+                break
+            step, expected_fall = step / 2, expected_fall / 2
+        else:
+            break  # No fall to be had beyond rounding.
+        change = new_gradient - gradient
+        if (step * change).sum() > 1e-10 * step.norm() * change.norm():
+            remembered = [*remembered, (step, change)][-_N_REMEMBERED:]
+        fall = size - new_size
+        rotation, size, gradient = turned, new_size, new_gradient
+        if fall <= _CONVERGED * size:
+            break
+    return rotation, size
+
+
+def _evaluate(turned: Tensor, objective: Objective) -> tuple[float, Tensor]:
+    """Value, and its derivative by the angle in each plane of two axes (skew-symmetric)."""
+    size, slopes = objective(turned)
+    products = turned.T @ slopes
+    return size, products - products.T
+
+
+def _cayley(step: Tensor) -> Tensor:
+    one = torch.eye(len(step), dtype=step.dtype)
+    return torch.linalg.solve(one - step / 2, one + step / 2)
+
+
+def _quasi_newton_step(gradient: Tensor, remembered: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Two-loop recursion of L-BFGS (Nocedal 1980) over remembered steps and gradient changes."""
+    if not remembered:
+        return -gradient * (_FIRST_ANGLE / gradient.abs().max().clamp(min=1e-12))
+    direction = -gradient
+    weights = []
+    for step, change in reversed(remembered):
+        weights.append((step * direction).sum() / (step * change).sum())
+        direction = direction - weights[-1] * change
+    step, change = remembered[-1]
+    direction = direction * ((step * change).sum() / change.square().sum())
+    for (step, change), weight in zip(remembered, reversed(weights), strict=True):
+        direction = direction + step * (weight - (change * direction).sum() / (step * change).sum())
+    return direction
 
 
 def signed_permutation(order: Tensor, signs: Tensor) -> Tensor:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scvi_sams.module._curvature import curvature
 from scvi_sams.module._effects import CorrelatedEffects, EffectPosterior, MeanFieldEffects
+from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._masks import BernoulliMaskPrior, BetaBernoulliMaskPrior, MaskPosterior
 from scvi_sams.module._perturbation_module import (
+    CellBatch,
     GlobalDraw,
-    PerturbationModule,
     draw_particles,
     standard_normal_like,
 )
-from scvi_sams.module._rotation import (
-    canonical_order,
-    signed_permutation,
-    sparsest_rotation,
-)
+from scvi_sams.module._rotation import sparsest_rotation
+from scvi_sams.module._slots import positions_in, sum_over_slots
 
 MAX_INITIAL_LOGIT = 3.0
 """Masks start sure of themselves, but within reach of the other answer."""
 
 
-class SAMSVAEModule(PerturbationModule):
+class SAMSVAEModule(LatentShiftModule):
     """Generative model and guide of SAMS-VAE.
 
     Globals, for perturbation t and latent dimension l::
@@ -54,6 +54,8 @@ class SAMSVAEModule(PerturbationModule):
     **kwargs
         See :class:`~scvi_sams.module.PerturbationModule`.
     """
+
+    has_dense_phase = True
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class SAMSVAEModule(PerturbationModule):
         q_e = self.effects(rows, m)
         e = draw_particles(q_e, n_particles)
         p_e = standard_normal_like(q_e, self.effect_prior_scale)
-        logits = self.masks.logits[rows]
+        logits = self.masks.log_odds(rows)
         if self.masks.is_dense:
             kl_m = torch.zeros_like(logits[..., 0])[None] + 0 * logits.sum()
         elif self.kl_estimator == "closed_form":
@@ -156,15 +158,33 @@ class SAMSVAEModule(PerturbationModule):
         self.masks.is_dense.fill_(False)
 
     @torch.no_grad()
-    def order_latents(self) -> None:
-        """Strongest effects first, positive on average; exact, whatever the masks."""
+    def curvature(self, cells: Iterable[CellBatch]) -> Tensor:
+        """Share of each basal dimension that is a bend of the others (see :func:`curvature`)."""
         rows = torch.arange(len(self.masks.logits), device=self.device)
-        order, signs = canonical_order(self.shift_moments(rows)[0])
-        rotation = signed_permutation(order, signs)
-        self.encoder.rotate(rotation)
-        self.decoder.rotate(rotation)
+        means = self.shift_moments(rows)[0][None]
+        basal, shifts, codes = [], [], []
+        for batch in cells:
+            shift = sum_over_slots(means, positions_in(rows, batch.codes), batch.doses)
+            basal.append(self.encode(batch.x, shift, batch.covariates).loc[0].cpu())
+            shifts.append(shift[0].cpu())
+            codes.append(batch.codes.sort(dim=1).values.cpu())
+        groups = torch.unique(torch.cat(codes), dim=0, return_inverse=True)[1]
+        return curvature(torch.cat(basal), torch.cat(shifts), groups).to(self.device)
+
+    @torch.no_grad()
+    def exclude_latents(self, is_excluded: Tensor) -> None:
+        """Forbid perturbations to move some latent dimensions, ``(n_latent,)``."""
+        self.masks.is_excluded.copy_(is_excluded)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Whether this is the dense phase, and the share of masks that are more likely on."""
+        active = (self.masks.inclusion_probability > 0.5).float().mean()
+        return {"dense_phase": float(self.masks.is_dense), "active_masks": float(active)}
+
+    def permute_shifts(self, order: Tensor, signs: Tensor) -> None:
+        """Reorder effects and masks."""
         self.effects.permute(order, signs)
-        self.masks.logits.copy_(self.masks.logits[:, order])
+        self.masks.permute(order)
 
     def rotate(self, rotation: Tensor) -> None:
         """Fold a rotation of the latent space into encoder, decoder and effects.

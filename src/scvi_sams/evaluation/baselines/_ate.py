@@ -13,8 +13,13 @@ from scvi_sams.evaluation._observed import ate_table, refuse_repeated
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
 
 
+def single_perturbations(label: str, delimiter: str | None) -> list[str]:
+    """Return the perturbations that a canonical label names."""
+    return label.split(delimiter) if delimiter else [label]
+
+
 def additive_ate(
-    singles: ad.AnnData, combinations: Sequence[str], *, delimiter: str = "+"
+    singles: ad.AnnData, combinations: Sequence[str], *, delimiter: str | None = "+"
 ) -> ad.AnnData:
     """Predict the effect of a combination as the sum of the effects of its perturbations.
 
@@ -26,7 +31,7 @@ def additive_ate(
     combinations
         Labels to predict, in any spelling. A single perturbation predicts itself.
     delimiter
-        What joins the perturbations of a combination.
+        What joins the perturbations of a combination; ``None`` if labels are never split.
 
     Returns
     -------
@@ -44,7 +49,10 @@ def additive_ate(
     """
     rows = [canonical_label(name, delimiter=delimiter) for name in singles.obs_names]
     refuse_repeated(rows)
-    parts = [canonical_label(c, delimiter=delimiter).split(delimiter) for c in combinations]
+    parts = [
+        single_perturbations(canonical_label(c, delimiter=delimiter), delimiter)
+        for c in combinations
+    ]
     missing = sorted({name for names in parts for name in names}.difference(rows))
     if missing:
         raise UnknownPerturbationError(

@@ -1,18 +1,16 @@
-"""How close predicted effects are to observed ones, and estimated masks to true ones."""
+"""How close predicted effects are to observed ones: the metrics of the SAMS-VAE paper."""
 
 from __future__ import annotations
-
-from typing import SupportsFloat
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import r2_score
 
 from scvi_sams.data import canonical_label
 from scvi_sams.evaluation._observed import refuse_repeated
-from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
+from scvi_sams.evaluation.metrics._similarity import centred, cosine, largest, pearson, ratio, rmse
+from scvi_sams.exceptions import MissingKeyError, SAMSError
 
 
 def compare_ate(
@@ -64,7 +62,7 @@ def compare_ate(
     n_top = min(n_top_genes, observed.n_vars)
     if n_top < 2:
         raise SAMSError(f"At least two genes are needed to compare effects, not {n_top}.")
-    top = np.argsort(-np.abs(y), axis=1, kind="stable")[:, :n_top]
+    top = largest(y, n_top)
     x_top, y_top = np.take_along_axis(x, top, axis=1), np.take_along_axis(y, top, axis=1)
 
     # One more "perturbation" for the row "all": everything, flattened.
@@ -108,17 +106,16 @@ def effect_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, flo
     relation was shown (``r2`` is 1 if the prediction is exact). None of the values is ever NaN.
     """
     x, y = (np.ravel(effects).astype(np.float64) for effects in (predicted, observed))
-    x_centred, y_centred = _centred(x), _centred(y)
-    x_spread, y_spread = np.linalg.norm(x_centred), np.linalg.norm(y_centred)
-    covariation = np.vdot(x_centred, y_centred)
+    y_centred = centred(y)
+    spread = np.vdot(y_centred, y_centred)
     # scikit-learn would divide by the rounding error of a constant's mean.
-    r2 = r2_score(y, x) if y_spread > 0 else np.array_equal(x, y)
+    r2 = r2_score(y, x) if spread > 0 else np.array_equal(x, y)
     return {
-        "pearson": _ratio(covariation, x_spread * y_spread),
+        "pearson": float(pearson(x, y)),
         "r2": float(r2),
-        "slope": _ratio(covariation, y_spread**2),
-        "cosine": _ratio(np.vdot(x, y), np.linalg.norm(x) * np.linalg.norm(y)),
-        "rmse": float(np.sqrt(np.mean((x - y) ** 2))),
+        "slope": ratio(np.vdot(centred(x), y_centred), spread),
+        "cosine": float(cosine(x, y)),
+        "rmse": float(rmse(x, y)),
     }
 
 
@@ -169,94 +166,6 @@ def align_ate(
     return np.where(missing[:, None], 0, x), y, missing
 
 
-def mask_recovery(
-    masks: pd.DataFrame | np.ndarray,
-    true_masks: pd.DataFrame | np.ndarray,
-    *,
-    threshold: float = 0.5,
-) -> pd.Series:
-    """Score estimated masks against the true ones of simulated data.
-
-    Latent dimensions have no order, so they are first matched one to one
-    (:func:`match_latents`). Active entries of estimated dimensions without a partner are false
-    positives, those of true dimensions without a partner false negatives.
-
-    Parameters
-    ----------
-    masks
-        Perturbations x latent: posterior inclusion probabilities (or masks of 0 and 1).
-    true_masks
-        Perturbations x true latent: 0 and 1. The numbers of dimensions may differ. Rows are
-        aligned by name where both are DataFrames, else by position.
-    threshold
-        An entry is active where it is greater than this.
-
-    Returns
-    -------
-    ``precision``, ``recall`` and ``f1`` of the active entries (0 where nothing is active), and
-    ``density`` and ``true_density``, the share of active entries of ``masks`` and ``true_masks``.
-
-    Raises
-    ------
-    UnknownPerturbationError
-        If a perturbation is in one DataFrame only.
-    SAMSError
-        If the numbers of perturbations differ.
-    """
-    estimate, truth = (table > threshold for table in _aligned_masks(masks, true_masks))
-    rows, columns = match_latents(estimate, truth)
-    true_positives = np.sum(estimate[:, rows] & truth[:, columns])
-    return pd.Series(
-        {
-            "precision": _ratio(true_positives, estimate.sum()),
-            "recall": _ratio(true_positives, truth.sum()),
-            "f1": _ratio(2 * true_positives, estimate.sum() + truth.sum()),
-            "density": estimate.mean(),
-            "true_density": truth.mean(),
-        }
-    )
-
-
-def match_latents(
-    masks: pd.DataFrame | np.ndarray, true_masks: pd.DataFrame | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Match estimated with true latent dimensions one to one.
-
-    Of all matchings it takes one with the largest number of true positives (their expected number,
-    if ``masks`` holds probabilities), by the Hungarian algorithm.
-
-    Parameters
-    ----------
-    masks
-        Perturbations x latent: masks of 0 and 1, or inclusion probabilities.
-    true_masks
-        Perturbations x true latent: 0 and 1.
-
-    Returns
-    -------
-    Positions in the columns of ``masks``, ascending, and of their partners in the columns of
-    ``true_masks``; as many as the smaller number of dimensions.
-
-    Raises
-    ------
-    UnknownPerturbationError, SAMSError
-        As for :func:`mask_recovery`.
-    """
-    estimate, truth = _aligned_masks(masks, true_masks)
-    true_positives = estimate.T.astype(np.float64) @ truth.astype(np.float64)
-    return linear_sum_assignment(true_positives, maximize=True)
-
-
-def _centred(values: np.ndarray) -> np.ndarray:
-    # The mean of equal numbers may differ from them by rounding, which is no variation.
-    return np.zeros_like(values) if np.ptp(values) == 0 else values - values.mean()
-
-
-def _ratio(numerator: SupportsFloat, denominator: SupportsFloat) -> float:
-    divisor = float(denominator)
-    return float(numerator) / divisor if divisor > 0 else 0.0
-
-
 def _refuse_different_methods(predicted: ad.AnnData, observed: ad.AnnData) -> None:
     for name, table in (("predicted", predicted), ("observed", observed)):
         if "ate" not in table.uns:
@@ -271,23 +180,3 @@ def _refuse_different_methods(predicted: ad.AnnData, observed: ad.AnnData) -> No
                 f"The tables cannot be compared: {key} is {ours!r} in the predicted and {theirs!r} "
                 "in the observed one. Compute both in the same way."
             )
-
-
-def _aligned_masks(
-    masks: pd.DataFrame | np.ndarray, true_masks: pd.DataFrame | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(masks, pd.DataFrame) and isinstance(true_masks, pd.DataFrame):
-        unshared = masks.index.symmetric_difference(true_masks.index)
-        if len(unshared):
-            raise UnknownPerturbationError(
-                f"{', '.join(map(repr, unshared[:5]))} ({len(unshared)} in all) is in only one of "
-                "the estimated and the true masks. Subset both to the same perturbations."
-            )
-        masks = masks.loc[true_masks.index]
-    estimate, truth = np.asarray(masks), np.asarray(true_masks)
-    if len(estimate) != len(truth):
-        raise SAMSError(
-            f"There are {len(estimate)} perturbations in the estimated masks and {len(truth)} in "
-            "the true ones. Give both the same rows."
-        )
-    return estimate, truth

@@ -88,11 +88,13 @@ def hold_out_combinations(
     InvalidSplitError
         If fewer combinations are available than were asked for.
     """
-    present = set(canonical_labels(labels, control=control, delimiter=delimiter))
-    present -= set(control_names(control))
-    combinations = sorted(label for label in present if delimiter in label)
-    if require_singles:
-        combinations = [c for c in combinations if present.issuperset(c.split(delimiter))]
+    combinations = shuffled_combinations(
+        canonical_labels(labels, control=control, delimiter=delimiter),
+        seed,
+        control=control,
+        delimiter=delimiter,
+        require_singles=require_singles,
+    )
     if not 0 <= n_held_out <= len(combinations):
         condition = " whose perturbations all occur alone as well" if require_singles else ""
         raise InvalidSplitError(
@@ -100,8 +102,27 @@ def hold_out_combinations(
             f"combinations{condition}. Ask for fewer, or check `delimiter`"
             + (" or `require_singles`." if require_singles else ".")
         )
-    shuffled = np.random.default_rng(seed).permutation(len(combinations))
-    return sorted(combinations[position] for position in shuffled[:n_held_out])
+    return sorted(combinations[:n_held_out])
+
+
+def shuffled_combinations(
+    label_of_cell: np.ndarray,
+    seed: int,
+    *,
+    control: str | Sequence[str],
+    delimiter: str,
+    require_singles: bool = False,
+) -> list[str]:
+    """Return the combinations among canonical labels, sorted and then shuffled by the seed.
+
+    With ``require_singles`` only those each of whose perturbations has cells of its own.
+    """
+    present = set(label_of_cell) - set(control_names(control))
+    combinations = sorted(label for label in present if delimiter in label)
+    if require_singles:
+        combinations = [c for c in combinations if present.issuperset(c.split(delimiter))]
+    order = np.random.default_rng(seed).permutation(len(combinations))
+    return [combinations[position] for position in order]
 
 
 def split_cells(

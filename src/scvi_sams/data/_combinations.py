@@ -1,0 +1,78 @@
+"""Combinations as perturbations of their own, for models in which perturbations do not add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes, listing, refuse_unknown
+from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
+
+
+def combinations_as_perturbations(
+    encoded: PerturbationCodes, *, delimiter: str | None, vocabulary: Sequence[str] | None = None
+) -> PerturbationCodes:
+    """Give every combination a code of its own, whatever the order that it was written in.
+
+    Parameters
+    ----------
+    encoded
+        Cells, encoded by the single perturbations that they carry.
+    delimiter
+        What joins the sorted names of a combination to its name; ``None`` for ``"+"``, which only
+        a dosage matrix needs: labels that are not split are names already.
+    vocabulary
+        Known perturbations and combinations; codes refer to it. ``None`` makes it from the cells,
+        sorted.
+
+    Returns
+    -------
+    Codes and doses of shape ``(n_cells, 1)``.
+
+    Raises
+    ------
+    InvalidDosageError
+        If a dose is neither 0 nor 1.
+    UnknownPerturbationError
+        If ``vocabulary`` lacks a perturbation or a combination.
+    """
+    _refuse_other_doses(encoded.doses)
+    rows, row_of_cell = np.unique(encoded.codes, axis=0, return_inverse=True)
+    parts_of_row = [
+        sorted(encoded.vocabulary[code] for code in row if code != NO_PERTURBATION) for row in rows
+    ]
+    name_of_row = [(delimiter or "+").join(parts) for parts in parts_of_row]
+    if vocabulary is None:
+        vocabulary = sorted({name for name in name_of_row if name})
+    positions = {name: code for code, name in enumerate(vocabulary)}
+    named = [(name, len(parts)) for name, parts in zip(name_of_row, parts_of_row, strict=True)]
+    _refuse_unknown_combinations([name for name, n_parts in named if n_parts > 1], positions)
+    refuse_unknown((name for name, n_parts in named if n_parts == 1), positions)
+    code_of_row = np.array([positions.get(name, NO_PERTURBATION) for name in name_of_row], np.int32)
+    codes = code_of_row[row_of_cell.ravel()][:, None]
+    return PerturbationCodes(
+        codes, (codes != NO_PERTURBATION).astype(np.float32), tuple(vocabulary)
+    )
+
+
+def _refuse_other_doses(doses: np.ndarray) -> None:
+    other = np.unique(doses[(doses != 0) & (doses != 1)])
+    if len(other):
+        raise InvalidDosageError(
+            f"Doses other than 1 were given ({', '.join(f'{dose:g}' for dose in other[:5])}), "
+            "which mean nothing where every perturbation and combination is a state of its own. "
+            "Register each dose as a label of its own, such as 'drug@0.5', or use a model that is "
+            "linear in the dose (SAMSVAE, CPAVAE)."
+        )
+
+
+def _refuse_unknown_combinations(combinations: list[str], known: dict[str, int]) -> None:
+    unknown = sorted(name for name in set(combinations) if name not in known)
+    if unknown:
+        raise UnknownPerturbationError(
+            f"Unknown combination{'s' if len(unknown) > 1 else ''}: {listing(unknown)}. This model "
+            "takes each combination for a perturbation of its own and cannot predict combinations "
+            "that it has not seen in training. SAMSVAE and CPAVAE can: they add up the effects of "
+            "the perturbations."
+        )

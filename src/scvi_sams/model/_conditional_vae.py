@@ -1,0 +1,69 @@
+"""Conditional VAE as users see it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from anndata import AnnData
+
+from scvi_sams.model._counterfactual import CounterfactualMixin
+from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._latent import LatentMixin
+from scvi_sams.model._likelihood import LikelihoodMixin
+from scvi_sams.module import ConditionalVAEModule
+
+
+class ConditionalVAE(LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin):
+    """VAE whose encoder and decoder are given the dosages of the cell's perturbations.
+
+    The comparator without structure: a perturbation may change the map from latent states to
+    expression in any way, so that there are neither masks nor effects to read, and no perturbed
+    latent state. The dosages enter the first layers linearly, which is how unmeasured combinations
+    are predicted. Perturbations without training cells change nothing.
+
+    There are no global variables, hence no ``global_kl_weight`` nor ``evidence_cells``, and
+    ``dense_fraction`` of the training plan plays no part.
+
+    Parameters
+    ----------
+    adata
+        Registered with :meth:`ConditionalVAE.setup_anndata`.
+    n_latent, n_hidden, n_layers, gene_likelihood, n_particles, kl_estimator
+        As in :class:`SAMSVAE`.
+    registry
+        Set by :meth:`load` where there is no ``adata``.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulate_screen()
+    >>> scvi_sams.ConditionalVAE.setup_anndata(adata)
+    >>> model = scvi_sams.ConditionalVAE(adata, n_latent=15)
+    >>> model.train()  # doctest: +SKIP
+    """
+
+    _module_cls = ConditionalVAEModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_latent: int = 50,
+        *,
+        n_hidden: int = 400,
+        n_layers: int = 1,
+        gene_likelihood: Literal["nb", "poisson", "normal"] = "nb",
+        n_particles: int = 1,
+        kl_estimator: Literal["closed_form", "monte_carlo"] = "closed_form",
+        registry: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            adata,
+            registry=registry,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            gene_likelihood=gene_likelihood,
+            n_particles=n_particles,
+            kl_estimator=kl_estimator,
+        )
+        self.init_params_ = self._get_init_params(locals())

@@ -1,0 +1,57 @@
+"""Models in which perturbations add to the latent state: ``z = z_basal + sum_t d_t s_t``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.module._rotation import canonical_order, signed_permutation
+
+
+class LatentShiftModule(PerturbationModule):
+    """Base of the modules whose shifts are latent, of width L.
+
+    Parameters
+    ----------
+    **kwargs
+        See :class:`~scvi_sams.module.PerturbationModule`.
+    """
+
+    @property
+    def n_shift(self) -> int:
+        """A shift is as wide as the latent state."""
+        return self.n_latent
+
+    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
+        """q(z_basal | x, shift, covariates)."""
+        return self.encoder(self.standardised(x), shift, covariates)
+
+    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Logits of the genes at ``z = z_basal + shift``."""
+        return self.decoder(z_basal + shift, covariates)
+
+    @torch.no_grad()
+    def order_latents(self) -> None:
+        """Strongest shifts first, positive on average; what the model says stays the same."""
+        rows = torch.arange(len(self.cells_per_perturbation), device=self.device)
+        order, signs = canonical_order(self.shift_moments(rows)[0])
+        rotation = signed_permutation(order, signs)
+        self.encoder.rotate(rotation)
+        self.decoder.rotate(rotation)
+        self.permute_shifts(order, signs)
+
+    @abstractmethod
+    def permute_shifts(self, order: Tensor, signs: Tensor) -> None:
+        """Reorder the coordinates of the shifts and change their signs.
+
+        Parameters
+        ----------
+        order
+            New dimension ``l`` is the old ``order[l]``, shape ``(n_latent,)``.
+        signs
+            1 or -1 for every new dimension, shape ``(n_latent,)``.
+        """
