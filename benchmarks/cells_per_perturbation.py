@@ -1,8 +1,8 @@
 """How many cells does a perturbation need? Masks of 5 to 1,000 cells per perturbation, one screen.
 
 Twenty perturbations of each size beside 1,000 control cells, 1,000 genes and 30 true latents;
-default settings. Masks are called at 5 % FDR over the whole screen, as a user would. Nine CPU minutes
-a seed on one thread of a busy machine, of which training took eight.
+default settings. Masks are called at 5 % FDR over the whole screen, as a user would. Nine CPU
+minutes a seed on one thread of a busy machine, of which training took eight.
 
     python benchmarks/cells_per_perturbation.py [--seeds 0 1 2]
 """

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from scvi_sams import plotting
+from scvi_sams.evaluation import BenchmarkResult
 
 NAMES = [f"P{i}" for i in range(20)]
 
@@ -39,9 +40,43 @@ def cells_input() -> ad.AnnData:
     )
 
 
+def scores_input() -> pd.DataFrame:
+    methods = ["control mean", "mean of perturbations", "A", "half of the test cells"]
+    metrics = {"rmse_average": (False, np.nan), "rank_rmse_average": (False, 0.5)}
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            (method, 0, name, "perturbench", metric, rng.random(), 9, higher, chance, "ok", "")
+            for method in methods
+            for metric, (higher, chance) in metrics.items()
+            for name in NAMES
+        ],
+        columns=[
+            "method", "seed", "perturbation", "mode", "metric", "value", "n_cells",
+            "higher_is_better", "chance", "status", "message",
+        ],
+    )  # fmt: skip
+
+
+def summary_input() -> pd.DataFrame:
+    return BenchmarkResult(scores_input(), pd.DataFrame(), {}).summary()
+
+
 FUNCTIONS = {
     "masks": (masks_input, lambda data, ax: plotting.masks(data, ax=ax)),
     "ate_scatter": (table_input, lambda data, ax: plotting.ate_scatter(data, data, ax=ax)),
+    "benchmark_metric": (
+        summary_input,
+        lambda data, ax: plotting.benchmark_metric(data, "rmse_average", ax=ax),
+    ),
+    "benchmark_specificity": (
+        summary_input,
+        lambda data, ax: plotting.benchmark_specificity(data, ax=ax),
+    ),
+    "benchmark_perturbations": (
+        scores_input,
+        lambda data, ax: plotting.benchmark_perturbations(data, "A", ax=ax),
+    ),
     "latent": (
         cells_input,
         lambda data, ax: plotting.latent(data, basis=["X_sams"], axes=ax and [ax])[0],

@@ -1,6 +1,7 @@
 """Splits, observed effects, baselines and metrics, and what can be asked of trained models.
 
-Splits, effects, baselines and metrics are plain functions that know no model.
+Splits, effects, baselines and metrics know no model: :mod:`scvi_sams.evaluation.splits`,
+:mod:`scvi_sams.evaluation.baselines` and :mod:`scvi_sams.evaluation.metrics`.
 :func:`mask_stability`, :func:`consensus_masks` and :func:`basal_leakage` take trained models;
 :func:`mask_calibration` takes simulated truth.
 
@@ -11,18 +12,10 @@ An *ATE table*, which models predict and these functions make and compare, is an
 ``target_sum`` and ``units``.
 """
 
-from scvi_sams.evaluation._baselines import additive_ate, mean_ate
+from scvi_sams.evaluation._benchmark import BenchmarkResult, ModelMethod, benchmark
 from scvi_sams.evaluation._calibration import Calibration, active_at_fdr, mask_calibration
 from scvi_sams.evaluation._leakage import basal_leakage
-from scvi_sams.evaluation._metrics import (
-    align_ate,
-    compare_ate,
-    effect_metrics,
-    mask_recovery,
-    match_latents,
-)
 from scvi_sams.evaluation._observed import observed_ate
-from scvi_sams.evaluation._splits import canonical_labels, hold_out_combinations, split_cells
 from scvi_sams.evaluation._stability import (
     ConsensusMasks,
     MaskStability,
@@ -30,26 +23,115 @@ from scvi_sams.evaluation._stability import (
     consensus_masks,
     mask_stability,
 )
+from scvi_sams.evaluation.baselines import (
+    Additive,
+    BaselineMethod,
+    ControlMean,
+    LatentAdditive,
+    LinearAdditive,
+    MatchingMean,
+    PCARidge,
+    PerturbationMean,
+    TrainingMean,
+    additive_ate,
+    mean_ate,
+    split_half,
+)
+from scvi_sams.evaluation.metrics import (
+    align_ate,
+    centroid_accuracy,
+    compare_ate,
+    de_overlap,
+    deg_recall,
+    describe_metrics,
+    discrimination_scores,
+    effect_metrics,
+    energy_distance,
+    logfc,
+    mask_recovery,
+    match_latents,
+    mean_correlation_coefficient,
+    median_bandwidth,
+    mmd,
+    pearson_delta,
+    perturbed_centroid,
+    position,
+    rank_scores,
+    score_predictions,
+    wilcoxon_fdr,
+)
+from scvi_sams.evaluation.splits import (
+    Split,
+    canonical_labels,
+    check_split,
+    combination_hold_out,
+    covariate_transfer,
+    hold_out_combinations,
+    make_split,
+    norman_data_efficiency,
+    norman_ood,
+    random_cells,
+    single_hold_out,
+    split_cells,
+)
 
 __all__ = [
+    "Additive",
+    "BaselineMethod",
+    "BenchmarkResult",
     "Calibration",
     "ConsensusMasks",
+    "ControlMean",
+    "LatentAdditive",
+    "LinearAdditive",
     "MaskStability",
+    "MatchingMean",
+    "ModelMethod",
+    "PCARidge",
+    "PerturbationMean",
+    "Split",
+    "TrainingMean",
     "active_at_fdr",
     "additive_ate",
     "align_ate",
     "align_latents",
     "basal_leakage",
+    "benchmark",
     "canonical_labels",
+    "centroid_accuracy",
+    "check_split",
+    "combination_hold_out",
     "compare_ate",
     "consensus_masks",
+    "covariate_transfer",
+    "de_overlap",
+    "deg_recall",
+    "describe_metrics",
+    "discrimination_scores",
     "effect_metrics",
+    "energy_distance",
     "hold_out_combinations",
+    "logfc",
+    "make_split",
     "mask_calibration",
     "mask_recovery",
     "mask_stability",
     "match_latents",
     "mean_ate",
+    "mean_correlation_coefficient",
+    "median_bandwidth",
+    "mmd",
+    "norman_data_efficiency",
+    "norman_ood",
     "observed_ate",
+    "pearson_delta",
+    "perturbed_centroid",
+    "position",
+    "random_cells",
+    "rank_scores",
+    "score_predictions",
+    "single_hold_out",
     "split_cells",
+    "split_half",
+    "wilcoxon_fdr",
 ]

@@ -1,0 +1,297 @@
+"""Figures of a benchmark: every method between its controls."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scvi_sams.exceptions import SAMSError
+
+_CONTROLS = ("control mean", "mean of perturbations", "half of the test cells")
+_NEGATIVE, _POSITIVE = _CONTROLS[1:]
+_METHOD_COLOUR, _CONTROL_COLOUR = "#0072B2", "#595959"
+# Okabe and Ito's colours, told apart with any colour vision; shapes differ as well.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_FONT_SIZE = 8
+
+
+def benchmark_metric(
+    summary: pd.DataFrame, metric: str, *, mode: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """One metric of every method, with its interval, chance and the controls.
+
+    Parameters
+    ----------
+    summary
+        Of :meth:`scvi_sams.evaluation.BenchmarkResult.summary`.
+    metric, mode
+        Which metric; the mode only where several have a metric of this name. Of a metric that is
+        both averaged over perturbations and flattened, the flattened one is drawn.
+    ax
+        Axes to draw on; ``None`` makes a figure.
+
+    Returns
+    -------
+    The axes. Bars are 95 % intervals over perturbations; where there is one value for all, they
+    span one standard deviation over seeds. Methods with failures are drawn by the mean of what
+    succeeded, hollow, with the number of failures.
+
+    Raises
+    ------
+    SAMSError
+        If the summary has no such metric.
+    """
+    rows = _rows_of(summary, metric, mode).iloc[::-1]
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.2, 0.6 + 0.25 * len(rows)), layout="constrained")
+    places = np.arange(len(rows))
+    means = rows["mean"].fillna(rows["mean_of_succeeded"]).to_numpy()
+    low = rows["low"].fillna(rows["mean"] - rows["sd_over_seeds"]).to_numpy()
+    high = rows["high"].fillna(rows["mean"] + rows["sd_over_seeds"]).to_numpy()
+    for place, mean, start, end, (_, row) in zip(
+        places, means, low, high, rows.iterrows(), strict=True
+    ):
+        is_control = row["method"] in _CONTROLS
+        colour = _CONTROL_COLOUR if is_control else _METHOD_COLOUR
+        ax.plot([start, end], [place, place], color=colour, linewidth=1.4, zorder=2)
+        ax.plot(
+            mean,
+            place,
+            marker="D" if is_control else "o",
+            markersize=5,
+            color=colour,
+            markerfacecolor="white" if np.isnan(row["mean"]) else colour,
+            zorder=3,
+        )
+        if row["n_failed"]:
+            _note_failures(ax, float(place), mean, row)
+    _draw_references(ax, rows)
+    ax.set_yticks(places, rows["method"])
+    ax.set_ylim(-0.7, len(rows) - 0.3)
+    direction = "higher" if rows["higher_is_better"].iloc[0] else "lower"
+    # Two lines, because the axes of a narrow figure are narrower than one.
+    ax.set_xlabel(f"{_name(rows)}\n({direction} is better)", fontsize=_FONT_SIZE)
+    ax.tick_params(labelsize=_FONT_SIZE, length=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def benchmark_specificity(
+    summary: pd.DataFrame,
+    fit: str = "rmse_average",
+    specificity: str = "rank_rmse_average",
+    *,
+    mode: str | None = "perturbench",
+    ax: Axes | None = None,
+) -> Axes:
+    """Fit against specificity: a method that tells no perturbations apart stands on the line.
+
+    Parameters
+    ----------
+    summary
+        Of :meth:`scvi_sams.evaluation.BenchmarkResult.summary`.
+    fit, specificity
+        Metrics of the two axes.
+    mode
+        Of both metrics.
+    ax
+        Axes to draw on; ``None`` makes a figure.
+
+    Returns
+    -------
+    The axes, both directed so that better is right and up. Bars are 95 % intervals. Methods with
+    failures are hollow, and stand at the mean of what succeeded.
+
+    Raises
+    ------
+    SAMSError
+        If the summary has no such metrics.
+    """
+    x_rows = _rows_of(summary, fit, mode).set_index("method")
+    y_rows = _rows_of(summary, specificity, mode).set_index("method").reindex(x_rows.index)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.2, 4.6), layout="constrained")
+    colours, markers = cycle(_COLOURS), cycle(_MARKERS)
+    for (method, x), (_, y) in zip(x_rows.iterrows(), y_rows.iterrows(), strict=True):
+        is_control = method in _CONTROLS
+        colour = _CONTROL_COLOUR if is_control else next(colours)
+        marker = "dh*"[_CONTROLS.index(str(method))] if is_control else next(markers)
+        hollow = bool(x["n_failed"])
+        place = (_known_mean(x), _known_mean(y))
+        ax.plot([x["low"], x["high"]], [place[1]] * 2, color=colour, linewidth=0.8, zorder=2)
+        ax.plot([place[0]] * 2, [y["low"], y["high"]], color=colour, linewidth=0.8, zorder=2)
+        ax.plot(
+            *place,
+            linestyle="none",
+            marker=marker,
+            markersize=7,
+            color=colour,
+            markerfacecolor="white" if hollow else colour,
+            alpha=0.85,
+            label=f"{method} ({x['n_failed']} failed)" if hollow else method,
+            zorder=3,
+        )
+    chance = y_rows["chance"].mean()
+    if np.isfinite(chance):
+        label = "chance: not told apart"
+        ax.axhline(chance, color="0.35", linestyle=":", linewidth=1, zorder=1, label=label)
+    for axis, rows in ((ax.xaxis, x_rows), (ax.yaxis, y_rows)):
+        # Whatever the metric's direction, the better end is right and up.
+        axis.set_inverted(not rows["higher_is_better"].iloc[0])
+        axis.set_label_text(f"{_name(rows)} (better \N{RIGHTWARDS ARROW})", fontsize=_FONT_SIZE)
+    ax.tick_params(labelsize=_FONT_SIZE, length=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(
+        fontsize=_FONT_SIZE - 1,
+        frameon=False,
+        ncols=2,
+        loc="upper center",
+        bbox_to_anchor=(0.42, -0.16),
+        columnspacing=1,
+        handletextpad=0.3,
+    )
+    return ax
+
+
+def benchmark_perturbations(
+    scores: pd.DataFrame,
+    method: str,
+    metric: str = "rmse_average",
+    *,
+    mode: str | None = "perturbench",
+    reference: str = _NEGATIVE,
+    label_worst: int = 3,
+    ax: Axes | None = None,
+) -> Axes:
+    """One metric of every perturbation: a method against a reference.
+
+    Parameters
+    ----------
+    scores
+        Tidy table of :class:`scvi_sams.evaluation.BenchmarkResult`.
+    method, reference
+        Which two methods.
+    metric, mode
+        Which metric.
+    label_worst
+        Number of perturbations to name: those where the method falls behind most.
+    ax
+        Axes to draw on; ``None`` makes a figure.
+
+    Returns
+    -------
+    The axes, one point per perturbation, averaged over seeds; the shaded side of the identity
+    line is where the method is better.
+
+    Raises
+    ------
+    SAMSError
+        If the scores have no such metric or method.
+    """
+    chosen = scores[(scores["metric"] == metric) & (scores["perturbation"] != "all")]
+    if mode is not None:
+        chosen = chosen[chosen["mode"] == mode]
+    for name in (method, reference):
+        if name not in set(chosen["method"]):
+            raise SAMSError(f"There are no scores of {metric!r} for the method {name!r}.")
+    means = chosen.pivot_table(
+        index="perturbation", columns="method", values="value", aggfunc="mean", dropna=False
+    )
+    both = means[[reference, method]].dropna()
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3, 3.1), layout="constrained")
+    x, y = both[reference].to_numpy(), both[method].to_numpy()
+    higher = bool(chosen["higher_is_better"].iloc[0])
+    ends = np.array([0.0, 1.0])
+    if len(both):
+        lowest, highest = min(x.min(), y.min()), max(x.max(), y.max())
+        margin = 0.06 * (highest - lowest) or 0.1
+        ends = np.array([lowest - margin, highest + margin])
+    ax.fill_between(ends, ends, ends[1] if higher else ends[0], color="#009E73", alpha=0.1, lw=0)
+    ax.plot(ends, ends, color="0.35", linewidth=0.8, linestyle="--", zorder=1)
+    ax.scatter(x, y, s=16, color=_METHOD_COLOUR, alpha=0.7, linewidths=0, zorder=2)
+    behind = (x - y) if higher else (y - x)
+    for row in np.argsort(-behind, kind="stable")[:label_worst]:
+        if behind[row] > 0:
+            ax.annotate(
+                both.index[row],
+                (x[row], y[row]),
+                xytext=(3, 3),
+                textcoords="offset points",
+                fontsize=_FONT_SIZE - 2,
+            )
+    better = int((behind < 0).sum())
+    ax.set_title(
+        f"{method}: better in {better} of {len(both)}"
+        + (f", {len(means) - len(both)} failed" if len(means) > len(both) else ""),
+        fontsize=_FONT_SIZE,
+    )
+    ax.set(xlim=ends, ylim=ends, aspect="equal")
+    ax.set_xlabel(f"{reference}", fontsize=_FONT_SIZE)
+    ax.set_ylabel(metric, fontsize=_FONT_SIZE)
+    ax.tick_params(labelsize=_FONT_SIZE - 1, length=2)
+    return ax
+
+
+def _rows_of(summary: pd.DataFrame, metric: str, mode: str | None) -> pd.DataFrame:
+    rows = summary[summary["metric"] == metric]
+    if mode is not None:
+        rows = rows[rows["mode"] == mode]
+    if rows.empty:
+        raise SAMSError(
+            f"The summary has no metric {metric!r}"
+            + (f" of mode {mode!r}" if mode is not None else "")
+            + f"; it has {', '.join(map(repr, summary['metric'].unique()))}."
+        )
+    if rows["mode"].nunique() > 1:
+        raise SAMSError(
+            f"Several modes have a metric {metric!r}; pass `mode`, one of "
+            f"{', '.join(map(repr, rows['mode'].unique()))}."
+        )
+    return rows[rows["over"] == "all"] if (rows["over"] == "all").any() else rows
+
+
+def _known_mean(row: pd.Series) -> float:
+    return row["mean_of_succeeded"] if np.isnan(row["mean"]) else row["mean"]
+
+
+def _name(rows: pd.DataFrame) -> str:
+    row = rows.iloc[0]
+    return f"{row['metric']}" + (", all at once" if row["over"] == "all" else "")
+
+
+def _note_failures(ax: Axes, place: float, mean: float, row: pd.Series) -> None:
+    known = np.isfinite(mean)
+    ax.annotate(
+        f"{row['n_failed']} of {row['n_values']} failed",
+        (mean if known else 0.5, place),
+        xycoords="data" if known else ("axes fraction", "data"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        fontsize=_FONT_SIZE - 2,
+        color="#A03C00",
+    )
+
+
+def _draw_references(ax: Axes, rows: pd.DataFrame) -> None:
+    chance = rows["chance"].mean()
+    if np.isfinite(chance):
+        ax.axvline(chance, color="0.35", linestyle=":", linewidth=1, zorder=1)
+        ax.annotate(
+            "chance",
+            (chance, 1),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            fontsize=_FONT_SIZE - 2,
+            color="0.35",
+        )
+    known = rows.set_index("method")["mean"]
+    if {_NEGATIVE, _POSITIVE} <= set(known.index) and known[[_NEGATIVE, _POSITIVE]].notna().all():
+        ax.axvspan(*sorted(known[[_NEGATIVE, _POSITIVE]]), color="0.93", zorder=0, linewidth=0)
