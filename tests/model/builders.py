@@ -31,7 +31,7 @@ TRAINING: dict[str, Any] = {
     "accelerator": "cpu",
     "devices": 1,
     "enable_progress_bar": False,
-    # The rotation takes longer than the few epochs of these models.
+    # A few epochs are too few for two phases.
     "plan_kwargs": {"dense_fraction": 0.0},
 }
 N_LATENT = 4

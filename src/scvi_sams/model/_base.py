@@ -137,7 +137,8 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         early_stopping
             Stop when ``elbo_validation`` no longer falls. It is scored with the same random
             numbers in each epoch and weighs global terms by training counts. Off by default: with
-            the default epochs and schedule the last epoch was the best one in all measured runs.
+            the default epochs and schedule the last epoch was the best one in all measured runs. A
+            dense phase (``dense_fraction``) is always trained to its end; scores count after it.
         datasplitter_kwargs
             For :class:`~scvi.dataloaders.DataSplitter`; ``external_indexing`` (a list of positions
             of training, validation and test cells) replaces the split.
