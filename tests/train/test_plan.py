@@ -402,3 +402,46 @@ def test_validation_score_by_the_reference(
     n_cells = len(model.validation_indices)
     assert curve(model, "elbo_validation")[-1] == pytest.approx(total / n_cells, rel=1e-5)
     assert global_terms / n_cells > 1e-3 * total / n_cells
+
+
+# Bends of the latent space -----------------------------------------------------------------------
+
+
+def say_that_the_second_dimension_bends(monkeypatch, seen):
+    def curvature(self, cells):
+        seen.append(sum(len(batch.x) for batch in cells))
+        return torch.tensor([0.1, 0.9] + [0.0] * (self.n_latent - 2))
+
+    monkeypatch.setattr(SAMSVAEModule, "curvature", curvature)
+
+
+def test_bends_are_barred_to_masks_once_masks_begin(screen, monkeypatch):
+    seen = []
+    say_that_the_second_dimension_bends(monkeypatch, seen)
+    keep_the_order_of_latents(monkeypatch)
+    model = train(make_model(screen), max_epochs=2, plan_kwargs={"dense_fraction": 0.5})
+    assert seen == [len(model.train_indices)]
+    barred = model.module.masks.is_excluded
+    assert barred.tolist() == [False, True] + [False] * (len(barred) - 2)
+    masks = model.get_perturbation_masks(key_added=None).to_numpy()
+    assert (masks[:, 1] < 1e-6).all()
+    assert (masks[:, 0] > 1e-6).all()
+
+
+def test_nothing_is_barred_where_nobody_asks(screen, monkeypatch):
+    seen = []
+    say_that_the_second_dimension_bends(monkeypatch, seen)
+    plan = {"dense_fraction": 0.5, "max_curvature": None}
+    model = train(make_model(screen), max_epochs=2, plan_kwargs=plan)
+    assert seen == []
+    assert not model.module.masks.is_excluded.any()
+
+
+def test_mechanisms_of_a_trained_model_are_not_barred():
+    """The module's own measure, on real training batches."""
+    model = train(make_model(make_screen()), max_epochs=4, plan_kwargs={"dense_fraction": 0.5})
+    cells = [batch for _, batch in model._cells(model.adata, model.train_indices, 64)]
+    shares = model.module.curvature(cells)
+    assert torch.isfinite(shares).all()
+    assert (shares < 1).all()
+    assert torch.equal(model.module.masks.is_excluded, torch.zeros_like(shares, dtype=torch.bool))
