@@ -243,9 +243,9 @@ def test_the_interval_draws_perturbations_not_seeds(screen):
     split = PairSplit(screen)(0)
     few, many = (
         run(screen, [], split=split, seeds=seeds).summary().set_index(["method", "metric"])
-        for seeds in ((0,), (0, 1, 2, 3))
+        for seeds in ((0,), (0, 1))
     )
-    # The same cells and perturbations four times are no more evidence than once.
+    # The same cells and perturbations twice are no more evidence than once.
     row = ("control mean", "rmse_average")
     pd.testing.assert_series_equal(few.loc[row, ["low", "high"]], many.loc[row, ["low", "high"]])
     assert few.loc[row, "low"] < few.loc[row, "mean"] < few.loc[row, "high"]

@@ -152,7 +152,8 @@ def _cell(own: pd.DataFrame, key: tuple[str, str, str]) -> str:
     row = own.loc[[key]].iloc[0]
     failed = ""
     if row["n_failed"]:
-        failed = f'<small class="failed">{row["n_failed"]} of {row["n_values"]} failed</small>'
+        what = "fits incomplete" if key[2] == "all" else "failed"
+        failed = f'<small class="failed">{row["n_failed"]} of {row["n_values"]} {what}</small>'
     if np.isnan(row["mean"]):
         rest = row["mean_of_succeeded"]
         return f"{_NOTHING if np.isnan(rest) else f'({_number(rest)})'}{failed}"
@@ -199,7 +200,8 @@ def _specificity_figures(summary: pd.DataFrame) -> str:
 def _metric_figures(summary: pd.DataFrame) -> str:
     from scvi_sams import plotting  # see above
 
-    present = list(summary[["mode", "metric", "over"]].itertuples(index=False, name=None))
+    known = summary[summary["mean_of_succeeded"].notna()]
+    present = set(known[["mode", "metric", "over"]].itertuples(index=False, name=None))
     figures = []
     for key in HEADLINES:
         if key in present:
