@@ -130,8 +130,9 @@ def _summary_table(summary: pd.DataFrame) -> str:
         "\N{PLUS-MINUS SIGN} the standard deviation over seeds where there is one value for all). "
         "\N{UPWARDS ARROW} higher is better, \N{DOWNWARDS ARROW} lower is better. Read fit beside "
         "specificity: <em>mean of perturbations</em> predicts the same for every perturbation, so "
-        "it fits and is at chance. <em>Half of the test cells</em> predicts the other half, which "
-        "is as well as anybody can be expected to.</p>"
+        "it fits and is at chance. <em>Half of the test cells</em> predicts the other half: "
+        "what the test cells themselves can tell, which is noisy, and can be passed, where they "
+        "are few.</p>"
         '<div class="wide" tabindex="0"><table class="summary"><thead><tr><th rowspan="2" '
         f'scope="col">Method</th>{head}</tr><tr>{names}</tr></thead><tbody>{body}</tbody>'
         "</table></div>"
