@@ -19,7 +19,11 @@ def make_pair(**changes):
     cpa = make_module(CPAVAEModule, seed=None, **changes)
     missing = cpa.load_state_dict(sams.state_dict(), strict=False)
     assert missing.missing_keys == []
-    assert set(missing.unexpected_keys) == {"masks.logits", "masks.is_dense"}
+    assert set(missing.unexpected_keys) == {
+        "masks.logits",
+        "masks.is_dense",
+        "masks.is_excluded",
+    }
     return cpa, sams
 
 
