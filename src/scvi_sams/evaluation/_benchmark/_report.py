@@ -207,7 +207,7 @@ def _metric_figures(summary: pd.DataFrame) -> str:
     for key in HEADLINES:
         if key in present:
             mode, metric, _ = key
-            n_methods = int((summary[["mode", "metric", "over"]] == key).all(axis=1).sum())
+            n_methods = int((summary[["mode", "metric", "over"]] == list(key)).all(axis=1).sum())
             figures.append(
                 _figure(
                     partial(plotting.benchmark_metric, summary, metric, mode=mode),

@@ -91,13 +91,17 @@ class FitStore:
             path,
             dtype=dict.fromkeys(_TEXT, str),
             keep_default_na=False,
-            na_values={"value": [""], "chance": [""]},
-            float_precision="round_trip",
+            converters={"value": _number, "chance": _number},
         )
 
     def save_scores(self, place: Path, key: str, scores: pd.DataFrame) -> None:
         """Write a table of scores beside the fit."""
         write_whole(_scores_path(place, key), lambda path: scores.to_csv(path, index=False))
+
+
+def _number(text: str) -> float:
+    """Exactly the number that was written; pandas' own parser may be off by the last bit."""
+    return float(text) if text else float("nan")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
