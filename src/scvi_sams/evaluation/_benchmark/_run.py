@@ -180,8 +180,10 @@ def benchmark(
         store.prepare()
         _keep_splits(store, splits)
     outcomes = _run_all(tasks, screen, options, store, n_jobs, progress_bar)
+    scores = pd.concat([outcome.scores for outcome in outcomes], ignore_index=True)
     return BenchmarkResult(
-        scores=pd.concat([outcome.scores for outcome in outcomes], ignore_index=True),
+        # Messages of scores just made and of scores read from files alike.
+        scores=scores.astype({"message": str}),
         runs=pd.DataFrame([outcome.run for outcome in outcomes]),
         settings=_settings(screen, data_key, splits, options, chosen),
     )
