@@ -1,5 +1,6 @@
 """Distances between cells: by hand, brute force, and scPerturb and pertpy if installed."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,7 +145,6 @@ def test_what_has_no_distance_is_refused():
 
 def test_agrees_with_scperturb():
     scperturb = pytest.importorskip("scperturb")
-    ad = pytest.importorskip("anndata")
     x, y = two_samples()
     obs = pd.DataFrame({"perturbation": ["x"] * len(x) + ["y"] * len(y)})
     adata = ad.AnnData(np.concatenate([x, y]), obs=obs.set_index(obs.index.astype(str)))

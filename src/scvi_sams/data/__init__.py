@@ -1,7 +1,7 @@
 """From labels and matrices in an AnnData to what the modules compute with."""
 
 from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes
-from scvi_sams.data._combinations import combinations_as_perturbations
+from scvi_sams.data._combinations import combinations_as_perturbations, distinct_combinations
 from scvi_sams.data._covariates import refuse_invalid_size_factor, refuse_other_genes
 from scvi_sams.data._dosage_matrix import encode_dosage_matrix
 from scvi_sams.data._field import (
@@ -22,6 +22,7 @@ __all__ = [
     "canonical_label",
     "combinations_as_perturbations",
     "control_names",
+    "distinct_combinations",
     "encode_dosage_matrix",
     "encode_labels",
     "refuse_invalid_expression",

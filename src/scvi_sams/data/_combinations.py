@@ -38,10 +38,7 @@ def combinations_as_perturbations(
         If ``vocabulary`` lacks a perturbation or a combination.
     """
     _refuse_other_doses(encoded.doses)
-    rows, row_of_cell = np.unique(encoded.codes, axis=0, return_inverse=True)
-    parts_of_row = [
-        sorted(encoded.vocabulary[code] for code in row if code != NO_PERTURBATION) for row in rows
-    ]
+    parts_of_row, row_of_cell = distinct_combinations(encoded.codes, encoded.vocabulary)
     name_of_row = [(delimiter or "+").join(parts) for parts in parts_of_row]
     if vocabulary is None:
         vocabulary = sorted({name for name in name_of_row if name})
@@ -50,10 +47,22 @@ def combinations_as_perturbations(
     _refuse_unknown_combinations([name for name, n_parts in named if n_parts > 1], positions)
     refuse_unknown((name for name, n_parts in named if n_parts == 1), positions)
     code_of_row = np.array([positions.get(name, NO_PERTURBATION) for name in name_of_row], np.int32)
-    codes = code_of_row[row_of_cell.ravel()][:, None]
+    codes = code_of_row[row_of_cell][:, None]
     return PerturbationCodes(
         codes, (codes != NO_PERTURBATION).astype(np.float32), tuple(vocabulary)
     )
+
+
+def distinct_combinations(
+    codes: np.ndarray, vocabulary: Sequence[str]
+) -> tuple[list[list[str]], np.ndarray]:
+    """Names of the perturbations of every distinct row of codes, and the row of every cell.
+
+    Names are sorted; control cells have none.
+    """
+    rows, row_of_cell = np.unique(codes, axis=0, return_inverse=True)
+    parts = [sorted(vocabulary[code] for code in row if code != NO_PERTURBATION) for row in rows]
+    return parts, row_of_cell.ravel()
 
 
 def _refuse_other_doses(doses: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scvi_sams._random import fixed_seed
-from scvi_sams.data import registered_perturbations
+from scvi_sams.data import distinct_combinations, registered_perturbations
 from scvi_sams.exceptions import MissingControlError
 
 if TYPE_CHECKING:
@@ -136,12 +136,11 @@ def _states(
 def _labels(model: LatentMixin, adata: AnnData) -> np.ndarray:
     """Spell what each cell received as one label; control cells have an empty one."""
     codes, _ = registered_perturbations(model.get_anndata_manager(adata, required=True))
-    distinct, row_of_cell = np.unique(codes, axis=0, return_inverse=True)
+    parts_of_row, row_of_cell = distinct_combinations(codes, model.perturbations)
     # Combinations in a dosage matrix have no delimiter of their own.
     delimiter = model._setup_arguments["delimiter"] or "+"
-    names = model.perturbations
-    labels = [delimiter.join(sorted(names[code] for code in row if code >= 0)) for row in distinct]
-    return np.array(labels, dtype=object)[row_of_cell.ravel()]
+    labels = [delimiter.join(parts) for parts in parts_of_row]
+    return np.array(labels, dtype=object)[row_of_cell]
 
 
 def _default_cells(model: LatentMixin, adata: AnnData, labels: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def observed_ate(
         raise SAMSError(f"Unknown method {method!r}; choose one of {', '.join(get_args(Method))}.")
     cells = _select_cells(adata, indices)
     labels = canonical_labels(
-        _column(cells, perturbation_key), control=control, delimiter=delimiter
+        obs_column(cells, perturbation_key), control=control, delimiter=delimiter
     )
     groups, names = _groups(labels, perturbations, control_names(control), delimiter)
 
@@ -160,7 +160,8 @@ def _select_cells(adata: ad.AnnData, indices: Sequence[int] | np.ndarray | None)
     return adata.to_memory() if adata.isbacked else adata
 
 
-def _column(adata: ad.AnnData, key: str) -> pd.Series:
+def obs_column(adata: ad.AnnData, key: str) -> pd.Series:
+    """Column of ``obs``; an error that names the others if it is not there."""
     if key not in adata.obs:
         raise MissingKeyError(
             f"obs has no column {key!r}; its columns are {', '.join(map(repr, adata.obs.columns))}."
@@ -196,14 +197,19 @@ def _groups(
     return [control[0], *groups], list(perturbations)
 
 
-def _counts(cells: ad.AnnData, layer: str | None) -> sparse.csr_array:
+def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
+    """Return ``X``, or a layer, as it stands; an error if it is not there."""
     if layer is not None and layer not in cells.layers:
         raise MissingKeyError(
             f"There is no layer {layer!r}; the layers are {', '.join(map(repr, cells.layers))}."
         )
     if layer is None and cells.X is None:
         raise MissingKeyError("X is empty. Pass the layer that holds the counts as `layer`.")
-    counts = sparse.csr_array(cells.X if layer is None else cells.layers[layer], dtype=np.float64)
+    return cells.X if layer is None else cells.layers[layer]
+
+
+def _counts(cells: ad.AnnData, layer: str | None) -> sparse.csr_array:
+    counts = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
     if not np.isfinite(counts.data).all() or (counts.data < 0).any():
         raise InvalidCountsError(
             "The counts hold negative or non-finite values (smallest: "
@@ -219,7 +225,7 @@ def _normalised(
         size = counts.sum(axis=1)
         advice = "Remove cells without counts (scanpy.pp.filter_cells)."
     else:
-        size = _column(cells, size_factor_key).to_numpy(dtype=np.float64)
+        size = obs_column(cells, size_factor_key).to_numpy(dtype=np.float64)
         advice = f"Check obs[{size_factor_key!r}]."
     bad = ~(size > 0) | ~np.isfinite(size)
     if bad.any():

@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 
 from scvi_sams.evaluation._benchmark._extras import Extra, likelihood_extras, truth_extras
-from scvi_sams.evaluation._benchmark._screen import Fold, lognorm
+from scvi_sams.evaluation._benchmark._screen import Fold, lognorm, sizes
 from scvi_sams.exceptions import SAMSError
 
 _PREDICTION_SEED = 20231
@@ -105,7 +105,7 @@ class ModelMethod:
     def _registered(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
         cells = counts.copy()
         if self.data == "lognorm":
-            cells.X = lognorm(cells.X, _sizes(cells.X, cells.obs, fold), fold.target_sum)
+            cells.X = lognorm(cells.X, sizes(cells.X, cells.obs, fold.columns), fold.target_sum)
         columns = fold.columns
         setup = self.setup_kwargs
         if setup is None:
@@ -159,7 +159,7 @@ class FittedModel:
         cells = self._fold.tested.copy()
         if self._method.data == "lognorm":
             cells.X = lognorm(
-                cells.X, _sizes(cells.X, cells.obs, self._fold), self._fold.target_sum
+                cells.X, sizes(cells.X, cells.obs, self._fold.columns), self._fold.target_sum
             )
         with _seeded(_PREDICTION_SEED + self._seed):
             return [
@@ -177,15 +177,8 @@ class FittedModel:
         if self._method.data == "lognorm":
             return np.concatenate([np.asarray(part) for part in drawn])
         counts = sparse.csr_matrix(sparse.vstack([sparse.csr_matrix(part) for part in drawn]))
-        size = _sizes(counts, self._fold.train.obs.iloc[sources], self._fold)
+        size = sizes(counts, self._fold.train.obs.iloc[sources], self._fold.columns)
         return lognorm(counts, np.maximum(size, 1), self._fold.target_sum)
-
-
-def _sizes(counts: sparse.csr_matrix, obs: pd.DataFrame, fold: Fold) -> np.ndarray:
-    key = fold.columns.size_factor_key
-    if key is not None:
-        return obs[key].to_numpy(dtype=np.float64)
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
 @contextmanager

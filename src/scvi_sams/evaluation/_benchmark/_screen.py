@@ -15,13 +15,13 @@ from scvi_sams.data import (
     refuse_invalid_expression,
     refuse_invalid_size_factor,
 )
+from scvi_sams.evaluation._observed import matrix_of_counts, obs_column
 from scvi_sams.evaluation.splits import Split, canonical_labels
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidCovariateError,
     InvalidSplitError,
     MissingControlError,
-    MissingKeyError,
     SAMSError,
 )
 
@@ -150,11 +150,7 @@ def make_screen(
     keys = [covariate_key, batch_key, size_factor_key, *other_columns]
     columns = list(dict.fromkeys(key for key in keys if key is not None))
     for key in [perturbation_key, *columns]:
-        if key not in adata.obs:
-            raise MissingKeyError(
-                f"obs has no column {key!r}; its columns are "
-                f"{', '.join(map(repr, adata.obs.columns))}."
-            )
+        obs_column(adata, key)
     if target_sum is not None and not target_sum > 0:
         raise SAMSError(f"`target_sum` must be a positive number or None, not {target_sum!r}.")
     obs = adata.obs[columns].copy()
@@ -195,15 +191,8 @@ def make_screen(
 
 
 def _counts(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
-    if layer is not None and layer not in adata.layers:
-        raise MissingKeyError(
-            f"There is no layer {layer!r}; the layers are {', '.join(map(repr, adata.layers))}."
-        )
-    adata = adata.to_memory() if adata.isbacked else adata
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = matrix_of_counts(adata.to_memory() if adata.isbacked else adata, layer)
     location = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    if matrix is None:
-        raise MissingKeyError("X is empty. Pass the layer that holds the counts as `layer`.")
     refuse_invalid_expression(matrix, counts=True, location=location)
     return sparse.csr_matrix(matrix, dtype=np.float32)
 
@@ -221,7 +210,7 @@ def make_fold(screen: Screen, split: Split) -> Fold:
             "predict. Test perturbed cells."
         )
     reference = np.sort(in_use[is_control[in_use]])
-    size = _sizes(screen)
+    size = sizes(screen.counts.X, screen.counts.obs, screen.columns)
     target_sum = screen.target_sum or float(np.median(size[split.train]))
     train = _normalised(screen, split.train, size, target_sum)
     held_out = set(split.held_out)
@@ -248,12 +237,11 @@ def make_fold(screen: Screen, split: Split) -> Fold:
     )
 
 
-def _sizes(screen: Screen) -> np.ndarray:
+def sizes(counts: sparse.csr_matrix, obs: pd.DataFrame, columns: Columns) -> np.ndarray:
     """Size of every cell: its size factor, or the sum of its counts."""
-    key = screen.columns.size_factor_key
-    if key is not None:
-        return screen.counts.obs[key].to_numpy(dtype=np.float64)
-    return np.asarray(screen.counts.X.sum(axis=1, dtype=np.float64)).ravel()
+    if columns.size_factor_key is not None:
+        return obs[columns.size_factor_key].to_numpy(dtype=np.float64)
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
 def _normalised(

@@ -28,16 +28,16 @@ class NetworkBaseline(BaselineMethod):
     def __init__(
         self,
         *,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        weight_decay: float,
-        softplus: bool,
-        seed: int,
-        device: str | torch.device,
-        perturbation_key: str,
-        control: str | Sequence[str],
-        delimiter: str | None,
+        epochs: int = 100,
+        batch_size: int = 128,
+        learning_rate: float = 5e-3,
+        weight_decay: float = 1e-8,
+        softplus: bool = True,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        perturbation_key: str = "perturbation",
+        control: str | Sequence[str] = "control",
+        delimiter: str | None = "+",
     ) -> None:
         super().__init__(perturbation_key=perturbation_key, control=control, delimiter=delimiter)
         if epochs < 1 or batch_size < 1:
@@ -140,33 +140,6 @@ class LinearAdditive(NetworkBaseline):
     PerturBench (Wu et al., arXiv 2408.10609v4). Control cells are drawn from all of training,
     not from the same covariate level: fit one model per level where there are several.
     """
-
-    def __init__(
-        self,
-        *,
-        epochs: int = 100,
-        batch_size: int = 128,
-        learning_rate: float = 5e-3,
-        weight_decay: float = 1e-8,
-        softplus: bool = True,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        perturbation_key: str = "perturbation",
-        control: str | Sequence[str] = "control",
-        delimiter: str | None = "+",
-    ) -> None:
-        super().__init__(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            softplus=softplus,
-            seed=seed,
-            device=device,
-            perturbation_key=perturbation_key,
-            control=control,
-            delimiter=delimiter,
-        )
 
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
         return _LinearAdditiveNetwork(n_genes, n_perturbations)

@@ -65,6 +65,7 @@ def combination_hold_out(
     held_out = order[: int(fraction * len(order))]
     return _hold_out_labels(
         labels,
+        label_of_cell,
         held_out,
         name="combination_hold_out",
         settings={"fraction": fraction, "control_fraction": control_fraction},
@@ -135,6 +136,7 @@ def single_hold_out(
             excluded |= partners[single]
     return _hold_out_labels(
         labels,
+        label_of_cell,
         held_out,
         name="single_hold_out",
         settings={"fraction": fraction, "control_fraction": control_fraction},
@@ -146,14 +148,13 @@ def single_hold_out(
 
 def _hold_out_labels(
     labels: Labels,
+    label_of_cell: np.ndarray,
     held_out: list[str],
     *,
     control: str | Sequence[str],
-    delimiter: str,
     **described: Any,
 ) -> Split:
     """Make the split that tests the first half of the held-out labels and validates the others."""
-    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     n_tested = ceil(len(held_out) / 2)
     part_of_cell = np.full(len(label_of_cell), "train", dtype=object)
     part_of_cell[np.isin(label_of_cell, held_out[:n_tested])] = "test"
@@ -165,7 +166,6 @@ def _hold_out_labels(
         np.zeros(len(label_of_cell)),
         held_out=sorted(held_out),
         control=control,
-        delimiter=delimiter,
         **described,
     )
 
