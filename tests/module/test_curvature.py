@@ -1,13 +1,14 @@
-"""Latent dimensions that are bends of the others, and how perturbations are kept off them."""
+"""Latent dimensions that are bends of the others, and how they are switched off."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from module.builders import CODES, make_module, make_tensors
-from scvi_sams.module._curvature import curvature
+from scvi_sams.module._curvature import LatentSurvey, curvature
 
 
 def independent_states(n_cells=4000, n_latent=6, seed=0):
@@ -83,6 +84,37 @@ def test_order_of_the_dimensions_does_not_matter():
     torch.testing.assert_close(again, shares[order])
 
 
+def test_dimensions_that_tell_less_than_a_bend_could_replace_it():
+    """1, 1.05, .95 and .05 nats."""
+    variance = torch.tensor([-2.0, -2.1, -1.9, -0.1]).exp()
+    survey = LatentSurvey(torch.tensor([0.3, 0.0, 0.0, 0.0]), variance)
+    bends = survey.bends(0.2)
+    assert bends.tolist() == [True, False, False, False]
+    assert survey.replacements(bends).tolist() == [False, False, True, True]
+
+
+def test_weak_dimensions_stay_where_nothing_bends():
+    survey = LatentSurvey(torch.tensor([0.19, 0.0]), torch.tensor([0.01, 0.99]))
+    assert not survey.replacements(survey.bends(0.2)).any()
+
+
+def test_what_tells_next_to_nothing_is_no_bend():
+    """.49 and .51 nats; a variance above that of the prior tells nothing."""
+    variance = torch.tensor([-0.98, -1.02, 0.5]).exp()
+    survey = LatentSurvey(torch.tensor([0.9, 0.9, 0.9]), variance)
+    torch.testing.assert_close(survey.information, torch.tensor([0.49, 0.51, 0.0]))
+    assert survey.bends(0.2).tolist() == [False, True, False]
+
+
+def test_what_tells_less_than_the_weakest_of_the_bends_could_replace_them():
+    """2, .8, 1.4 and .7 nats."""
+    variance = torch.tensor([-4.0, -1.6, -2.8, -1.4]).exp()
+    survey = LatentSurvey(torch.tensor([0.3, 0.4, 0.0, 0.0]), variance)
+    bends = survey.bends(0.2)
+    assert bends.tolist() == [True, True, False, False]
+    assert survey.replacements(bends).tolist() == [False, False, False, True]
+
+
 # In the module ----------------------------------------------------------------------------------
 
 
@@ -96,7 +128,7 @@ def test_the_module_passes_states_shifts_and_groups(monkeypatch):
     )
     batches = [module.read_batch(make_tensors()), module.read_batch(make_tensors())]
     batches[1] = batches[1]._replace(codes=batches[1].codes.flip(1), doses=batches[1].doses.flip(1))
-    module.curvature(batches)
+    survey = module.survey_latents(batches)
     basal, shift, groups = passed
     n_cells = len(CODES)
     means = module.shift_moments(torch.arange(5))[0].numpy()
@@ -105,24 +137,26 @@ def test_the_module_passes_states_shifts_and_groups(monkeypatch):
         expected = doses.numpy()[is_carried] @ means[codes.numpy()[is_carried]]
         np.testing.assert_allclose(shift[cell].numpy(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(basal[:n_cells], basal[n_cells:])
+    posterior = module.encode(batches[0].x, shift[None, :n_cells], None)
+    torch.testing.assert_close(survey.variance, posterior.variance[0].mean(dim=0))
     assert torch.equal(groups[:n_cells], groups[n_cells:])
     assert len(set(groups.tolist())) == len({tuple(sorted(codes)) for codes in CODES})
 
 
 @pytest.mark.parametrize("correlated_effects", [False, True])
-def test_no_perturbation_moves_an_excluded_dimension(correlated_effects):
+def test_no_perturbation_moves_a_dimension_that_is_off(correlated_effects):
     module = make_module(correlated_effects=correlated_effects)
     rows = torch.arange(5)
     before = module.shift_moments(rows)[0]
     assert (before[:, 1] != 0).all()
-    module.exclude_latents(torch.tensor([False, True, False]))
+    module.switch_off_latents(torch.tensor([False, True, False]))
     assert (module.global_posterior(rows, 50).shifts[..., 1] == 0).all()
     assert module.masks.inclusion_probability[:, 1].max() < 1e-8
     assert (module.shift_moments(rows)[0][:, 1].abs() < 1e-6).all()
     assert (module.shift_moments(rows)[0][:, [0, 2]] != 0).any()
 
 
-def test_price_of_an_excluded_entry_is_that_of_a_mask_that_is_off():
+def test_price_of_an_entry_that_is_switched_off_is_that_of_a_mask_that_is_off():
     module = make_module(correlated_effects=False, mask_prior_probability=0.2)
     rows = torch.arange(5)
     with torch.no_grad():
@@ -130,7 +164,7 @@ def test_price_of_an_excluded_entry_is_that_of_a_mask_that_is_off():
     off = module.global_posterior(rows, 1).kl["masks"]
     with torch.no_grad():
         module.masks.logits.fill_(3.0)
-    module.exclude_latents(torch.tensor([True, True, True]))
+    module.switch_off_latents(torch.tensor([True, True, True]))
     excluded = module.global_posterior(rows, 1).kl["masks"]
     torch.testing.assert_close(excluded, off, rtol=1e-5, atol=0)
     assert excluded[0, 0].item() == pytest.approx(-3 * math.log(0.8), rel=1e-5)
@@ -138,13 +172,35 @@ def test_price_of_an_excluded_entry_is_that_of_a_mask_that_is_off():
     assert (module.masks.logits.grad == 0).all()
 
 
-def test_excluded_dimensions_keep_their_place_when_latents_are_ordered():
+def test_dimensions_that_are_off_keep_their_place_when_latents_are_ordered():
     module = make_module(correlated_effects=False)
     with torch.no_grad():
         module.masks.logits.fill_(40.0)
         module.effects.loc.copy_(torch.tensor([1.0, 9.0, 3.0]).expand(5, 3))
-    module.exclude_latents(torch.tensor([False, True, False]))
+    module.switch_off_latents(torch.tensor([False, True, False]))
     module.order_latents()
     assert module.masks.is_excluded.tolist() == [False, False, True]
     mean = module.shift_moments(torch.arange(5))[0]
     torch.testing.assert_close(mean[:, :2], torch.tensor([3.0, 1.0]).expand(5, 2))
+
+
+@pytest.mark.parametrize("correlated_basal", [False, True])
+def test_a_dimension_that_is_off_says_nothing_of_cells(correlated_basal):
+    module = make_module(correlated_basal=correlated_basal)
+    cells = module.read_batch(make_tensors())
+    module.switch_off_latents(torch.tensor([False, True, False]))
+    shift = torch.tensor([1.0, 0.0, -1.0]).expand(2, len(cells.x), 3)
+    posterior = module.encode(cells.x, shift, cells.covariates)
+    assert (posterior.loc[..., 1] == 0).all()
+    assert (posterior.scale[..., 1] == 1).all()
+    basal = posterior.rsample()
+    kl = module.basal_kl(posterior, basal)
+    others = Normal(posterior.loc[..., [0, 2]], posterior.scale[..., [0, 2]])
+    torch.testing.assert_close(kl, kl_divergence(others, Normal(0.0, 1.0)).sum(-1))
+    moved = basal + torch.tensor([0.0, 5.0, 0.0])
+    logits = module.decode(basal, shift, cells.covariates)
+    assert torch.equal(module.decode(moved, shift, cells.covariates), logits)
+    logits.square().sum().backward()
+    assert (module.decoder.from_z.weight.grad[:, 1] == 0).all()
+    assert (module.encoder.head.loc.weight.grad[1] == 0).all()
+    assert (module.encoder.head.loc.weight.grad[0] != 0).any()

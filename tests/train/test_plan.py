@@ -1,5 +1,7 @@
 """The training plan in real trainings by Lightning."""
 
+import logging
+
 import lightning
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from scvi.train import SaveCheckpoint
 from module.reference import ReferenceELBO, recorded_draws
 from scvi_sams import CPAVAE
 from scvi_sams._random import fixed_seed
-from scvi_sams.module import SAMSVAEModule
+from scvi_sams.module import LatentSurvey, SAMSVAEModule
 from scvi_sams.train import PerturbationTrainingPlan, _plan
 from train.screens import carriers, make_model, make_screen
 
@@ -408,27 +410,35 @@ def test_validation_score_by_the_reference(
 
 
 def say_that_the_second_dimension_bends(monkeypatch, seen):
-    def curvature(self, cells):
+    def survey(self, cells):
         seen.append(sum(len(batch.x) for batch in cells))
-        return torch.tensor([0.1, 0.9] + [0.0] * (self.n_latent - 2))
+        n_others = self.n_latent - 2
+        return LatentSurvey(
+            torch.tensor([0.1, 0.9] + [0.0] * n_others), torch.tensor([0.1, 0.1] + [0.1] * n_others)
+        )
 
-    monkeypatch.setattr(SAMSVAEModule, "curvature", curvature)
+    monkeypatch.setattr(SAMSVAEModule, "survey_latents", survey)
 
 
-def test_bends_are_barred_to_masks_once_masks_begin(screen, monkeypatch):
+def test_bends_are_switched_off_once_masks_begin(screen, monkeypatch, caplog):
     seen = []
     say_that_the_second_dimension_bends(monkeypatch, seen)
     keep_the_order_of_latents(monkeypatch)
-    model = train(make_model(screen), max_epochs=2, plan_kwargs={"dense_fraction": 0.5})
+    with caplog.at_level(logging.INFO, logger="scvi.sams"):
+        model = train(make_model(screen), max_epochs=2, plan_kwargs={"dense_fraction": 0.5})
     assert seen == [len(model.train_indices)]
     barred = model.module.masks.is_excluded
     assert barred.tolist() == [False, True] + [False] * (len(barred) - 2)
     masks = model.get_perturbation_masks(key_added=None).to_numpy()
     assert (masks[:, 1] < 1e-6).all()
     assert (masks[:, 0] > 1e-6).all()
+    latent = model.get_latent_representation(key_added=None)
+    assert (latent[:, 1] == 0).all()
+    assert (latent[:, 0] != 0).all()
+    assert "Switched off 1 latent dimension(s)" in caplog.text
 
 
-def test_nothing_is_barred_where_nobody_asks(screen, monkeypatch):
+def test_nothing_is_switched_off_where_nobody_asks(screen, monkeypatch):
     seen = []
     say_that_the_second_dimension_bends(monkeypatch, seen)
     plan = {"dense_fraction": 0.5, "max_curvature": None}
@@ -437,11 +447,12 @@ def test_nothing_is_barred_where_nobody_asks(screen, monkeypatch):
     assert not model.module.masks.is_excluded.any()
 
 
-def test_mechanisms_of_a_trained_model_are_not_barred():
+def test_mechanisms_of_a_trained_model_stay_on():
     """The module's own measure, on real training batches."""
     model = train(make_model(make_screen()), max_epochs=4, plan_kwargs={"dense_fraction": 0.5})
     cells = [batch for _, batch in model._cells(model.adata, model.train_indices, 64)]
-    shares = model.module.curvature(cells)
+    shares, variances = model.module.survey_latents(cells)
+    assert ((variances > 0) & (variances < 1.5)).all()
     assert torch.isfinite(shares).all()
     assert (shares < 1).all()
     assert torch.equal(model.module.masks.is_excluded, torch.zeros_like(shares, dtype=torch.bool))

@@ -98,7 +98,7 @@ class SAMSVAE(MasksMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, Lik
         n_particles: int = 1,
         kl_estimator: Literal["closed_form", "monte_carlo"] = "closed_form",
         global_kl_weight: float = 1.0,
-        evidence_cells: float | None = 50.0,
+        evidence_cells: float | None = 100.0,
         mask_initial_probability: float = 0.5,
         mask_temperature: float = 1.0,
         effect_n_hidden: int = 200,

@@ -2,6 +2,7 @@
 
 from scvi_sams.module._conditional_vae import ConditionalVAEModule
 from scvi_sams.module._cpa_vae import CPAVAEModule
+from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._likelihoods import Likelihood
 from scvi_sams.module._perturbation_module import (
@@ -22,6 +23,7 @@ __all__ = [
     "ConditionalVAEModule",
     "GlobalDraw",
     "LatentShiftModule",
+    "LatentSurvey",
     "Likelihood",
     "PerturbationModule",
     "SAMSVAEModule",

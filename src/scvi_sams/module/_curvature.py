@@ -9,11 +9,45 @@ of the other dimensions predict it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 _RIDGE = 1e-3
 """Penalty relative to the number of cells: columns are standardised, and may be collinear."""
+
+
+_NATS_OF_A_BEND = 0.5
+"""The states of a dimension that tells less are noise, whatever predicts them."""
+
+
+class LatentSurvey(NamedTuple):
+    """What each latent dimension is good for."""
+
+    curvature: Tensor
+    """Share that the squares of the other dimensions predict, ``(n_latent,)``."""
+    variance: Tensor
+    """Of the posterior of basal states, mean over cells, ``(n_latent,)``; a priori 1."""
+
+    @property
+    def information(self) -> Tensor:
+        """Nats by which a dimension tells cells apart: ``-log(variance) / 2``, at least 0."""
+        return -self.variance.clamp(max=1).log() / 2
+
+    def bends(self, max_curvature: float) -> Tensor:
+        """Dimensions of a larger curvature, as far as they tell cells apart at all."""
+        return (self.curvature > max_curvature) & (self.information > _NATS_OF_A_BEND)
+
+    def replacements(self, bends: Tensor) -> Tensor:
+        """Dimensions that could take the place of bends: those that tell less than each of these.
+
+        Where bends were switched off alone, one that told half as much had replaced them by the
+        end of training. Without these as well the decoder learns to bend.
+        """
+        if not bends.any():
+            return bends
+        return ~bends & (self.information < self.information[bends].min())
 
 
 def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._likelihoods import LIKELIHOODS
 from scvi_sams.module._networks import BasalEncoder, CovariateEncoding, Decoder
 from scvi_sams.module._slots import perturbations_of_batch, sum_over_slots
@@ -190,12 +191,13 @@ class PerturbationModule(BaseModuleClass):
     def find_sparse_axes(self) -> None:
         """Move to coordinates in which effects are sparse; nothing to do without masks."""
 
-    def curvature(self, cells: Iterable[CellBatch]) -> Tensor:
-        """Share of each latent dimension that is a bend of the others; 0 without masks."""
-        return torch.zeros(self.n_latent, device=self.device)
+    def survey_latents(self, cells: Iterable[CellBatch]) -> LatentSurvey:
+        """What each latent dimension is good for, after :meth:`find_sparse_axes`."""
+        raise NotImplementedError
 
-    def exclude_latents(self, is_excluded: Tensor) -> None:
-        """Forbid perturbations to move some latent dimensions; nothing to do without masks."""
+    def switch_off_latents(self, is_off: Tensor) -> None:
+        """Do without some latent dimensions from now on, after :meth:`find_sparse_axes`."""
+        raise NotImplementedError
 
     def diagnostics(self) -> dict[str, float]:
         """How the module stands at the end of an epoch, by names for ``history``."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
-from scvi_sams.module._curvature import curvature
+from scvi_sams.module._curvature import LatentSurvey, curvature
 from scvi_sams.module._effects import CorrelatedEffects, EffectPosterior, MeanFieldEffects
 from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._masks import BernoulliMaskPrior, BetaBernoulliMaskPrior, MaskPosterior
@@ -158,23 +159,43 @@ class SAMSVAEModule(LatentShiftModule):
         self.masks.is_dense.fill_(False)
 
     @torch.no_grad()
-    def curvature(self, cells: Iterable[CellBatch]) -> Tensor:
-        """Share of each basal dimension that is a bend of the others (see :func:`curvature`)."""
+    def survey_latents(self, cells: Iterable[CellBatch]) -> LatentSurvey:
+        """Which dimensions are bends of the others, and how much each tells of a cell."""
         rows = torch.arange(len(self.masks.logits), device=self.device)
         means = self.shift_moments(rows)[0][None]
-        basal, shifts, codes = [], [], []
+        basal, variances, shifts, codes = [], [], [], []
         for batch in cells:
             shift = sum_over_slots(means, positions_in(rows, batch.codes), batch.doses)
-            basal.append(self.encode(batch.x, shift, batch.covariates).loc[0].cpu())
+            posterior = self.encode(batch.x, shift, batch.covariates)
+            basal.append(posterior.loc[0].cpu())
+            variances.append(posterior.variance[0].cpu())
             shifts.append(shift[0].cpu())
             codes.append(batch.codes.sort(dim=1).values.cpu())
         groups = torch.unique(torch.cat(codes), dim=0, return_inverse=True)[1]
-        return curvature(torch.cat(basal), torch.cat(shifts), groups).to(self.device)
+        return LatentSurvey(
+            curvature(torch.cat(basal), torch.cat(shifts), groups).to(self.device),
+            torch.cat(variances).mean(dim=0).to(self.device),
+        )
 
     @torch.no_grad()
-    def exclude_latents(self, is_excluded: Tensor) -> None:
-        """Forbid perturbations to move some latent dimensions, ``(n_latent,)``."""
-        self.masks.is_excluded.copy_(is_excluded)
+    def switch_off_latents(self, is_off: Tensor) -> None:
+        """Do without some latent dimensions, ``(n_latent,)``, from now on.
+
+        No perturbation moves them, no cell differs in them (posterior and prior agree), and nothing
+        is decoded from them.
+        """
+        self.masks.is_excluded.copy_(is_off)
+
+    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
+        """q(z_basal | x, shift, covariates); the prior in dimensions that are switched off."""
+        posterior = super().encode(x, shift, covariates)
+        is_off = self.masks.is_excluded
+        loc = posterior.loc.masked_fill(is_off, 0.0)
+        return Normal(loc, posterior.scale.masked_fill(is_off, 1.0), validate_args=False)
+
+    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Logits of the genes at ``z = z_basal + shift``, but for what is switched off."""
+        return super().decode(z_basal.masked_fill(self.masks.is_excluded, 0.0), shift, covariates)
 
     def diagnostics(self) -> dict[str, float]:
         """Whether this is the dense phase, and the share of masks that are more likely on."""
