@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from scvi_sams import plotting
-from scvi_sams.evaluation import BenchmarkResult
+from scvi_sams.evaluation import BenchmarkResult, Calibration, mask_calibration
 
 NAMES = [f"P{i}" for i in range(20)]
 
@@ -77,6 +77,10 @@ FUNCTIONS = {
         scores_input,
         lambda data, ax: plotting.benchmark_perturbations(data, "A", ax=ax),
     ),
+    "mask_calibration": (
+        lambda: mask_calibration(masks_input(), masks_input() > 0.5),
+        lambda data, ax: plotting.mask_calibration(data, ax=ax),
+    ),
     "latent": (
         cells_input,
         lambda data, ax: plotting.latent(data, basis=["X_sams"], axes=ax and [ax])[0],
@@ -121,6 +125,10 @@ def test_leaves_its_input_as_it_was(make_input: Callable, draw: Callable):
     draw(data, None)
     if isinstance(data, pd.DataFrame):
         pd.testing.assert_frame_equal(data, before)
+        return
+    if isinstance(data, Calibration):
+        pd.testing.assert_frame_equal(data.bins, before.bins)
+        pd.testing.assert_frame_equal(data.fdr, before.fdr)
         return
     for slot in ("obs", "var"):
         pd.testing.assert_frame_equal(getattr(data, slot), getattr(before, slot))

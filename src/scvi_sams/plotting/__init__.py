@@ -6,6 +6,7 @@ from scvi_sams.plotting._benchmark import (
     benchmark_perturbations,
     benchmark_specificity,
 )
+from scvi_sams.plotting._calibration import mask_calibration
 from scvi_sams.plotting._latent import latent
 from scvi_sams.plotting._masks import masks
 
@@ -15,5 +16,6 @@ __all__ = [
     "benchmark_perturbations",
     "benchmark_specificity",
     "latent",
+    "mask_calibration",
     "masks",
 ]
