@@ -22,11 +22,12 @@ import torch
 import scvi_sams
 from scvi_sams import datasets, evaluation
 
-MODELS = {
-    "SAMS-VAE": scvi_sams.SAMSVAE,
-    "CPA-VAE": scvi_sams.CPAVAE,
-    "SVAE+": scvi_sams.SVAEPlus,
-    "conditional VAE": scvi_sams.ConditionalVAE,
+MODELS: dict[str, tuple[type, dict[str, Any]]] = {
+    "SAMS-VAE": (scvi_sams.SAMSVAE, {}),
+    "CPA-VAE": (scvi_sams.CPAVAE, {}),
+    "CPA-VAE, mean-field": (scvi_sams.CPAVAE, {"correlated_basal": False}),
+    "SVAE+": (scvi_sams.SVAEPlus, {}),
+    "conditional VAE": (scvi_sams.ConditionalVAE, {}),
 }
 BASELINES = ("additive", "matching mean", "ridge on principal components")
 QUICK_SCREEN: dict[str, Any] = {
@@ -102,8 +103,8 @@ def methods(data: str, quick: bool) -> dict[str, Any]:
     samples = {"n_samples": 100, "n_posterior_samples": 10, "n_iwelbo_samples": 5} if quick else {}
     epochs = {"epochs": 2} if quick else {}
     models = {
-        name: evaluation.ModelMethod(model, model_kwargs, train_kwargs, **samples)
-        for name, model in MODELS.items()
+        name: evaluation.ModelMethod(model, model_kwargs | own, train_kwargs, **samples)
+        for name, (model, own) in MODELS.items()
     }
     networks = {
         "linear additive": evaluation.LinearAdditive(**epochs),
