@@ -39,8 +39,8 @@ class SAMSVAE(MasksMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, Lik
         that are already normalised).
     mask_prior_probability
         Share of latent dimensions that a perturbation is expected to move. Lower it to be stricter
-        with weak entries. Shares of .02 to .3 were recovered with .1; a share fitted to the data
-        was no better (benchmarks/RECORD.md).
+        with weak entries. On simulated screens with true shares of .02 to .3 a share fitted to
+        the data was no better than .1 (benchmarks/RECORD.md).
     mask_prior_concentration
         ``None``: that share is known. A number: the probability of each mask entry is itself drawn
         from a Beta distribution with this concentration (a + b) and that mean.
