@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from module.builders import CODES, make_module, make_tensors
-from scvi_sams.module._curvature import LatentSurvey, curvature
+from scvi_sams.module._curvature import LatentSurvey, curvature, following
 
 
 def independent_states(n_cells=4000, n_latent=6, seed=0):
@@ -87,32 +87,56 @@ def test_order_of_the_dimensions_does_not_matter():
 def test_dimensions_that_tell_less_than_a_bend_could_replace_it():
     """1, 1.05, .95 and .05 nats."""
     variance = torch.tensor([-2.0, -2.1, -1.9, -0.1]).exp()
-    survey = LatentSurvey(torch.tensor([0.3, 0.0, 0.0, 0.0]), variance)
+    survey = LatentSurvey(torch.tensor([0.3, 0.0, 0.0, 0.0]), variance, torch.zeros(4))
     bends = survey.bends(0.2)
     assert bends.tolist() == [True, False, False, False]
     assert survey.replacements(bends).tolist() == [False, False, True, True]
 
 
 def test_weak_dimensions_stay_where_nothing_bends():
-    survey = LatentSurvey(torch.tensor([0.19, 0.0]), torch.tensor([0.01, 0.99]))
+    survey = LatentSurvey(torch.tensor([0.19, 0.0]), torch.tensor([0.01, 0.99]), torch.zeros(2))
     assert not survey.replacements(survey.bends(0.2)).any()
 
 
 def test_what_tells_next_to_nothing_is_no_bend():
     """.49 and .51 nats; a variance above that of the prior tells nothing."""
     variance = torch.tensor([-0.98, -1.02, 0.5]).exp()
-    survey = LatentSurvey(torch.tensor([0.9, 0.9, 0.9]), variance)
+    survey = LatentSurvey(torch.tensor([0.9, 0.9, 0.9]), variance, torch.zeros(3))
     torch.testing.assert_close(survey.information, torch.tensor([0.49, 0.51, 0.0]))
     assert survey.bends(0.2).tolist() == [False, True, False]
 
 
-def test_what_tells_less_than_the_weakest_of_the_bends_could_replace_them():
-    """2, .8, 1.4 and .7 nats."""
-    variance = torch.tensor([-4.0, -1.6, -2.8, -1.4]).exp()
-    survey = LatentSurvey(torch.tensor([0.3, 0.4, 0.0, 0.0]), variance)
+def test_what_tells_less_than_the_strongest_of_the_bends_could_replace_it():
+    """1.5, .8, 1.6 and 1.4 nats."""
+    variance = torch.tensor([-3.0, -1.6, -3.2, -2.8]).exp()
+    survey = LatentSurvey(torch.tensor([0.3, 0.4, 0.0, 0.0]), variance, torch.zeros(4))
     bends = survey.bends(0.2)
     assert bends.tolist() == [True, True, False, False]
     assert survey.replacements(bends).tolist() == [False, False, False, True]
+
+
+def test_half_the_curvature_is_enough_where_effects_follow_the_others():
+    survey = LatentSurvey(
+        torch.tensor([0.11, 0.11, 0.11, 0.09]),
+        torch.full((4,), 0.05),
+        torch.tensor([0.7, -0.7, 0.5, 0.9]),
+    )
+    assert survey.bends(0.2).tolist() == [True, True, False, False]
+
+
+def test_effects_on_a_bend_follow_the_length_of_the_others():
+    """Minus the length of the other two, exactly; signs of the first are as often + as -."""
+    effects = torch.tensor([[3.0, 4, -5], [-3, 4, -5], [6, 8, -10], [-6, 8, -10], [0, 0, 0]])
+    first, second, third = following(effects).tolist()
+    assert first == pytest.approx(0, abs=1e-6)
+    assert third == pytest.approx(-1)
+    lengths = effects[:, [0, 2]].norm(dim=1)
+    correlation = torch.corrcoef(torch.stack([effects[:, 1], lengths]))[0, 1]
+    assert second == pytest.approx(correlation.item())
+
+
+def test_what_no_perturbation_moves_follows_nothing():
+    assert following(torch.tensor([[0.0, 1.0], [0.0, 2.0]])).tolist() == [0, 0]
 
 
 # In the module ----------------------------------------------------------------------------------

@@ -413,8 +413,9 @@ def say_that_the_second_dimension_bends(monkeypatch, seen):
     def survey(self, cells):
         seen.append(sum(len(batch.x) for batch in cells))
         n_others = self.n_latent - 2
+        curvature, variance = [0.1, 0.9] + [0.0] * n_others, [0.1] * self.n_latent
         return LatentSurvey(
-            torch.tensor([0.1, 0.9] + [0.0] * n_others), torch.tensor([0.1, 0.1] + [0.1] * n_others)
+            torch.tensor(curvature), torch.tensor(variance), torch.zeros(self.n_latent)
         )
 
     monkeypatch.setattr(SAMSVAEModule, "survey_latents", survey)
@@ -451,7 +452,7 @@ def test_mechanisms_of_a_trained_model_stay_on():
     """The module's own measure, on real training batches."""
     model = train(make_model(make_screen()), max_epochs=4, plan_kwargs={"dense_fraction": 0.5})
     cells = [batch for _, batch in model._cells(model.adata, model.train_indices, 64)]
-    shares, variances = model.module.survey_latents(cells)
+    shares, variances, _ = model.module.survey_latents(cells)
     assert ((variances > 0) & (variances < 1.5)).all()
     assert torch.isfinite(shares).all()
     assert (shares < 1).all()

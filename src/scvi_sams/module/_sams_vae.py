@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from scvi_sams.module._curvature import LatentSurvey, curvature
+from scvi_sams.module._curvature import LatentSurvey, curvature, following
 from scvi_sams.module._effects import CorrelatedEffects, EffectPosterior, MeanFieldEffects
 from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._masks import BernoulliMaskPrior, BetaBernoulliMaskPrior, MaskPosterior
@@ -175,6 +175,7 @@ class SAMSVAEModule(LatentShiftModule):
         return LatentSurvey(
             curvature(torch.cat(basal), torch.cat(shifts), groups).to(self.device),
             torch.cat(variances).mean(dim=0).to(self.device),
+            following(means[0]),
         )
 
     @torch.no_grad()

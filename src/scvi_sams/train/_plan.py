@@ -52,10 +52,12 @@ class PerturbationTrainingPlan(TrainingPlan):
     max_curvature
         After the rotation, a latent dimension is switched off if the squares of the others predict
         more than this share of it: it is a bend of the others and no mechanism, and its masks would
-        only repeat that a perturbation is strong. Where there is one, dimensions that tell less of
-        a cell are switched off with it, as they would take its place; the decoder then learns the
-        bend. On simulated screens bends had .20 to .41 and mechanisms at most .14; on the screen of
-        Papalexi et al. 2021 no dimension exceeded .06. ``None`` leaves all on.
+        only repeat that a perturbation is strong. Half of it is enough where the effects on a
+        dimension follow the size of the effects on the others. Where there is a bend, dimensions
+        that tell less of a cell are switched off with it, as they would take its place; the decoder
+        then learns the bend. On simulated screens bends had .20 to .41, or .12 to .14 and such
+        effects; mechanisms at most .14 and no such effects; on the screen of Papalexi et al.
+        2021 no dimension exceeded .06. ``None`` leaves all on.
     eps
         Of Adam. The default of scvi-tools, 0.01, exceeds the gradients of masks and effects, which
         then hardly move (the paper: 1e-8).
