@@ -46,3 +46,7 @@ class InvalidSplitError(SAMSError):
 
 class DataIntegrityError(SAMSError):
     """A downloaded or cached file is not the file that its publisher serves."""
+
+
+class UnreadableDataError(SAMSError):
+    """A file on disk, or some of its rows, cannot be read or cannot be what was written."""

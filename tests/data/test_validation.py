@@ -17,7 +17,7 @@ IN_MEMORY = {
     "csc": sparse.csc_matrix,
     "csr array": sparse.csr_array,
 }
-BACKED = ("dense", "csr", "csc")
+BACKED = ("dense", "csr")
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
+
+from scvi_sams.datasets import simulate_screen
 
 # Lightning starts the second process by running the script again.
 SCRIPT = """
@@ -12,29 +15,44 @@ import json
 import os
 import sys
 
+import anndata
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
 from scvi_sams import SAMSVAE
-from scvi_sams.datasets import simulate_screen
+from scvi_sams.data import open_screen
 
-folder = sys.argv[1]
+folder, place = sys.argv[1:]
 rank = int(os.environ.get("LOCAL_RANK", 0))
 # Different on every rank, as in a script that sets no seed.
 torch.manual_seed(100 + rank)
 np.random.seed(100 + rank)
-adata = simulate_screen(
-    n_genes=30, n_controls=60, n_perturbations=5, cells_per_perturbation=30, n_combinations=3,
-    cells_per_combination=20, n_latent=4, library_size=300.0, mask_probability=0.5,
-)
-SAMSVAE.setup_anndata(adata)
+path = f"{folder}/screen.h5ad"
+adata = open_screen(path) if place == "disk" else anndata.read_h5ad(path)
+adata.obs["number"] = np.arange(adata.n_obs) / 10
+SAMSVAE.setup_anndata(adata, continuous_covariate_keys=["number"])
 model = SAMSVAE(adata, n_latent=4, n_hidden=16, effect_n_hidden=8)
 losses = []
+read = {"train": [], "validation": []}
 
 
 def record(trainer, *args):
     losses.append(float(trainer.callback_metrics["train_loss"]))
+
+
+def cells_of(batch):
+    return (batch["extra_continuous_covs"].ravel() * 10).round().int().tolist()
+
+
+def record_cells(trainer, plan, outputs, batch, number):
+    if trainer.current_epoch == 0:
+        read["train"] += cells_of(batch)
+
+
+def record_validation(trainer, plan, outputs, batch, number, dataloader_idx=0):
+    if trainer.current_epoch == 0 and not trainer.sanity_checking:
+        read["validation"] += cells_of(batch)
 
 
 model.train(
@@ -45,7 +63,13 @@ model.train(
     batch_size=32,
     enable_progress_bar=False,
     plan_kwargs={"lr": 5e-3},
-    callbacks=[LambdaCallback(on_train_epoch_end=record)],
+    callbacks=[
+        LambdaCallback(
+            on_train_epoch_end=record,
+            on_train_batch_end=record_cells,
+            on_validation_batch_end=record_validation,
+        )
+    ],
 )
 state = {name: value.tolist() for name, value in model.module.state_dict().items()}
 counts = np.zeros(len(model.perturbations))
@@ -61,6 +85,7 @@ report = {
     "n_batches": len(model.trainer.train_dataloader),
     "counts": counts.tolist(),
     "losses": losses,
+    "read": read,
     "state": state,
 }
 with open(f"{folder}/rank{torch.distributed.get_rank()}.json", "w") as file:
@@ -68,11 +93,23 @@ with open(f"{folder}/rank{torch.distributed.get_rank()}.json", "w") as file:
 """
 
 
-def test_two_processes_train_one_model(tmp_path):
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_two_processes_train_one_model(place, tmp_path):
+    simulate_screen(
+        n_genes=30,
+        n_controls=60,
+        n_perturbations=5,
+        cells_per_perturbation=30,
+        n_combinations=3,
+        cells_per_combination=20,
+        n_latent=4,
+        library_size=300.0,
+        mask_probability=0.5,
+    ).write_h5ad(tmp_path / "screen.h5ad")
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path), place],
         capture_output=True,
         text=True,
         timeout=300,
@@ -95,3 +132,8 @@ def test_two_processes_train_one_model(tmp_path):
     for name, value in first["state"].items():
         np.testing.assert_allclose(second["state"][name], value, rtol=1e-6, err_msg=name)
     assert first["state"]["masks.is_dense"] is False
+    for part in ("train", "validation"):
+        # In memory a cell is read twice where the processes cannot share them equally.
+        both = first["read"][part] + second["read"][part]
+        assert sorted(both if place == "disk" else set(both)) == first[part]
+        assert abs(len(first["read"][part]) - len(second["read"][part])) <= 1

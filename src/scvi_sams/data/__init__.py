@@ -1,5 +1,8 @@
 """From labels and matrices in an AnnData to what the modules compute with."""
 
+from scvi_sams.data._block_loader import BlockLoader, registered_expression
+from scvi_sams.data._block_order import BlockOrder
+from scvi_sams.data._block_reader import BlockReader, is_on_disk
 from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes
 from scvi_sams.data._combinations import combinations_as_perturbations, distinct_combinations
 from scvi_sams.data._covariates import refuse_invalid_size_factor, refuse_other_genes
@@ -10,25 +13,35 @@ from scvi_sams.data._field import (
     unpack_perturbations,
 )
 from scvi_sams.data._manager import ScreenManager
+from scvi_sams.data._open_screen import open_screen
 from scvi_sams.data._parsing import canonical_label, control_names, encode_labels
-from scvi_sams.data._splitting import stratified_split
+from scvi_sams.data._splitting import split_cells, stratified_split
+from scvi_sams.data._streaming import StreamingDataModule
 from scvi_sams.data._validation import refuse_invalid_expression, unchanged_on_error
 
 __all__ = [
     "NO_PERTURBATION",
+    "BlockLoader",
+    "BlockOrder",
+    "BlockReader",
     "PerturbationCodes",
     "PerturbationField",
     "ScreenManager",
+    "StreamingDataModule",
     "canonical_label",
     "combinations_as_perturbations",
     "control_names",
     "distinct_combinations",
     "encode_dosage_matrix",
     "encode_labels",
+    "is_on_disk",
+    "open_screen",
     "refuse_invalid_expression",
     "refuse_invalid_size_factor",
     "refuse_other_genes",
+    "registered_expression",
     "registered_perturbations",
+    "split_cells",
     "stratified_split",
     "unchanged_on_error",
     "unpack_perturbations",

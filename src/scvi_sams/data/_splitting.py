@@ -5,10 +5,88 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scvi import settings
+from scvi.data import AnnDataManager
 
+from scvi_sams.data._field import registered_perturbations
 from scvi_sams.exceptions import InvalidSplitError
 
 _ROUNDING = 1e-9
+
+
+def split_cells(
+    manager: AnnDataManager,
+    train_size: float | None = None,
+    validation_size: float | None = None,
+    *,
+    shuffle: bool = True,
+) -> list[np.ndarray]:
+    """Split a registered screen for training.
+
+    Parameters
+    ----------
+    manager
+        Of the registered AnnData.
+    train_size
+        Share of training cells; ``None`` means 0.9.
+    validation_size
+        Share of validation cells; ``None`` means what is left of ``train_size``. What is left of
+        both is the test set.
+    shuffle
+        Split at random within each perturbation and combination; the seed is
+        ``scvi.settings.seed`` (0 if unset). Otherwise cells are taken as they stand: validation,
+        training, then test cells, which is the order of scvi-tools.
+
+    Returns
+    -------
+    Positions of training, validation and test cells.
+
+    Raises
+    ------
+    InvalidSplitError
+        If the shares are no shares.
+    """
+    train = 0.9 if train_size is None else float(train_size)
+    validation = 1 - train if validation_size is None else float(validation_size)
+    # Rounded, so that 0.7 and 0.3 leave nothing rather than a negative crumb.
+    fractions = (train, validation, round(1 - train - validation, 9))
+    codes, _ = registered_perturbations(manager)
+    if not shuffle:
+        return _sequential_split(len(codes), fractions)
+    _, groups = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
+    return list(stratified_split(groups.ravel(), fractions, seed=default_seed()))
+
+
+def default_seed() -> int:
+    """Return the seed of scvi-tools, 0 if it is unset: the same in every process."""
+    return 0 if settings.seed is None else int(settings.seed)
+
+
+def refuse_invalid_split(split: Sequence[np.ndarray | None], n_cells: int) -> None:
+    """Raise an error if there are no training cells, or parts overlap or name no cells.
+
+    Parameters
+    ----------
+    split
+        Positions of the cells of each part, training cells first; other parts may be ``None``.
+    n_cells
+        Number of cells of the screen.
+    """
+    if not len(split) or split[0] is None or not len(split[0]):
+        raise InvalidSplitError("The split has no training cells.")
+    named = np.concatenate([np.asarray(part, dtype=np.int64) for part in split if part is not None])
+    outside = named[(named < 0) | (named >= n_cells)]
+    if len(outside):
+        raise InvalidSplitError(
+            f"The split names position {outside[0]}, but there are {n_cells} cells (positions 0 to "
+            f"{n_cells - 1})."
+        )
+    times = np.bincount(named, minlength=n_cells)
+    if times.max() > 1:
+        raise InvalidSplitError(
+            f"The split names {(times > 1).sum()} cells more than once, such as the cell at "
+            f"position {times.argmax()}. A cell belongs to one part, once."
+        )
 
 
 def stratified_split(
@@ -64,3 +142,10 @@ def stratified_split(
     validation = ~train & (rank < end_of_validation)
     test = ~train & ~validation
     return np.sort(order[train]), np.sort(order[validation]), np.sort(order[test])
+
+
+def _sequential_split(n_cells: int, fractions: tuple[float, ...]) -> list[np.ndarray]:
+    n_train = int(np.ceil(round(fractions[0] * n_cells, 6)))
+    n_validation = min(int(round(fractions[1] * n_cells, 6)), n_cells - n_train)
+    validation, train, test = np.split(np.arange(n_cells), [n_validation, n_validation + n_train])
+    return [train, validation, test]

@@ -9,9 +9,10 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from scvi_sams.data._block_reader import BlockReader
 from scvi_sams.exceptions import InvalidCountsError, MissingKeyError
 
-_ROWS_PER_CHUNK = 65_536
+_ROWS_PER_CHUNK = 16_384
 
 
 @contextmanager
@@ -50,7 +51,8 @@ def refuse_invalid_expression(
     Parameters
     ----------
     values
-        Expression of shape ``(n_cells, n_genes)``; dense, sparse or backed. Read in chunks of rows.
+        Expression of shape ``(n_cells, n_genes)``; dense or sparse, in memory or on disk.
+        Read in chunks of rows.
     counts
         Whether the likelihood is one of counts: whole, non-negative, and no cell without any.
     location
@@ -62,11 +64,14 @@ def refuse_invalid_expression(
         Naming the first offending values and what to do.
     MissingKeyError
         If there are no values.
+    UnreadableDataError
+        If values on disk cannot be read.
     """
     if values is None:
         raise MissingKeyError(f"{location} is empty. Name the layer with the values as `layer`.")
-    for start in range(0, values.shape[0], _ROWS_PER_CHUNK):
-        chunk = values[start : start + _ROWS_PER_CHUNK]
+    reader = BlockReader(values, location)
+    for start in range(0, reader.n_rows, _ROWS_PER_CHUNK):
+        chunk = reader.read(start, min(start + _ROWS_PER_CHUNK, reader.n_rows))
         entries = np.asarray(chunk.data if sparse.issparse(chunk) else chunk)
         _refuse_non_finite(entries, location)
         if counts:

@@ -16,13 +16,16 @@ from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_R
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._random import fixed_seed
 from scvi_sams.data import (
+    BlockLoader,
     PerturbationCodes,
     PerturbationField,
+    StreamingDataModule,
     combinations_as_perturbations,
     control_names,
     encode_labels,
+    is_on_disk,
     registered_perturbations,
-    stratified_split,
+    split_cells,
 )
 from scvi_sams.exceptions import InvalidSplitError, SAMSError
 from scvi_sams.model._registration import RegistrationMixin, logger
@@ -115,6 +118,9 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
     ) -> None:
         """Train the model; arguments are those of scvi-tools, with defaults measured for this one.
 
+        Where the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
+        streamed from there, shuffled in blocks.
+
         Parameters
         ----------
         max_epochs
@@ -140,13 +146,16 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
             the default epochs and schedule the last epoch was the best one in all measured runs. A
             dense phase (``dense_fraction``) is always trained to its end; scores count after it.
         datasplitter_kwargs
-            For :class:`~scvi.dataloaders.DataSplitter`; ``external_indexing`` (a list of positions
+            For :class:`~scvi.dataloaders.DataSplitter`, or where the expression is on disk for
+            :class:`~scvi_sams.data.StreamingDataModule`; ``external_indexing`` (a list of positions
             of training, validation and test cells) replaces the split.
         plan_config, plan_kwargs
             For :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
         datamodule
-            Data module in place of the one made from ``adata``; it needs the attributes
-            ``adata_manager`` and ``train_idx`` of :class:`~scvi.dataloaders.DataSplitter`.
+            Data module in place of the one made from ``adata``, such as a
+            :class:`~scvi_sams.data.StreamingDataModule`; split and ``batch_size`` are then its own.
+            It needs the attributes ``adata_manager`` and ``train_idx`` of
+            :class:`~scvi.dataloaders.DataSplitter`.
         trainer_config, **trainer_kwargs
             For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper).
 
@@ -154,15 +163,30 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         ------
         InvalidSplitError
             If the split leaves no training cells.
+        UnreadableDataError
+            If the expression is on disk and damaged there.
         """
         if datamodule is None:
             datasplitter_kwargs = dict(datasplitter_kwargs or {})
             split = datasplitter_kwargs.get("external_indexing")
             if split is None:
-                split = self._draw_split(train_size, validation_size, shuffle_set_split)
-            self._report_untrained_perturbations(np.asarray(split[0]))
+                split = split_cells(
+                    self.adata_manager, train_size, validation_size, shuffle=shuffle_set_split
+                )
             # A copy, because scvi-tools fills up a shorter list in place.
-            datasplitter_kwargs["external_indexing"] = list(split)
+            split = datasplitter_kwargs["external_indexing"] = list(split)
+            if is_on_disk(self.adata_manager.get_from_registry(REGISTRY_KEYS.X)):
+                datamodule = StreamingDataModule(
+                    self.adata_manager,
+                    batch_size=batch_size,
+                    load_sparse_tensor=load_sparse_tensor,
+                    **datasplitter_kwargs,
+                )
+        else:
+            # Data modules of others may split only when training begins.
+            split = [getattr(datamodule, name, None) for name in ("train_idx", "val_idx")]
+        if split[0] is not None:
+            self._report_untrained_perturbations(np.asarray(split[0]))
             if len(split) > 1 and split[1] is not None and len(split[1]):
                 _set_default(trainer_kwargs, "check_val_every_n_epoch", 1, trainer_config)
             max_epochs = max_epochs or _default_max_epochs(len(split[0]))
@@ -184,19 +208,6 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
             trainer_config=trainer_config,
             **trainer_kwargs,
         )
-
-    def _draw_split(
-        self, train_size: float | None, validation_size: float | None, shuffle: bool
-    ) -> list[np.ndarray]:
-        train = 0.9 if train_size is None else float(train_size)
-        validation = 1 - train if validation_size is None else float(validation_size)
-        codes, _ = registered_perturbations(self.adata_manager)
-        _, groups = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
-        # Rounded, so that 0.7 and 0.3 leave nothing rather than a negative crumb.
-        fractions = (train, validation, round(1 - train - validation, 9))
-        if not shuffle:
-            return _sequential_split(len(groups), fractions)
-        return list(stratified_split(groups.ravel(), fractions, seed=_seed()))
 
     def _report_untrained_perturbations(self, train_indices: np.ndarray) -> None:
         if len(train_indices) == 0:
@@ -256,12 +267,16 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
         """Yield positions within ``indices``, and the tensors of cells on the module's device.
 
-        Cells are read in ascending order, because the loader of scvi-tools sorts the rows of
-        backed data within a mini-batch; the positions say where each result belongs.
+        Cells are read in ascending order, which needs the fewest accesses where they are on disk;
+        the positions say where each result belongs.
         """
         batch_size = batch_size or settings.batch_size
         order = np.argsort(indices, kind="stable")
-        loader = self._make_data_loader(adata, indices=indices[order], batch_size=batch_size)
+        manager = self.get_anndata_manager(adata, required=True)
+        if is_on_disk(manager.get_from_registry(REGISTRY_KEYS.X)):
+            loader = BlockLoader(manager, indices[order], batch_size)
+        else:
+            loader = self._make_data_loader(adata, indices=indices[order], batch_size=batch_size)
         start = 0
         for tensors in loader:
             n_cells = len(tensors[REGISTRY_KEYS.X])
@@ -325,14 +340,6 @@ def rows_of_all_cells(values: np.ndarray, indices: np.ndarray, n_obs: int) -> np
     return full
 
 
-def _sequential_split(n_cells: int, fractions: tuple[float, ...]) -> list[np.ndarray]:
-    """Validation, then training, then test cells as they stand: the order of scvi-tools."""
-    n_train = int(np.ceil(round(fractions[0] * n_cells, 6)))
-    n_validation = min(int(round(fractions[1] * n_cells, 6)), n_cells - n_train)
-    validation, train, test = np.split(np.arange(n_cells), [n_validation, n_validation + n_train])
-    return [train, validation, test]
-
-
 def _set_default(arguments: dict[str, Any], name: str, value: Any, configuration: Any) -> None:
     """Set an argument unless it was given, or a configuration object holds it."""
     configured = (
@@ -340,10 +347,6 @@ def _set_default(arguments: dict[str, Any], name: str, value: Any, configuration
     )
     if configured.get(name) is None:
         arguments.setdefault(name, value)
-
-
-def _seed() -> int:
-    return 0 if settings.seed is None else int(settings.seed)
 
 
 def _default_max_epochs(n_train: int) -> int:

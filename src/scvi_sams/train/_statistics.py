@@ -10,7 +10,7 @@ from scipy import sparse
 from scvi.data import AnnDataManager
 
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import registered_perturbations
+from scvi_sams.data import registered_expression, registered_perturbations
 from scvi_sams.module import TrainingStatistics
 
 _ROWS_PER_CHUNK = 16_384
@@ -84,15 +84,16 @@ class _Moments:
 def _chunks(
     manager: AnnDataManager, indices: np.ndarray
 ) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
-    expression = manager.get_from_registry(REGISTRY_KEYS.X)
+    reader = registered_expression(manager)
     size_factor = (
         np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR), dtype=float).ravel()
         if REGISTRY_KEYS.SIZE_FACTOR in manager.data_registry
         else None
     )
-    for start in range(0, len(indices), _ROWS_PER_CHUNK):
-        rows = indices[start : start + _ROWS_PER_CHUNK]
-        x = sparse.csr_matrix(expression[rows], dtype=np.float64)
+    # Chunks of neighbouring rows, so that each is read at once where the file is on disk.
+    ends_of_chunks = np.flatnonzero(np.diff(indices // _ROWS_PER_CHUNK)) + 1
+    for rows in np.split(indices, ends_of_chunks):
+        x = sparse.csr_matrix(reader.read_rows(rows, _ROWS_PER_CHUNK), dtype=np.float64)
         size = np.asarray(x.sum(axis=1)).ravel() if size_factor is None else size_factor[rows]
         yield x, size
 

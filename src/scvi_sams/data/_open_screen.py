@@ -1,0 +1,85 @@
+"""Screens whose expression stays on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import zarr
+from anndata import AnnData
+from anndata.io import read_elem, sparse_dataset
+
+from scvi_sams.exceptions import UnreadableDataError
+
+
+def open_screen(path: str | os.PathLike[str]) -> AnnData:
+    """Open a screen that may be larger than memory.
+
+    Cells and genes (``obs``, ``var``, ``obsm``, ``varm``, ``uns``) are read; ``X`` and all layers
+    stay on disk and are read in blocks when they are needed. ``obsp``, ``varp`` and ``raw`` are
+    left out. The file is opened for reading only: whatever is registered or written into the result
+    stays in memory.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` file, or a folder in zarr format.
+
+    Returns
+    -------
+    AnnData, cells x genes, for ``setup_anndata`` and the models. A view of it, such as
+    ``adata[adata.obs["lane"] == "1"]``, reads the expression of its cells into memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    UnreadableDataError
+        If the file is neither, or is damaged.
+
+    Examples
+    --------
+    Training streams, because the expression is on disk, and so do all results:
+
+    >>> import scvi_sams
+    >>> adata = scvi_sams.data.open_screen("screen.h5ad")
+    >>> scvi_sams.SAMSVAE.setup_anndata(adata, "perturbation", control="control", layer="counts")
+    >>> model = scvi_sams.SAMSVAE(adata)
+    >>> model.train()
+    >>> model.save("my_model")
+    >>> adata = scvi_sams.data.open_screen("screen.h5ad")
+    >>> model = scvi_sams.SAMSVAE.load("my_model", adata=adata)
+    >>> model.get_latent_representation()
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    try:
+        store: Any = zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path)
+        slots = {slot: read_elem(store[slot]) for slot in ("obs", "var")}
+        for slot in ("obsm", "varm", "uns"):
+            if slot in store:
+                slots[slot] = read_elem(store[slot])
+        stored = store.get("layers", {})
+        layers = {key: _left_on_disk(stored[key]) for key in stored}
+        x = _left_on_disk(store["X"]) if "X" in store else None
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
+        raise UnreadableDataError(
+            f"{str(path)!r} cannot be read as an h5ad file or a zarr folder: {error}. It is "
+            "neither, or it is damaged or incomplete: copy or write it again."
+        ) from error
+    return AnnData(x, layers=layers, **slots)
+
+
+def _left_on_disk(stored: Any) -> Any:
+    """Stand-in for a matrix on disk; anything that is no matrix is read."""
+    if isinstance(stored, h5py.Group | zarr.Group):
+        encoding = stored.attrs.get("encoding-type")
+        return (
+            sparse_dataset(stored)
+            if encoding in ("csr_matrix", "csc_matrix")
+            else read_elem(stored)
+        )
+    return stored if stored.shape else read_elem(stored)

@@ -1,0 +1,130 @@
+"""The data module that trains from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from scvi.data import AnnDataManager
+
+from scvi_sams.data._block_loader import BlockLoader
+from scvi_sams.data._splitting import default_seed, refuse_invalid_split, split_cells
+
+
+class StreamingDataModule(LightningDataModule):
+    """Streams mini-batches from a file on disk, for ``model.train(datamodule=...)``.
+
+    ``model.train()`` makes one of these itself where the expression is on disk; make it yourself to
+    choose how it reads. The split is that of training in memory with the same seed. On several
+    processes (``strategy="ddp"``) each reads its own part of every epoch.
+
+    Parameters
+    ----------
+    adata_manager
+        Of the registered screen: ``model.adata_manager``.
+    train_size, validation_size, shuffle_set_split
+        As in ``model.train()``.
+    external_indexing
+        Positions of training, validation and test cells, in place of the split.
+    batch_size
+        Cells per step and process; the last batch of an epoch has the rest.
+    drop_last
+        Whether the last batch of an epoch is left out if it is not full.
+    load_sparse_tensor
+        Move sparse mini-batches to the device and densify them there.
+    pin_memory
+        Whether batches are in page-locked memory, for faster copies to a GPU.
+    block_size
+        Neighbouring cells that are read at a time. Reading is faster with more (above all from
+        zarr), mixing is better with fewer.
+    blocks_per_buffer
+        Blocks whose cells are mixed. ``block_size * blocks_per_buffer`` cells are in memory, up to
+        three times for a moment, as they are stored (sparse or dense).
+    seed
+        Of the order of cells; ``None`` for ``scvi.settings.seed`` (0 if unset).
+
+    Raises
+    ------
+    InvalidSplitError
+        If the split has no training cells, or a cell twice.
+    UnreadableDataError
+        While reading, naming the rows that cannot be read.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.data.open_screen("screen.zarr")
+    >>> scvi_sams.SAMSVAE.setup_anndata(adata)
+    >>> model = scvi_sams.SAMSVAE(adata)
+    >>> stream = scvi_sams.data.StreamingDataModule(model.adata_manager, blocks_per_buffer=128)
+    >>> model.train(datamodule=stream)
+    """
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        *,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        external_indexing: Sequence[np.ndarray | None] | None = None,
+        batch_size: int = 512,
+        drop_last: bool = False,
+        load_sparse_tensor: bool = False,
+        pin_memory: bool = False,
+        block_size: int = 512,
+        blocks_per_buffer: int = 32,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.adata_manager = adata_manager
+        self.n_obs = adata_manager.adata.n_obs
+        split = external_indexing
+        if split is None:
+            split = split_cells(
+                adata_manager, train_size, validation_size, shuffle=shuffle_set_split
+            )
+        refuse_invalid_split(split, self.n_obs)
+        given = [*split, None, None][:3]
+        self.train_idx, self.val_idx, self.test_idx = (
+            np.asarray([] if part is None else part, dtype=np.int64) for part in given
+        )
+        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+        self._drop_last = drop_last
+        self._loading: dict[str, Any] = {
+            "batch_size": batch_size,
+            "load_sparse_tensor": load_sparse_tensor,
+            "pin_memory": pin_memory,
+            "block_size": block_size,
+            "blocks_per_buffer": blocks_per_buffer,
+            "seed": default_seed() if seed is None else seed,
+        }
+
+    def train_dataloader(self) -> BlockLoader:
+        """Return a loader of the training cells, in another order in each epoch."""
+        return self._loader(self.train_idx, shuffle=True, drop_last=self._drop_last)
+
+    def val_dataloader(self) -> BlockLoader | None:
+        """Return a loader of the validation cells, in order; ``None`` if there are none."""
+        return self._loader(self.val_idx) if len(self.val_idx) else None
+
+    def test_dataloader(self) -> BlockLoader | None:
+        """Return a loader of the test cells, in order; ``None`` if there are none."""
+        return self._loader(self.test_idx) if len(self.test_idx) else None
+
+    def on_after_batch_transfer(
+        self, batch: dict[str, torch.Tensor], dataloader_idx: int
+    ) -> dict[str, torch.Tensor]:
+        """Densify sparse tensors, on the device."""
+        return {
+            key: value.to_dense() if value.layout is torch.sparse_csr else value
+            for key, value in batch.items()
+        }
+
+    def _loader(self, indices: np.ndarray, **options: Any) -> BlockLoader:
+        if self.trainer is not None:
+            options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return BlockLoader(self.adata_manager, indices, **options, **self._loading)
