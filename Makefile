@@ -15,7 +15,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 DEMO_ARGS ?=
-PYTEST_ARGS ?=
+# Files of tests are spread over processes; `make test PYTEST_ARGS=` runs them one after the other.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 VENV_PYTHON := $(VENV)/bin/python
 TEST_STAMP := $(VENV)/.installed-test
