@@ -1,0 +1,8 @@
+"""From masks to biology: tables that say what latent dimensions and perturbations do.
+
+Plain functions on the tables that models return, or on trained models; also as ``scvi_sams.tl``.
+"""
+
+from scvi_sams.interpretation._programs import gene_ranking, latent_perturbations, top_genes
+
+__all__ = ["gene_ranking", "latent_perturbations", "top_genes"]
