@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -80,7 +81,9 @@ class ProgramsMixin(BasePerturbationModel):
         if n_cells is not None and n_cells < len(positions):
             rng = np.random.default_rng(_SUBSET_SEED)
             positions = rng.choice(positions, n_cells, replace=False)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Of torch's own doing, where forward mode is used for the first time.
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
             slopes = self._summed_slopes(adata, positions, method, target_sum, batch_size)
         programs = pd.DataFrame(
             (slopes / len(positions)).T.float().cpu().numpy(),
