@@ -4,12 +4,15 @@ Plain functions on the tables that models return, or on trained models; also as 
 """
 
 from scvi_sams.interpretation._hits import perturbation_hits
+from scvi_sams.interpretation._interactions import genetic_interactions, observed_interactions
 from scvi_sams.interpretation._programs import gene_ranking, latent_perturbations, top_genes
 from scvi_sams.interpretation._similarity import perturbation_similarity
 
 __all__ = [
     "gene_ranking",
+    "genetic_interactions",
     "latent_perturbations",
+    "observed_interactions",
     "perturbation_hits",
     "perturbation_similarity",
     "top_genes",

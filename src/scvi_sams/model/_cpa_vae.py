@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.model._counterfactual import CounterfactualMixin
 from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._interactions import UnseenPairsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.model._mechanisms import EffectsMixin
@@ -16,7 +16,7 @@ from scvi_sams.module import CPAVAEModule
 
 
 class CPAVAE(
-    EffectsMixin, ProgramsMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin
+    EffectsMixin, ProgramsMixin, LatentMixin, UnseenPairsMixin, ExpressionMixin, LikelihoodMixin
 ):
     """Compositional perturbation VAE, SAMS-VAE without masks :cite:p:`Bereket23`.
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.model._counterfactual import CounterfactualMixin
 from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._interactions import UnseenPairsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.model._mechanisms import MasksMixin
@@ -16,7 +16,7 @@ from scvi_sams.module import SAMSVAEModule
 
 
 class SAMSVAE(
-    MasksMixin, ProgramsMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin
+    MasksMixin, ProgramsMixin, LatentMixin, UnseenPairsMixin, ExpressionMixin, LikelihoodMixin
 ):
     """Sparse additive mechanism shift VAE :cite:p:`Bereket23`.
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from anndata import AnnData
 
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._counterfactual import CounterfactualMixin
 from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._interactions import InteractionsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.model._mechanisms import MasksMixin
@@ -17,7 +17,7 @@ from scvi_sams.module import SVAEPlusModule
 
 
 class SVAEPlus(
-    MasksMixin, ProgramsMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin
+    MasksMixin, ProgramsMixin, LatentMixin, InteractionsMixin, ExpressionMixin, LikelihoodMixin
 ):
     """Sparse VAE of mechanism shifts, SVAE+ (Lopez et al. 2022, arXiv 2211.03553).
 
