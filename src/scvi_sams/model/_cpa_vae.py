@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
+from scvi_sams.model._dose_response import DoseResponseMixin
 from scvi_sams.model._expression import ExpressionMixin
 from scvi_sams.model._interactions import UnseenPairsMixin
 from scvi_sams.model._latent import LatentMixin
@@ -16,7 +17,13 @@ from scvi_sams.module import CPAVAEModule
 
 
 class CPAVAE(
-    EffectsMixin, ProgramsMixin, LatentMixin, UnseenPairsMixin, ExpressionMixin, LikelihoodMixin
+    EffectsMixin,
+    ProgramsMixin,
+    LatentMixin,
+    UnseenPairsMixin,
+    DoseResponseMixin,
+    ExpressionMixin,
+    LikelihoodMixin,
 ):
     """Compositional perturbation VAE, SAMS-VAE without masks :cite:p:`Bereket23`.
 

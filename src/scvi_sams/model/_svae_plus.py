@@ -17,7 +17,12 @@ from scvi_sams.module import SVAEPlusModule
 
 
 class SVAEPlus(
-    MasksMixin, ProgramsMixin, LatentMixin, InteractionsMixin, ExpressionMixin, LikelihoodMixin
+    MasksMixin,
+    ProgramsMixin,
+    LatentMixin,
+    InteractionsMixin,
+    ExpressionMixin,
+    LikelihoodMixin,
 ):
     """Sparse VAE of mechanism shifts, SVAE+ (Lopez et al. 2022, arXiv 2211.03553).
 
