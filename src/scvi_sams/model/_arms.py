@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -55,15 +56,20 @@ class Arms:
 
         ``shift`` is ``(n_posterior, n_shift)``, the result ``(n_posterior, n_genes)``.
         """
+        return torch.cat([values.mean(dim=1) for values in self._values(shift)])
+
+    def every_state(self, shift: torch.Tensor) -> torch.Tensor:
+        """Return f of every basal state, moved by ``shift``, ``(n_states, n_genes)``."""
+        return torch.cat([values.flatten(0, 1) for values in self._values(shift)])
+
+    def _values(self, shift: torch.Tensor) -> Iterator[torch.Tensor]:
         n_posterior, n_basal, _ = self.z_basal.shape
         n_chunk = max(1, _MAX_ELEMENTS // (n_basal * self.module.likelihood.n_genes))
-        means = []
         for part in torch.arange(n_posterior, device=shift.device).split(n_chunk):
             of_part = None if self.covariates is None else self.covariates[part]
             logits = self.module.decode(self.z_basal[part], shift[part, None], of_part)
             with fixed_seed(self._seed + int(part[0]), shift.device):
-                means.append(self.statistic(logits).mean(dim=1))
-        return torch.cat(means)
+                yield self.statistic(logits)
 
     def effect(self, shift: torch.Tensor) -> torch.Tensor:
         """Return by how much ``shift`` changes the mean of f, ``(n_posterior, n_genes)``."""

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
+from scvi_sams.model._differential import DifferentialExpressionMixin
 from scvi_sams.model._dose_response import DoseResponseMixin
-from scvi_sams.model._expression import ExpressionMixin
 from scvi_sams.model._interactions import UnseenPairsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
@@ -15,7 +15,7 @@ from scvi_sams.module import ConditionalVAEModule
 
 
 class ConditionalVAE(
-    LatentMixin, UnseenPairsMixin, DoseResponseMixin, ExpressionMixin, LikelihoodMixin
+    LatentMixin, UnseenPairsMixin, DoseResponseMixin, DifferentialExpressionMixin, LikelihoodMixin
 ):
     """VAE whose encoder and decoder are given the dosages of the cell's perturbations.
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
+from scvi_sams.model._differential import DifferentialExpressionMixin
 from scvi_sams.model._dose_response import DoseResponseMixin
-from scvi_sams.model._expression import ExpressionMixin
 from scvi_sams.model._interactions import UnseenPairsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
@@ -22,7 +22,7 @@ class CPAVAE(
     LatentMixin,
     UnseenPairsMixin,
     DoseResponseMixin,
-    ExpressionMixin,
+    DifferentialExpressionMixin,
     LikelihoodMixin,
 ):
     """Compositional perturbation VAE, SAMS-VAE without masks :cite:p:`Bereket23`.

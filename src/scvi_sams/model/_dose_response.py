@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,6 +15,8 @@ from scvi_sams.data import registered_perturbations
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
 from scvi_sams.model._arms import Method
 from scvi_sams.model._counterfactual import CounterfactualMixin
+
+_LAYERS = ("standard_error", "interval_low", "interval_high")
 
 
 class DoseResponseMixin(CounterfactualMixin):
@@ -77,18 +80,21 @@ class DoseResponseMixin(CounterfactualMixin):
         grid = np.concatenate(grids)
         if method == "lograte" and not self.module.likelihood.is_count_likelihood:
             method = "mean"
-        result = self.predict_ate(
-            list(labels),
-            dosages=list(grid),
-            method=method,
-            n_samples=n_samples,
-            n_posterior_samples=n_posterior_samples,
-            basal=basal,
-            library_size=library_size,
-            target_sum=target_sum,
-            interval=interval,
-            key_added=None,
-        )
+        with warnings.catch_warnings():
+            # They are until the doses become part of them.
+            warnings.filterwarnings("ignore", message="Observation names are not unique")
+            result = self.predict_ate(
+                list(labels),
+                dosages=list(grid),
+                method=method,
+                n_samples=n_samples,
+                n_posterior_samples=n_posterior_samples,
+                basal=basal,
+                library_size=library_size,
+                target_sum=target_sum,
+                interval=interval,
+                key_added=None,
+            )
         result.obs["perturbation"] = labels
         result.obs["dose"] = grid
         result.obs["is_measured_range"] = grid <= np.repeat(largest, [len(g) for g in grids])
@@ -96,7 +102,7 @@ class DoseResponseMixin(CounterfactualMixin):
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = {
                 "effect": result.X.copy(),
-                **{name: values.copy() for name, values in result.layers.items()},
+                **{name: result.layers[name].copy() for name in _LAYERS},
                 "perturbations": labels.copy(),
                 "doses": grid.copy(),
                 "genes": np.array(result.var_names, dtype=str),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from anndata import AnnData
 
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._differential import DifferentialExpressionMixin
 from scvi_sams.model._interactions import InteractionsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
@@ -21,7 +21,7 @@ class SVAEPlus(
     ProgramsMixin,
     LatentMixin,
     InteractionsMixin,
-    ExpressionMixin,
+    DifferentialExpressionMixin,
     LikelihoodMixin,
 ):
     """Sparse VAE of mechanism shifts, SVAE+ (Lopez et al. 2022, arXiv 2211.03553).
