@@ -38,9 +38,11 @@ class ProgramsMixin(BasePerturbationModel):
 
         The derivative of expected expression, in the state that each cell is in (basal state plus
         effects at their posterior means, with the cell's own covariates), averaged over cells. A
-        derivative needs no step size and does not depend on where the sign of a dimension points;
-        effects are of the order of one unit or a few, over which the decoder may bend, so for what
-        a perturbation does to genes ask :meth:`predict_ate`.
+        derivative needs no step size and does not depend on where the sign of a dimension points.
+        It ranks genes as a step of one unit does (on the screen of Papalexi et al. 2021 the two
+        correlate at .997 or more), but effects may be of several units, over which the decoder
+        bends: three units of that screen's interferon dimension changed PSMB9 by 1.7 times what its
+        program says. For what a perturbation does to genes ask :meth:`predict_ate`.
 
         Parameters
         ----------
