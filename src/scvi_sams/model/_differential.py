@@ -102,6 +102,9 @@ class DifferentialExpressionMixin(CounterfactualMixin, ExpressionMixin):
             cell of median size (for groups of cells the estimate of scvi-tools).
         n_samples
             For perturbations: number of draws of a control cell, and of masks and effects with it.
+            Where a mask's inclusion probability is near ``1 - fdr_target``, as those of strong
+            effects often are (``evidence_cells``), which genes are called varies between calls;
+            more draws make it vary less.
         **kwargs
             For groups of cells: to ``scvi.model.base.DifferentialComputation.get_bayes_factors``.
 
