@@ -1,6 +1,7 @@
 """Sparse additive mechanism shift variational autoencoders for perturbation screens."""
 
 from scvi_sams import data, datasets, evaluation
+from scvi_sams import interpretation as tl
 from scvi_sams import plotting as pl
 from scvi_sams.model import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 
@@ -15,4 +16,5 @@ __all__ = [
     "datasets",
     "evaluation",
     "pl",
+    "tl",
 ]

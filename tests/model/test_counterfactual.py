@@ -99,6 +99,38 @@ def test_lognorm_effects_equal_a_naive_simulation(likelihood, size_factor):
     assert_same_effects(found, expected, error)
 
 
+def test_lograte_effects_equal_a_hand_computation():
+    model = known_effects()
+    basal = np.random.default_rng(0).normal(size=(N_BY_HAND, N_LATENT))
+    expected, error = difference_by_hand(
+        lambda z: np.log2(1 + 1e3 * decode_shares(model, z)), basal, SHIFTS
+    )
+    found = ate(model, method="lograte", n_samples=10_000, target_sum=1e3)
+    assert_same_effects(found, expected, error)
+    assert "expected counts" in found.uns["ate"]["units"]
+
+
+def test_norms_are_those_of_draws():
+    """Of one latent dimension with effect e the effect on expression is e * weight."""
+    model, weight = linear_normal()
+    effects, scale = np.zeros((4, N_LATENT)), np.full((4, N_LATENT), 1e-6)
+    effects[:, 2], scale[:, 2] = [3.0, -2.0, 0.0, 1.0], [0.1, 0.2, 0.3, 1e-6]
+    set_effects(model, effects, scale)
+    found = ate(model, None, method="mean", n_samples=20_000, n_posterior_samples=20_000).obs
+    unit = np.linalg.norm(weight[:, 2])
+    # The mean of |e| where e ~ Normal(0, 0.3) is 0.3 sqrt(2 / pi), its quantiles as of that.
+    norm = [3.0, 2.0, 0.3 * np.sqrt(2 / np.pi), 1.0]
+    np.testing.assert_allclose(found["effect_norm"] / unit, norm, rtol=0.02)
+    low = [3 - 1.96 * 0.1, 2 - 1.96 * 0.2, 0.3 * 0.03134, 1.0]
+    np.testing.assert_allclose(found["effect_norm_low"] / unit, low, atol=0.02)
+    high = [3 + 1.96 * 0.1, 2 + 1.96 * 0.2, 0.3 * 2.2414, 1.0]
+    np.testing.assert_allclose(found["effect_norm_high"] / unit, high, atol=0.03)
+
+
+def test_noise_of_drawn_counts_is_not_passed_off_as_a_norm(default_model):
+    assert list(ate(default_model).obs.columns) == []
+
+
 def test_a_size_factor_model_predicts_rates_that_need_not_sum_to_one():
     model = known_effects({"size_factor_key": "transcriptome"})
     basal = np.random.default_rng(0).normal(size=(N_BY_HAND, N_LATENT))
@@ -233,7 +265,7 @@ def test_the_number_of_draws_is_reported(default_model):
 
 def test_how_many_draws_are_held_in_memory_changes_nothing(default_model, monkeypatch):
     whole = ate(default_model, method="mean")
-    monkeypatch.setattr("scvi_sams.model._counterfactual._MAX_ELEMENTS", 2000)
+    monkeypatch.setattr("scvi_sams.model._arms._MAX_ELEMENTS", 2000)
     np.testing.assert_allclose(ate(default_model, method="mean").X, whole.X, rtol=1e-4, atol=1e-3)
 
 

@@ -1,6 +1,7 @@
 """What every plotting function promises."""
 
 from collections.abc import Callable
+from itertools import combinations
 
 import anndata as ad
 import matplotlib as mpl
@@ -11,6 +12,7 @@ import pytest
 
 from scvi_sams import plotting
 from scvi_sams.evaluation import BenchmarkResult, Calibration, mask_calibration
+from scvi_sams.interpretation import perturbation_similarity
 
 NAMES = [f"P{i}" for i in range(20)]
 
@@ -58,6 +60,42 @@ def scores_input() -> pd.DataFrame:
     )  # fmt: skip
 
 
+def programs_input() -> pd.DataFrame:
+    values = np.random.default_rng(0).normal(size=(20, 2))
+    return pd.DataFrame(values, index=NAMES, columns=["latent_0", "latent_1"])
+
+
+def ate_input() -> ad.AnnData:
+    table = table_input()
+    table.layers["standard_error"] = np.full(table.shape, 0.3)
+    return table
+
+
+def curves_input() -> ad.AnnData:
+    curves = table_input()
+    curves.obs["perturbation"] = ["A", "B"] * 10
+    curves.obs["dose"] = np.arange(20.0)
+    curves.obs["is_measured_range"] = curves.obs["dose"] < 10
+    curves.layers["interval_low"] = curves.X - 1
+    curves.layers["interval_high"] = curves.X + 1
+    return curves
+
+
+def similarity_input() -> pd.DataFrame:
+    return perturbation_similarity(masks_input() - 0.5)
+
+
+def interactions_input() -> pd.DataFrame:
+    pairs = [f"{a}+{b}" for a, b in combinations(NAMES, 2)]
+    return pd.DataFrame({"score": np.random.default_rng(0).normal(size=len(pairs))}, index=pairs)
+
+
+def history_input() -> dict[str, pd.DataFrame]:
+    epochs = pd.RangeIndex(20, name="epoch")
+    keys = ["elbo_train", "elbo_validation", "kl_masks_train", "dense_phase", "active_masks"]
+    return {key: pd.DataFrame({key: np.exp(-np.arange(20))}, index=epochs) for key in keys}
+
+
 def summary_input() -> pd.DataFrame:
     return BenchmarkResult(scores_input(), pd.DataFrame(), {}).summary()
 
@@ -80,6 +118,21 @@ FUNCTIONS = {
     "mask_calibration": (
         lambda: mask_calibration(masks_input(), masks_input() > 0.5),
         lambda data, ax: plotting.mask_calibration(data, ax=ax),
+    ),
+    "program_genes": (
+        programs_input,
+        lambda data, ax: plotting.program_genes(data, "latent_1", ax=ax),
+    ),
+    "effect_volcano": (ate_input, lambda data, ax: plotting.effect_volcano(data, "P3", ax=ax)),
+    "dose_response": (curves_input, lambda data, ax: plotting.dose_response(data, "A", ax=ax)),
+    "similarity": (similarity_input, lambda data, ax: plotting.similarity(data, ax=ax)),
+    "interaction_matrix": (
+        interactions_input,
+        lambda data, ax: plotting.interaction_matrix(data, ax=ax),
+    ),
+    "training_curves": (
+        history_input,
+        lambda data, ax: plotting.training_curves(data, terms=["elbo"], axes=ax and [ax])[0],
     ),
     "latent": (
         cells_input,
@@ -129,6 +182,11 @@ def test_leaves_its_input_as_it_was(make_input: Callable, draw: Callable):
     if isinstance(data, Calibration):
         pd.testing.assert_frame_equal(data.bins, before.bins)
         pd.testing.assert_frame_equal(data.fdr, before.fdr)
+        return
+    if isinstance(data, dict):
+        assert list(data) == list(before)
+        for key, table in data.items():
+            pd.testing.assert_frame_equal(table, before[key])
         return
     for slot in ("obs", "var"):
         pd.testing.assert_frame_equal(getattr(data, slot), getattr(before, slot))

@@ -97,17 +97,13 @@ def observed_ate(
     -----
     Section 4 of Bereket & Karaletsos, NeurIPS 2023.
     """
-    if method not in get_args(Method):
-        raise SAMSError(f"Unknown method {method!r}; choose one of {', '.join(get_args(Method))}.")
-    cells = _select_cells(adata, indices)
-    labels = canonical_labels(
-        obs_column(cells, perturbation_key), control=control, delimiter=delimiter
+    cells, labels = labelled_cells(
+        adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
     )
     groups, names = _groups(labels, perturbations, control_names(control), delimiter)
-
-    values = _normalised(_counts(cells, layer), cells, size_factor_key, target_sum)
-    if method == "lognorm":
-        values.data = np.log2(1 + values.data)
+    values = normalised_expression(
+        cells, method, layer=layer, size_factor_key=size_factor_key, target_sum=target_sum
+    )
     n_cells, mean, variance = _group_moments(values, labels, groups)
 
     squared_error = variance / n_cells[:, None]
@@ -123,6 +119,45 @@ def observed_ate(
         layers={"standard_error": np.sqrt(squared_error[1:] + squared_error[0])},
         obs={"n_cells": n_cells[1:]},
     )
+
+
+def labelled_cells(
+    adata: ad.AnnData,
+    indices: Sequence[int] | np.ndarray | None,
+    *,
+    perturbation_key: str,
+    control: str | Sequence[str],
+    delimiter: str | None,
+) -> tuple[ad.AnnData, np.ndarray]:
+    """Return the cells to use and their canonical labels; an error if none is a control cell."""
+    cells = _select_cells(adata, indices)
+    labels = canonical_labels(
+        obs_column(cells, perturbation_key), control=control, delimiter=delimiter
+    )
+    names = control_names(control)
+    if not (labels == names[0]).any():
+        raise MissingControlError(
+            f"No cell used is labelled {' or '.join(map(repr, names))}. Pass the label of the "
+            "control cells as `control`, or `indices` that include control cells."
+        )
+    return cells, labels
+
+
+def normalised_expression(
+    cells: ad.AnnData,
+    method: Method,
+    *,
+    layer: str | None,
+    size_factor_key: str | None,
+    target_sum: float,
+) -> sparse.csr_array:
+    """Return f(x) of every cell, as :func:`observed_ate` averages it."""
+    if method not in get_args(Method):
+        raise SAMSError(f"Unknown method {method!r}; choose one of {', '.join(get_args(Method))}.")
+    values = _normalised(_counts(cells, layer), cells, size_factor_key, target_sum)
+    if method == "lognorm":
+        values.data = np.log2(1 + values.data)
+    return values
 
 
 def refuse_repeated(labels: Sequence[str]) -> None:
@@ -176,13 +211,7 @@ def _groups(
     delimiter: str | None,
 ) -> tuple[list[str], list[str]]:
     """Return the labels to average, the control first, and the names to report them under."""
-    present = set(labels)
-    if control[0] not in present:
-        raise MissingControlError(
-            f"No cell used is labelled {' or '.join(map(repr, control))}. Pass the label of the "
-            "control cells as `control`, or `indices` that include control cells."
-        )
-    present.remove(control[0])
+    present = set(labels) - {control[0]}
     if perturbations is None:
         groups = sorted(present)
         return [control[0], *groups], groups

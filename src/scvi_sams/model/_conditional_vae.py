@@ -6,14 +6,17 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.model._counterfactual import CounterfactualMixin
-from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._differential import DifferentialExpressionMixin
+from scvi_sams.model._dose_response import DoseResponseMixin
+from scvi_sams.model._interactions import UnseenPairsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.module import ConditionalVAEModule
 
 
-class ConditionalVAE(LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin):
+class ConditionalVAE(
+    LatentMixin, UnseenPairsMixin, DoseResponseMixin, DifferentialExpressionMixin, LikelihoodMixin
+):
     """VAE whose encoder and decoder are given the dosages of the cell's perturbations.
 
     The comparator without structure: a perturbation may change the map from latent states to

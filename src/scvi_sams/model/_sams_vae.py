@@ -6,15 +6,25 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.model._counterfactual import CounterfactualMixin
-from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._differential import DifferentialExpressionMixin
+from scvi_sams.model._dose_response import DoseResponseMixin
+from scvi_sams.model._interactions import UnseenPairsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.model._mechanisms import MasksMixin
+from scvi_sams.model._programs import ProgramsMixin
 from scvi_sams.module import SAMSVAEModule
 
 
-class SAMSVAE(MasksMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin):
+class SAMSVAE(
+    MasksMixin,
+    ProgramsMixin,
+    LatentMixin,
+    UnseenPairsMixin,
+    DoseResponseMixin,
+    DifferentialExpressionMixin,
+    LikelihoodMixin,
+):
     """Sparse additive mechanism shift VAE :cite:p:`Bereket23`.
 
     A cell's latent state is a basal part plus the sum of the effects of its perturbations; a sparse

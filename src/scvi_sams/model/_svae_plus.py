@@ -7,15 +7,23 @@ from typing import Any, Literal
 from anndata import AnnData
 
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._counterfactual import CounterfactualMixin
-from scvi_sams.model._expression import ExpressionMixin
+from scvi_sams.model._differential import DifferentialExpressionMixin
+from scvi_sams.model._interactions import InteractionsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.model._mechanisms import MasksMixin
+from scvi_sams.model._programs import ProgramsMixin
 from scvi_sams.module import SVAEPlusModule
 
 
-class SVAEPlus(MasksMixin, LatentMixin, CounterfactualMixin, ExpressionMixin, LikelihoodMixin):
+class SVAEPlus(
+    MasksMixin,
+    ProgramsMixin,
+    LatentMixin,
+    InteractionsMixin,
+    DifferentialExpressionMixin,
+    LikelihoodMixin,
+):
     """Sparse VAE of mechanism shifts, SVAE+ (Lopez et al. 2022, arXiv 2211.03553).
 
     The latent state of a cell is drawn around a sparse mean of its perturbation,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from scvi_sams.exceptions import MissingKeyError
-
-_FONT_SIZE = 7
+from scvi_sams.plotting._heatmap import label_rows_and_columns
 
 
 def masks(
@@ -75,7 +71,10 @@ def masks(
     )
     ax.figure.colorbar(image, ax=ax, label=meaning, shrink=0.6)
     ax.figure.canvas.figure.draw_without_rendering()  # what fits depends on the final layout
-    _label_axes(ax, table)
+    n_rows, n_columns = table.shape
+    label_rows_and_columns(ax, table.index, table.columns)
+    ax.set_xlabel(f"latent dimension ({n_columns})")
+    ax.set_ylabel(f"perturbation ({n_rows})")
     return ax
 
 
@@ -97,27 +96,3 @@ def _similar_rows(values: np.ndarray) -> np.ndarray:
     if len(values) < 3:
         return np.arange(len(values))
     return leaves_list(linkage(values, method="average", optimal_ordering=True))
-
-
-def _label_axes(ax: Axes, table: pd.DataFrame) -> None:
-    n_rows, n_columns = table.shape
-    box = ax.get_window_extent()
-    points_per_pixel = 72 / ax.figure.dpi
-    line = 1.3 * _FONT_SIZE
-    _set_ticks(ax.yaxis, table.index, box.height * points_per_pixel / line)
-
-    # Names longer than a number stand upright and need one line each.
-    longest = max((len(str(name)) for name in table.columns), default=0)
-    upright = longest > 3
-    width = line if upright else max(line, 0.8 * _FONT_SIZE * longest)
-    _set_ticks(ax.xaxis, table.columns, box.width * points_per_pixel / width)
-    ax.tick_params(axis="x", labelrotation=90 if upright else 0)
-    ax.tick_params(labelsize=_FONT_SIZE, length=2)
-    ax.set_xlabel(f"latent dimension ({n_columns})")
-    ax.set_ylabel(f"perturbation ({n_rows})")
-
-
-def _set_ticks(axis: Axis, names: Sequence[object] | pd.Index, n_fitting: float) -> None:
-    step = max(1, int(np.ceil(len(names) / max(1, n_fitting))))
-    positions = range(0, len(names), step)
-    axis.set_ticks(list(positions), labels=[str(names[position]) for position in positions])

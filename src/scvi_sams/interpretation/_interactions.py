@@ -1,0 +1,282 @@
+"""Genetic interactions as the cells show them, and beside those that a model predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse, stats
+
+from scvi_sams._constants import RESULT_KEYS
+from scvi_sams.data import canonical_label, control_names
+from scvi_sams.evaluation._observed import (
+    Method,
+    labelled_cells,
+    normalised_expression,
+    refuse_repeated,
+)
+from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+
+if TYPE_CHECKING:
+    from scvi_sams.model._interactions import InteractionsMixin
+
+
+def observed_interactions(
+    adata: AnnData,
+    combinations: Sequence[str] | None = None,
+    *,
+    direction: AnnData | None = None,
+    perturbation_key: str = "perturbation",
+    control: str | Sequence[str] = "control",
+    method: Method = "lognorm",
+    layer: str | None = None,
+    size_factor_key: str | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
+    target_sum: float = 1e4,
+    delimiter: str | None = "+",
+) -> AnnData:
+    """Interactions of combinations whose perturbations were measured one by one as well.
+
+    With the means over cells of f of :func:`scvi_sams.evaluation.observed_ate`, for two
+    perturbations ``interaction = mean(A+B) - mean(A) - mean(B) + mean(control)`` per gene, which is
+    the effect of the combination minus the sum of the single effects.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes counts. Not changed.
+    combinations
+        Labels; ``None`` for all that were measured and whose perturbations were.
+    direction
+        What ``predict_interactions`` returned for these combinations: its additive expectation is
+        the direction along which scores are taken. There are no scores without it, because along
+        a direction estimated from the same few cells noise passes for buffering.
+    perturbation_key, control, method, layer, size_factor_key, indices, target_sum, delimiter
+        As in :func:`scvi_sams.evaluation.observed_ate`.
+
+    Returns
+    -------
+    AnnData, combinations x genes. ``X``: interaction; ``layers``: ``"effect"``, ``"additive"`` and
+    the ``"standard_error"`` of the interaction (root of the summed variances of all means).
+    ``obs``: ``n_cells`` of the combination, ``n_cells_single``, the fewest of its perturbations,
+    and with ``direction``: ``score``, its ``score_standard_error`` (from the scores of single
+    cells, so that correlations between genes count) and ``additive_score``.
+
+    Raises
+    ------
+    UnknownPerturbationError
+        If a combination or one of its perturbations has no cells.
+    SAMSError
+        If a label is no combination, occurs twice, or is not in ``direction``; if ``direction`` has
+        other genes; if nothing is left to look at.
+    MissingKeyError, MissingControlError, InvalidCountsError
+        As for :func:`scvi_sams.evaluation.observed_ate`.
+    """
+    cells, labels = labelled_cells(
+        adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
+    )
+    values = normalised_expression(
+        cells, method, layer=layer, size_factor_key=size_factor_key, target_sum=target_sum
+    )
+    base = control_names(control)[0]
+    cells_of = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    if combinations is None:
+        combinations = _complete_combinations(cells_of, delimiter)
+    names = [canonical_label(c, delimiter=delimiter, control=control) for c in combinations]
+    refuse_repeated(names)
+    directions = None
+    if direction is not None:
+        rows = [
+            canonical_label(c, delimiter=delimiter, control=control) for c in direction.obs_names
+        ]
+        directions = _directions(direction, adata.var_names, rows, names)
+
+    means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    tables: dict[str, list] = {"X": [], "effect": [], "additive": [], "standard_error": []}
+    summaries = []
+    for place, name in enumerate(names):
+        parts = _parts(name, delimiter)
+        _refuse_unmeasured([name, *parts, base], cells_of)
+        for group in (name, *parts, base):
+            if group not in means:
+                means[group] = _mean_and_squared_error(values[cells_of[group]])
+        effect = means[name][0] - means[base][0]
+        additive = sum(means[part][0] for part in parts) - len(parts) * means[base][0]
+        weights = {name: 1, base: len(parts) - 1} | dict.fromkeys(parts, -1)
+        squared = sum(weight**2 * means[group][1] for group, weight in weights.items())
+        for key, value in zip(
+            tables, (effect - additive, effect, additive, np.sqrt(squared)), strict=True
+        ):
+            tables[key].append(value)
+        row: dict[str, float] = {
+            "n_cells": len(cells_of[name]),
+            "n_cells_single": min(len(cells_of[part]) for part in parts),
+        }
+        if directions is not None:
+            projected = {
+                group: _mean_and_squared_error(values[cells_of[group]] @ directions[place][:, None])
+                for group in weights
+            }
+            row["score"] = float(sum(w * projected[g][0].item() for g, w in weights.items()))
+            row["score_standard_error"] = float(
+                np.sqrt(sum(w**2 * projected[g][1].item() for g, w in weights.items()))
+            )
+            row["additive_score"] = float(additive @ directions[place])
+        summaries.append(row)
+    return AnnData(
+        np.array(tables.pop("X")),
+        obs=pd.DataFrame(summaries, index=pd.Index(list(combinations), name="combination")),
+        var=pd.DataFrame(index=adata.var_names.copy()),
+        layers={key: np.array(value) for key, value in tables.items()},
+        uns={"interaction": {"method": method, "target_sum": float(target_sum)}},
+    )
+
+
+def genetic_interactions(
+    model: InteractionsMixin,
+    combinations: Sequence[str] | None = None,
+    *,
+    indices: Sequence[int] | np.ndarray | None = None,
+    key_added: str | None = RESULT_KEYS.INTERACTIONS,
+    **predict_kwargs: Any,
+) -> pd.DataFrame:
+    """Interactions that a model predicts beside those that its data show.
+
+    Parameters
+    ----------
+    model
+        Trained on counts with labels in obs and without doses; with other data combine
+        ``predict_interactions`` and :func:`observed_interactions` yourself.
+    combinations
+        Labels; ``None`` for all whose perturbations were measured one by one as well.
+    indices
+        Cells of the training data that observations are taken from, such as held-out ones; ``None``
+        for all.
+    key_added
+        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        nothing.
+    **predict_kwargs
+        For ``predict_interactions``.
+
+    Returns
+    -------
+    One row per combination: ``n_cells``, ``n_cells_single``; ``predicted_score`` with its posterior
+    interval ``predicted_low`` and ``predicted_high``; ``observed_score`` with
+    ``observed_standard_error``, ``z``, two-sided ``p_value`` (normal) and ``fdr`` (Benjamini and
+    Hochberg). Scores are interactions along the additive expectation of the model, in log2 units,
+    negative where the combination is weaker than the sum. ``predicted_relative`` and
+    ``observed_relative`` divide them by the additive expectation: -0.3 is a combination that
+    reaches 70 % of the sum. Compare those: scores of the model are of expected expression, those
+    of cells of noisy counts, which shrinks log fold changes of weakly expressed genes. Sorted by
+    ``p_value``.
+
+    Raises
+    ------
+    SAMSError
+        If the model was trained on something else than labels without doses and counts.
+    UnknownPerturbationError
+        If a combination or one of its perturbations has no cells.
+    """
+    arguments = model._setup_arguments
+    for key in ("dosage_key", "dosage_obsm_key"):
+        if arguments[key] is not None:
+            raise SAMSError(
+                f"The model was registered with `{key}`, and observations at several doses have no "
+                "single mean. Use model.predict_interactions, and observed_interactions on the "
+                "cells of one dose."
+            )
+    if not model.module.likelihood.is_count_likelihood:
+        raise SAMSError(
+            "Observed interactions are those of counts, and a normal likelihood has none. Use "
+            "model.predict_interactions."
+        )
+    settings = {
+        key: arguments[key]
+        for key in ("perturbation_key", "control", "layer", "size_factor_key", "delimiter")
+    } | {"indices": indices}
+    model._refuse_without_data("indices")
+    if combinations is None:
+        combinations = list(observed_interactions(model.adata, **settings).obs_names)
+    predicted = model.predict_interactions(combinations, **predict_kwargs)
+    observed = observed_interactions(model.adata, combinations, direction=predicted, **settings).obs
+    z = observed["score"] / observed["score_standard_error"]
+    p_value = pd.Series(2 * stats.norm.sf(np.abs(z)), index=z.index)
+    table = observed[["n_cells", "n_cells_single"]].assign(
+        predicted_score=predicted.obs["score"],
+        predicted_low=predicted.obs["score_low"],
+        predicted_high=predicted.obs["score_high"],
+        predicted_relative=predicted.obs["score"] / predicted.obs["additive_score"],
+        observed_score=observed["score"],
+        observed_standard_error=observed["score_standard_error"],
+        observed_relative=observed["score"] / observed["additive_score"],
+        z=z,
+        p_value=p_value,
+        # A combination with a single cell has no standard error, and so shows nothing.
+        fdr=stats.false_discovery_control(p_value.fillna(1)),
+    )
+    table = table.sort_values("p_value", kind="stable")
+    if key_added is not None:
+        model.adata.uns[key_added] = table.copy()
+    return table
+
+
+def _mean_and_squared_error(values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over cells and the square of its standard error, NaN for a single cell."""
+    n_cells = values.shape[0]
+    dense_mean = np.asarray(values.mean(axis=0)).ravel()
+    squares = values.power(2) if sparse.issparse(values) else np.square(values)
+    spread = np.maximum(np.asarray(squares.mean(axis=0)).ravel() - dense_mean**2, 0)
+    return dense_mean, spread / (n_cells - 1 if n_cells > 1 else np.nan)
+
+
+def _parts(name: str, delimiter: str | None) -> list[str]:
+    parts = name.split(delimiter) if delimiter else [name]
+    if len(parts) < 2:
+        raise SAMSError(
+            f"{name!r} is no combination: interactions are those of at least two perturbations"
+            + (f", joined by {delimiter!r}." if delimiter else " (`delimiter` is None).")
+        )
+    return parts
+
+
+def _complete_combinations(cells_of: dict[str, np.ndarray], delimiter: str | None) -> list[str]:
+    split = {name: name.split(delimiter) if delimiter else [name] for name in cells_of}
+    found = [
+        name for name, parts in split.items() if len(parts) > 1 and set(parts) <= set(cells_of)
+    ]
+    if not found:
+        raise SAMSError(
+            "No combination was measured together with each of its perturbations alone. Check "
+            "`delimiter`; predict_interactions needs no measured ones."
+        )
+    return sorted(found)
+
+
+def _refuse_unmeasured(groups: list[str], cells_of: dict[str, np.ndarray]) -> None:
+    missing = [group for group in groups if group not in cells_of]
+    if missing:
+        raise UnknownPerturbationError(
+            f"No cell used carries {', '.join(map(repr, missing))}, which the interaction of "
+            f"{groups[0]!r} needs. Leave it out, or check `indices` and `delimiter`."
+        )
+
+
+def _directions(
+    predicted: AnnData, genes: pd.Index, predicted_names: list[str], names: list[str]
+) -> np.ndarray:
+    """Unit vectors of the additive expectation, combinations x genes; zero where there is none."""
+    if not predicted.var_names.equals(genes):
+        raise SAMSError("`direction` has other genes than `adata`, or in another order.")
+    rows = pd.Index(predicted_names).get_indexer(pd.Index(names))
+    if (rows < 0).any():
+        missing = [name for name, row in zip(names, rows, strict=True) if row < 0]
+        raise SAMSError(
+            f"`direction` has no {', '.join(map(repr, missing[:5]))}. Predict the interactions of "
+            "the same combinations."
+        )
+    additive = np.asarray(predicted.layers["additive"], dtype=np.float64)[rows]
+    norms = np.linalg.norm(additive, axis=1, keepdims=True)
+    return np.divide(additive, norms, out=np.zeros_like(additive), where=norms > 0)

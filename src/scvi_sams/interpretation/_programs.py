@@ -1,0 +1,169 @@
+"""Gene programs of latent dimensions, as tables that people and enrichment tools read."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from scvi_sams.evaluation import active_at_fdr
+from scvi_sams.exceptions import MissingKeyError, SAMSError
+
+Direction = Literal["both", "up", "down"]
+
+
+def top_genes(
+    programs: pd.DataFrame, n_genes: int = 10, *, direction: Direction = "both"
+) -> pd.DataFrame:
+    """Name the genes that change most with each latent dimension.
+
+    Parameters
+    ----------
+    programs
+        Genes x latent dimensions, of ``get_latent_programs``.
+    n_genes
+        At most so many genes per latent dimension.
+    direction
+        ``"up"``: the largest increases, ``"down"``: the largest decreases, ``"both"``: the largest
+        changes of either sign. Genes that do not change are never named, so that a dimension which
+        is switched off has none.
+
+    Returns
+    -------
+    One row per latent dimension and gene, strongest first: ``latent``, ``rank`` (from 1),
+    ``gene``, and ``change`` in the units of ``programs``.
+
+    Raises
+    ------
+    SAMSError
+        If ``direction`` is unknown, or ``programs`` holds NaN.
+    """
+    if direction not in get_args(Direction):
+        raise SAMSError(f"`direction` must be one of {get_args(Direction)}, not {direction!r}.")
+    _refuse_nan(programs)
+    sign = {"both": programs.abs(), "up": programs, "down": -programs}[direction]
+    tables = []
+    for latent in programs.columns:
+        strength = sign[latent].to_numpy()
+        order = np.argsort(-strength, kind="stable")[:n_genes]
+        order = order[strength[order] > 0]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "latent": latent,
+                    "rank": np.arange(1, len(order) + 1),
+                    "gene": programs.index[order],
+                    "change": programs[latent].to_numpy()[order],
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def latent_perturbations(
+    masks: pd.DataFrame,
+    *,
+    effects: pd.DataFrame | None = None,
+    fdr: float = 0.05,
+) -> pd.DataFrame:
+    """List which perturbations share each latent dimension.
+
+    Parameters
+    ----------
+    masks
+        Perturbations x latent: inclusion probabilities, of ``get_perturbation_masks``.
+    effects
+        Masked effects of the same perturbations, the ``mean`` of ``get_perturbation_effects``.
+    fdr
+        Entries are called active at this false discovery rate
+        (:func:`scvi_sams.evaluation.active_at_fdr`).
+
+    Returns
+    -------
+    One row per active entry: ``latent``, ``perturbation``, ``inclusion_probability``, ``effect``
+    (latent units; only with ``effects``), and ``n_perturbations`` that share the dimension.
+    Dimensions in the order of ``masks``, within each the strongest effects (else the surest
+    entries) first. Latent dimensions that no perturbation moves are not in it.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``effects`` lacks a perturbation or latent dimension of ``masks``.
+    SAMSError
+        If ``fdr`` is not between 0 and 1, or ``masks`` holds no probabilities.
+    """
+    active = active_at_fdr(masks, fdr).to_numpy()
+    columns, rows = np.nonzero(active.T)
+    table = pd.DataFrame(
+        {
+            "latent": masks.columns[columns],
+            "perturbation": masks.index[rows],
+            "inclusion_probability": masks.to_numpy()[rows, columns],
+        }
+    )
+    strength = table["inclusion_probability"].to_numpy()
+    if effects is not None:
+        missing = [
+            *masks.index.difference(effects.index),
+            *masks.columns.difference(effects.columns),
+        ]
+        if missing:
+            raise MissingKeyError(
+                f"`effects` has no row or column {', '.join(map(repr, missing[:5]))} that `masks` "
+                "has. Take both from the same model."
+            )
+        table["effect"] = effects.loc[masks.index, masks.columns].to_numpy()[rows, columns]
+        strength = table["effect"].abs().to_numpy()
+    table["n_perturbations"] = active.sum(axis=0)[columns]
+    return table.iloc[np.lexsort((-strength, columns))].reset_index(drop=True)
+
+
+def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
+    """Rank all genes by their change with one latent dimension, for gene-set enrichment.
+
+    Parameters
+    ----------
+    programs
+        Genes x latent dimensions, of ``get_latent_programs``. For decoupler, which takes samples x
+        genes, ``programs.T`` is the whole hand-over.
+    latent
+        Which latent dimension, such as ``"latent_0"``.
+
+    Returns
+    -------
+    Change by gene, largest first: what ``gseapy.prerank(rnk=...)`` takes. Where several genes have
+    one name the strongest change is kept, because enrichment knows genes by name.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``programs`` has no such latent dimension.
+    SAMSError
+        If ``programs`` holds NaN.
+
+    Examples
+    --------
+    >>> ranking = gene_ranking(programs, "latent_0")  # doctest: +SKIP
+    >>> gseapy.prerank(rnk=ranking, gene_sets={"interferon": ["STAT1", "IRF1"]})  # doctest: +SKIP
+    >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
+    """
+    if latent not in programs:
+        raise MissingKeyError(
+            f"There is no latent dimension {latent!r}; there are {programs.columns[0]!r} to "
+            f"{programs.columns[-1]!r}."
+        )
+    _refuse_nan(programs)
+    changes = programs[latent]
+    strongest_first = changes.iloc[np.argsort(-changes.abs().to_numpy(), kind="stable")]
+    distinct = strongest_first[~strongest_first.index.duplicated()]
+    return distinct.sort_values(ascending=False, kind="stable")
+
+
+def _refuse_nan(programs: pd.DataFrame) -> None:
+    bad = programs.isna().any(axis=1)
+    if bad.any():
+        raise SAMSError(
+            f"The programs of {bad.sum()} genes are NaN, such as {programs.index[bad][0]!r}: "
+            "training diverged, or a table of something else was passed."
+        )

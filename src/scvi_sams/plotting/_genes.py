@@ -1,0 +1,257 @@
+"""Genes of a program, of a perturbation, and over doses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy import stats
+
+from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.interpretation import top_genes
+from scvi_sams.plotting._point_names import FONT_SIZE, label_points
+
+_UP, _DOWN, _REST = "#D55E00", "#0072B2", "#BBBBBB"
+# Okabe and Ito's colours, told apart with any colour vision; line styles differ as well.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINE_STYLES = ("-", "--", "-.", ":")
+_FDR = 0.05
+_SURE = 2
+"""Posterior standard deviations, as in :func:`scvi_sams.interpretation.perturbation_hits`."""
+_NAME_SPACING = 1.35
+"""Lines of text between names at the end of curves."""
+
+
+def program_genes(
+    programs: pd.DataFrame, latent: str, *, n_genes: int = 20, ax: Axes | None = None
+) -> Axes:
+    """Bars of the genes that change most with a latent dimension, increases above decreases.
+
+    Parameters
+    ----------
+    programs
+        Of ``get_latent_programs``.
+    latent
+        Which latent dimension, such as ``"latent_0"``.
+    n_genes
+        Number of genes, those with the largest absolute change.
+    ax
+        Axes to draw on; ``None`` makes a figure of fitting size.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is no such latent dimension.
+    SAMSError
+        If no gene changes with it, as where it is switched off.
+    """
+    if latent not in programs:
+        raise MissingKeyError(f"There is no latent dimension {latent!r} in the programs.")
+    genes = top_genes(programs[[latent]], n_genes).sort_values("change", kind="stable")
+    if genes.empty:
+        raise SAMSError(f"No gene changes with {latent!r}: it is switched off.")
+    if ax is None:
+        height = float(np.clip(0.9 + 0.16 * len(genes), 2, 9))
+        _, ax = plt.subplots(figsize=(3.4, height), layout="constrained")
+    colours = np.where(genes["change"] > 0, _UP, _DOWN)
+    places = np.arange(len(genes))
+    ax.barh(places, genes["change"], color=colours, height=0.75)
+    ax.axvline(0, color="0.35", linewidth=0.8)
+    ax.set_yticks(places, genes["gene"])
+    ax.set_ylim(-0.7, len(genes) - 0.3)
+    ax.tick_params(labelsize=FONT_SIZE, length=2)
+    ax.set_xlabel("change of expression\n(log2 per unit)", fontsize=FONT_SIZE + 1)
+    ax.set_title(latent.replace("_", " "), fontsize=FONT_SIZE + 2)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def effect_volcano(
+    ate: ad.AnnData,
+    perturbation: str,
+    *,
+    min_effect: float = 0.1,
+    label_top: int = 12,
+    ax: Axes | None = None,
+) -> Axes:
+    """Effect of a perturbation on every gene against how sure it is.
+
+    Parameters
+    ----------
+    ate
+        ATE table: of ``predict_ate`` (best with ``method="lograte"``, without the noise of counts)
+        or of :func:`scvi_sams.evaluation.observed_ate`.
+    perturbation
+        Row of the table.
+    min_effect
+        Smallest absolute effect of a coloured gene.
+    label_top
+        Number of genes to name, the strongest of the coloured ones; those that find no free place
+        are left out.
+    ax
+        Axes to draw on; ``None`` makes a figure.
+
+    Returns
+    -------
+    The axes. Of an observation, upwards is -log10 of the two-sided p-value (normal), and coloured
+    genes have a false discovery rate below 5 % (Benjamini and Hochberg). Of a prediction, upwards
+    is the size of the effect over its posterior standard deviation; coloured genes exceed two.
+
+    Raises
+    ------
+    MissingKeyError
+        If the table has no such row, or no standard errors.
+    """
+    if perturbation not in ate.obs_names:
+        raise MissingKeyError(f"The table has no row {perturbation!r}.")
+    if "standard_error" not in ate.layers:
+        raise MissingKeyError("The table has no layer 'standard_error', which says what is sure.")
+    row = ate.obs_names.get_loc(perturbation)
+    effect = np.asarray(ate.X[row], dtype=np.float64)
+    error = np.asarray(ate.layers["standard_error"][row], dtype=np.float64)
+    n_draws = ate.uns.get("ate", {}).get("n_posterior_samples")
+    ratio = np.divide(np.abs(effect), error, out=np.zeros_like(effect), where=error > 0)
+    if n_draws is None:
+        p_value = 2 * stats.norm.sf(ratio)
+        height = -(np.log(2) + stats.norm.logsf(ratio)) / np.log(10)
+        is_sure = stats.false_discovery_control(p_value) < _FDR
+        meaning = "-log10 p-value"
+    else:
+        height = ratio / n_draws**0.5
+        is_sure = height > _SURE
+        meaning = "|effect| / posterior sd"
+    is_sure &= np.abs(effect) >= min_effect
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    colours = np.where(is_sure, np.where(effect > 0, _UP, _DOWN), _REST)
+    order = np.argsort(is_sure, kind="stable")
+    ax.scatter(effect[order], height[order], s=9, c=colours[order], linewidths=0, alpha=0.8)
+    for border in (-min_effect, min_effect):
+        ax.axvline(border, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+    ax.set_xlim(*(np.array([-1.12, 1.12]) * (np.abs(effect).max() or 1.0)))
+    ax.set_ylim(0, 1.12 * height.max() or 1.0)
+    units = ate.uns.get("ate", {}).get("units", "")
+    ax.set_xlabel(f"effect\n{units}", fontsize=FONT_SIZE + 1)
+    ax.set_ylabel(meaning, fontsize=FONT_SIZE + 1)
+    n_up, n_down = int((is_sure & (effect > 0)).sum()), int((is_sure & (effect < 0)).sum())
+    ax.set_title(f"{perturbation}: {n_up} up, {n_down} down", fontsize=FONT_SIZE + 2)
+    ax.tick_params(labelsize=FONT_SIZE, length=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.figure.canvas.figure.draw_without_rendering()  # places of names need the final layout
+    strongest = np.argsort(-np.where(is_sure, np.abs(effect), -1), kind="stable")[:label_top]
+    strongest = strongest[is_sure[strongest]]
+    label_points(
+        ax,
+        np.column_stack([effect, height]),
+        strongest,
+        [str(name) for name in ate.var_names[strongest]],
+        taken=[],
+    )
+    return ax
+
+
+def dose_response(
+    curves: ad.AnnData,
+    perturbation: str,
+    genes: Sequence[str] | None = None,
+    *,
+    n_genes: int = 5,
+    ax: Axes | None = None,
+) -> Axes:
+    """Effect of a perturbation on some genes over its dose, with intervals.
+
+    Parameters
+    ----------
+    curves
+        Of ``predict_dose_response``.
+    perturbation
+        Whose curves.
+    genes
+        Which genes; ``None`` for the ``n_genes`` with the largest effect at any dose.
+    n_genes
+        See ``genes``.
+    ax
+        Axes to draw on; ``None`` makes a figure.
+
+    Returns
+    -------
+    The axes; names stand at the ends of the curves, doses beyond those measured are shaded.
+
+    Raises
+    ------
+    MissingKeyError
+        If the table has no such perturbation or gene.
+    """
+    rows = np.flatnonzero(curves.obs["perturbation"].astype(str) == perturbation)
+    if not len(rows):
+        raise MissingKeyError(f"There are no curves of {perturbation!r}.")
+    rows = rows[np.argsort(curves.obs["dose"].to_numpy()[rows], kind="stable")]
+    effect = np.asarray(curves.X)[rows]
+    if genes is None:
+        chosen = np.argsort(-np.abs(effect).max(axis=0), kind="stable")[:n_genes]
+    else:
+        chosen = curves.var_names.get_indexer(pd.Index(list(genes)))
+        if (chosen < 0).any():
+            absent = [gene for gene, place in zip(genes, chosen, strict=True) if place < 0]
+            raise MissingKeyError(f"The curves have no genes {', '.join(map(repr, absent[:5]))}.")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.4, 3.4), layout="constrained")
+    dose = curves.obs["dose"].to_numpy(np.float64)[rows]
+    low, high = (np.asarray(curves.layers[f"interval_{side}"])[rows] for side in ("low", "high"))
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    opacity = min(0.15, 0.5 / max(1, len(chosen)))  # many intervals hide each other
+    for number, gene in enumerate(chosen):
+        colour = _COLOURS[number % len(_COLOURS)]
+        style = _LINE_STYLES[number // len(_COLOURS) % len(_LINE_STYLES)]
+        ax.fill_between(dose, low[:, gene], high[:, gene], color=colour, alpha=opacity, linewidth=0)
+        ax.plot(dose, effect[:, gene], color=colour, linestyle=style, linewidth=1.5)
+    measured = curves.obs["is_measured_range"].to_numpy(bool)[rows]
+    if not measured.all():
+        start = dose[measured].max() if measured.any() else dose[0]
+        ax.axvspan(start, dose[-1], color="0.93", zorder=-1, linewidth=0)
+        ax.text(
+            start, 1, " not measured", transform=ax.get_xaxis_transform(), va="bottom",
+            fontsize=FONT_SIZE, color="0.35",
+        )  # fmt: skip
+    ax.set_xlim(dose[0], dose[-1])
+    ax.set_xlabel("dose", fontsize=FONT_SIZE + 1)
+    units = curves.uns.get("ate", {}).get("units", "")
+    ax.set_ylabel(f"effect\n{units}", fontsize=FONT_SIZE + 1)
+    ax.set_title(perturbation, fontsize=FONT_SIZE + 2, pad=12)
+    ax.tick_params(labelsize=FONT_SIZE, length=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    _name_ends(ax, float(dose[-1]), effect[-1, chosen], [str(g) for g in curves.var_names[chosen]])
+    return ax
+
+
+def _name_ends(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
+    """Name curves at their ends, moved apart where they would overlap."""
+    ax.figure.canvas.figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    points = ax.get_window_extent().height * 72 / ax.figure.dpi
+    step = _NAME_SPACING * FONT_SIZE / points * (high - low)
+    order = np.argsort(ends, kind="stable")
+    places = ends[order].astype(np.float64)
+    for number in range(1, len(places)):
+        places[number] = max(places[number], places[number - 1] + step)
+    places -= (places - ends[order]).mean()  # as far up as down, but within the axes
+    places += max(low - places[0], 0) - max(places[-1] - high, 0)
+    for place, which in zip(places, order, strict=True):
+        ax.annotate(
+            names[which],
+            (x, ends[which]),
+            xytext=(1.03, place),
+            textcoords=ax.get_yaxis_transform(),
+            fontsize=FONT_SIZE,
+            va="center",
+            color=_COLOURS[which % len(_COLOURS)],
+            annotation_clip=False,
+        )

@@ -1,0 +1,119 @@
+"""The table of perturbations: every column against where it comes from."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from model.builders import (
+    N_LATENT,
+    VARIANTS,
+    linear_normal,
+    set_effects,
+    small_screen,
+    train_small,
+)
+from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
+from scvi_sams.evaluation import active_at_fdr
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.interpretation import perturbation_hits
+
+NAMES = ["P001", "P002", "P003", "P004"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = train_small(small_screen(), **VARIANTS["mean field"])
+    set_effects(model, np.random.default_rng(5).normal(size=(4, N_LATENT)), 0.1)
+    with torch.no_grad():
+        model.module.masks.logits[0] = -40.0  # P001 does nothing
+        model.module.masks.logits[1] = torch.tensor([40.0, 40.0, -40.0, 0.0])
+    return model
+
+
+def hits(model, **kwargs):
+    torch.manual_seed(0)
+    settings = {"n_samples": 2500, "n_posterior_samples": 100, "key_added": None}
+    return perturbation_hits(model, **(settings | kwargs))
+
+
+def test_active_latents_are_those_of_the_masks(model):
+    masks = model.get_perturbation_masks(key_added=None)
+    found = hits(model).loc[NAMES]
+    np.testing.assert_allclose(found["expected_active_latents"], masks.sum(axis=1), rtol=1e-6)
+    assert found.loc["P002", "expected_active_latents"] == pytest.approx(2.5)
+    assert list(found["active_latents"]) == list(active_at_fdr(masks).sum(axis=1))
+    assert found.loc["P001", "active_latents"] == 0
+    # Of 11 entries one is active with probability 1/2: 1/22 are expected to be false.
+    assert hits(model, fdr=0.04).loc["P002", "active_latents"] == 2
+    assert hits(model, fdr=0.05).loc["P002", "active_latents"] == 3
+
+
+def test_norms_and_genes_are_those_of_the_effects(model):
+    found = hits(model)
+    torch.manual_seed(0)
+    ate = model.predict_ate(method="lograte", key_added=None)
+    pd.testing.assert_frame_equal(
+        found.loc[NAMES, list(ate.obs.columns)], ate.obs, check_names=False
+    )
+    assert (np.diff(found["effect_norm"]) <= 0).all()
+    assert found.index[-1] == "P001"
+    assert list(found.loc["P001", ["effect_norm", "genes_up", "genes_down"]]) == [0, "", ""]
+    for name in NAMES[1:]:
+        effect = ate[name].to_df().loc[name]
+        sd = 10 * ate[name].to_df("standard_error").loc[name]  # of 100 draws
+        up = effect[effect > 2 * sd].nlargest(5).index
+        down = effect[effect < -2 * sd].nsmallest(5).index
+        assert found.loc[name, "genes_up"] == ", ".join(up)
+        assert found.loc[name, "genes_down"] == ", ".join(down)
+    assert (found["genes_up"] + found["genes_down"]).str.len().max() > 0
+
+
+def test_cells_are_those_trained_on(model):
+    found = hits(model, min_cells=30).loc[NAMES]
+    registered = model.adata.obs["perturbation"].astype(str)
+    train = model.train_indices
+    for name in NAMES:
+        carries = registered.iloc[train].str.split("+").apply(lambda names, one=name: one in names)
+        assert found.loc[name, "n_cells"] == carries.sum()
+    assert list(found["few_cells"]) == list(found["n_cells"] < 30)
+    assert not hits(model, min_cells=1)["few_cells"].any()
+
+
+@pytest.mark.parametrize("model_cls", [SAMSVAE, CPAVAE, SVAEPlus])
+def test_a_normal_likelihood_has_the_units_of_its_data(model_cls):
+    model, weight = linear_normal(model_cls)
+    found = hits(model, n_posterior_samples=2000, n_samples=2000)
+    torch.manual_seed(1)
+    rows = torch.arange(len(model.perturbations))
+    shifts = model.module.global_posterior(rows, 20_000).shifts.detach().numpy()
+    norms = np.linalg.norm(shifts @ weight.T, axis=-1).mean(axis=0)
+    np.testing.assert_allclose(found.loc[model.perturbations, "effect_norm"], norms, rtol=0.1)
+
+
+def test_models_without_masks_have_no_column_of_them():
+    for model_cls in (CPAVAE, ConditionalVAE):
+        found = hits(train_small(small_screen(), model_cls=model_cls))
+        assert not any("latents" in column for column in found)
+        assert (found["effect_norm"] > 0).all()
+
+
+def test_the_table_is_written_only_if_asked_for_and_survives_a_file(tmp_path):
+    model = train_small(small_screen())
+    before = set(model.adata.uns)
+    hits(model)
+    assert set(model.adata.uns) == before
+    found = hits(model, key_added="sams_hits")
+    model.adata.write_h5ad(tmp_path / "screen.h5ad")
+    read = ad.read_h5ad(tmp_path / "screen.h5ad").uns["sams_hits"]
+    pd.testing.assert_frame_equal(
+        read, found, check_dtype=False, check_index_type=False, check_column_type=False
+    )
+
+
+def test_wrong_rates_are_refused(model):
+    with pytest.raises(SAMSError, match="not 2"):
+        hits(model, fdr=2)
+    with pytest.raises(SAMSError, match="not 1"):
+        hits(model, interval=1.5)
