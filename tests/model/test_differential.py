@@ -93,8 +93,7 @@ def trained():
     SAMSVAE.setup_anndata(adata)
     torch.manual_seed(0)
     model = SAMSVAE(adata, n_latent=6, n_hidden=64)
-    # So few cells do not tell bends of the latent space from mechanisms.
-    plan = {"plan_kwargs": {"dense_fraction": 0.5, "max_curvature": None}}
+    plan = {"plan_kwargs": {"dense_fraction": 0.5}}
     model.train(max_epochs=40, **(TRAINING | {"batch_size": 128} | plan))
     return model
 

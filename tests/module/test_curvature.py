@@ -124,9 +124,14 @@ def test_half_the_curvature_is_enough_where_effects_follow_the_others():
     assert survey.bends(0.2).tolist() == [True, True, False, False]
 
 
+def effects_with_a_bend(n_repeats):
+    """The third is minus the length of the other two; signs of the first are as often + as -."""
+    rows = [[3.0, 4, -5], [-3, 4, -5], [6, 8, -10], [-6, 8, -10], [0, 0, 0]]
+    return torch.tensor(rows * n_repeats)
+
+
 def test_effects_on_a_bend_follow_the_length_of_the_others():
-    """Minus the length of the other two, exactly; signs of the first are as often + as -."""
-    effects = torch.tensor([[3.0, 4, -5], [-3, 4, -5], [6, 8, -10], [-6, 8, -10], [0, 0, 0]])
+    effects = effects_with_a_bend(4)
     first, second, third = following(effects).tolist()
     assert first == pytest.approx(0, abs=1e-6)
     assert third == pytest.approx(-1)
@@ -135,8 +140,22 @@ def test_effects_on_a_bend_follow_the_length_of_the_others():
     assert second == pytest.approx(correlation.item())
 
 
+def test_effects_of_few_perturbations_follow_nothing():
+    assert following(effects_with_a_bend(3)).tolist() == [0, 0, 0]
+
+
 def test_what_no_perturbation_moves_follows_nothing():
-    assert following(torch.tensor([[0.0, 1.0], [0.0, 2.0]])).tolist() == [0, 0]
+    effects = torch.stack([torch.zeros(20), torch.arange(20.0)], dim=1)
+    assert following(effects).tolist() == [0, 0]
+
+
+def test_half_of_what_is_known_can_be_spared_and_not_more():
+    """1, .5, .3 and .2 nats."""
+    variance = torch.tensor([-2.0, -1.0, -0.6, -0.4]).exp()
+    survey = LatentSurvey(torch.zeros(4), variance, torch.zeros(4))
+    assert survey.can_spare(torch.tensor([False, False, True, True]))
+    assert survey.can_spare(torch.tensor([False, True, True, False]))
+    assert not survey.can_spare(torch.tensor([True, False, False, True]))
 
 
 # In the module ----------------------------------------------------------------------------------

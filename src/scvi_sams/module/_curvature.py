@@ -23,7 +23,10 @@ _NATS_OF_A_BEND = 0.5
 
 
 _FOLLOWING_OF_A_BEND = 0.6
-"""On simulated screens mechanisms had at most .34, bends that had little curvature at least .75."""
+"""On simulated screens mechanisms had at most .45, bends that had little curvature at least .75."""
+
+_PERTURBATIONS_TO_FOLLOW = 20
+"""With fewer, effects on a dimension are as large as those on the others by chance."""
 
 
 class LatentSurvey(NamedTuple):
@@ -61,6 +64,15 @@ class LatentSurvey(NamedTuple):
         if not bends.any():
             return bends
         return ~bends & (self.information < self.information[bends].max())
+
+    def can_spare(self, is_off: Tensor) -> bool:
+        """Whether the other dimensions tell at least half of what all tell.
+
+        Bends come after the mechanisms. Where they seem to come before most of these, as in
+        screens of a thousand cells or of a handful of perturbations, they are mechanisms
+        themselves.
+        """
+        return bool(self.information[is_off].sum() <= self.information.sum() / 2)
 
 
 def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
@@ -118,8 +130,11 @@ def following(effects: Tensor) -> Tensor:
 
     Returns
     -------
-    Shape ``(n_latent,)``, between -1 and 1; 0 where something does not vary.
+    Shape ``(n_latent,)``, between -1 and 1; 0 where something does not vary, or where there are
+    fewer than 20 perturbations.
     """
+    if len(effects) < _PERTURBATIONS_TO_FOLLOW:
+        return torch.zeros_like(effects[0])
     squares = effects.square()
     lengths = (squares.sum(dim=1, keepdim=True) - squares).clamp(min=0).sqrt()
     effects, lengths = effects - effects.mean(dim=0), lengths - lengths.mean(dim=0)

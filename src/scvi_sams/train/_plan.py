@@ -55,7 +55,8 @@ class PerturbationTrainingPlan(TrainingPlan):
         only repeat that a perturbation is strong. Half of it is enough where the effects on a
         dimension follow the size of the effects on the others. Where there is a bend, dimensions
         that tell less of a cell are switched off with it, as they would take its place; the decoder
-        then learns the bend. On simulated screens bends had .20 to .41, or .12 to .14 and such
+        then learns the bend. Nothing is switched off where that would be half of what is known of
+        cells, or more. On simulated screens bends had .20 to .41, or .12 to .14 and such
         effects; mechanisms at most .14 and no such effects; on the screen of Papalexi et al.
         2021 no dimension exceeded .06. ``None`` leaves all on.
     eps
@@ -154,13 +155,15 @@ class PerturbationTrainingPlan(TrainingPlan):
         )
         bends = survey.bends(max_curvature)
         replacements = survey.replacements(bends)
-        if bends.any():
-            logger.info(
-                f"Switched off {int(bends.sum())} latent dimension(s) that describe how the data "
-                f"bend along the others, and {int(replacements.sum())} that could take their place "
-                f"(see `max_curvature`); {int((~bends & ~replacements).sum())} stay on."
-            )
-        self.module.switch_off_latents(bends | replacements)
+        is_off = bends | replacements
+        if not bends.any() or not survey.can_spare(is_off):
+            return
+        logger.info(
+            f"Switched off {int(bends.sum())} latent dimension(s) that describe how the data bend "
+            f"along the others, and {int(replacements.sum())} that could take their place (see "
+            f"`max_curvature`); {int((~is_off).sum())} stay on."
+        )
+        self.module.switch_off_latents(is_off)
 
     def _training_cells(self) -> Iterator[CellBatch]:
         n_cells = 0
