@@ -13,6 +13,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,11 +44,15 @@ def simulated_counts(n_cells: int, n_genes: int, n_perturbations: int) -> AnnDat
     )
 
 
-def training_step(adata: AnnData, n_particles: int, n_cells: int) -> Callable[[], None]:
+EFFECT_NETWORK = {"effect_n_hidden": 400, "effect_n_layers": 4}
+"""Of the paper; our default is smaller."""
+
+
+def training_step(
+    adata: AnnData, n_particles: int, n_cells: int, **settings: Any
+) -> Callable[[], None]:
     """One optimiser step of the model's own module, plan and loader output."""
-    model = scvi_sams.SAMSVAE(
-        adata, n_latent=50, n_particles=n_particles, effect_n_hidden=400, effect_n_layers=4
-    )
+    model = scvi_sams.SAMSVAE(adata, n_latent=50, n_particles=n_particles, **settings)
     model.train(max_epochs=1, enable_progress_bar=False, batch_size=n_cells)
     module = model.module.train()
     plan = model._training_plan_cls(module, lr_schedule="constant")
@@ -119,7 +124,7 @@ def main() -> None:
     scvi_sams.SAMSVAE.setup_anndata(adata)
     rows = []
     for n_particles in arguments.particles:
-        step = training_step(adata, n_particles, arguments.cells)
+        step = training_step(adata, n_particles, arguments.cells, **EFFECT_NETWORK)
         products = bare_products(
             arguments.cells, arguments.genes, n_particles, arguments.perturbations
         )

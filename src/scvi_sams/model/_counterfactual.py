@@ -17,6 +17,7 @@ from scvi_sams.data import PerturbationCodes
 from scvi_sams.exceptions import MissingControlError, SAMSError
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._base import BasePerturbationModel, refuse_other_choices
+from scvi_sams.model._draws import summarise
 from scvi_sams.module import draw_particles, positions_in, sum_over_slots
 
 _NORM_COLUMNS = ["effect_norm", "effect_norm_low", "effect_norm_high"]
@@ -113,17 +114,15 @@ class CounterfactualMixin(BasePerturbationModel):
             self.module, statistic, *self._basal_states(basal, n_posterior_samples, n_basal)
         )
         genes = pd.Index(self.get_var_names())
-        tails = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], device=arms.control.device)
         names = ("X", "standard_error", "interval_low", "interval_high")
         tables = {n: np.empty((len(labels), len(genes)), np.float32) for n in names}
         norms = np.empty((len(labels), 3))
         for row, shift in enumerate(self._drawn_shifts(requested, n_posterior_samples)):
             effects = arms.effect(shift)
-            low, high = torch.quantile(effects, tails, dim=0)
-            error = effects.std(dim=0) / n_posterior_samples**0.5
-            for name, value in zip(names, (effects.mean(0), error, low, high), strict=True):
+            for name, value in zip(names, summarise(effects, interval), strict=True):
                 tables[name][row] = value.cpu().numpy()
-            norms[row] = mean_and_tails(effects.norm(dim=1), tails)
+            norm = summarise(effects.norm(dim=1), interval)
+            norms[row] = norm.mean.item(), norm.low.item(), norm.high.item()
 
         obs = pd.DataFrame(norms, pd.Index(labels, name="perturbation"), _NORM_COLUMNS)
         result = AnnData(
@@ -309,8 +308,3 @@ class CounterfactualMixin(BasePerturbationModel):
         for code, dose in zip(codes, doses, strict=True):
             slots = positions_in(rows, code[None])
             yield sum_over_slots(table, slots, dose[None])[:, 0].expand(n_draws, -1)
-
-
-def mean_and_tails(values: torch.Tensor, tails: torch.Tensor) -> np.ndarray:
-    """Return the mean of draws and the quantiles that bound an interval."""
-    return torch.cat([values.mean()[None], torch.quantile(values, tails)]).cpu().numpy()

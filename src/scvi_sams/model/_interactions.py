@@ -21,7 +21,8 @@ from scvi_sams.data import (
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._base import refuse_other_choices
-from scvi_sams.model._counterfactual import CounterfactualMixin, mean_and_tails
+from scvi_sams.model._counterfactual import CounterfactualMixin
+from scvi_sams.model._draws import summarise
 
 _PAIRS_PER_CHUNK = 32
 """Combinations whose single effects are held in memory at a time."""
@@ -100,8 +101,6 @@ class InteractionsMixin(CounterfactualMixin):
         arms, description = self._interaction_arms(
             method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
-        device = self.module.device
-        tails = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], device=device)
         names = ("X", "effect", "additive", "standard_error", "interval_low", "interval_high")
         genes = pd.Index(self.get_var_names())
         tables = {name: np.empty((len(labels), len(genes)), np.float32) for name in names}
@@ -111,12 +110,11 @@ class InteractionsMixin(CounterfactualMixin):
             found = self._drawn_interactions(labels[chunk], parts[chunk], arms)
             for place, drawn in enumerate(found, start):
                 interaction = drawn.effect - drawn.additive
-                low, high = torch.quantile(interaction, tails, dim=0)
-                error = interaction.std(dim=0) / n_posterior_samples**0.5
-                means = (interaction.mean(0), drawn.effect.mean(0), drawn.additive.mean(0))
-                for name, value in zip(names, (*means, error, low, high), strict=True):
+                mean, *uncertainty = summarise(interaction, interval)
+                means = (mean, drawn.effect.mean(0), drawn.additive.mean(0))
+                for name, value in zip(names, (*means, *uncertainty), strict=True):
                     tables[name][place] = value.cpu().numpy()
-                rows.append(_summary(drawn, tails))
+                rows.append(_summary(drawn, interval))
         return AnnData(
             tables.pop("X"),
             obs=pd.DataFrame(rows, index=pd.Index(labels, name="combination")),
@@ -254,7 +252,6 @@ class UnseenPairsMixin(InteractionsMixin):
             method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
         device = self.module.device
-        tails = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], device=device)
         table = self.module.global_posterior(
             torch.as_tensor(rows, device=device), n_posterior_samples
         ).shifts.expand(n_posterior_samples, -1, -1)
@@ -272,7 +269,7 @@ class UnseenPairsMixin(InteractionsMixin):
             singles = {i: arms.effect(table[:, i]) for i in {*(k for pair in pairs for k in pair)}}
             for i, j in pairs:
                 effect = arms.effect(table[:, i] + table[:, j])
-                summaries.append(_summary(_Interaction(effect, singles[i] + singles[j]), tails))
+                summaries.append(_summary(_Interaction(effect, singles[i] + singles[j]), interval))
                 places.append((rows[i], rows[j]))
         if not places:
             raise SAMSError("All pairs of these perturbations were measured.")
@@ -312,14 +309,14 @@ class UnseenPairsMixin(InteractionsMixin):
         return table.iloc[order].reset_index(drop=True)
 
 
-def _summary(drawn: _Interaction, tails: torch.Tensor) -> dict[str, float]:
-    score, additive_score = drawn.scores()
-    mean, low, high = mean_and_tails(score, tails)
+def _summary(drawn: _Interaction, interval: float) -> dict[str, float]:
+    draws, additive_score = drawn.scores()
+    score = summarise(draws, interval)
     effect, additive = drawn.effect.mean(dim=0), drawn.additive.mean(dim=0)
     return {
-        "score": float(mean),
-        "score_low": float(low),
-        "score_high": float(high),
+        "score": float(score.mean),
+        "score_low": float(score.low),
+        "score_high": float(score.high),
         "additive_score": float(additive_score),
         "effect_norm": float(effect.norm()),
         "interaction_norm": float((effect - additive).norm()),
