@@ -61,5 +61,5 @@ def mask_calibration(
         ylim=(-0.04, 1.04),
         aspect="equal",
     )
-    ax.legend(frameon=False, loc="upper left", fontsize="small")
+    ax.legend(frameon=False, loc="best", fontsize="small")
     return ax
