@@ -39,6 +39,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         Learning rate of parameters that are no weights of a network: mask logits, mean-field
         effects and embeddings (a row per perturbation), dispersions (one per gene). Their scale is
         of order one, so at the networks' rate they would still be on their way when training ends.
+        Raise it if ``"active_masks"`` in ``history`` still changes at the end.
     lr_schedule
         ``"cosine"``: both rates fall to zero over the planned steps, which averages out the noise
         of the drawn masks and mini-batches at the end. ``"constant"``: as in the paper. A schedule
