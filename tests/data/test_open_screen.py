@@ -1,7 +1,9 @@
 """Screens on disk: what is read, what stays there, and what is damaged."""
 
+import warnings
 from pathlib import Path
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -215,7 +217,11 @@ def chunks_of(path, array):
 
 @pytest.mark.parametrize("form", ["zarr csr", "zarr dense"])
 def test_a_truncated_chunk_of_a_zarr_file_is_named(large_screen, form, tmp_path):
-    path = write_screen(large_screen, tmp_path, form)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of anndata: version 3 is to be the only one
+        # Version 2 compresses with Blosc, which may read beyond the end of a truncated chunk.
+        with ad.settings.override(zarr_write_format=3):
+            path = write_screen(large_screen, tmp_path, form)
     for chunk in chunks_of(path, "X/data" if form.endswith("csr") else "X"):
         chunk.write_bytes(chunk.read_bytes()[:-100])
     opened = open_screen(path)
