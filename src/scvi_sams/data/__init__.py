@@ -3,12 +3,17 @@
 from scvi_sams.data._block_loader import BlockLoader, registered_expression
 from scvi_sams.data._block_order import BlockOrder
 from scvi_sams.data._block_reader import BlockReader, is_on_disk
-from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes
-from scvi_sams.data._combinations import combinations_as_perturbations, distinct_combinations
+from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes, refuse_unknown
+from scvi_sams.data._combinations import (
+    combinations_as_perturbations,
+    distinct_combinations,
+    parts_of_combination,
+)
 from scvi_sams.data._covariates import refuse_invalid_size_factor, refuse_other_genes
 from scvi_sams.data._dosage_matrix import encode_dosage_matrix
 from scvi_sams.data._field import (
     PerturbationField,
+    registered_labels,
     registered_perturbations,
     unpack_perturbations,
 )
@@ -36,10 +41,13 @@ __all__ = [
     "encode_labels",
     "is_on_disk",
     "open_screen",
+    "parts_of_combination",
     "refuse_invalid_expression",
     "refuse_invalid_size_factor",
     "refuse_other_genes",
+    "refuse_unknown",
     "registered_expression",
+    "registered_labels",
     "registered_perturbations",
     "split_cells",
     "stratified_split",

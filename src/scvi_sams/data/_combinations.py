@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes, listing, refuse_unknown
-from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
+from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
 
 
 def combinations_as_perturbations(
@@ -63,6 +63,17 @@ def distinct_combinations(
     rows, row_of_cell = np.unique(codes, axis=0, return_inverse=True)
     parts = [sorted(vocabulary[code] for code in row if code != NO_PERTURBATION) for row in rows]
     return parts, row_of_cell.ravel()
+
+
+def parts_of_combination(label: str, delimiter: str | None) -> list[str]:
+    """Split a canonical label; an error if it does not name at least two perturbations."""
+    parts = label.split(delimiter) if delimiter else [label]
+    if len(parts) < 2:
+        raise SAMSError(
+            f"{label!r} is no combination: interactions are those of at least two perturbations"
+            + (f", joined by {delimiter!r}." if delimiter else " (`delimiter` is None).")
+        )
+    return parts
 
 
 def _refuse_other_doses(doses: np.ndarray) -> None:

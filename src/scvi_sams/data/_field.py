@@ -18,7 +18,7 @@ from scvi_sams.data._codes import (
     refuse_missing_control_label,
     refuse_missing_control_row,
 )
-from scvi_sams.data._combinations import combinations_as_perturbations
+from scvi_sams.data._combinations import combinations_as_perturbations, distinct_combinations
 from scvi_sams.data._dosage_matrix import encode_dosage_matrix
 from scvi_sams.data._parsing import control_names, encode_labels
 from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError, MissingKeyError
@@ -230,3 +230,16 @@ def unpack_perturbations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def registered_perturbations(manager: AnnDataManager) -> tuple[np.ndarray, np.ndarray]:
     """Return codes and doses of every registered cell, shapes ``(n_cells, n_slots)``."""
     return unpack_perturbations(manager.get_from_registry(REGISTRY_KEYS.PERTURBATIONS))
+
+
+def registered_labels(
+    manager: AnnDataManager, vocabulary: Sequence[str], *, delimiter: str | None, control: str
+) -> np.ndarray:
+    """Canonical label of every cell by what was registered, however it was spelled.
+
+    Combinations in a dosage matrix have no delimiter of their own and get ``"+"``.
+    """
+    codes, _ = registered_perturbations(manager)
+    parts_of_row, row_of_cell = distinct_combinations(codes, vocabulary)
+    labels = [(delimiter or "+").join(parts) or control for parts in parts_of_row]
+    return np.array(labels, dtype=object)[row_of_cell]

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scvi_sams._random import fixed_seed
-from scvi_sams.data import distinct_combinations, registered_perturbations
+from scvi_sams.data import registered_labels
 from scvi_sams.exceptions import MissingControlError
 
 if TYPE_CHECKING:
@@ -87,7 +87,12 @@ def basal_leakage(
     """
     # The AnnData that scvi-tools makes of a view is what is registered.
     adata = model._validate_anndata(adata)
-    labels = _labels(model, adata)
+    labels = registered_labels(
+        model.get_anndata_manager(adata, required=True),
+        model.perturbations,
+        delimiter=model._setup_arguments["delimiter"],
+        control=_CONTROL,
+    )
     if indices is None:
         positions = _default_cells(model, adata, labels)
     else:
@@ -131,16 +136,6 @@ def _states(
                 )
             )
     return states[0], states[1]
-
-
-def _labels(model: LatentMixin, adata: AnnData) -> np.ndarray:
-    """Spell what each cell received as one label; control cells have an empty one."""
-    codes, _ = registered_perturbations(model.get_anndata_manager(adata, required=True))
-    parts_of_row, row_of_cell = distinct_combinations(codes, model.perturbations)
-    # Combinations in a dosage matrix have no delimiter of their own.
-    delimiter = model._setup_arguments["delimiter"] or "+"
-    labels = [delimiter.join(parts) for parts in parts_of_row]
-    return np.array(labels, dtype=object)[row_of_cell]
 
 
 def _default_cells(model: LatentMixin, adata: AnnData, labels: np.ndarray) -> np.ndarray:

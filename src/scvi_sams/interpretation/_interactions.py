@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse, stats
 
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.data import canonical_label, control_names
+from scvi_sams.data import canonical_label, control_names, parts_of_combination
 from scvi_sams.evaluation._observed import (
     Method,
     labelled_cells,
@@ -98,7 +98,7 @@ def observed_interactions(
     tables: dict[str, list] = {"X": [], "effect": [], "additive": [], "standard_error": []}
     summaries = []
     for place, name in enumerate(names):
-        parts = _parts(name, delimiter)
+        parts = parts_of_combination(name, delimiter)
         _refuse_unmeasured([name, *parts, base], cells_of)
         for group in (name, *parts, base):
             if group not in means:
@@ -230,16 +230,6 @@ def _mean_and_squared_error(values: Any) -> tuple[np.ndarray, np.ndarray]:
     squares = values.power(2) if sparse.issparse(values) else np.square(values)
     spread = np.maximum(np.asarray(squares.mean(axis=0)).ravel() - dense_mean**2, 0)
     return dense_mean, spread / (n_cells - 1 if n_cells > 1 else np.nan)
-
-
-def _parts(name: str, delimiter: str | None) -> list[str]:
-    parts = name.split(delimiter) if delimiter else [name]
-    if len(parts) < 2:
-        raise SAMSError(
-            f"{name!r} is no combination: interactions are those of at least two perturbations"
-            + (f", joined by {delimiter!r}." if delimiter else " (`delimiter` is None).")
-        )
-    return parts
 
 
 def _complete_combinations(cells_of: dict[str, np.ndarray], delimiter: str | None) -> list[str]:

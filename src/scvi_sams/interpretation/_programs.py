@@ -104,19 +104,24 @@ def latent_perturbations(
     )
     strength = table["inclusion_probability"].to_numpy()
     if effects is not None:
-        missing = [
-            *masks.index.difference(effects.index),
-            *masks.columns.difference(effects.columns),
-        ]
-        if missing:
-            raise MissingKeyError(
-                f"`effects` has no row or column {', '.join(map(repr, missing[:5]))} that `masks` "
-                "has. Take both from the same model."
-            )
-        table["effect"] = effects.loc[masks.index, masks.columns].to_numpy()[rows, columns]
+        table["effect"] = aligned_effects(effects, masks).to_numpy()[rows, columns]
         strength = table["effect"].abs().to_numpy()
     table["n_perturbations"] = active.sum(axis=0)[columns]
     return table.iloc[np.lexsort((-strength, columns))].reset_index(drop=True)
+
+
+def aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
+    """Rows and columns of ``effects`` in the order of ``masks``; an error if one is not there."""
+    absent = [
+        *masks.index.difference(effects.index),
+        *masks.columns.difference(effects.columns),
+    ]
+    if absent:
+        raise MissingKeyError(
+            f"`effects` has no row or column {', '.join(map(repr, absent[:5]))} "
+            f"({len(absent)} in all) that `masks` has. Take both from the same model."
+        )
+    return effects.loc[masks.index, masks.columns]
 
 
 def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Groups of cells, by column, by position, or by what was registered."""
+"""Groups of cells, by column or by position."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from anndata import AnnData
 
-from scvi_sams.data import control_names, distinct_combinations, registered_perturbations
 from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
-from scvi_sams.model._base import BasePerturbationModel
 
 
 def groups_of_cells(
@@ -65,14 +63,3 @@ def _mask(n_obs: int, cells: Sequence[int] | Sequence[bool]) -> np.ndarray:
     mask = np.zeros(n_obs, dtype=bool)
     mask[chosen if chosen.dtype == bool else chosen.astype(int)] = True
     return mask
-
-
-def registered_labels(model: BasePerturbationModel, adata: AnnData) -> np.ndarray:
-    """Canonical label of every cell by what was registered, however it was spelled."""
-    codes, _ = registered_perturbations(model.get_anndata_manager(adata, required=True))
-    parts, row_of_cell = distinct_combinations(np.sort(codes, axis=1), model.perturbations)
-    arguments = model._setup_arguments
-    control = control_names(arguments["control"])[0]
-    delimiter = arguments["delimiter"] or "+"
-    names = np.array([delimiter.join(members) or control for members in parts], dtype=object)
-    return names[row_of_cell]

@@ -12,12 +12,12 @@ from anndata import AnnData
 from scvi.model.base import DifferentialComputation
 
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import canonical_label, control_names
+from scvi_sams.data import canonical_label, control_names, registered_labels
 from scvi_sams.evaluation import active_at_fdr
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._arms import Arms, Statistic
 from scvi_sams.model._base import refuse_other_choices
-from scvi_sams.model._cell_groups import groups_of_cells, positions_of_groups, registered_labels
+from scvi_sams.model._cell_groups import groups_of_cells, positions_of_groups
 from scvi_sams.model._counterfactual import CounterfactualMixin
 from scvi_sams.model._expression import ExpressionMixin
 
@@ -199,8 +199,13 @@ class DifferentialExpressionMixin(CounterfactualMixin, ExpressionMixin):
         arms = Arms(self.module, statistic, *states)
         if pseudocounts is None:
             pseudocounts = _NOT_EXPRESSED / self._median_size()
-        labels = registered_labels(self, adata)
         delimiter = self._setup_arguments["delimiter"]
+        labels = registered_labels(
+            self.get_anndata_manager(adata, required=True),
+            self.perturbations,
+            delimiter=delimiter,
+            control=control,
+        )
 
         def cells_of(label: str) -> np.ndarray:
             names = self._setup_arguments["control"]

@@ -16,9 +16,11 @@ from scvi_sams.data import (
     PerturbationField,
     canonical_label,
     distinct_combinations,
+    parts_of_combination,
+    refuse_unknown,
     registered_perturbations,
 )
-from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._base import refuse_other_choices
 from scvi_sams.model._counterfactual import CounterfactualMixin
@@ -173,14 +175,7 @@ class InteractionsMixin(CounterfactualMixin):
         arguments = self._setup_arguments
         delimiter = arguments["delimiter"]
         canonical = canonical_label(label, delimiter=delimiter, control=arguments["control"])
-        parts = canonical.split(delimiter) if delimiter else [canonical]
-        if len(parts) < 2:
-            raise SAMSError(
-                f"{label!r} is no combination"
-                + (f" of perturbations joined by {delimiter!r}." if delimiter else ".")
-                + " Interactions are those of at least two perturbations."
-            )
-        return parts
+        return parts_of_combination(canonical, delimiter)
 
     def _measured_combinations(self) -> list[str]:
         """Canonical labels of the combinations in the training data, sorted."""
@@ -277,12 +272,8 @@ class UnseenPairsMixin(InteractionsMixin):
 
     def _rows_of(self, perturbations: Sequence[str] | None) -> list[int]:
         names = self.perturbations if perturbations is None else list(perturbations)
+        refuse_unknown(names, self.perturbations)
         rows = pd.Index(self.perturbations).get_indexer(pd.Index(names))
-        if (rows < 0).any():
-            unknown = [name for name, row in zip(names, rows, strict=True) if row < 0]
-            raise UnknownPerturbationError(
-                f"{', '.join(map(repr, unknown[:5]))} is not one of the model's perturbations."
-            )
         if len(set(rows)) < 2:
             raise SAMSError("Pairs need at least two perturbations.")
         return sorted({int(row) for row in rows})

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from scvi_sams.exceptions import MissingKeyError
+from scvi_sams.interpretation._programs import aligned_effects
 from scvi_sams.plotting._heatmap import label_rows_and_columns
 
 
@@ -49,7 +49,7 @@ def masks(
     MissingKeyError
         If ``effects`` lacks a perturbation or latent dimension of ``masks``.
     """
-    table = masks if effects is None else _aligned_effects(effects, masks)
+    table = masks if effects is None else aligned_effects(effects, masks)
     if threshold is not None:
         table = table.where(masks > threshold, 0)
     if order:
@@ -76,19 +76,6 @@ def masks(
     ax.set_xlabel(f"latent dimension ({n_columns})")
     ax.set_ylabel(f"perturbation ({n_rows})")
     return ax
-
-
-def _aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
-    absent = [
-        *masks.index.difference(effects.index),
-        *masks.columns.difference(effects.columns),
-    ]
-    if absent:
-        raise MissingKeyError(
-            f"`effects` has no row or column {', '.join(map(repr, absent[:5]))} "
-            f"({len(absent)} in all) that `masks` has. Take both from the same model."
-        )
-    return effects.loc[masks.index, masks.columns]
 
 
 def _similar_rows(values: np.ndarray) -> np.ndarray:
