@@ -263,3 +263,27 @@ def test_data_without_any_count_gives_finite_values():
     bias = likelihood.initialise(torch.zeros(3), torch.zeros(3), 1.0)
     assert torch.isfinite(bias).all()
     assert torch.isfinite(likelihood.log_inverse_dispersion).all()
+
+
+# From the decoder's last layer ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(LIKELIHOODS))
+@SIZES
+def test_mean_from_the_last_layer_is_that_of_its_logits(name, size_factor):
+    likelihood = make_likelihood(name, size_factor=size_factor)
+    x, _, size = make_inputs()
+    torch.manual_seed(0)
+    hidden = torch.randn(3, len(x), 5, dtype=torch.float64, requires_grad=True)
+    to_genes = torch.nn.Linear(5, N_GENES).double()
+    arguments = [hidden, *to_genes.parameters(), *likelihood.parameters()]
+    mean, each = likelihood.mean_decoded_log_prob(x, hidden, to_genes, size)
+    expected = likelihood.log_prob(x, to_genes(hidden), size)
+    np.testing.assert_allclose(each, expected.detach(), rtol=1e-10)
+    assert not each.requires_grad
+    for got, want in zip(
+        torch.autograd.grad(mean, arguments),
+        torch.autograd.grad(expected.mean(), arguments),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-10)

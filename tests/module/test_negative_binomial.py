@@ -8,7 +8,11 @@ from scipy import stats
 from torch.distributions import NegativeBinomial, Poisson
 
 from module.reference import negative_binomial_log_pmf
-from scvi_sams.module._negative_binomial import TABLE_SIZE, negative_binomial_log_prob
+from scvi_sams.module._negative_binomial import (
+    mean_decoded_log_prob,
+    negative_binomial_log_prob,
+)
+from scvi_sams.module._rising_factorial import TABLE_SIZE
 
 COUNTS = [0, 1, 2, 17, 126, 127, 128, 129, 130, 5000]
 """Around the end of the table, and far beyond it."""
@@ -269,3 +273,86 @@ def test_float32_gradients(theta, softmax):
         gradients.append(torch.autograd.grad(log_prob.sum(), arguments))
     for got, want in zip(*gradients, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+
+
+# From the decoder's last layer ------------------------------------------------------------------
+
+
+def make_last_layer(dtype=torch.float64, n_particles=3, n_cells=7, n_hidden=4):
+    """What the last layer reads and has, beside the cells of :func:`make_cells`."""
+    x, _, log_theta, size = make_cells(n_particles, n_cells, dtype)
+    generator = torch.Generator().manual_seed(3)
+    shapes = (n_particles, n_cells, n_hidden), (x.shape[1], n_hidden), (x.shape[1],)
+    layer = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    arguments = [value.to(dtype).requires_grad_() for value in (*layer, log_theta)]
+    return x, size, arguments
+
+
+def through_logits(x, hidden, weight, bias, log_theta, size, softmax):
+    logits = hidden @ weight.T + bias
+    if softmax:
+        return by_autograd(x, logits, log_theta, size)
+    return by_autograd(x, logits + size.log()[:, None], log_theta)
+
+
+@TWO_MODES
+@pytest.mark.parametrize("values_per_chunk", [1, 30, 2**18])
+def test_mean_from_the_last_layer_and_its_gradients(values_per_chunk, softmax, monkeypatch):
+    """Whatever the chunks: of one cell, of three and one left over, of all."""
+    monkeypatch.setattr("scvi_sams.module._chunks._VALUES_PER_CHUNK", values_per_chunk)
+    x, size, arguments = make_last_layer()
+    mean, each = mean_decoded_log_prob(x, *arguments, size, softmax=softmax)
+    expected = through_logits(x, *arguments, size, softmax)
+    np.testing.assert_allclose(each, expected.detach(), rtol=1e-10)
+    assert mean.item() == pytest.approx(expected.mean().item(), rel=1e-10)
+    for got, want in zip(
+        torch.autograd.grad(-2.5 * mean, arguments),
+        torch.autograd.grad(-2.5 * expected.mean(), arguments),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-9)
+
+
+@TWO_MODES
+def test_mean_from_the_last_layer_by_finite_differences(softmax):
+    x, size, arguments = make_last_layer(n_particles=2, n_cells=3, n_hidden=2)
+
+    def function(*arguments):
+        return mean_decoded_log_prob(x, *arguments, size, softmax=softmax)[0]
+
+    assert torch.autograd.gradcheck(function, arguments, rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_graph_gives_the_same_gradients_twice():
+    x, size, arguments = make_last_layer()
+    mean, _ = mean_decoded_log_prob(x, *arguments, size, softmax=True)
+    first = torch.autograd.grad(mean, arguments, retain_graph=True)
+    second = torch.autograd.grad(mean, arguments)
+    for once, again in zip(first, second, strict=True):
+        assert torch.equal(once, again)
+
+
+def test_values_of_cells_need_no_gradient_and_have_none():
+    x, size, arguments = make_last_layer()
+    with_graph = mean_decoded_log_prob(x, *arguments, size, softmax=True)
+    assert not with_graph[1].requires_grad
+    with torch.no_grad():
+        without = mean_decoded_log_prob(x, *arguments, size, softmax=True)
+    for value, same in zip(with_graph, without, strict=True):
+        assert torch.equal(value.detach(), same)
+        assert not same.requires_grad
+
+
+def test_full_precision_under_automatic_mixed_precision():
+    """Hidden units come in half precision there; what is made of them is exact."""
+    x, size, arguments = make_last_layer(torch.float32)
+    hidden, *others = arguments
+    half = hidden.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, _ = mean_decoded_log_prob(x, half, *others, size, softmax=True)
+    expected, _ = mean_decoded_log_prob(x, half.detach().float(), *others, size, softmax=True)
+    assert mean.dtype == torch.float32
+    assert torch.equal(mean, expected)
+    mean.backward()
+    assert half.grad.dtype == torch.bfloat16
+    assert all(torch.isfinite(argument.grad).all() for argument in (half, *others))

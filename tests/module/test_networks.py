@@ -62,7 +62,7 @@ def test_decoder_is_one_network_over_concatenated_inputs(n_covariates):
         weights.append(decoder.from_covariates.weight)
     inputs = torch.cat([z, covariates[:, :n_covariates].expand(N_PARTICLES, -1, -1)], dim=-1)
     first = functional.linear(inputs, torch.cat(weights, dim=1), decoder.from_z.bias)
-    expected = decoder.to_genes(decoder.hidden_layers(first))
+    expected = decoder.hidden_layers(first)
     actual = decoder(z, covariates if n_covariates else None)
     np.testing.assert_allclose(actual.detach(), expected.detach(), atol=1e-5)
 

@@ -57,8 +57,8 @@ class ConditionalVAEModule(PerturbationModule):
         for_encoder, _ = shift.chunk(2, dim=-1)
         return self.encoder.state(self.standardised(x), covariates, for_encoder)
 
-    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Logits of the genes at z and d."""
+    def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Last hidden layer of the decoder at z and d."""
         _, for_decoder = shift.chunk(2, dim=-1)
         return self.decoder(z_basal, covariates, for_decoder)
 

@@ -30,8 +30,8 @@ class LatentShiftModule(PerturbationModule):
         """q(z_basal | x, shift, covariates)."""
         return self.encoder(self.standardised(x), shift, covariates)
 
-    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Logits of the genes at ``z = z_basal + shift``."""
+    def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Last hidden layer of the decoder at ``z = z_basal + shift``."""
         return self.decoder(z_basal + shift, covariates)
 
     @torch.no_grad()

@@ -8,7 +8,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from scvi_sams.module._negative_binomial import negative_binomial_log_prob
+from scvi_sams.module._negative_binomial import (
+    mean_decoded_log_prob,
+    negative_binomial_log_prob,
+)
 
 
 class Likelihood(nn.Module, ABC):
@@ -33,6 +36,19 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def log_prob(self, x: Tensor, logits: Tensor, size: Tensor) -> Tensor:
         """Log-likelihood summed over genes, ``(n_particles, n_cells)``, in nats."""
+
+    def mean_decoded_log_prob(
+        self, x: Tensor, hidden: Tensor, to_genes: nn.Linear, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of the logits ``to_genes(hidden)``, for training.
+
+        Returns
+        -------
+        The mean over particles and cells, and the value of each without gradient, shape
+        ``(n_particles, n_cells)``.
+        """
+        log_prob = self.log_prob(x, to_genes(hidden), size)
+        return log_prob.mean(), log_prob.detach()
 
     @abstractmethod
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
@@ -72,6 +88,20 @@ class NegativeBinomialLikelihood(Likelihood):
             log_mean = logits + size.log()[:, None]
             return negative_binomial_log_prob(x, log_mean, self.log_inverse_dispersion)
         return negative_binomial_log_prob(x, logits, self.log_inverse_dispersion, size)
+
+    def mean_decoded_log_prob(
+        self, x: Tensor, hidden: Tensor, to_genes: nn.Linear, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`mean_decoded_log_prob`: the logits of all genes never exist at once."""
+        return mean_decoded_log_prob(
+            x,
+            hidden,
+            to_genes.weight,
+            to_genes.bias,
+            self.log_inverse_dispersion,
+            size,
+            softmax=not self.uses_size_factor,
+        )
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
         """Draw counts as a Poisson with a Gamma-distributed rate."""

@@ -3,29 +3,24 @@
 With ``ratio = mean / theta`` (``theta`` the inverse dispersion)::
 
     log p(x) = x log(mean) - (x + theta) log1p(ratio) + rising(x, theta) - log(x!)
-    rising(x, theta) = sum_{k < x} log1p(k / theta)
-                     = log Gamma(x + theta) - log Gamma(theta) - x log(theta)
 
 Two reasons to write it out. Every term stays exact when ``theta`` is large (the textbook form
 loses more than 100 nats per cell in float32 at ``theta = 1e5``), and goes over into the Poisson.
 And the terms of ``rising`` do not depend on the Monte-Carlo particle, so they are computed once per
-cell and gene, while the particles need one stored array and few passes forward and backward.
+cell and gene, while the particles need few passes over few arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TABLE_SIZE = 128
-"""Counts below this are looked up in a table per gene; the few above go through log-gamma."""
-
-_VALUES_PER_CHUNK = 2**17
-"""Half a megabyte in float32; a quarter and a whole one were as fast."""
+from scvi_sams.module._chunks import chunks_of_cells, chunks_of_particles
+from scvi_sams.module._rising_factorial import rising_factorial
 
 _MAX_LOG_MEAN = 60.0
 """Keeps the mean finite in float32 whatever the decoder says."""
@@ -53,8 +48,60 @@ def negative_binomial_log_prob(
     Shape ``(n_particles, n_cells)``, in nats, the constant ``-log(x!)`` included.
     """
     particles: Tensor = _ParticleTerms.apply(log_mean, x, log_theta, softmax_size)
-    rising: Tensor = _RisingFactorial.apply(log_theta, x)
-    return particles + rising
+    return particles + rising_factorial(log_theta, x)
+
+
+def mean_decoded_log_prob(
+    x: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    log_theta: Tensor,
+    size: Tensor,
+    *,
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of counts, given what the decoder's last layer reads instead of its output.
+
+    The output, of shape ``(n_particles, n_cells, n_genes)``, is by far the largest array of a
+    training step, and needs two more of its size: the likelihood's, and its gradient. Here none of
+    them exists. Gradients are taken while a chunk of cells is at hand, which the mean allows: every
+    particle and cell weighs the same, whatever comes after.
+
+    Parameters
+    ----------
+    x
+        Counts of shape ``(n_cells, n_genes)``.
+    hidden
+        Shape ``(n_particles, n_cells, n_hidden)``.
+    weight, bias
+        Of the last layer, ``(n_genes, n_hidden)`` and ``(n_genes,)``.
+    log_theta
+        Log of the inverse dispersion, shape ``(n_genes,)``.
+    size
+        Of every cell, shape ``(n_cells,)``.
+    softmax
+        Whether a softmax over genes shares out the size; otherwise rates are multiplied with it.
+
+    Returns
+    -------
+    Mean over particles and cells, in nats, the constant ``-log(x!)`` included; and the value of
+    each, shape ``(n_particles, n_cells)``, which has no gradient.
+    """
+    # In full precision under automatic mixed precision too: a rate is the exponential of a logit.
+    with torch.autocast(x.device.type, enabled=False):
+        mean, each = _MeanOfDecoded.apply(
+            hidden.to(weight.dtype),
+            weight,
+            bias,
+            log_theta,
+            x,
+            size,
+            softmax,
+            torch.is_grad_enabled(),
+        )
+        rising = rising_factorial(log_theta, x)
+    return mean + rising.mean(), each + rising.detach()
 
 
 class _ParticleTerms(torch.autograd.Function):
@@ -70,23 +117,11 @@ class _ParticleTerms(torch.autograd.Function):
         theta = log_theta.exp()
         ratio = torch.empty_like(logits)
         result = logits.new_empty(logits.shape[:-1])
-        for particles, cells in _chunks(logits):
-            counts, part = x[cells], ratio[particles, cells]
-            if softmax_size is None:
-                torch.clamp(logits[particles, cells], max=_MAX_LOG_MEAN, out=part)
-                terms = _sum_over_genes(part, counts)
-                part.exp_()
-            else:
-                chunk, size = logits[particles, cells], softmax_size[cells]
-                torch.sub(chunk, chunk.amax(-1, keepdim=True), out=part)
-                exponential = part.exp()
-                total = exponential.sum(-1, keepdim=True)
-                # The logarithm of a share, as a difference of large sums would not be exact.
-                part -= total.log()
-                terms = _sum_over_genes(part, counts) + counts.sum(-1) * size.log()
-                torch.mul(exponential, size[:, None] / total, out=part)
-            part /= theta
-            result[particles, cells] = terms - _sum_over_genes(part.log1p(), counts + theta)
+        for cells, chunk in _chunks_of_cells(x, theta, softmax_size):
+            for particles in chunks_of_particles(len(logits), x.device):
+                part = ratio[particles, cells]
+                part.copy_(logits[particles, cells])
+                result[particles, cells] = _terms(part, torch.empty_like(part), chunk)
         ctx.save_for_backward(ratio, x, theta, softmax_size)
         return result
 
@@ -95,106 +130,121 @@ class _ParticleTerms(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ratio, x, theta, softmax_size = ctx.saved_tensors
         grad_logits = torch.empty_like(ratio)
-        grad_log_theta = torch.zeros_like(theta) if ctx.needs_input_grad[2] else None
-        for particles, cells in _chunks(ratio):
-            counts, part, weights = x[cells], ratio[particles, cells], grad[particles, cells]
-            # d/d log(mean) = x - (x + theta) ratio / (1 + ratio), in place
-            slope = torch.div(part, part + 1, out=grad_logits[particles, cells])
-            slope *= counts + theta
-            if grad_log_theta is not None:
-                grad_log_theta += _sum_over_cells(slope, weights)
-                grad_log_theta -= theta * _sum_over_cells(part.log1p(), weights)
-            torch.sub(counts, slope, out=slope)
-            slope *= weights[..., None]
-            if softmax_size is not None:
-                share = part * (theta / softmax_size[cells, None])
-                slope -= share.mul_(slope.sum(dim=-1, keepdim=True))
+        grad_log_theta = torch.zeros_like(theta)
+        for cells, chunk in _chunks_of_cells(x, theta, softmax_size):
+            for particles in chunks_of_particles(len(ratio), x.device):
+                part, slopes = ratio[particles, cells].clone(), grad_logits[particles, cells]
+                weights = grad[particles, cells]
+                torch.log1p(part, out=slopes)
+                grad_log_theta += _slopes(part, slopes, chunk, weights)
+                slopes *= weights[..., None]
         return grad_logits, None, grad_log_theta, None
 
 
-def _chunks(values: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of particles and cells whose values fit into a processor's cache.
-
-    Passes over such a chunk cost half of what passes over everything do, where most of the time
-    goes to memory. On an accelerator everything is one chunk.
-    """
-    n_particles, n_cells, n_genes = values.shape
-    if values.device.type != "cpu":
-        yield slice(0, n_particles), slice(0, n_cells)
-        return
-    n_rows = max(1, _VALUES_PER_CHUNK // n_genes)
-    for start in range(0, n_cells, n_rows):
-        for particle in range(n_particles):
-            yield slice(particle, particle + 1), slice(start, start + n_rows)
-
-
-class _RisingFactorial(torch.autograd.Function):
-    """``sum_g rising(x, theta) - log(x!)`` per cell, by tables of cumulative sums.
-
-    Counts beyond the tables are looked up as the last one, and corrected.
-    """
+class _MeanOfDecoded(torch.autograd.Function):
+    """Mean of the same over particles and cells, from the input of the decoder's last layer."""
 
     @staticmethod
-    def forward(ctx: Any, log_theta: Tensor, x: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        log_theta: Tensor,
+        x: Tensor,
+        size: Tensor,
+        softmax: bool,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
         theta = log_theta.exp()
-        last = min(TABLE_SIZE, int(x.max()) + 1) - 1
-        steps = torch.arange(last, device=x.device, dtype=theta.dtype)[:, None]
-        table = _cumulative(torch.log1p(steps / theta) - torch.log1p(steps))
-        result = torch.cat([_look_up(table, x[cells]).sum(-1) for cells in _chunks_of_cells(x)])
-        cells, genes = (x > last).nonzero(as_tuple=True)
-        if len(cells):
-            exact = _rising_by_gamma(x[cells, genes], theta[genes])
-            result.index_add_(0, cells, exact - table[last, genes])
-        ctx.save_for_backward(theta, x, steps, cells, genes)
-        return result
+        each = theta.new_empty(hidden.shape[:-1])
+        # Of the sum; the mean is a matter of what they are multiplied with in the end.
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
+        grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
+        beta = 0.0
+        for cells, chunk in _chunks_of_cells(x, theta, size if softmax else None):
+            for particles in chunks_of_particles(len(hidden), x.device):
+                inner = hidden[particles, cells]
+                part = torch.nn.functional.linear(inner, weight, bias)
+                if not softmax:
+                    part += size[cells, None].log()
+                slopes = torch.empty_like(part)
+                each[particles, cells] = _terms(part, slopes, chunk)
+                if with_gradient:
+                    ones = torch.ones_like(part[..., 0])
+                    grad_log_theta += _slopes(part, slopes, chunk, ones)
+                    grad_bias += _sum_over_cells(slopes, ones)
+                    # What is there before the first product counts as zero.
+                    grad_weight.addmm_(slopes.flatten(0, 1).T, inner.flatten(0, 1), beta=beta)
+                    beta = 1.0
+                    grad_hidden[particles, cells] = slopes @ weight
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_log_theta)
+        ctx.mark_non_differentiable(each)
+        return each.mean(), each
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        theta, x, steps, cells, genes = ctx.saved_tensors
-        # d/d log(theta) log1p(k / theta) = -k / (k + theta)
-        table = _cumulative(-steps / (steps + theta))
-        grad_log_theta = torch.zeros_like(theta)
-        for part in _chunks_of_cells(x):
-            grad_log_theta += grad[part] @ _look_up(table, x[part])
-        if len(cells):
-            exact = _rising_slope_by_gamma(x[cells, genes], theta[genes])
-            grad_log_theta.index_add_(0, genes, (exact - table[-1, genes]) * grad[cells])
-        return grad_log_theta, None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        n_values = ctx.saved_tensors[0].shape[:-1].numel()
+        grads = (grad / n_values * saved for saved in ctx.saved_tensors)
+        return *grads, None, None, None, None
 
 
-def _chunks_of_cells(x: Tensor) -> Iterator[slice]:
-    return (cells for _, cells in _chunks(x[None]))
+class _Chunk(NamedTuple):
+    """What the particles of some cells share."""
+
+    counts: Tensor
+    counts_and_theta: Tensor
+    theta: Tensor
+    softmax_size: Tensor | None
 
 
-def _cumulative(terms: Tensor) -> Tensor:
-    """Sums of the first 0, 1, ... rows."""
-    return torch.nn.functional.pad(terms.cumsum(0), (0, 0, 1, 0))
+def _chunks_of_cells(
+    x: Tensor, theta: Tensor, softmax_size: Tensor | None
+) -> Iterator[tuple[slice, _Chunk]]:
+    for cells in chunks_of_cells(x):
+        counts = x[cells]
+        size = None if softmax_size is None else softmax_size[cells]
+        yield cells, _Chunk(counts, counts + theta, theta, size)
 
 
-def _look_up(table: Tensor, x: Tensor) -> Tensor:
-    """Entry of every cell and gene in its gene's column, at row x or the last."""
-    return table.gather(0, x.long().clamp_(max=len(table) - 1))
+def _terms(part: Tensor, log1p: Tensor, chunk: _Chunk) -> Tensor:
+    """Terms of particles and cells whose logits are ``part``.
+
+    ``part`` becomes ``ratio``, and ``log1p`` is filled with ``log1p(ratio)``.
+    """
+    if chunk.softmax_size is None:
+        part.clamp_(max=_MAX_LOG_MEAN)
+    else:
+        part -= part.amax(-1, keepdim=True)
+    terms = torch.mul(part, chunk.counts, out=log1p).sum(-1)
+    part.exp_()
+    if chunk.softmax_size is not None:
+        # Of the shares first: as a difference of large sums their logarithm would not be exact.
+        per_share = chunk.softmax_size / part.sum(-1)
+        terms += chunk.counts.sum(-1) * per_share.log()
+        part *= per_share[..., None]
+    part /= chunk.theta
+    torch.log1p(part, out=log1p)
+    return terms - (log1p * chunk.counts_and_theta).sum(-1)
 
 
-def _rising_by_gamma(x: Tensor, theta: Tensor) -> Tensor:
-    """``rising(x, theta) - log(x!)`` for single entries, in float64 against cancellation."""
-    counts, inverse = x.double(), theta.double()
-    rising = torch.lgamma(counts + inverse) - torch.lgamma(inverse) - counts * inverse.log()
-    return (rising - torch.lgamma(counts + 1)).to(theta.dtype)
+def _slopes(ratio: Tensor, slopes: Tensor, chunk: _Chunk, weights: Tensor) -> Tensor:
+    """Turn ``slopes`` from ``log1p(ratio)`` into the gradient with respect to the logits.
 
-
-def _rising_slope_by_gamma(x: Tensor, theta: Tensor) -> Tensor:
-    """Derivative of ``rising`` with respect to log(theta), for single entries."""
-    counts, inverse = x.double(), theta.double()
-    slope = torch.digamma(counts + inverse) - torch.digamma(inverse) - counts / inverse
-    return (slope * inverse).to(theta.dtype)
-
-
-def _sum_over_genes(values: Tensor, weights: Tensor) -> Tensor:
-    """Sum over genes of values (particles x cells x genes) times weights (cells x genes)."""
-    # Not as a product of matrices: torch adds up the terms of small ones one by one.
-    return (values * weights).sum(dim=-1)
+    ``ratio`` is spent. Returns the gradient of the weighted sum with respect to log(theta).
+    """
+    of_theta = -chunk.theta * _sum_over_cells(slopes, weights)
+    # d/d log(mean) = x - (x + theta) ratio / (1 + ratio)
+    torch.add(ratio, 1, out=slopes)
+    torch.div(ratio, slopes, out=slopes)
+    slopes *= chunk.counts_and_theta
+    of_theta += _sum_over_cells(slopes, weights)
+    torch.sub(chunk.counts, slopes, out=slopes)
+    if chunk.softmax_size is not None:
+        ratio *= slopes.sum(dim=-1, keepdim=True) / chunk.softmax_size[:, None]
+        slopes.addcmul_(ratio, chunk.theta, value=-1)
+    return of_theta
 
 
 def _sum_over_cells(values: Tensor, weights: Tensor) -> Tensor:

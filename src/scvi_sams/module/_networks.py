@@ -42,7 +42,7 @@ class HiddenLayers(nn.Module):
         """Map pre-activations of the first layer, shape ``(..., n_hidden)``, to the last layer."""
         hidden = functional.leaky_relu(first)
         for block in self.blocks:
-            hidden = hidden + functional.leaky_relu(block(hidden))
+            hidden = hidden + functional.leaky_relu(block(hidden), inplace=True)
         return hidden
 
 
@@ -172,7 +172,10 @@ class BasalEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent states and covariates to one logit per gene."""
+    """Latent states and covariates to hidden units, and (``to_genes``) those to logits of genes.
+
+    The last step is the caller's, as a likelihood may have a faster way than through all logits.
+    """
 
     def __init__(
         self, n_latent: int, n_genes: int, n_covariates: int, *, n_layers: int, n_hidden: int
@@ -194,7 +197,7 @@ class Decoder(nn.Module):
     def forward(
         self, z: Tensor, covariates: Tensor | None, condition: Tensor | None = None
     ) -> Tensor:
-        """Map ``z`` of shape ``(n_particles, n_cells, n_latent)`` to logits of genes.
+        """Map ``z`` of shape ``(n_particles, n_cells, n_latent)`` to what ``to_genes`` reads.
 
         ``condition`` is added to the first layer's pre-activations, as in
         :meth:`BasalEncoder.state`.
@@ -204,7 +207,7 @@ class Decoder(nn.Module):
             first = first + self.from_covariates(covariates)
         if condition is not None:
             first = first + condition
-        return self.to_genes(self.hidden_layers(first))
+        return self.hidden_layers(first)
 
 
 def _covariate_layer(n_covariates: int, n_hidden: int) -> nn.Linear | None:

@@ -165,8 +165,8 @@ class PerturbationModule(BaseModuleClass):
         """q(z_basal | x, shift, covariates), batch shape ``(P or 1, B, L)``."""
 
     @abstractmethod
-    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Logits of the genes, ``(P, B, G)``."""
+    def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Last hidden layer of the decoder, ``(P, B, n_hidden)``."""
 
     def table_parameters(self) -> list[torch.nn.Parameter]:
         """Parameters that are no weights of a network: per gene, and per perturbation.
@@ -281,8 +281,9 @@ class PerturbationModule(BaseModuleClass):
 
     def standardised(self, x: Tensor) -> Tensor:
         """Expression as the encoder reads it: log1p of counts, standardised per gene."""
-        values = torch.log1p(x) if self.likelihood.is_count_likelihood else x
-        return (values - self.input_mean) / self.input_sd
+        if self.likelihood.is_count_likelihood:
+            return torch.log1p(x).sub_(self.input_mean).div_(self.input_sd)
+        return (x - self.input_mean).div_(self.input_sd)
 
     def plate_weights(self, rows: Tensor) -> Tensor:
         """1 / N_t for perturbations with training cells, else 0, shape ``(R,)``."""
@@ -317,8 +318,12 @@ class PerturbationModule(BaseModuleClass):
     def generative(
         self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None
     ) -> dict[str, Tensor]:
-        """Decode; returns ``logits`` of shape (P, B, G), which the likelihood interprets."""
-        return {"logits": self.decode(z_basal, shift, covariates)}
+        """Decode up to the last hidden layer; returns ``hidden`` of shape (P, B, n_hidden)."""
+        return {"hidden": self.decode_hidden(z_basal, shift, covariates)}
+
+    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Logits of the genes, ``(P, B, G)``, which the likelihood interprets."""
+        return self.decoder.to_genes(self.decode_hidden(z_basal, shift, covariates))
 
     # The objective -----------------------------------------------------------------------------
 
@@ -338,16 +343,18 @@ class PerturbationModule(BaseModuleClass):
         ``global_kl_weight`` and :meth:`evidence_weights`.
         """
         cells: CellBatch = inference_outputs["cells"]
-        log_px = self.likelihood.log_prob(cells.x, generative_outputs["logits"], cells.size)
+        mean_log_px, log_px = self.likelihood.mean_decoded_log_prob(
+            cells.x, generative_outputs["hidden"], self.decoder.to_genes, cells.size
+        )
         kl_z = self.basal_kl(inference_outputs["qz"], inference_outputs["z_basal"])
         global_kl = inference_outputs["global_kl"]
         penalty = self.global_kl_weight * inference_outputs["global_penalty"]
-        objective = log_px - kl_weight * (kl_z + penalty)
+        objective = mean_log_px - kl_weight * (kl_z + penalty).mean()
 
         local = {"kl_z_basal": kl_z} | {f"kl_{name}": kl for name, kl in global_kl.items()}
         local = {name: kl.mean(0) for name, kl in local.items()}
         return LossOutput(
-            loss=-objective.mean(),
+            loss=-objective,
             reconstruction_loss=-log_px.mean(0),
             kl_local=local,
         )
@@ -379,8 +386,9 @@ class PerturbationModule(BaseModuleClass):
         """Posterior predictive expression of the cells, ``(n_samples, B, G)``."""
         inputs = self._get_inference_input(tensors)
         outputs = self.inference(**inputs, n_particles=n_samples)
-        generated = self.generative(**self._get_generative_input(tensors, outputs))
-        return self.likelihood.sample(generated["logits"], outputs["cells"].size)
+        cells: CellBatch = outputs["cells"]
+        logits = self.decode(outputs["z_basal"], outputs["shift"], cells.covariates)
+        return self.likelihood.sample(logits, cells.size)
 
 
 def draw_particles(posterior: Normal, n_particles: int) -> Tensor:

@@ -194,9 +194,10 @@ class SAMSVAEModule(LatentShiftModule):
         loc = posterior.loc.masked_fill(is_off, 0.0)
         return Normal(loc, posterior.scale.masked_fill(is_off, 1.0), validate_args=False)
 
-    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Logits of the genes at ``z = z_basal + shift``, but for what is switched off."""
-        return super().decode(z_basal.masked_fill(self.masks.is_excluded, 0.0), shift, covariates)
+    def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Last hidden layer of the decoder at ``z = z_basal + shift``, less what is off."""
+        basal = z_basal.masked_fill(self.masks.is_excluded, 0.0)
+        return super().decode_hidden(basal, shift, covariates)
 
     def diagnostics(self) -> dict[str, float]:
         """Whether this is the dense phase, and the share of masks that are more likely on."""
