@@ -39,6 +39,25 @@ def trained_model(adata: AnnData) -> scvi_sams.SAMSVAE:
     return model
 
 
+def dosed_model() -> scvi_sams.SAMSVAE:
+    """Train on doses of 0.5, 1 and 2."""
+    adata = scvi_sams.datasets.simulate_screen(n_genes=50, dosages=[0.5, 1.0, 2.0])
+    scvi_sams.SAMSVAE.setup_anndata(adata, dosage_key="dosage")
+    model = scvi_sams.SAMSVAE(adata, n_latent=5, n_hidden=16)
+    model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+def small_benchmark() -> scvi_sams.evaluation.BenchmarkResult:
+    """Compare two baselines on held-out pairs."""
+    adata = small_screen()
+    split = scvi_sams.evaluation.combination_hold_out(adata.obs["perturbation"])
+    methods = ["additive", "matching mean"]
+    return scvi_sams.evaluation.benchmark(
+        adata, methods=methods, split=split, seeds=[0], progress_bar=False
+    )
+
+
 @pytest.fixture(scope="session")
 def trained() -> scvi_sams.SAMSVAE:
     """Train once for all examples that a process runs."""
@@ -46,9 +65,22 @@ def trained() -> scvi_sams.SAMSVAE:
     return trained_model(small_screen())
 
 
+@pytest.fixture
+def names_of_few(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What takes some seconds more, for the examples that name it."""
+    source = "".join(example.source for example in request.node.dtest.examples)
+    names: dict[str, Any] = {}
+    if "dosed_model" in source:
+        names["dosed_model"] = dosed_model()
+    if "benchmark.s" in source:
+        names["benchmark"] = small_benchmark()
+    return names
+
+
 @pytest.fixture(autouse=True)
 def names_in_examples(
     trained: scvi_sams.SAMSVAE,
+    names_of_few: dict[str, Any],
     doctest_namespace: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -56,7 +88,13 @@ def names_in_examples(
 ) -> Iterator[None]:
     """Names, a folder to write to, and no log messages among the output."""
     doctest_namespace.update(
-        model=trained, adata=trained.adata, scvi_sams=scvi_sams, np=np, pd=pd, plt=plt
+        model=trained,
+        adata=trained.adata,
+        scvi_sams=scvi_sams,
+        AnnData=AnnData,
+        np=np,
+        pd=pd,
+        **names_of_few,
     )
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.WARNING, logger="scvi")
