@@ -21,7 +21,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _LINE_STYLES = ("-", "--", "-.", ":")
 _FDR = 0.05
 _SURE = 2
-"""Posterior standard deviations, as in :func:`scvi_sams.interpretation.perturbation_hits`."""
+"""Posterior standard deviations, as in :func:`scvi_sams.tl.perturbation_hits`."""
 _NAME_SPACING = 1.35
 """Lines of text between names at the end of curves."""
 

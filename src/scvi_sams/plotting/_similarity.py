@@ -25,7 +25,7 @@ def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None 
     Parameters
     ----------
     similarity
-        Of :func:`scvi_sams.interpretation.perturbation_similarity`.
+        Of :func:`scvi_sams.tl.perturbation_similarity`.
     order
         Put similar perturbations next to each other (average linkage of 1 - similarity); ``False``
         keeps the order of the table.
@@ -74,7 +74,7 @@ def interaction_matrix(
     ----------
     interactions
         One row per pair: ``obs`` of ``predict_interactions``, or the table of
-        ``rank_unseen_pairs`` or :func:`scvi_sams.interpretation.genetic_interactions`. Larger
+        ``rank_unseen_pairs`` or :func:`scvi_sams.tl.genetic_interactions`. Larger
         combinations are left out.
     score
         Column to show; symmetric, unless ``lower`` is given.
