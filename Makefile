@@ -5,6 +5,7 @@
 #   make demo DEMO_ARGS=--quick   pass further arguments to demo/run.py
 #   make test PYTEST_ARGS="-k ate"
 #   make lint                     ruff and mypy; `make format` repairs what ruff can
+#   make docs                     the documentation, in docs/_build/html
 #   make setup                    only the environment, with all that development needs
 #   make build                    source distribution and wheel, in dist/
 #   make test PYTHON=python3.12 VENV=.venv312   another Python, in an environment of its own
@@ -21,6 +22,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 VENV_PYTHON := $(VENV)/bin/python
 TEST_STAMP := $(VENV)/.installed-test
 DEV_STAMP := $(VENV)/.installed-dev
+DOC_STAMP := $(VENV)/.installed-doc
 
 # On Linux, the torch that pip finds by itself brings gigabytes of CUDA libraries, of no use
 # without a GPU. There we install a pinned release first, so that a locally provided CPU wheel of it
@@ -46,7 +48,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format build clean distclean
+.PHONY: help setup demo test docs lint format build clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -60,6 +62,11 @@ demo: $(TEST_STAMP)
 # eight times slower than one.
 test: $(TEST_STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+# From nothing each time: pages of functions that are gone would stay, and warnings are shown once only.
+docs: $(DOC_STAMP)
+	rm -rf docs/_build docs/api/generated
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(DEV_STAMP)
 	$(VENV_PYTHON) -m ruff check .
@@ -93,7 +100,12 @@ $(DEV_STAMP): $(TEST_STAMP)
 	$(VENV_PYTHON) -m pip install --group dev
 	@touch $@
 
+$(DOC_STAMP): $(TEST_STAMP)
+	$(VENV_PYTHON) -m pip install --group doc
+	@touch $@
+
 clean:
+	rm -rf docs/_build docs/api/generated
 	rm -rf build dist demo_output .coverage htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find src tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

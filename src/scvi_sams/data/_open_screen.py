@@ -44,14 +44,16 @@ def open_screen(path: str | os.PathLike[str]) -> AnnData:
     Training streams, because the expression is on disk, and so do all results:
 
     >>> import scvi_sams
+    >>> scvi_sams.datasets.simulate_screen(n_genes=50).write_h5ad("screen.h5ad")
     >>> adata = scvi_sams.data.open_screen("screen.h5ad")
-    >>> scvi_sams.SAMSVAE.setup_anndata(adata, "perturbation", control="control", layer="counts")
-    >>> model = scvi_sams.SAMSVAE(adata)
-    >>> model.train()
+    >>> scvi_sams.SAMSVAE.setup_anndata(adata, "perturbation", control="control")
+    >>> model = scvi_sams.SAMSVAE(adata, n_latent=5, n_hidden=16)
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
     >>> model.save("my_model")
     >>> adata = scvi_sams.data.open_screen("screen.h5ad")
     >>> model = scvi_sams.SAMSVAE.load("my_model", adata=adata)
-    >>> model.get_latent_representation()
+    >>> model.get_latent_representation().shape
+    (5000, 5)
     """
     path = Path(path)
     if not path.exists():

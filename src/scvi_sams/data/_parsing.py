@@ -78,6 +78,14 @@ def canonical_label(
     ------
     InvalidPerturbationLabelError
         If the label has an empty or a repeated name.
+
+    Examples
+    --------
+    >>> from scvi_sams.data import canonical_label
+    >>> canonical_label("B+A"), canonical_label("A + control"), canonical_label("control")
+    ('A+B', 'A', 'control')
+    >>> canonical_label("KLF1_NT", delimiter="_", control="NT")
+    'KLF1'
     """
     control = control_names(control)
     names = split_label(str(label), delimiter=delimiter, control=control)

@@ -56,11 +56,12 @@ class StreamingDataModule(LightningDataModule):
     Examples
     --------
     >>> import scvi_sams
+    >>> scvi_sams.datasets.simulate_screen(n_genes=50).write_zarr("screen.zarr")
     >>> adata = scvi_sams.data.open_screen("screen.zarr")
     >>> scvi_sams.SAMSVAE.setup_anndata(adata)
-    >>> model = scvi_sams.SAMSVAE(adata)
+    >>> model = scvi_sams.SAMSVAE(adata, n_latent=5, n_hidden=16)
     >>> stream = scvi_sams.data.StreamingDataModule(model.adata_manager, blocks_per_buffer=128)
-    >>> model.train(datamodule=stream)
+    >>> model.train(max_epochs=1, datamodule=stream, enable_progress_bar=False)
     """
 
     def __init__(

@@ -57,6 +57,13 @@ def norman19_subset() -> AnnData:
     ----------
     Norman, Horlbeck, Replogle et al. Exploring genetic interaction manifolds constructed from rich
     single-cell phenotypes. Science 365, 786-793 (2019). doi:10.1126/science.aax4438
+
+    Examples
+    --------
+    Downloads a file, once:
+
+    >>> adata = scvi_sams.datasets.norman19_subset()  # doctest: +SKIP
+    >>> scvi_sams.SAMSVAE.setup_anndata(adata, size_factor_key="total_counts")  # doctest: +SKIP
     """
     published = anndata.read_h5ad(fetch(_FILE))
     published = published[(published.obs["dataset"] == "norman19").to_numpy()]

@@ -57,6 +57,13 @@ def papalexi21() -> AnnData:
     Papalexi, Mimitou, Butler et al. Characterizing the molecular regulation of inhibitory immune
     checkpoints with multimodal single-cell screens. Nature Genetics 53, 322-331 (2021).
     doi:10.1038/s41588-021-00778-2
+
+    Examples
+    --------
+    Downloads two files, once:
+
+    >>> adata = scvi_sams.datasets.papalexi21()  # doctest: +SKIP
+    >>> scvi_sams.SAMSVAE.setup_anndata(adata, size_factor_key="total_counts")  # doctest: +SKIP
     """
     published = _read_r_data(_COUNTS_FILE)
     covariates: pd.DataFrame = _read_r_data(_COVARIATES_FILE)

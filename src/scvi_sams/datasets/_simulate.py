@@ -119,6 +119,14 @@ def simulate_screen(
     ----------
     Bereket and Karaletsos. Modelling cellular perturbations with the sparse additive mechanism
     shift variational autoencoder. NeurIPS 2023, arXiv:2311.02794, section 3.
+
+    Examples
+    --------
+    >>> adata = scvi_sams.datasets.simulate_screen(n_genes=200, n_perturbations=10)
+    >>> adata.shape
+    (3000, 200)
+    >>> adata.uns["simulation"]["true_masks"].shape  # perturbations x latents
+    (10, 15)
     """
     # First line on purpose: these are the arguments and nothing else.
     settings = {name: value for name, value in locals().items() if value is not None}
@@ -166,6 +174,12 @@ def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
     1,000 controls, 100 single perturbations with 130 cells each and 50 pairs with 120 each, 30
     latents; ``overrides`` and all else are arguments of :func:`simulate_screen`, which says what
     is returned.
+
+    Examples
+    --------
+    >>> adata = scvi_sams.datasets.simulate_benchmark_screen(n_genes=50)
+    >>> adata.shape
+    (20000, 50)
     """
     return simulate_screen(seed=seed, **{**_BENCHMARK, **overrides})
 

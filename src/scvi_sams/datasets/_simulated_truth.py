@@ -35,6 +35,12 @@ def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
     ------
     MissingKeyError
         If ``adata`` is not a simulated screen, or has genes that were not simulated.
+
+    Examples
+    --------
+    >>> shares = scvi_sams.datasets.simulated_rates(adata, adata.obsm["true_latent"][:5])
+    >>> shares.shape, np.allclose(shares.sum(axis=1), 1)
+    ((5, 100), True)
     """
     return proportions(_decoder(adata), latent)
 
@@ -59,6 +65,12 @@ def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
     ------
     MissingKeyError
         If ``adata`` is not a simulated screen, or has genes that were not simulated.
+
+    Examples
+    --------
+    >>> log_likelihood = scvi_sams.datasets.simulated_log_likelihood(adata)
+    >>> log_likelihood.shape
+    (860,)
     """
     decoder = _decoder(adata)
     theta = adata.var["true_inverse_dispersion"].to_numpy()
@@ -113,6 +125,16 @@ def simulated_ate(
         If a label names a perturbation that was not simulated.
     MissingKeyError
         If ``adata`` is not a simulated screen, or has genes that were not simulated.
+
+    Examples
+    --------
+    >>> truth = scvi_sams.datasets.simulated_ate(adata, ["P001", "P001+P002"], n_samples=500)
+    >>> truth.shape
+    (2, 100)
+    >>> predicted = model.predict_ate(["P001", "P001+P002"], n_samples=500)
+    >>> scores = scvi_sams.evaluation.compare_ate(predicted, truth)
+    >>> bool(scores.loc["all", "pearson"] > 0.5)
+    True
     """
     decoder = _decoder(adata)
     shifts = np.stack([_true_shift(adata, label) for label in perturbations])

@@ -84,6 +84,12 @@ def basal_leakage(
     leaking. Basal states are drawn, because that is what is decoded. Their posterior means would
     exaggerate: in a dimension that the decoder hardly uses, traces of the shift in the mean are
     small next to the noise of a draw, but not next to the spread of the other means.
+
+    Examples
+    --------
+    >>> leakage = scvi_sams.evaluation.basal_leakage(model)
+    >>> leakage.columns.tolist(), leakage.index[-1]
+    (['auc_basal', 'auc_total', 'n_cells'], 'all')
     """
     # The AnnData that scvi-tools makes of a view is what is registered.
     adata = model._validate_anndata(adata)

@@ -96,6 +96,14 @@ def observed_ate(
     Notes
     -----
     Section 4 of Bereket & Karaletsos, NeurIPS 2023.
+
+    Examples
+    --------
+    >>> observed = scvi_sams.evaluation.observed_ate(adata, perturbations=["P001", "P007+P001"])
+    >>> observed.obs["n_cells"].tolist()
+    [60, 30]
+    >>> observed.uns["ate"]["method"]
+    'lognorm'
     """
     cells, labels = labelled_cells(
         adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter

@@ -137,6 +137,17 @@ def align_latents(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFram
         If a perturbation is in one table only.
     SAMSError
         If an effect is not finite.
+
+    Examples
+    --------
+    The second run has the same two latents, swapped, and one of them mirrored:
+
+    >>> reference = pd.DataFrame({"a": [1.0, 0.0, 2.0], "b": [0.0, 3.0, 0.0]})
+    >>> effects = pd.DataFrame({"x": [0.0, 2.0, 0.0], "y": [-1.0, 0.0, -2.0]})
+    >>> scvi_sams.evaluation.align_latents(effects, reference)
+      latent  sign  cosine
+    a      y    -1     1.0
+    b      x     1     1.0
     """
     sides = "the effects and the reference"
     refuse_different_rows(effects.index, reference.index, sides, "perturbations")
@@ -185,6 +196,14 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
     -----
     UserWarning
         If the mean Jaccard index over the pairs is below 0.5, or no run has an active entry.
+
+    Examples
+    --------
+    Models of one screen with other seeds; here a model and itself:
+
+    >>> stability = scvi_sams.evaluation.mask_stability([model, model])
+    >>> stability.pairs[["first", "second", "jaccard"]].values.tolist()
+    [[0.0, 1.0, 1.0]]
     """
     runs = _read_runs(models, fdr)
     pairs, jaccards, cosines = [], [], []
@@ -236,6 +255,12 @@ def consensus_masks(
         As for :func:`mask_stability`, and if there is no model at ``reference``.
     UnknownPerturbationError
         If the models know different perturbations.
+
+    Examples
+    --------
+    >>> consensus = scvi_sams.evaluation.consensus_masks([model, model])
+    >>> consensus.masks.shape, consensus.support.shape
+    ((8, 6), (8, 6))
     """
     runs = _read_runs(models, fdr)
     if not 0 <= reference < len(runs):

@@ -69,6 +69,16 @@ def perturbation_hits(
     ------
     SAMSError
         If ``fdr`` or ``interval`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> hits = scvi_sams.tl.perturbation_hits(model, n_samples=200, n_posterior_samples=50)
+    >>> len(hits)
+    8
+    >>> hits["effect_norm"].is_monotonic_decreasing
+    True
+    >>> hits.columns.tolist()[:4]
+    ['n_cells', 'few_cells', 'expected_active_latents', 'active_latents']
     """
     n_cells = model.module.cells_per_perturbation.cpu().numpy().astype(int)
     columns: dict[str, Any] = {"n_cells": n_cells, "few_cells": n_cells < min_cells}

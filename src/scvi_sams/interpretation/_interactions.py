@@ -74,6 +74,14 @@ def observed_interactions(
         other genes; if nothing is left to look at.
     MissingKeyError, MissingControlError, InvalidCountsError
         As for :func:`scvi_sams.evaluation.observed_ate`.
+
+    Examples
+    --------
+    >>> observed = scvi_sams.tl.observed_interactions(adata, ["P001+P007"])
+    >>> observed.shape
+    (1, 100)
+    >>> observed.obs[["n_cells", "n_cells_single"]].values.tolist()
+    [[30, 60]]
     """
     cells, labels = labelled_cells(
         adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
@@ -179,6 +187,14 @@ def genetic_interactions(
         If the model was trained on something else than labels without doses and counts.
     UnknownPerturbationError
         If a combination or one of its perturbations has no cells.
+
+    Examples
+    --------
+    >>> table = scvi_sams.tl.genetic_interactions(model, n_samples=200)
+    >>> table.index.tolist() == table.sort_values("p_value").index.tolist()
+    True
+    >>> "predicted_score" in table and "observed_score" in table
+    True
     """
     arguments = model._setup_arguments
     for key in ("dosage_key", "dosage_obsm_key"):

@@ -38,6 +38,17 @@ def top_genes(
     ------
     SAMSError
         If ``direction`` is unknown, or ``programs`` holds NaN.
+
+    Examples
+    --------
+    >>> programs = pd.DataFrame(
+    ...     {"latent_0": [0.1, -2.0, 1.0], "latent_1": [0.0, 0.0, 0.3]}, index=["A", "B", "C"]
+    ... )
+    >>> scvi_sams.tl.top_genes(programs, n_genes=2)
+         latent  rank gene  change
+    0  latent_0     1    B    -2.0
+    1  latent_0     2    C     1.0
+    2  latent_1     1    C     0.3
     """
     if direction not in get_args(Direction):
         raise SAMSError(f"`direction` must be one of {get_args(Direction)}, not {direction!r}.")
@@ -92,6 +103,15 @@ def latent_perturbations(
         If ``effects`` lacks a perturbation or latent dimension of ``masks``.
     SAMSError
         If ``fdr`` is not between 0 and 1, or ``masks`` holds no probabilities.
+
+    Examples
+    --------
+    >>> masks = pd.DataFrame({"latent_0": [0.99, 0.98, 0.02]}, index=["IFNGR1", "JAK2", "CD86"])
+    >>> table = scvi_sams.tl.latent_perturbations(masks)
+    >>> table[["latent", "perturbation", "n_perturbations"]]
+         latent perturbation  n_perturbations
+    0  latent_0       IFNGR1                2
+    1  latent_0         JAK2                2
     """
     active = active_at_fdr(masks, fdr).to_numpy()
     columns, rows = np.nonzero(active.T)
@@ -149,8 +169,14 @@ def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
 
     Examples
     --------
-    >>> ranking = gene_ranking(programs, "latent_0")  # doctest: +SKIP
-    >>> gseapy.prerank(rnk=ranking, gene_sets={"interferon": ["STAT1", "IRF1"]})  # doctest: +SKIP
+    >>> programs = pd.DataFrame({"latent_0": [0.1, -2.0, 1.0]}, index=["A", "B", "C"])
+    >>> ranking = scvi_sams.tl.gene_ranking(programs, "latent_0")
+    >>> ranking.to_dict()
+    {'C': 1.0, 'A': 0.1, 'B': -2.0}
+
+    Hand it to an enrichment tool:
+
+    >>> gseapy.prerank(rnk=ranking, gene_sets={"interferon": ["A", "B"]})  # doctest: +SKIP
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
     """
     if latent not in programs:

@@ -49,6 +49,15 @@ def perturbation_similarity(
     ------
     SAMSError
         If ``metric`` is unknown, the table holds NaN, or, for ``"jaccard"``, values outside 0 to 1.
+
+    Examples
+    --------
+    >>> effects = pd.DataFrame([[1.0, 0.0], [2.0, 0.0], [0.0, -1.0]], index=["A", "B", "C"])
+    >>> scvi_sams.tl.perturbation_similarity(effects, order=False)
+         A    B    C
+    A  1.0  1.0  0.0
+    B  1.0  1.0  0.0
+    C  0.0  0.0  1.0
     """
     if isinstance(table, AnnData):
         names, values = table.obs_names, np.asarray(table.X, dtype=np.float64)
@@ -68,7 +77,15 @@ def perturbation_similarity(
 
 
 def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
-    """Order rows by average linkage of 1 - similarity, for a symmetric matrix."""
+    """Order rows by average linkage of 1 - similarity, for a symmetric matrix.
+
+    Examples
+    --------
+    >>> similarity = np.array([[1.0, 0.0, 0.9], [0.0, 1.0, 0.0], [0.9, 0.0, 1.0]])
+    >>> order = scvi_sams.tl.hierarchical_order(similarity).tolist()
+    >>> abs(order.index(0) - order.index(2))  # the similar ones are neighbours
+    1
+    """
     if len(similarity) < 3:
         return np.arange(len(similarity))
     distance = np.clip(1 - (similarity + similarity.T) / 2, 0, None)

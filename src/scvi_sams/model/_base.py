@@ -165,6 +165,17 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
             If the split leaves no training cells.
         UnreadableDataError
             If the expression is on disk and damaged there.
+
+        Examples
+        --------
+        >>> scvi_sams.SAMSVAE.setup_anndata(adata)
+        >>> longer = scvi_sams.SAMSVAE(adata, n_latent=6, n_hidden=16)
+        >>> longer.train(max_epochs=4, plan_kwargs={"lr": 1e-3}, enable_progress_bar=False)
+
+        The first half of the epochs had all masks on:
+
+        >>> longer.history["dense_phase"].squeeze().tolist()
+        [1.0, 1.0, 0.0, 0.0]
         """
         if datamodule is None:
             datasplitter_kwargs = dict(datasplitter_kwargs or {})

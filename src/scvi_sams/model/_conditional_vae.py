@@ -39,10 +39,12 @@ class ConditionalVAE(
     Examples
     --------
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulate_screen()
+    >>> adata = scvi_sams.datasets.simulate_screen(n_genes=100)
     >>> scvi_sams.ConditionalVAE.setup_anndata(adata)
     >>> model = scvi_sams.ConditionalVAE(adata, n_latent=15)
-    >>> model.train()  # doctest: +SKIP
+    >>> model.train(max_epochs=2, enable_progress_bar=False)  # more, without max_epochs
+    >>> model.predict_ate(["P001+P002"], n_samples=100).shape
+    (1, 100)
     """
 
     _module_cls = ConditionalVAEModule

@@ -94,6 +94,30 @@ class CounterfactualMixin(BasePerturbationModel):
             model takes combinations for perturbations of their own.
         SAMSError
             If the method needs counts and the likelihood has none.
+
+        Examples
+        --------
+        A combination that no cell carries, in any order of its names:
+
+        >>> ate = model.predict_ate(["P001", "P002+P001"], n_samples=200)
+        >>> ate.to_df().shape
+        (2, 100)
+        >>> bool((ate.layers["interval_low"] <= ate.layers["interval_high"]).all())
+        True
+        >>> ate.uns["ate"]["method"]
+        'lognorm'
+
+        The control has no effect:
+
+        >>> float(abs(model.predict_ate(["control"], method="mean").X).max())
+        0.0
+
+        Unknown names are refused:
+
+        >>> model.predict_ate(["P009"])
+        Traceback (most recent call last):
+        ...
+        scvi_sams.exceptions.UnknownPerturbationError: Unknown perturbation: 'P009'. ...
         """
         refuse_other_choices("basal", basal, ("prior", "control"))
         if not 0 < interval < 1:
@@ -196,6 +220,23 @@ class CounterfactualMixin(BasePerturbationModel):
         ------
         UnknownPerturbationError
             As for :meth:`predict_ate`.
+
+        Examples
+        --------
+        Every control cell, as it would look with each of two labels:
+
+        >>> cells = model.predict(["P001", "P001+P002"])
+        >>> cells.shape
+        (400, 100)
+        >>> cells.obs["perturbation"].value_counts().to_dict()
+        {'P001': 200, 'P001+P002': 200}
+
+        Ten other cells, without the perturbation that they have:
+
+        >>> model.predict(
+        ...     ["control"], indices=np.flatnonzero(adata.obs["perturbation"] == "P001")[:10]
+        ... ).shape
+        (10, 100)
         """
         refuse_other_choices("output", output, ("lognorm", "rate", "counts"))
         self._check_if_trained(warn=True)

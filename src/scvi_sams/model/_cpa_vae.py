@@ -56,10 +56,12 @@ class CPAVAE(
     Examples
     --------
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulate_screen()
+    >>> adata = scvi_sams.datasets.simulate_screen(n_genes=100)
     >>> scvi_sams.CPAVAE.setup_anndata(adata)
     >>> model = scvi_sams.CPAVAE(adata, n_latent=15)
-    >>> model.train()  # doctest: +SKIP
+    >>> model.train(max_epochs=2, enable_progress_bar=False)  # more, without max_epochs
+    >>> model.get_perturbation_effects().mean.shape
+    (30, 15)
     """
 
     _module_cls = CPAVAEModule

@@ -127,6 +127,16 @@ class DifferentialExpressionMixin(CounterfactualMixin, ExpressionMixin):
         SAMSError
             If the likelihood is normal (fold changes need rates), or arguments contradict one
             another.
+
+        Examples
+        --------
+        P001 against no perturbation, on the same control cells:
+
+        >>> genes = model.differential_expression(group1="P001", n_samples=200)
+        >>> genes.shape[0], genes["comparison"].iloc[0]
+        (100, 'P001 vs control')
+        >>> genes["proba_de"].is_monotonic_decreasing
+        True
         """
         refuse_other_choices("mode", mode, ("vanilla", "change"))
         if not self.module.likelihood.is_count_likelihood:

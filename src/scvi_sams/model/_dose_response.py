@@ -71,6 +71,18 @@ class DoseResponseMixin(CounterfactualMixin):
             If no doses were registered, or ``doses`` has negative or non-finite values.
         UnknownPerturbationError
             If a name is not one of the model's perturbations.
+
+        Examples
+        --------
+        >>> doses = scvi_sams.datasets.simulate_screen(n_genes=50, dosages=[0.5, 1.0, 2.0])
+        >>> scvi_sams.SAMSVAE.setup_anndata(doses, dosage_key="dosage")
+        >>> dosed = scvi_sams.SAMSVAE(doses, n_latent=5, n_hidden=16)
+        >>> dosed.train(max_epochs=1, enable_progress_bar=False)
+        >>> curves = dosed.predict_dose_response(["P001"], n_doses=5, n_samples=200)
+        >>> curves.obs["dose"].tolist()
+        [0.0, 0.5, 1.0, 1.5, 2.0]
+        >>> float(abs(curves.X[0]).max())  # dose 0
+        0.0
         """
         self._refuse_without_doses()
         names = list(self.perturbations if perturbations is None else perturbations)

@@ -61,6 +61,14 @@ class ExpressionMixin(BasePerturbationModel):
         Returns
         -------
         Cells x genes, or draws x cells x genes.
+
+        Examples
+        --------
+        >>> shares = model.get_normalized_expression(indices=[0, 1, 2])
+        >>> shares.shape
+        (3, 100)
+        >>> np.allclose(shares.sum(axis=1), 1)
+        True
         """
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
@@ -116,6 +124,11 @@ class ExpressionMixin(BasePerturbationModel):
         -------
         ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)`` for several draws; counts at
         each cell's own size, or values of a normal likelihood.
+
+        Examples
+        --------
+        >>> model.posterior_predictive_sample(indices=[0, 1, 2], n_samples=5).shape
+        (3, 100, 5)
         """
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)

@@ -97,6 +97,20 @@ class InteractionsMixin(CounterfactualMixin):
             If a label names a perturbation that was not trained on.
         SAMSError
             If a label is no combination, or there are no combinations.
+
+        Examples
+        --------
+        >>> interactions = model.predict_interactions(["P001+P007"], n_samples=200)
+        >>> interactions.shape
+        (1, 100)
+        >>> np.allclose(
+        ...     interactions.X,
+        ...     interactions.layers["effect"] - interactions.layers["additive"],
+        ...     atol=1e-4,
+        ... )
+        True
+        >>> interactions.obs.columns.tolist()
+        ['score', 'score_low', 'score_high', 'additive_score', 'effect_norm', 'interaction_norm']
         """
         labels = self._measured_combinations() if combinations is None else list(combinations)
         parts = [self._parts_of(label) for label in labels]
@@ -239,6 +253,16 @@ class UnseenPairsMixin(InteractionsMixin):
             If a name is not one of the model's perturbations.
         SAMSError
             If there are not two perturbations, or all pairs were measured.
+
+        Examples
+        --------
+        Six of the 28 pairs of 8 perturbations were measured:
+
+        >>> ranking = model.rank_unseen_pairs(n_samples=40)
+        >>> len(ranking)
+        22
+        >>> ranking["effect_norm"].is_monotonic_decreasing
+        True
         """
         refuse_other_choices("by", by, ("effect", "interaction"))
         rows = self._rows_of(perturbations)

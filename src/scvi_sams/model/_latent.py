@@ -65,6 +65,20 @@ class LatentMixin(BasePerturbationModel):
         ------
         SAMSError
             If the perturbed state is asked of a model that has none (``ConditionalVAE``).
+
+        Examples
+        --------
+        >>> model.get_latent_representation().shape
+        (860, 6)
+        >>> adata.obsm["X_sams"].shape
+        (860, 6)
+
+        Control cells have no effects, so that both states are the same:
+
+        >>> perturbed = model.get_latent_representation(representation="perturbed")
+        >>> controls = adata.obs["perturbation"] == "control"
+        >>> np.allclose(perturbed[controls], adata.obsm["X_sams"][controls])
+        True
         """
         refuse_other_choices("representation", representation, ("basal", "perturbed"))
         if representation == "perturbed" and not isinstance(self.module, LatentShiftModule):

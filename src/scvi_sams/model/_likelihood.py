@@ -50,6 +50,13 @@ class LikelihoodMixin(BasePerturbationModel):
             Return the mean over cells; otherwise a value per cell, shape ``(n_cells,)``.
         key_added
             Column of ``adata.obs`` that values per cell are written to; ``None`` writes nothing.
+
+        Examples
+        --------
+        >>> held_out = model.validation_indices
+        >>> elbo = model.get_elbo(indices=held_out)
+        >>> model.get_elbo(indices=held_out, return_mean=False).shape == held_out.shape
+        True
         """
         scores, adata, positions = self._negative_log_terms(adata, indices, batch_size, n_samples)
         return _report(-scores.sum(axis=0), adata, positions, return_mean, key_added)
@@ -68,6 +75,12 @@ class LikelihoodMixin(BasePerturbationModel):
         """Return the expected negative log-likelihood of cells under their own posterior.
 
         Lower is better. Parameters as in :meth:`get_elbo`.
+
+        Examples
+        --------
+        >>> held_out = model.validation_indices
+        >>> model.get_reconstruction_error(indices=held_out) < -model.get_elbo(indices=held_out)
+        True
         """
         scores, adata, positions = self._negative_log_terms(adata, indices, batch_size, n_samples)
         return _report(scores[0], adata, positions, return_mean, key_added)
@@ -99,6 +112,15 @@ class LikelihoodMixin(BasePerturbationModel):
             (``model.validation_indices``, ``model.test_indices``).
         n_samples
             Importance samples (paper: 100).
+
+        Examples
+        --------
+        More samples make the bound tighter:
+
+        >>> held_out = model.validation_indices
+        >>> loose, tight = (model.get_iwelbo(indices=held_out, n_samples=n) for n in (1, 50))
+        >>> loose < tight
+        True
         """
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)

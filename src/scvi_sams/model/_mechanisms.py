@@ -38,6 +38,14 @@ class EffectsMixin(BasePerturbationModel):
         effect ``m_tl * e_tl``), each perturbations x latent dimensions, in units of the standard
         deviation of basal states. For effects that depend on the mask these are averages over 500
         draws, the same in each call.
+
+        Examples
+        --------
+        >>> effects = model.get_perturbation_effects()
+        >>> effects.mean.shape, effects.sd.shape
+        ((8, 6), (8, 6))
+        >>> sorted(adata.uns["sams_effects"])
+        ['mean', 'sd']
         """
         self._check_if_trained(warn=True)
         rows = torch.arange(len(self.perturbations), device=self.module.device)
@@ -77,6 +85,16 @@ class MasksMixin(EffectsMixin):
         effects, which is a convention: match those of several runs with
         :func:`scvi_sams.evaluation.mask_stability`, and call entries active with
         :func:`scvi_sams.evaluation.active_at_fdr`.
+
+        Examples
+        --------
+        >>> masks = model.get_perturbation_masks()
+        >>> masks.index.tolist()[:3], masks.columns.tolist()[:3]
+        (['P001', 'P002', 'P003'], ['latent_0', 'latent_1', 'latent_2'])
+        >>> bool(masks.min().min() >= 0) and bool(masks.max().max() <= 1)
+        True
+        >>> "sams_masks" in adata.uns
+        True
         """
         self._check_if_trained(warn=True)
         probability = self.module.masks.inclusion_probability.cpu().numpy()

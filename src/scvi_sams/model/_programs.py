@@ -73,6 +73,14 @@ class ProgramsMixin(BasePerturbationModel):
         ------
         SAMSError
             If there are no cells to average over.
+
+        Examples
+        --------
+        >>> programs = model.get_latent_programs()
+        >>> programs.shape, programs.index[0], programs.columns[0]
+        ((100, 6), 'gene_0001', 'latent_0')
+        >>> adata.varm["sams_programs"].equals(programs)
+        True
         """
         refuse_other_choices("method", method, ("lograte", "mean"))
         self._check_if_trained(warn=True)

@@ -113,6 +113,21 @@ class RegistrationMixin(BaseModelClass):
             If ``adata`` is a view.
 
         After an error ``adata`` is as it was before.
+
+        Examples
+        --------
+        >>> adata = scvi_sams.datasets.simulate_screen(n_genes=50)
+        >>> adata.layers["counts"] = adata.X
+        >>> scvi_sams.SAMSVAE.setup_anndata(
+        ...     adata, perturbation_key="perturbation", control="control", layer="counts"
+        ... )
+
+        A wrong label of the controls is found at once:
+
+        >>> scvi_sams.SAMSVAE.setup_anndata(adata, control="NT")
+        Traceback (most recent call last):
+        ...
+        scvi_sams.exceptions.MissingControlError: No control cell was found: no label equals 'NT'...
         """
         categorical_covariate_keys = _as_list(categorical_covariate_keys)
         continuous_covariate_keys = _as_list(continuous_covariate_keys)

@@ -89,10 +89,16 @@ class SAMSVAE(
     Examples
     --------
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulate_screen()
-    >>> scvi_sams.SAMSVAE.setup_anndata(adata)
+    >>> adata = scvi_sams.datasets.simulate_screen(n_genes=100)
+    >>> scvi_sams.SAMSVAE.setup_anndata(adata, perturbation_key="perturbation", control="control")
     >>> model = scvi_sams.SAMSVAE(adata, n_latent=15)
-    >>> model.train()  # doctest: +SKIP
+    >>> model.train(max_epochs=2, enable_progress_bar=False)  # more, without max_epochs
+    >>> masks = model.get_perturbation_masks()
+    >>> masks.shape
+    (30, 15)
+    >>> ate = model.predict_ate(["P001", "P001+P002"], n_samples=100)
+    >>> list(ate.obs_names)
+    ['P001', 'P001+P002']
     """
 
     _module_cls = SAMSVAEModule

@@ -62,10 +62,15 @@ class SVAEPlus(
     Examples
     --------
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulate_screen()
+    >>> adata = scvi_sams.datasets.simulate_screen(n_genes=100)
     >>> scvi_sams.SVAEPlus.setup_anndata(adata)
     >>> model = scvi_sams.SVAEPlus(adata, n_latent=15)
-    >>> model.train()  # doctest: +SKIP
+    >>> model.train(max_epochs=2, enable_progress_bar=False)  # more, without max_epochs
+
+    30 single perturbations, and 15 combinations that are perturbations of their own:
+
+    >>> model.get_perturbation_masks().shape
+    (45, 15)
     """
 
     _module_cls = SVAEPlusModule

@@ -46,6 +46,13 @@ def ate_scatter(
     ------
     SAMSError, MissingKeyError
         If the tables cannot be compared.
+
+    Examples
+    --------
+    >>> observed = scvi_sams.evaluation.observed_ate(adata)
+    >>> predicted = model.predict_ate(list(observed.obs_names), n_samples=200)
+    >>> ax = scvi_sams.pl.ate_scatter(predicted, observed)
+    >>> ax.figure.savefig("ate.png")
     """
     predicted_effects, observed_effects, missing = align_ate(
         predicted, observed, delimiter=delimiter

@@ -45,6 +45,10 @@ def benchmark_metric(
     ------
     SAMSError
         If the summary has no such metric.
+
+    Examples
+    --------
+    >>> ax = scvi_sams.pl.benchmark_metric(benchmark.summary(), "rmse_average")
     """
     rows = _rows_of(summary, metric, mode).iloc[::-1]
     if ax is None:
@@ -111,6 +115,10 @@ def benchmark_specificity(
     ------
     SAMSError
         If the summary has no such metrics.
+
+    Examples
+    --------
+    >>> ax = scvi_sams.pl.benchmark_specificity(benchmark.summary())
     """
     x_rows = _rows_of(summary, fit, mode).set_index("method")
     y_rows = _rows_of(summary, specificity, mode).set_index("method").reindex(x_rows.index)
@@ -192,6 +200,10 @@ def benchmark_perturbations(
     ------
     SAMSError
         If the scores have no such metric or method.
+
+    Examples
+    --------
+    >>> ax = scvi_sams.pl.benchmark_perturbations(benchmark.scores, "additive")
     """
     chosen = scores[(scores["metric"] == metric) & (scores["perturbation"] != "all")]
     if mode is not None:

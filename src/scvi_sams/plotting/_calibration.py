@@ -33,6 +33,15 @@ def mask_calibration(
     -------
     The axes. A point is a bin, its area grows with the logarithm of the number of entries in it;
     the legend gives expected calibration errors.
+
+    Examples
+    --------
+    >>> truth = adata.uns["simulation"]
+    >>> calibration = scvi_sams.evaluation.mask_calibration(
+    ...     model.get_perturbation_masks(),
+    ...     pd.DataFrame(truth["true_masks"], index=truth["perturbations"]),
+    ... )
+    >>> ax = scvi_sams.pl.mask_calibration({"small screen": calibration})
     """
     several = {"": calibration} if isinstance(calibration, Calibration) else calibration
     if ax is None:

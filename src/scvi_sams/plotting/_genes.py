@@ -21,7 +21,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _LINE_STYLES = ("-", "--", "-.", ":")
 _FDR = 0.05
 _SURE = 2
-"""Posterior standard deviations, as in :func:`scvi_sams.interpretation.perturbation_hits`."""
+"""Posterior standard deviations, as in :func:`scvi_sams.tl.perturbation_hits`."""
 _NAME_SPACING = 1.35
 """Lines of text between names at the end of curves."""
 
@@ -52,6 +52,10 @@ def program_genes(
         If there is no such latent dimension.
     SAMSError
         If no gene changes with it, as where it is switched off.
+
+    Examples
+    --------
+    >>> ax = scvi_sams.pl.program_genes(model.get_latent_programs(), "latent_0")
     """
     if latent not in programs:
         raise MissingKeyError(f"There is no latent dimension {latent!r} in the programs.")
@@ -109,6 +113,11 @@ def effect_volcano(
     ------
     MissingKeyError
         If the table has no such row, or no standard errors.
+
+    Examples
+    --------
+    >>> ate = model.predict_ate(["P001"], method="lograte", n_samples=200)
+    >>> ax = scvi_sams.pl.effect_volcano(ate, "P001")
     """
     if perturbation not in ate.obs_names:
         raise MissingKeyError(f"The table has no row {perturbation!r}.")
@@ -189,6 +198,11 @@ def dose_response(
     ------
     MissingKeyError
         If the table has no such perturbation or gene.
+
+    Examples
+    --------
+    >>> curves = dosed_model.predict_dose_response(["P001"], n_samples=200)
+    >>> ax = scvi_sams.pl.dose_response(curves, "P001", n_genes=3)
     """
     rows = np.flatnonzero(curves.obs["perturbation"].astype(str) == perturbation)
     if not len(rows):

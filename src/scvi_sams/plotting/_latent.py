@@ -70,6 +70,11 @@ def latent(
     SAMSError
         If there are more labels to highlight than colours, labels that no cell carries, or not one
         axes per panel.
+
+    Examples
+    --------
+    >>> latent = model.get_latent_representation()  # adata.obsm["X_sams"]
+    >>> axes = scvi_sams.pl.latent(adata, basis=["X_sams"], highlight=["P001"])  # doctest: +SKIP
     """
     _refuse_missing_keys(adata, basis, color)
     labels = adata.obs[color].astype(str)

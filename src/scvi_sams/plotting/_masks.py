@@ -48,6 +48,13 @@ def masks(
     ------
     MissingKeyError
         If ``effects`` lacks a perturbation or latent dimension of ``masks``.
+
+    Examples
+    --------
+    >>> masks, effects = model.get_perturbation_masks(), model.get_perturbation_effects()
+    >>> ax = scvi_sams.pl.masks(masks, effects=effects.mean, threshold=0.5)
+    >>> ax.get_title() or ax.get_ylabel()
+    'perturbation (8)'
     """
     table = masks if effects is None else aligned_effects(effects, masks)
     if threshold is not None:

@@ -25,7 +25,7 @@ def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None 
     Parameters
     ----------
     similarity
-        Of :func:`scvi_sams.interpretation.perturbation_similarity`.
+        Of :func:`scvi_sams.tl.perturbation_similarity`.
     order
         Put similar perturbations next to each other (average linkage of 1 - similarity); ``False``
         keeps the order of the table.
@@ -40,6 +40,11 @@ def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None 
     ------
     SAMSError
         If rows and columns differ.
+
+    Examples
+    --------
+    >>> table = scvi_sams.tl.perturbation_similarity(model.get_perturbation_effects().mean)
+    >>> ax = scvi_sams.pl.similarity(table)
     """
     if not similarity.index.equals(similarity.columns):
         raise SAMSError(
@@ -69,7 +74,7 @@ def interaction_matrix(
     ----------
     interactions
         One row per pair: ``obs`` of ``predict_interactions``, or the table of
-        ``rank_unseen_pairs`` or :func:`scvi_sams.interpretation.genetic_interactions`. Larger
+        ``rank_unseen_pairs`` or :func:`scvi_sams.tl.genetic_interactions`. Larger
         combinations are left out.
     score
         Column to show; symmetric, unless ``lower`` is given.
@@ -93,6 +98,11 @@ def interaction_matrix(
         If the table has no such column.
     SAMSError
         If it has no pair.
+
+    Examples
+    --------
+    >>> table = scvi_sams.tl.genetic_interactions(model, n_samples=200)
+    >>> ax = scvi_sams.pl.interaction_matrix(table, "observed_relative", lower="predicted_relative")
     """
     for column in (score, lower):
         if column is not None and column not in interactions:

@@ -56,6 +56,12 @@ def training_curves(
         If the history has no such term.
     SAMSError
         If there is not one axes per term.
+
+    Examples
+    --------
+    >>> axes = scvi_sams.pl.training_curves(model.history, terms=["elbo", "active_masks"])
+    >>> len(axes)
+    2
     """
     known = [term for term in _TERMS if any(key in history for key in _keys(term))]
     chosen = known if terms is None else list(terms)

@@ -61,6 +61,14 @@ class ModelMethod:
     ------
     SAMSError
         If a number is not positive.
+
+    Examples
+    --------
+    >>> wide = scvi_sams.evaluation.ModelMethod(
+    ...     scvi_sams.SAMSVAE, model_kwargs={"n_latent": 100}, train_kwargs={"max_epochs": 60}
+    ... )
+
+    It goes into the ``methods`` of :func:`benchmark`: ``{"100 latents": wide}``.
     """
 
     model_class: type

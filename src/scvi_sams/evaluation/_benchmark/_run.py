@@ -154,6 +154,30 @@ def benchmark(
     Controls of the observed data, which stand on both sides of every effect, are all control cells
     of the split, those in training too: with few test controls, their noise would be
     common to all observed effects and look like something to predict.
+
+    Examples
+    --------
+    >>> from scvi_sams import evaluation
+    >>> labels = adata.obs["perturbation"]
+    >>> def no_change(train_adata, perturbations):
+    ...     controls = train_adata[train_adata.obs["perturbation"] == "control"]
+    ...     mean = np.asarray(controls.X.mean(axis=0)).reshape(1, -1)
+    ...     return AnnData(
+    ...         np.repeat(mean, len(perturbations), axis=0),
+    ...         obs=pd.DataFrame({"perturbation": perturbations}, index=perturbations),
+    ...         var=train_adata.var,
+    ...     )
+    >>> result = evaluation.benchmark(
+    ...     adata,
+    ...     methods={"additive": "additive", "mine": no_change},
+    ...     split=lambda seed: evaluation.combination_hold_out(labels, seed=seed),
+    ...     seeds=[0],
+    ...     progress_bar=False,
+    ... )
+    >>> summary = result.summary()
+    >>> sorted(summary["method"].unique())
+    ['additive', 'control mean', 'half of the test cells', 'mean of perturbations', 'mine']
+    >>> result.to_html("report.html")
     """
     chosen = resolve_methods(methods)
     options = ScoreOptions(_checked_modes(modes), target_genes, n_top_genes)

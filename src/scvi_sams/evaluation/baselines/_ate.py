@@ -46,6 +46,14 @@ def additive_ate(
         If a perturbation of a combination is not in ``singles``.
     SAMSError
         If ``singles`` names a perturbation twice.
+
+    Examples
+    --------
+    >>> from scvi_sams import evaluation
+    >>> singles = evaluation.observed_ate(adata, perturbations=["P001", "P007"])
+    >>> additive = evaluation.additive_ate(singles, ["P001+P007"])
+    >>> np.allclose(additive.X[0], singles.X.sum(axis=0))
+    True
     """
     rows = [canonical_label(name, delimiter=delimiter) for name in singles.obs_names]
     refuse_repeated(rows)
@@ -101,6 +109,14 @@ def mean_ate(ate: ad.AnnData, perturbations: Sequence[str]) -> ad.AnnData:
     ------
     SAMSError
         If ``ate`` has no rows.
+
+    Examples
+    --------
+    >>> from scvi_sams import evaluation
+    >>> singles = evaluation.observed_ate(adata, perturbations=["P001", "P007"])
+    >>> same = evaluation.mean_ate(singles, ["P003", "P004"])
+    >>> np.allclose(same["P003"].X, same["P004"].X)
+    True
     """
     if ate.n_obs == 0:
         raise SAMSError("There is no effect to average: the table has no perturbations.")

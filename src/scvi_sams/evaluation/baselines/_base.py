@@ -174,6 +174,19 @@ class BaselineMethod(ABC):
         Label or labels of the control cells.
     delimiter
         What joins the perturbations of a combination; ``None`` if labels are never split.
+
+    Examples
+    --------
+    All baselines work alike. They take log-normalised expression:
+
+    >>> import scanpy as sc
+    >>> cells = adata.copy()
+    >>> sc.pp.normalize_total(cells)
+    >>> sc.pp.log1p(cells)
+    >>> additive = scvi_sams.evaluation.Additive()
+    >>> predicted = additive.fit(cells).predict(["P001+P002"])
+    >>> predicted.shape, predicted.obs["perturbation"].tolist()
+    ((1, 100), ['P001+P002'])
     """
 
     def __init__(

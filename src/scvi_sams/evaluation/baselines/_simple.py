@@ -157,6 +157,18 @@ def split_half(
         As for :meth:`BaselineMethod.fit`.
     SAMSError
         If a perturbation has a single cell, or there are no perturbed cells.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> cells = adata.copy()
+    >>> sc.pp.normalize_total(cells)
+    >>> sc.pp.log1p(cells)
+    >>> halves, scored = scvi_sams.evaluation.split_half(cells)
+    >>> halves.n_obs  # one row per perturbation and combination
+    14
+    >>> len(scored)  # half of their 660 cells, and 200 controls
+    530
     """
     cells = labelled_cells(
         test_adata, perturbation_key=perturbation_key, control=control, delimiter=delimiter

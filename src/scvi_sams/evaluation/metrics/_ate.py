@@ -57,6 +57,20 @@ def compare_ate(
         effect is not finite, or there are no perturbations or fewer than two genes to compare.
     MissingKeyError
         If a gene of ``observed`` is not in ``predicted``, or a table has no ``uns["ate"]``.
+
+    Examples
+    --------
+    >>> from scvi_sams import evaluation
+    >>> observed = evaluation.observed_ate(adata, perturbations=["P001", "P003"])
+    >>> scores = evaluation.compare_ate(observed, observed)
+    >>> scores[["pearson", "rmse", "n_cells"]].round(6).values.tolist()
+    [[1.0, 0.0, 60.0], [1.0, 0.0, 60.0], [1.0, 0.0, 120.0]]
+
+    A missing prediction counts as no effect:
+
+    >>> scores = evaluation.compare_ate(observed[:1], observed)
+    >>> scores.loc["P003", ["pearson", "missing"]].tolist()
+    [0.0, 1.0]
     """
     x, y, missing = align_ate(predicted, observed, delimiter=delimiter)
     n_top = min(n_top_genes, observed.n_vars)
@@ -104,6 +118,15 @@ def effect_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, flo
 
     Where a ratio has no value because a side is constant (or zero, for ``cosine``), it is 0: no
     relation was shown (``r2`` is 1 if the prediction is exact). None of the values is ever NaN.
+
+    Examples
+    --------
+    A prediction of half the effects correlates perfectly and is half too small:
+
+    >>> observed = np.array([1.0, -2.0, 3.0])
+    >>> metrics = scvi_sams.evaluation.effect_metrics(observed / 2, observed)
+    >>> round(metrics["pearson"], 6), round(metrics["slope"], 6)
+    (1.0, 0.5)
     """
     x, y = (np.ravel(effects).astype(np.float64) for effects in (predicted, observed))
     y_centred = centred(y)

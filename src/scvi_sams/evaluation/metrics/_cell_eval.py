@@ -48,6 +48,14 @@ def discrimination_scores(
     -----
     Ties take their mean position; cell-eval breaks them by the order in which perturbations are
     sorted.
+
+    Examples
+    --------
+    Of three perturbations the predictions of the last two are swapped:
+
+    >>> observed = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 7.0]])
+    >>> scvi_sams.evaluation.discrimination_scores(observed[[0, 2, 1]], observed).round(2).tolist()
+    [1.0, 0.33, 0.33]
     """
     excluded = target_genes if target_genes is not None else [()] * len(predicted)
     distances = np.empty((len(observed), len(predicted)))
@@ -140,6 +148,13 @@ def de_overlap(
     -------
     From 0 to 1; 0 too if no observed gene is DE, as in cell-eval. Genes are chosen among equal
     fold changes in their order.
+
+    Examples
+    --------
+    Two genes are differential; one of them is among the two with the largest predicted change:
+
+    >>> scvi_sams.evaluation.de_overlap(np.array([3.0, 0.1, -2.0]), np.array([0.01, 0.02, 0.8]))
+    0.5
     """
     wanted = np.flatnonzero(observed_fdr < fdr)
     if not len(wanted):

@@ -47,6 +47,14 @@ def energy_distance(
     ------
     SAMSError
         If ``metric`` is unknown.
+
+    Examples
+    --------
+    Two pairs of cells, one unit apart:
+
+    >>> left, right = np.array([[0.0], [0.0]]), np.array([[1.0], [1.0]])
+    >>> scvi_sams.evaluation.energy_distance(left, right)
+    2.0
     """
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "sqeuclidean": np.square,
@@ -91,6 +99,12 @@ def mmd(
     ------
     SAMSError
         If a bandwidth is not positive.
+
+    Examples
+    --------
+    >>> cells = np.arange(6.0).reshape(-1, 1)
+    >>> scvi_sams.evaluation.mmd(cells, cells, unbiased=False)
+    0.0
     """
     bandwidths = np.atleast_1d(median_bandwidth(observed) if bandwidth is None else bandwidth)
     if not (bandwidths > 0).all():
@@ -129,6 +143,11 @@ def median_bandwidth(cells: Matrix, *, max_cells: int = 2000, seed: int = 0) -> 
     ------
     SAMSError
         If there are fewer than two cells.
+
+    Examples
+    --------
+    >>> scvi_sams.evaluation.median_bandwidth(np.array([[0.0], [1.0], [3.0]]))  # of 1, 2 and 3
+    2.0
     """
     n_cells = cells.shape[0]
     if n_cells < 2:

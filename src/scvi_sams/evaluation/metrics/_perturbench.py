@@ -42,6 +42,11 @@ def logfc(mean: np.ndarray, control_mean: np.ndarray, *, pseudocount: float = 0.
     -------
     Effects of the shape of ``mean``. NaN stays NaN; a mean that is so negative that its logarithm
     is undefined counts as no change (0), as in their code.
+
+    Examples
+    --------
+    >>> scvi_sams.evaluation.logfc(np.array([0.3]), np.array([0.1])).tolist()  # log2(0.4 / 0.2)
+    [1.0]
     """
     shifted, control = mean + pseudocount, control_mean + pseudocount
     defined = (shifted > 0) & (control > 0)
@@ -89,6 +94,16 @@ def rank_scores(
     -----
     Ties take their mean position. PerturBench's code breaks them at random without a seed, its
     paper counts them against the model.
+
+    Examples
+    --------
+    The same prediction for all three is at chance, whatever it is:
+
+    >>> observed = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> scvi_sams.evaluation.rank_scores(observed, observed).tolist()
+    [0.0, 0.0, 0.0]
+    >>> scvi_sams.evaluation.rank_scores(np.ones((3, 2)), observed).tolist()
+    [0.5, 0.5, 0.5]
     """
     if predicted.shape != observed.shape or predicted.ndim != 2:
         raise SAMSError(
@@ -142,6 +157,15 @@ def deg_recall(
     -----
     Equal t-statistics, such as the infinite ones of genes that no control cell varies in, are
     sorted by the absolute difference.
+
+    Examples
+    --------
+    >>> observed, control = np.array([[3.0, 0.0, 0.0]]), np.zeros(3)
+    >>> predicted = np.array([[2.0, 1.0, 0.0]])
+    >>> scvi_sams.evaluation.deg_recall(
+    ...     predicted, observed, control, np.ones(3), n_genes=1
+    ... ).tolist()
+    [1.0]
     """
     shares = np.zeros(len(observed))
     for row, (x, y) in enumerate(zip(predicted, observed, strict=True)):

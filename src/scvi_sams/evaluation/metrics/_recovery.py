@@ -47,6 +47,15 @@ def mask_recovery(
         If a perturbation is in one DataFrame only.
     SAMSError
         If the numbers of perturbations differ.
+
+    Examples
+    --------
+    The same masks with the latents in another order:
+
+    >>> true_masks = np.array([[1, 0, 0], [0, 1, 1]])
+    >>> recovery = scvi_sams.evaluation.mask_recovery(true_masks[:, [2, 0, 1]], true_masks)
+    >>> recovery[["precision", "recall", "f1"]].tolist()
+    [1.0, 1.0, 1.0]
     """
     estimate, truth = (table > threshold for table in aligned_rows(masks, true_masks))
     rows, columns = match_latents(estimate, truth)
@@ -86,6 +95,13 @@ def match_latents(
     ------
     UnknownPerturbationError, SAMSError
         As for :func:`mask_recovery`.
+
+    Examples
+    --------
+    >>> true_masks = np.array([[1, 0], [0, 1]])
+    >>> estimated, true = scvi_sams.evaluation.match_latents(true_masks[:, ::-1], true_masks)
+    >>> estimated.tolist(), true.tolist()
+    ([0, 1], [1, 0])
     """
     estimate, truth = aligned_rows(masks, true_masks)
     true_positives = estimate.T.astype(np.float64) @ truth.astype(np.float64)
@@ -130,6 +146,13 @@ def mean_correlation_coefficient(
     -----
     Hyvarinen and Morioka (2016), NeurIPS; Khemakhem, Kingma, Monti and Hyvarinen (2020), AISTATS.
     Chance is not 0: with few observations some column correlates with every true latent.
+
+    Examples
+    --------
+    >>> true_latents = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 5.0]])
+    >>> mirrored = -true_latents[:, ::-1]
+    >>> round(scvi_sams.evaluation.mean_correlation_coefficient(mirrored, true_latents), 6)
+    1.0
     """
     if method not in ("pearson", "spearman"):
         raise SAMSError(f"Unknown method {method!r}; choose 'pearson' or 'spearman'.")

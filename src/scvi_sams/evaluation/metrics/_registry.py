@@ -142,6 +142,12 @@ def describe_metrics() -> pd.DataFrame:
     observation), ``source``, ``higher_is_better``, and ``chance``, the value of predicting the same
     for all perturbations where it does not depend on the data (NaN elsewhere; for many
     perturbations, :func:`score_predictions` states the exact one).
+
+    Examples
+    --------
+    >>> metrics = scvi_sams.evaluation.describe_metrics()
+    >>> metrics["mode"].unique().tolist()
+    ['sams', 'perturbench', 'cell-eval', 'systema', 'distances']
     """
     described = pd.DataFrame([asdict(metric) for metric in METRICS])
     return described.drop(columns="worst_if_failed")

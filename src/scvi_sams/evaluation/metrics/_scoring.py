@@ -121,6 +121,23 @@ def score_predictions(
     SAMSError
         If a mode or version is unknown, ``"distances"`` is asked of profiles, no observed cell is
         perturbed, or ``perturbed_centroid`` does not fit the genes.
+
+    Examples
+    --------
+    Halves of the cells predict each other:
+
+    >>> import scanpy as sc
+    >>> cells = adata.copy()
+    >>> sc.pp.normalize_total(cells)
+    >>> sc.pp.log1p(cells)
+    >>> halves, scored = scvi_sams.evaluation.split_half(cells)
+    >>> scores = scvi_sams.evaluation.score_predictions(
+    ...     halves, cells[scored], modes=["perturbench"]
+    ... )
+    >>> scores["metric"].unique().tolist()[:3]
+    ['rmse_average', 'mae_average', 'cosine_logfc']
+    >>> scores["perturbation"].nunique(), set(scores["status"])
+    (14, {'ok'})
     """
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown or not modes:
@@ -185,6 +202,11 @@ def position(
     ``(value - negative) / (positive - negative)``, not clipped: below 0 is worse than the negative
     control, above 1 better than the positive one. NaN where the controls are equal: the metric
     tells nothing apart.
+
+    Examples
+    --------
+    >>> round(float(scvi_sams.evaluation.position(0.7, negative=0.4, positive=0.8)), 6)
+    0.75
     """
     span = np.subtract(positive, negative)
     return np.subtract(value, negative) / np.where(span == 0, np.nan, span)

@@ -24,6 +24,11 @@ def perturbed_centroid(profiles: np.ndarray) -> np.ndarray:
     Returns
     -------
     Mean expression, genes.
+
+    Examples
+    --------
+    >>> scvi_sams.evaluation.perturbed_centroid(np.array([[0.0, 2.0], [4.0, 2.0]])).tolist()
+    [2.0, 2.0]
     """
     return profiles.mean(axis=0)
 
@@ -43,6 +48,13 @@ def pearson_delta(predicted: np.ndarray, observed: np.ndarray, reference: np.nda
     -------
     One correlation per perturbation; 0 where a side has no variation, such as a prediction of the
     reference itself.
+
+    Examples
+    --------
+    >>> observed = np.array([[1.0, 2.0, 4.0]])
+    >>> reference = np.array([1.0, 1.0, 1.0])
+    >>> scvi_sams.evaluation.pearson_delta(observed, observed, reference).round(6).tolist()
+    [1.0]
     """
     return pearson(predicted - reference, observed - reference)
 
@@ -94,6 +106,12 @@ def centroid_accuracy(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray
     Notes
     -----
     Ties count half; Systema counts them against the prediction.
+
+    Examples
+    --------
+    >>> observed = np.array([[0.0], [1.0], [5.0]])
+    >>> scvi_sams.evaluation.centroid_accuracy(observed, observed).tolist()
+    [1.0, 1.0, 1.0]
     """
     n = len(observed)
     if n == 1:

@@ -36,6 +36,11 @@ def canonical_labels(
     ------
     InvalidPerturbationLabelError
         If a label is missing (NaN) or malformed.
+
+    Examples
+    --------
+    >>> scvi_sams.evaluation.canonical_labels(["B+A", "A+B", "A+control"]).tolist()
+    ['A+B', 'A+B', 'A']
     """
     control = control_names(control)
     codes, distinct = pd.factorize(np.asarray(labels, dtype=object))
@@ -87,6 +92,12 @@ def hold_out_combinations(
     ------
     InvalidSplitError
         If fewer combinations are available than were asked for.
+
+    Examples
+    --------
+    >>> labels = ["control", "A", "B", "C", "A+B", "B+C", "C+D"]
+    >>> scvi_sams.evaluation.hold_out_combinations(labels, 2)  # D was not measured alone
+    ['A+B', 'B+C']
     """
     combinations = shuffled_combinations(
         canonical_labels(labels, control=control, delimiter=delimiter),
@@ -166,6 +177,13 @@ def split_cells(
     InvalidSplitError
         If a held-out label has no cells or is the control, or if the fractions are not three
         non-negative numbers that sum to one.
+
+    Examples
+    --------
+    >>> labels = ["control"] * 10 + ["A"] * 10 + ["B"] * 10 + ["A+B"] * 5
+    >>> split = scvi_sams.evaluation.split_cells(labels, held_out=["A+B"])
+    >>> {part: len(cells) for part, cells in split.items()}
+    {'train': 24, 'validation': 3, 'test': 3, 'held_out': 5}
     """
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     held_out_labels = set(canonical_labels(held_out, control=control, delimiter=delimiter))

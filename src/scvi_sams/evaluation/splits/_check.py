@@ -43,6 +43,20 @@ def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None
         cells. Messages name the labels.
     InvalidCovariateError
         If levels are needed but missing.
+
+    Examples
+    --------
+    >>> from scvi_sams import evaluation
+    >>> labels = adata.obs["perturbation"]
+    >>> split = evaluation.combination_hold_out(labels)
+    >>> evaluation.check_split(split, labels)
+
+    The same split for cells in another order is refused:
+
+    >>> evaluation.check_split(split, labels.iloc[::-1])
+    Traceback (most recent call last):
+    ...
+    scvi_sams.exceptions.InvalidSplitError: ...
     """
     label_of_cell = canonical_labels(labels, control=split.control, delimiter=split.delimiter)
     levels = None

@@ -59,6 +59,14 @@ def norman_ood(
     -----
     Norman-OOD of Bereket & Karaletsos, NeurIPS 2023. Their "100 % of the combinations" are those
     that are not tested: a fraction of 0.75 here.
+
+    Examples
+    --------
+    Six combinations: two are tested, three train, one is not used.
+
+    >>> split = scvi_sams.evaluation.norman_ood(adata.obs["perturbation"], fraction=0.5)
+    >>> len(split.held_out), len(split.test)
+    (2, 60)
     """
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     order = _combinations(label_of_cell, seed, control, delimiter)
@@ -131,6 +139,12 @@ def norman_data_efficiency(
     Notes
     -----
     Norman data efficiency of Bereket & Karaletsos, NeurIPS 2023.
+
+    Examples
+    --------
+    >>> split = scvi_sams.evaluation.norman_data_efficiency(adata.obs["perturbation"], fraction=0.5)
+    >>> adata.obs["perturbation"].iloc[split.test].nunique()  # every combination
+    6
     """
     if not 0 <= fraction <= 1:
         raise InvalidSplitError(f"The fraction of cells to keep is {fraction}: choose from 0 to 1.")
@@ -203,6 +217,12 @@ def random_cells(
     Notes
     -----
     64/16/20 by cell: Replogle in Bereket & Karaletsos, NeurIPS 2023.
+
+    Examples
+    --------
+    >>> split = scvi_sams.evaluation.random_cells(adata.obs["perturbation"])
+    >>> adata.obs["perturbation"].iloc[split.train].nunique()  # every label
+    15
     """
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     groups = label_of_cell.astype(str) if stratified else np.zeros(len(label_of_cell))

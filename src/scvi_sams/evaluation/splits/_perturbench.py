@@ -58,6 +58,18 @@ def combination_hold_out(
     -----
     PerturBench (Wu et al., arXiv 2408.10609v4), task "combine"; 70 % is their Norman19. The draw
     is this package's own: the same seed holds out other combinations than their code.
+
+    Examples
+    --------
+    Four of six combinations are held out, two of them for the test:
+
+    >>> split = scvi_sams.evaluation.combination_hold_out(adata.obs["perturbation"], fraction=0.7)
+    >>> len(split.held_out)
+    4
+    >>> tested = adata.obs["perturbation"].iloc[split.test]
+    >>> tested[tested != "control"].nunique()
+    2
+    >>> split.save("split.npz")
     """
     refuse_bad_fractions(fraction, control_fraction)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
@@ -119,6 +131,13 @@ def single_hold_out(
     PerturBench (Wu et al., arXiv 2408.10609v4), task "combine_inverse". Their code also holds
     out singles that occur in no combination, about which training cells say nothing; these are
     not chosen here.
+
+    Examples
+    --------
+    >>> split = scvi_sams.evaluation.single_hold_out(adata.obs["perturbation"], fraction=0.4)
+    >>> held_out = adata.obs["perturbation"].isin(split.held_out).to_numpy()
+    >>> bool(held_out[split.train].any())  # only their combinations train
+    False
     """
     refuse_bad_fractions(fraction, control_fraction)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)

@@ -178,6 +178,15 @@ def make_split(
     ------
     InvalidSplitError
         If it leaks or cannot be used (:func:`check_split`).
+
+    Examples
+    --------
+    >>> labels = ["control", "control", "A", "A", "B", "B"]
+    >>> split = scvi_sams.evaluation.make_split(
+    ...     labels, train=[0, 2, 3], validation=[], test=[1, 4, 5], name="B is new", held_out=["B"]
+    ... )
+    >>> split.held_out
+    ('B',)
     """
     split = Split(
         train=np.sort(np.asarray(train, dtype=np.int64)),

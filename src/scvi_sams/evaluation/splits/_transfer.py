@@ -66,6 +66,13 @@ def covariate_transfer(
     Notes
     -----
     PerturBench (Wu et al., arXiv 2408.10609v4), task "transfer"; the draw is this package's own.
+
+    Examples
+    --------
+    >>> cell_types = np.where(np.arange(adata.n_obs) % 2 == 0, "T cell", "B cell")
+    >>> split = scvi_sams.evaluation.covariate_transfer(adata.obs["perturbation"], cell_types)
+    >>> set(split.held_out_levels) <= {"T cell", "B cell"}
+    True
     """
     refuse_bad_fractions(fraction, control_fraction)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)

@@ -1,0 +1,114 @@
+"""Draw one figure of each kind on a simulated screen: ``python docs/figures/gallery.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scvi
+from anndata import AnnData
+from matplotlib.axes import Axes
+
+import scvi_sams
+from scvi_sams import evaluation, pl, tl
+
+FOLDER = Path(__file__).parent
+SCREEN = {
+    "n_genes": 400,
+    "n_controls": 400,
+    "n_perturbations": 20,
+    "cells_per_perturbation": 100,
+    "n_combinations": 20,
+    "cells_per_combination": 60,
+    "n_latent": 8,
+}
+
+
+def train(adata: AnnData, **registration: str) -> scvi_sams.SAMSVAE:
+    """Train with default settings."""
+    scvi_sams.SAMSVAE.setup_anndata(adata, **registration)
+    model = scvi_sams.SAMSVAE(adata, n_latent=12)
+    model.train(enable_progress_bar=False)
+    return model
+
+
+def of_model(model: scvi_sams.SAMSVAE) -> dict[str, Axes]:
+    """Masks, programs, effects, training."""
+    masks, effects = model.get_perturbation_masks(), model.get_perturbation_effects()
+    truth = model.adata.uns["simulation"]
+    true_masks = pd.DataFrame(truth["true_masks"], index=truth["perturbations"])
+    observed = evaluation.observed_ate(model.adata)
+    strongest = effects.mean.abs().sum(axis=1).idxmax()
+    ate = model.predict_ate(method="lograte")
+    return {
+        "masks": pl.masks(masks, effects=effects.mean, threshold=0.5),
+        "mask_calibration": pl.mask_calibration(evaluation.mask_calibration(masks, true_masks)),
+        "program_genes": pl.program_genes(model.get_latent_programs(), "latent_0"),
+        "effect_volcano": pl.effect_volcano(ate, strongest),
+        "ate_scatter": pl.ate_scatter(model.predict_ate(list(observed.obs_names)), observed),
+        "similarity": pl.similarity(tl.perturbation_similarity(ate)),
+        "interaction_matrix": pl.interaction_matrix(
+            tl.genetic_interactions(model), "observed_relative", lower="predicted_relative"
+        ),
+        "training_curves": np.ravel(pl.training_curves(model.history))[0],
+    }
+
+
+def of_cells(model: scvi_sams.SAMSVAE) -> dict[str, Axes]:
+    """Latent states, on UMAPs of some perturbations."""
+    model.get_latent_representation()
+    model.get_latent_representation(representation="perturbed")
+    norms = model.get_perturbation_effects().mean.pow(2).sum(axis=1)
+    axes = pl.latent(model.adata, highlight=["control", *norms.nlargest(5).index])
+    return {"latent": axes[0]}
+
+
+def of_doses() -> dict[str, Axes]:
+    """Dose-response curves."""
+    adata = scvi_sams.datasets.simulate_screen(**SCREEN, dosages=[0.25, 0.5, 1.0, 2.0])
+    model = train(adata, dosage_key="dosage")
+    name = model.get_perturbation_effects().mean.abs().sum(axis=1).idxmax()
+    return {"dose_response": pl.dose_response(model.predict_dose_response([name]), name)}
+
+
+def of_benchmark(adata: AnnData) -> dict[str, Axes]:
+    """Baselines beside each other."""
+    labels = adata.obs["perturbation"]
+    result = evaluation.benchmark(
+        adata,
+        methods=["additive", "matching mean", "ridge on principal components"],
+        split=lambda seed: evaluation.combination_hold_out(labels, seed=seed),
+        seeds=(0, 1),
+        progress_bar=False,
+    )
+    summary = result.summary()
+    return {
+        "benchmark_metric": pl.benchmark_metric(summary, "rmse_average"),
+        "benchmark_specificity": pl.benchmark_specificity(summary),
+        "benchmark_perturbations": pl.benchmark_perturbations(result.scores, "additive"),
+    }
+
+
+def save(figures: Mapping[str, Axes]) -> None:
+    """Write figures under the names of their functions."""
+    for name, ax in figures.items():
+        ax.figure.savefig(FOLDER / f"gallery_{name}.png", dpi=80, bbox_inches="tight")
+    plt.close("all")
+
+
+def main() -> None:
+    """Draw all of them."""
+    scvi.settings.seed = 0
+    adata = scvi_sams.datasets.simulate_screen(**SCREEN)
+    model = train(adata)
+    save(of_model(model))
+    save(of_cells(model))
+    save(of_doses())
+    save(of_benchmark(adata))
+
+
+if __name__ == "__main__":
+    main()
