@@ -92,6 +92,20 @@ def test_moments_of_shifts_are_those_of_draws(correlated):
 
 
 @BOTH
+@pytest.mark.parametrize("rows", [[3], [4, 0, 2], []])
+def test_moments_of_shifts_do_not_depend_on_what_else_is_asked_for(correlated, rows, monkeypatch):
+    """Nor on how many perturbations are in memory at once."""
+    module = make_module(correlated_effects=correlated)
+    torch.manual_seed(3)
+    everything = module.shift_moments(torch.arange(5))
+    monkeypatch.setattr("scvi_sams.module._sams_vae._ROWS_PER_CHUNK", 2)
+    torch.manual_seed(3)
+    some = module.shift_moments(torch.tensor(rows, dtype=torch.long))
+    for whole, part in zip(everything, some, strict=True):
+        np.testing.assert_allclose(part, whole[rows], rtol=1e-5, atol=1e-7)
+
+
+@BOTH
 def test_shifts_are_zero_where_masks_are_off(correlated):
     module = make_module(correlated_effects=correlated)
     with torch.no_grad():
