@@ -3,13 +3,22 @@
 from scvi_sams.data._block_loader import BlockLoader, registered_expression
 from scvi_sams.data._block_order import BlockOrder
 from scvi_sams.data._block_reader import BlockReader, is_on_disk
-from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes, refuse_unknown
+from scvi_sams.data._codes import (
+    NO_PERTURBATION,
+    PerturbationCodes,
+    refuse_unknown,
+    similar_names,
+)
 from scvi_sams.data._combinations import (
     combinations_as_perturbations,
     distinct_combinations,
     parts_of_combination,
 )
-from scvi_sams.data._covariates import refuse_invalid_size_factor, refuse_other_genes
+from scvi_sams.data._covariates import (
+    refuse_invalid_size_factor,
+    refuse_other_genes,
+    refuse_other_than_anndata,
+)
 from scvi_sams.data._dosage_matrix import encode_dosage_matrix
 from scvi_sams.data._field import (
     PerturbationField,
@@ -45,10 +54,12 @@ __all__ = [
     "refuse_invalid_expression",
     "refuse_invalid_size_factor",
     "refuse_other_genes",
+    "refuse_other_than_anndata",
     "refuse_unknown",
     "registered_expression",
     "registered_labels",
     "registered_perturbations",
+    "similar_names",
     "split_cells",
     "stratified_split",
     "unchanged_on_error",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -19,18 +19,22 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
+from scvi_sams._arguments import refuse_other_than_key
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data import (
     PerturbationField,
     ScreenManager,
+    control_names,
     refuse_invalid_expression,
     refuse_invalid_size_factor,
     refuse_other_genes,
+    refuse_other_than_anndata,
     registered_perturbations,
+    similar_names,
     unchanged_on_error,
 )
-from scvi_sams.exceptions import RegistrationError
+from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
 
 logger = logging.getLogger("scvi.sams")
 
@@ -110,12 +114,23 @@ class RegistrationMixin(BaseModelClass):
         InvalidCovariateError
             If a batch or covariate is missing, or no number where it must be one.
         RegistrationError
-            If ``adata`` is a view.
+            If ``adata`` is a view, is empty, or has two genes of one name.
+        InvalidArgumentError
+            If an argument is of the wrong type.
 
         After an error ``adata`` is as it was before.
         """
-        categorical_covariate_keys = _as_list(categorical_covariate_keys)
-        continuous_covariate_keys = _as_list(continuous_covariate_keys)
+        if kwargs and "source_registry" not in kwargs:
+            raise InvalidArgumentError(
+                f"setup_anndata has no arguments {sorted(kwargs)}. Labels are `perturbation_key`; "
+                "other columns are `batch_key`, `categorical_covariate_keys` and "
+                "`continuous_covariate_keys`."
+            )
+        refuse_other_than_key(layer=layer, batch_key=batch_key, size_factor_key=size_factor_key)
+        categorical_covariate_keys = _as_keys(
+            "categorical_covariate_keys", categorical_covariate_keys
+        )
+        continuous_covariate_keys = _as_keys("continuous_covariate_keys", continuous_covariate_keys)
         # Copied, so that lists which the caller changes later stay as they were in the model.
         setup_method_args = deepcopy(cls._get_setup_method_args(**locals()))
         fields = [
@@ -141,6 +156,7 @@ class RegistrationMixin(BaseModelClass):
         cls.register_manager(manager)
         logger.info(_registration_summary(manager))
         _warn_of_large_doses(manager)
+        _warn_of_similar_names(manager)
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Register other data by name where needed, and check its values once."""
@@ -149,6 +165,7 @@ class RegistrationMixin(BaseModelClass):
             raise RegistrationError(
                 "The model was loaded without cells. Pass `adata`: cells with the same genes."
             )
+        refuse_other_than_anndata(target)
         if target is not self.adata:
             refuse_other_genes(target, self.get_var_names())
         if target.is_view:
@@ -181,11 +198,20 @@ class RegistrationMixin(BaseModelClass):
             refuse_invalid_size_factor(adata.obs[size_factor_key])
 
 
-def _as_list(keys: str | Sequence[str] | None) -> list[str] | None:
+def _as_keys(argument: str, keys: object) -> list[str] | None:
     """Return keys as scvi-tools compares them, one key or several."""
     if keys is None:
         return None
-    return [keys] if isinstance(keys, str) else list(keys)
+    if isinstance(keys, str):
+        return [keys]
+    if not isinstance(keys, Iterable):
+        raise InvalidArgumentError(f"`{argument}` must be names of columns, not {keys!r}.")
+    listed = list(keys)
+    for key in listed:
+        refuse_other_than_key(**{argument: key})
+    if len(set(listed)) < len(listed):
+        raise InvalidArgumentError(f"`{argument}` names a column twice: {listed}.")
+    return listed
 
 
 def _warn_of_large_doses(manager: AnnDataManager) -> None:
@@ -195,6 +221,18 @@ def _warn_of_large_doses(manager: AnnDataManager) -> None:
             f"Doses reach {doses.max():g}. Effects are linear in the dose, in units of the spread "
             "of basal states: give doses on a scale on which that is plausible, of order one (such "
             "as the logarithm, or a share of the highest dose)."
+        )
+
+
+def _warn_of_similar_names(manager: ScreenManager) -> None:
+    state = manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
+    control = control_names(manager.registry[SETUP_ARGUMENTS_KEY]["control"])
+    groups = similar_names([*control, *map(str, state[PerturbationField.VOCABULARY_KEY])])
+    if groups:
+        shown = "; ".join(" and ".join(map(repr, group)) for group in groups[:5])
+        logger.warning(
+            f"{len(groups)} names differ only by case or encoding and count as different: {shown}. "
+            "If they are the same perturbation, or control, give them one name."
         )
 
 
