@@ -29,7 +29,7 @@ from scvi_sams.data._field import (
 from scvi_sams.data._manager import ScreenManager
 from scvi_sams.data._open_screen import open_screen
 from scvi_sams.data._parsing import canonical_label, control_names, encode_labels
-from scvi_sams.data._splitting import split_cells, stratified_split
+from scvi_sams.data._splitting import complete_split, split_cells, stratified_split
 from scvi_sams.data._streaming import StreamingDataModule
 from scvi_sams.data._validation import refuse_invalid_expression, unchanged_on_error
 
@@ -44,6 +44,7 @@ __all__ = [
     "StreamingDataModule",
     "canonical_label",
     "combinations_as_perturbations",
+    "complete_split",
     "control_names",
     "distinct_combinations",
     "encode_dosage_matrix",

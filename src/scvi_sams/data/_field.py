@@ -224,7 +224,7 @@ class PerturbationField(BaseAnnDataField):
             )
         return list(self.perturbation_names)
 
-    def _refuse_unusable_names(self, names: Sequence[object]) -> None:
+    def _refuse_unusable_names(self, names: Sequence[Any]) -> None:
         unusable = [
             name
             for name in names

@@ -158,6 +158,17 @@ class RegistrationMixin(BaseModelClass):
         _warn_of_large_doses(manager)
         _warn_of_similar_names(manager)
 
+    @classmethod
+    def _refuse_unregistered(cls, adata: object, registry: dict[str, Any] | None) -> None:
+        if adata is None and registry:
+            return
+        refuse_other_than_anndata(adata)
+        if cls._get_most_recent_anndata_manager(adata) is None:
+            raise RegistrationError(
+                f"`adata` is not registered. Say what its labels are first: {cls.__name__}."
+                "setup_anndata(adata, perturbation_key=..., control=...)."
+            )
+
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Register other data by name where needed, and check its values once."""
         target = self.adata if adata is None else adata
