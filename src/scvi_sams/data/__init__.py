@@ -12,6 +12,7 @@ from scvi_sams.data._codes import (
 from scvi_sams.data._combinations import (
     combinations_as_perturbations,
     distinct_combinations,
+    inseparable_perturbations,
     parts_of_combination,
 )
 from scvi_sams.data._covariates import (
@@ -49,6 +50,7 @@ __all__ = [
     "distinct_combinations",
     "encode_dosage_matrix",
     "encode_labels",
+    "inseparable_perturbations",
     "is_on_disk",
     "open_screen",
     "parts_of_combination",

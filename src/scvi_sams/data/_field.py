@@ -140,8 +140,8 @@ class PerturbationField(BaseAnnDataField):
 
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data and remember its vocabulary."""
-        self._refuse_other_names(adata)
         encoded = self._encode(adata, vocabulary=None)
+        self._refuse_other_names(adata)
         if self.dosage_obsm_key is None:
             refuse_missing_control_label(encoded, self.control)
         else:

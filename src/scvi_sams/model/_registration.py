@@ -25,20 +25,16 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data import (
     PerturbationField,
     ScreenManager,
-    control_names,
     refuse_invalid_expression,
     refuse_invalid_size_factor,
     refuse_other_genes,
     refuse_other_than_anndata,
-    registered_perturbations,
-    similar_names,
     unchanged_on_error,
 )
 from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
+from scvi_sams.model._registration_warnings import warn_of_what_is_unusual
 
 logger = logging.getLogger("scvi.sams")
-
-_LARGE_DOSE = 100.0
 
 
 class RegistrationMixin(BaseModelClass):
@@ -155,8 +151,8 @@ class RegistrationMixin(BaseModelClass):
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
         logger.info(_registration_summary(manager))
-        _warn_of_large_doses(manager)
-        _warn_of_similar_names(manager)
+        if "source_registry" not in kwargs:
+            warn_of_what_is_unusual(manager)
 
     @classmethod
     def _refuse_unregistered(cls, adata: object, registry: dict[str, Any] | None) -> None:
@@ -223,28 +219,6 @@ def _as_keys(argument: str, keys: object) -> list[str] | None:
     if len(set(listed)) < len(listed):
         raise InvalidArgumentError(f"`{argument}` names a column twice: {listed}.")
     return listed
-
-
-def _warn_of_large_doses(manager: AnnDataManager) -> None:
-    _, doses = registered_perturbations(manager)
-    if doses.max() > _LARGE_DOSE:
-        logger.warning(
-            f"Doses reach {doses.max():g}. Effects are linear in the dose, in units of the spread "
-            "of basal states: give doses on a scale on which that is plausible, of order one (such "
-            "as the logarithm, or a share of the highest dose)."
-        )
-
-
-def _warn_of_similar_names(manager: ScreenManager) -> None:
-    state = manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
-    control = control_names(manager.registry[SETUP_ARGUMENTS_KEY]["control"])
-    groups = similar_names([*control, *map(str, state[PerturbationField.VOCABULARY_KEY])])
-    if groups:
-        shown = "; ".join(" and ".join(map(repr, group)) for group in groups[:5])
-        logger.warning(
-            f"{len(groups)} names differ only by case or encoding and count as different: {shown}. "
-            "If they are the same perturbation, or control, give them one name."
-        )
 
 
 def _registration_summary(manager: AnnDataManager) -> str:
