@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -57,6 +58,19 @@ def save_below_a_file(situation: Situation) -> None:
     situation.shared.save(situation.folder / "file" / "model")
 
 
+def save_read_only(situation: Situation) -> None:
+    """As a folder refuses that may not be written to; a superuser may write to any."""
+    folder = situation.folder / "model"
+    situation.shared.save(folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    denied = PermissionError(13, "Permission denied")
+    with mock.patch("tempfile.TemporaryDirectory", side_effect=denied):
+        try:
+            situation.shared.save(folder, overwrite=True)
+        finally:
+            assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
 def load_with(change: Callable[[Any], Any]) -> Callable[[Situation], Any]:
     def act(situation: Situation) -> Any:
         situation.shared.save(situation.folder / "model")
@@ -93,6 +107,13 @@ CASES: list[Case] = [
         SavingError,
         "file/model",
         "write",
+    ),
+    refused(
+        "saving again in a folder that is read-only",
+        save_read_only,
+        SavingError,
+        "model",
+        "Permission denied",
     ),
     refused(
         "loading a folder that does not exist",

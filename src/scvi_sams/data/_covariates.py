@@ -145,6 +145,8 @@ def numbers_of(column: pd.Series) -> np.ndarray:
     # pandas counts dates in nanoseconds, which no one means.
     is_date_or_complex = column.dtype.kind in "mMc"
     refused = (numbers.isna() & column.notna()).to_numpy() | is_date_or_complex
+    if numbers.dtype.kind == "c":
+        refused |= column.map(lambda value: isinstance(value, complex)).to_numpy(dtype=bool)
     if refused.any():
         raise InvalidCovariateError(
             f"The column {column.name!r} holds {shown(column[refused].iloc[0])} in cell "

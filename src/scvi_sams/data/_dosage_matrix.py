@@ -95,7 +95,9 @@ def _numeric(
             f"The dosage matrix is of type {values.dtype}: dosages are numbers. Convert it."
         )
     numbers = pd.to_numeric(pd.Series(values.ravel()), errors="coerce")
-    bad = pd.Series(values.ravel())[numbers.isna()]
+    cells = pd.Series(values.ravel())
+    is_complex = cells.map(lambda value: isinstance(value, complex)).to_numpy(dtype=bool)
+    bad = cells[numbers.isna().to_numpy() | is_complex]
     if len(bad):
         raise InvalidDosageError(
             f"The dosage matrix holds {listing(bad.unique())}: dosages are numbers. Write 0 where "
