@@ -14,5 +14,5 @@ _COMMON = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much],
 }
 settings.register_profile("quick", derandomize=True, max_examples=60, **_COMMON)
-settings.register_profile("long", max_examples=5000, print_blob=True, **_COMMON)
+settings.register_profile("long", max_examples=2000, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
