@@ -44,7 +44,7 @@ def test_numbers_out_of_bounds_are_refused_with_the_bounds(value):
 def test_bounds_may_be_reached_where_they_say_so():
     refuse_other_than_number(at_least=0, at_most=1, share=0)
     refuse_other_than_number(at_least=0, at_most=1, share=1)
-    with pytest.raises(InvalidArgumentError, match="of at least 0 and of at most 1, not -0.1"):
+    with pytest.raises(InvalidArgumentError, match=r"of at least 0 and of at most 1, not -0\.1"):
         refuse_other_than_number(at_least=0, at_most=1, share=-0.1)
     with pytest.raises(InvalidArgumentError, match="a number that is finite, not inf"):
         refuse_other_than_number(share=np.inf)

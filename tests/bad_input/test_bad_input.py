@@ -54,10 +54,13 @@ def messages():
 
     logger, handler = logging.getLogger("scvi.sams"), Records(logging.WARNING)
     logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield lambda: [*found, *(str(warning.message) for warning in caught)]
     logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 def content(adata: AnnData, *, with_registration: bool) -> dict[str, bytes]:
