@@ -9,7 +9,7 @@ import numpy as np
 
 from bad_input.cases import Case, legal, refused
 from bad_input.situation import Situation
-from scvi_sams import tl
+from scvi_sams import pl, tl
 from scvi_sams.exceptions import (
     InvalidArgumentError,
     InvalidDosageError,
@@ -82,6 +82,26 @@ UNKNOWN: list[Case] = [
         )
         for name, take in TAKE_PERTURBATIONS.items()
         if name != "rank_unseen_pairs"
+    ),
+    refused(
+        "`tl.observed_interactions`: a combination that no cell carries",
+        lambda situation: tl.observed_interactions(situation.adata, ["A+Q"]),
+        UnknownPerturbationError,
+        "'A+Q'",
+    ),
+    refused(
+        "`tl.observed_interactions`: a number in place of combinations",
+        lambda situation: tl.observed_interactions(situation.adata, 3),
+        InvalidArgumentError,
+        "`combinations` must be names, not 3",
+    ),
+    refused(
+        "`pl.effect_volcano`: an unknown perturbation",
+        lambda situation: pl.effect_volcano(
+            situation.shared.predict_ate(method="mean", key_added=None, **FEW), "Q"
+        ),
+        MissingKeyError,
+        "'Q'",
     ),
     refused(
         "`rank_unseen_pairs`: an unknown perturbation",
