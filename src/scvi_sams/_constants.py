@@ -45,5 +45,10 @@ class _ResultKeys(NamedTuple):
     """obs: predictive importance-weighted bound of each cell, in nats."""
 
 
+LARGEST_INPUT: Final = 1e9
+"""Of doses, covariates, size factors and normalised values: squares must fit single precision."""
+LARGEST_COUNT: Final = 2**24
+"""Single precision, in which models compute, has every whole number up to here."""
+
 REGISTRY_KEYS: Final = _RegistryKeys()
 RESULT_KEYS: Final = _ResultKeys()

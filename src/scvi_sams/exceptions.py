@@ -8,6 +8,10 @@ class SAMSError(ValueError):
     """Base class of every error that this package raises on purpose."""
 
 
+class InvalidArgumentError(SAMSError):
+    """An argument is of the wrong type, out of range, or contradicts another one."""
+
+
 class InvalidPerturbationLabelError(SAMSError):
     """A perturbation label is missing, empty or cannot be split into perturbations."""
 
@@ -50,3 +54,14 @@ class DataIntegrityError(SAMSError):
 
 class UnreadableDataError(SAMSError):
     """A file on disk, or some of its rows, cannot be read or cannot be what was written."""
+
+
+class SavingError(SAMSError, OSError):
+    """A model cannot be saved where it was asked to; what was there before is as it was."""
+
+
+class TrainingDivergedError(SAMSError):
+    """A term of the objective, or a gradient, became infinite or NaN; training was stopped.
+
+    The weights are the last good ones, as the message says.
+    """

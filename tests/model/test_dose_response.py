@@ -116,5 +116,5 @@ def test_wrong_input_is_refused(dosage_model):
         curves(dosage_model, ["P001"], [0, -1])
     with pytest.raises(InvalidDosageError, match="nan"):
         curves(dosage_model, ["P001"], [0, np.nan])
-    with pytest.raises(SAMSError, match="two doses"):
+    with pytest.raises(SAMSError, match=r"`n_doses`.*at least 2, not 1"):
         curves(dosage_model, n_doses=1)

@@ -18,7 +18,7 @@ from model.builders import (
     train_small,
 )
 from scvi_sams import SAMSVAE
-from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
+from scvi_sams.exceptions import MissingKeyError, SAMSError, SavingError, UnknownPerturbationError
 
 LABELS = ["P001", "P002+P004"]
 SETUPS = {
@@ -233,6 +233,25 @@ def test_nothing_is_overwritten_unless_asked_for(default_model, saved):
     default_model.save(saved, overwrite=True)
     loaded = load(saved, without_registration(default_model.adata))
     assert_same(results(loaded, LABELS), results(default_model, LABELS))
+
+
+def test_a_save_that_fails_half_way_leaves_the_earlier_one(default_model, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    default_model.save(folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full_disk(content, path, **kwargs):
+        with open(path, "wb") as file:
+            file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(SavingError, match="No space left"):
+        default_model.save(folder, overwrite=True)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    with pytest.raises(OSError, match="No space left"):
+        default_model.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_model_in_the_process_changes_nothing():

@@ -275,7 +275,8 @@ def test_untrained_perturbations_and_epochs_of_a_data_module(path, caplog):
     stream = StreamingDataModule(model.adata_manager, external_indexing=[controls])
     scvi_logger = logging.getLogger("scvi.sams")
     scvi_logger.addHandler(caplog.handler)
-    model.train(datamodule=stream, **{**TRAINING, "max_steps": 2})
+    with caplog.at_level(logging.WARNING, logger="scvi.sams"):
+        model.train(datamodule=stream, **{**TRAINING, "max_steps": 2})
     scvi_logger.removeHandler(caplog.handler)
     assert "4 perturbations have no training cells" in caplog.text
     assert model.trainer.max_epochs == 100

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -67,7 +69,7 @@ def factorize(values: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, li
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
     """Raise an error that names the perturbations which are not known, and similar known ones."""
     known_names = known if isinstance(known, dict) else dict.fromkeys(known)
-    unknown = sorted({name for name in names if name not in known_names})
+    unknown = sorted({str(name) for name in names if name not in known_names})
     if not unknown:
         return
     hints = difflib.get_close_matches(unknown[0], list(known_names), n=3)
@@ -103,6 +105,14 @@ def refuse_missing_control_row(encoded: PerturbationCodes, location: str) -> Non
             f"No control cell was found: every row of {location} has a non-zero dose. A control "
             "cell is a row of zeros; if controls have a column, name it in `control`."
         )
+
+
+def similar_names(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ only by case or by the way that letters are encoded."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        groups[unicodedata.normalize("NFKC", name).casefold()].append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def shown(value: object) -> str:

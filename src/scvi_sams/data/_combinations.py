@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,6 +64,19 @@ def distinct_combinations(
     rows, row_of_cell = np.unique(codes, axis=0, return_inverse=True)
     parts = [sorted(vocabulary[code] for code in row if code != NO_PERTURBATION) for row in rows]
     return parts, row_of_cell.ravel()
+
+
+def inseparable_perturbations(codes: np.ndarray, vocabulary: Sequence[str]) -> list[list[str]]:
+    """Groups of perturbations that cells carry only together, so that nothing tells them apart."""
+    rows = np.unique(codes, axis=0)
+    numbers, slots = np.nonzero(rows != NO_PERTURBATION)
+    rows_of_code: defaultdict[int, list[int]] = defaultdict(list)
+    for number, code in zip(numbers.tolist(), rows[numbers, slots].tolist(), strict=True):
+        rows_of_code[code].append(number)
+    groups: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+    for code, found in sorted(rows_of_code.items()):
+        groups[tuple(found)].append(vocabulary[code])
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def parts_of_combination(label: str, delimiter: str | None) -> list[str]:

@@ -8,8 +8,24 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scvi_sams._constants import LARGEST_INPUT
 from scvi_sams.data._codes import factorize, listing, shown
-from scvi_sams.exceptions import InvalidCountsError, InvalidCovariateError, MissingKeyError
+from scvi_sams.exceptions import (
+    InvalidCountsError,
+    InvalidCovariateError,
+    MissingKeyError,
+    RegistrationError,
+)
+
+
+def refuse_other_than_anndata(adata: object) -> None:
+    """Raise an error if this is no AnnData."""
+    if not isinstance(adata, AnnData):
+        raise RegistrationError(
+            f"`adata` must be an AnnData, not {type(adata).__name__}. Read a file with "
+            "anndata.read_h5ad or scvi_sams.data.open_screen; a matrix goes into "
+            "anndata.AnnData(counts)."
+        )
 
 
 def refuse_missing_keys(adata: AnnData, layer: str | None, keys: Iterable[str]) -> None:
@@ -22,6 +38,40 @@ def refuse_missing_keys(adata: AnnData, layer: str | None, keys: Iterable[str]) 
     if missing:
         raise MissingKeyError(
             f"Columns {missing} are not in adata.obs, which has {list(adata.obs.columns)}."
+        )
+
+
+def refuse_unusable_table(adata: AnnData, keys: Iterable[str | None]) -> None:
+    """Raise an error if there are no cells or genes, or names of genes or columns are not unique.
+
+    Parameters
+    ----------
+    adata
+        Screen to learn from.
+    keys
+        Columns of obs that are read; ``None`` is passed over.
+
+    Raises
+    ------
+    RegistrationError
+        Naming what is missing or doubled.
+    """
+    if 0 in adata.shape:
+        raise RegistrationError(
+            f"There are {adata.n_obs} cells and {adata.n_vars} genes to learn from. Check what was "
+            "filtered out of `adata`."
+        )
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise RegistrationError(
+            f"{len(twice)} gene names occur more than once, such as {listing(twice)}; genes are "
+            "found and reported by name. Make them unique: adata.var_names_make_unique()."
+        )
+    columns = adata.obs.columns
+    twice = [key for key in keys if key is not None and (columns == key).sum() > 1]
+    if twice:
+        raise RegistrationError(
+            f"adata.obs has more than one column {listing(twice)}. Rename or drop one of them."
         )
 
 
@@ -95,6 +145,8 @@ def numbers_of(column: pd.Series) -> np.ndarray:
     # pandas counts dates in nanoseconds, which no one means.
     is_date_or_complex = column.dtype.kind in "mMc"
     refused = (numbers.isna() & column.notna()).to_numpy() | is_date_or_complex
+    if numbers.dtype.kind == "c":
+        refused |= column.map(lambda value: isinstance(value, complex)).to_numpy(dtype=bool)
     if refused.any():
         raise InvalidCovariateError(
             f"The column {column.name!r} holds {shown(column[refused].iloc[0])} in cell "
@@ -105,8 +157,10 @@ def numbers_of(column: pd.Series) -> np.ndarray:
 
 
 def refuse_invalid_covariate(column: pd.Series) -> None:
-    """Raise an error if a continuous covariate is text, missing or infinite."""
-    bad = ~np.isfinite(numbers_of(column))
+    """Raise an error if a continuous covariate is text, missing, infinite or huge."""
+    numbers = numbers_of(column)
+    _refuse_huge(column, np.abs(numbers))
+    bad = ~np.isfinite(numbers)
     if bad.any():
         raise InvalidCovariateError(
             f"{bad.sum()} of {len(column)} cells have no finite value in the column "
@@ -116,12 +170,24 @@ def refuse_invalid_covariate(column: pd.Series) -> None:
 
 
 def refuse_invalid_size_factor(column: pd.Series) -> None:
-    """Raise an error if a size factor is text, missing, infinite, zero or negative."""
+    """Raise an error if a size factor is text, missing, infinite, zero, negative or extreme."""
     sizes = numbers_of(column)
+    _refuse_huge(column, sizes)
+    _refuse_huge(column, 1 / np.where(sizes > 0, sizes, np.nan))
     bad = ~((sizes > 0) & np.isfinite(sizes))
     if bad.any():
         raise InvalidCountsError(
             f"{bad.sum()} cells have a size factor in the column {column.name!r} that is zero, "
             f"negative, infinite or NaN, for example {listing(column.index[bad])}. Remove them, or "
             "register another column."
+        )
+
+
+def _refuse_huge(column: pd.Series, sizes: np.ndarray) -> None:
+    huge = np.isfinite(sizes) & (sizes > LARGEST_INPUT)
+    if huge.any():
+        raise InvalidCovariateError(
+            f"The column {column.name!r} holds {column[huge].iloc[0]} in cell "
+            f"{column.index[huge][0]!r}, a factor of more than {LARGEST_INPUT:g} away from one "
+            f"({huge.sum()} such cells). Give it in other units, of order one."
         )

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvi_sams._constants import LARGEST_INPUT
 from scvi_sams.data._codes import NO_PERTURBATION, PerturbationCodes, listing, refuse_unknown
 from scvi_sams.exceptions import InvalidDosageError
 
@@ -36,7 +37,8 @@ def encode_dosage_matrix(
     Raises
     ------
     InvalidDosageError
-        If the matrix has negative, missing or infinite entries, or names do not fit its columns.
+        If the matrix has negative, missing, infinite or huge entries, or names do not fit its
+        columns.
     UnknownPerturbationError
         If a column with non-zero entries is not in ``vocabulary``.
     """
@@ -46,6 +48,8 @@ def encode_dosage_matrix(
     names = [str(name).strip() for name in names]
     _refuse_unfitting_names(names, table.shape[1])
     _refuse_impossible(table.data)
+    # As doses are kept: what is too small for that was not given either.
+    table = table.astype(np.float32)
     table.eliminate_zeros()
     kept = [column for column, name in enumerate(names) if name not in control]
     if len(kept) < len(names):
@@ -78,10 +82,22 @@ def _numeric(
 ) -> np.ndarray | sparse.spmatrix:
     """Return the values of a table as numbers; text and missing values are named."""
     values = matrix.to_numpy() if isinstance(matrix, pd.DataFrame) else matrix
-    if sparse.issparse(values) or values.dtype.kind in "biuf":
+    if values.ndim != 2:
+        raise InvalidDosageError(
+            f"The dosage matrix has {values.ndim} dimensions. Give one row per cell and one column "
+            "per perturbation."
+        )
+    if values.dtype.kind in "biuf":
         return values
+    # pandas counts dates in nanoseconds, which no one means.
+    if sparse.issparse(values) or values.dtype.kind in "mMc":
+        raise InvalidDosageError(
+            f"The dosage matrix is of type {values.dtype}: dosages are numbers. Convert it."
+        )
     numbers = pd.to_numeric(pd.Series(values.ravel()), errors="coerce")
-    bad = pd.Series(values.ravel())[numbers.isna()]
+    cells = pd.Series(values.ravel())
+    is_complex = cells.map(lambda value: isinstance(value, complex)).to_numpy(dtype=bool)
+    bad = cells[numbers.isna().to_numpy() | is_complex]
     if len(bad):
         raise InvalidDosageError(
             f"The dosage matrix holds {listing(bad.unique())}: dosages are numbers. Write 0 where "
@@ -104,10 +120,10 @@ def _refuse_unfitting_names(names: list[str], n_columns: int) -> None:
 
 
 def _refuse_impossible(doses: np.ndarray) -> None:
-    bad = np.unique(doses[~np.isfinite(doses) | (doses < 0)])
+    bad = np.unique(doses[~((doses >= 0) & (doses <= LARGEST_INPUT))])
     if len(bad):
         raise InvalidDosageError(
-            "Dosages must be finite and not negative; the dosage matrix holds "
-            f"{', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a perturbation was not "
-            "given."
+            f"Dosages must be finite, not negative and at most {LARGEST_INPUT:g}; the dosage "
+            f"matrix holds {', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a "
+            "perturbation was not given."
         )

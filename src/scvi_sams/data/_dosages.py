@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from scvi_sams._constants import LARGEST_INPUT
 from scvi_sams.data._codes import NO_PERTURBATION, factorize, shown
 from scvi_sams.exceptions import InvalidDosageError
 
@@ -55,7 +56,7 @@ def align_dosages(
     _refuse_text(n_numbers, dosages, labels, delimiter)
     _refuse_misaligned(n_numbers, n_names[perturbed], dosages, labels)
 
-    table = np.full((len(numbers), max(map(len, numbers), default=1)), np.nan, dtype=np.float32)
+    table = np.full((len(numbers), max(map(len, numbers), default=1)), np.nan)
     for row, parsed in enumerate(numbers):
         table[row, : len(parsed)] = parsed
     places = np.where((n_numbers[:, None] > 1) & given, places, 0)
@@ -115,11 +116,12 @@ def _refuse_misaligned(
 
 
 def _refuse_impossible(doses: np.ndarray, dosages: pd.Series, labels: pd.Series) -> None:
-    bad = (~np.isfinite(doses) | (doses < 0)).any(axis=1)
+    bad = ~((doses >= 0) & (doses <= LARGEST_INPUT)).all(axis=1)
     if bad.any():
         cell = int(np.flatnonzero(bad)[0])
         raise InvalidDosageError(
-            f"Dosages of perturbed cells must be finite numbers, not negative; cell "
+            "Dosages of perturbed cells must be finite numbers, not negative, and at most "
+            f"{LARGEST_INPUT:g}; cell "
             f"{shown(labels.index[cell])} ({shown(labels.iloc[cell])}) has "
             f"{shown(dosages.iloc[cell])} ({bad.sum()} such cells)."
         )

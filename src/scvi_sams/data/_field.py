@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,23 @@ from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
+from scvi_sams._arguments import refuse_other_than_key
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._codes import (
     PerturbationCodes,
+    listing,
     refuse_missing_control_label,
     refuse_missing_control_row,
 )
 from scvi_sams.data._combinations import combinations_as_perturbations, distinct_combinations
 from scvi_sams.data._dosage_matrix import encode_dosage_matrix
 from scvi_sams.data._parsing import control_names, encode_labels
-from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError, MissingKeyError
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidDosageError,
+    InvalidPerturbationLabelError,
+    MissingKeyError,
+)
 
 
 class PerturbationField(BaseAnnDataField):
@@ -66,6 +73,14 @@ class PerturbationField(BaseAnnDataField):
         additive: bool = True,
     ) -> None:
         super().__init__()
+        _refuse_invalid_arguments(
+            control=control,
+            perturbation_names=perturbation_names,
+            perturbation_key=perturbation_key,
+            delimiter=delimiter,
+            dosage_key=dosage_key,
+            dosage_obsm_key=dosage_obsm_key,
+        )
         self.perturbation_key = perturbation_key
         self.control = control_names(control)
         self.delimiter = delimiter
@@ -126,6 +141,7 @@ class PerturbationField(BaseAnnDataField):
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data and remember its vocabulary."""
         encoded = self._encode(adata, vocabulary=None)
+        self._refuse_other_names(adata)
         if self.dosage_obsm_key is None:
             refuse_missing_control_label(encoded, self.control)
         else:
@@ -174,9 +190,11 @@ class PerturbationField(BaseAnnDataField):
         self, adata: AnnData, vocabulary: Sequence[str] | None
     ) -> PerturbationCodes:
         if self.dosage_obsm_key is not None:
+            names = self._column_names(adata)
+            self._refuse_unusable_names(names)
             return encode_dosage_matrix(
                 adata.obsm[self.dosage_obsm_key],
-                self._column_names(adata),
+                names,
                 control=self.control,
                 vocabulary=vocabulary,
             )
@@ -206,6 +224,36 @@ class PerturbationField(BaseAnnDataField):
             )
         return list(self.perturbation_names)
 
+    def _refuse_unusable_names(self, names: Sequence[Any]) -> None:
+        unusable = [
+            name
+            for name in names
+            if pd.isna(name)
+            or not str(name).strip()
+            or (self.delimiter and self.delimiter in str(name) and str(name) not in self.control)
+        ]
+        if unusable:
+            raise InvalidPerturbationLabelError(
+                f"Columns of adata.obsm[{self.dosage_obsm_key!r}] are named {listing(unusable)}: "
+                "names may be neither missing nor empty, nor contain the delimiter "
+                f"({self.delimiter!r}), with which combinations are written. Rename them, or pass "
+                "another `delimiter`."
+            )
+
+    def _refuse_other_names(self, adata: AnnData) -> None:
+        """Raise an error if a table in the training data has other names than were given."""
+        if self.dosage_obsm_key is None or self.perturbation_names is None:
+            return
+        matrix = adata.obsm[self.dosage_obsm_key]
+        if not isinstance(matrix, pd.DataFrame) or isinstance(self.perturbation_names, str):
+            return
+        if [str(name) for name in matrix.columns] != [str(n) for n in self.perturbation_names]:
+            raise InvalidDosageError(
+                f"`perturbation_names` ({listing(self.perturbation_names)}) are not the columns of "
+                f"the table adata.obsm[{self.dosage_obsm_key!r}] ({listing(matrix.columns)}). "
+                "Leave them out: a table has its own."
+            )
+
     def _write(self, adata: AnnData, encoded: PerturbationCodes) -> dict:
         packed = np.concatenate([encoded.codes.astype(np.float32), encoded.doses], axis=1)
         adata.obsm[self.attr_key] = packed
@@ -219,6 +267,31 @@ class PerturbationField(BaseAnnDataField):
                 present, minlength=len(encoded.vocabulary)
             ),
         }
+
+
+def _refuse_invalid_arguments(
+    *, control: object, perturbation_names: object, dosage_obsm_key: object, **keys: object
+) -> None:
+    refuse_other_than_key(dosage_obsm_key=dosage_obsm_key, **keys)
+    labels = list(control) if isinstance(control, Iterable) else [control]
+    missing = [label for label in labels if label is None or label != label]
+    if missing:
+        raise InvalidArgumentError(
+            f"`control` is {control!r}. Pass the label, or a list of labels, of control cells (an "
+            "empty list where a dosage matrix has no column for them)."
+        )
+    if perturbation_names is None:
+        return
+    if not isinstance(perturbation_names, Iterable):
+        raise InvalidArgumentError(
+            "`perturbation_names` must be a list of names, or a key of adata.uns, not "
+            f"{perturbation_names!r}."
+        )
+    if dosage_obsm_key is None:
+        raise InvalidArgumentError(
+            "`perturbation_names` are those of the columns of a dosage matrix. Pass its key as "
+            "`dosage_obsm_key`, or leave them out."
+        )
 
 
 def unpack_perturbations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,8 @@ from scvi_sams.data._covariates import (
     refuse_invalid_covariate,
     refuse_missing_keys,
     refuse_other_genes,
+    refuse_other_than_anndata,
+    refuse_unusable_table,
 )
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.data._validation import unchanged_on_error
@@ -61,6 +63,7 @@ class ScreenManager(AnnDataManager):
             Naming what cannot be read; the AnnData is then as it was.
         """
         source = self._learned or source_registry
+        refuse_other_than_anndata(adata)
         if adata.is_view:
             raise RegistrationError("A view cannot be registered. Pass a copy: adata.copy().")
         if source_registry is not None and self._learned is None:
@@ -102,6 +105,9 @@ class ScreenManager(AnnDataManager):
         categorical = arguments["categorical_covariate_keys"] or []
         single = [arguments[key] for key in ("batch_key", "size_factor_key") if arguments[key]]
         refuse_missing_keys(adata, arguments["layer"], [*single, *categorical, *continuous])
+        if source_registry is None:
+            labels = [arguments[key] for key in ("perturbation_key", "dosage_key")]
+            refuse_unusable_table(adata, [*labels, *single, *categorical, *continuous])
         _refuse_invalid_categories(adata, arguments["batch_key"], categorical, source_registry)
         for key in continuous:
             refuse_invalid_covariate(adata.obs[key])

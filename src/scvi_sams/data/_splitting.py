@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scvi import settings
 from scvi.data import AnnDataManager
 
+from scvi_sams._arguments import as_positions
 from scvi_sams.data._field import registered_perturbations
 from scvi_sams.exceptions import InvalidSplitError
 
@@ -60,6 +61,53 @@ def split_cells(
 def default_seed() -> int:
     """Return the seed of scvi-tools, 0 if it is unset: the same in every process."""
     return 0 if settings.seed is None else int(settings.seed)
+
+
+def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
+    """Check a split that a user gives, and put the cells that it leaves out in the test part.
+
+    Parameters
+    ----------
+    split
+        Positions, or booleans, of training, validation and test cells; later parts may be left out.
+    n_cells
+        Number of cells of the screen.
+
+    Returns
+    -------
+    Positions of training, validation and test cells; together all cells.
+
+    Raises
+    ------
+    InvalidSplitError
+        If there are no training cells, or a cell is named twice, or one that does not exist.
+    InvalidArgumentError
+        If a part is neither positions nor booleans.
+    """
+    if isinstance(split, str) or not isinstance(split, Iterable):
+        raise InvalidSplitError(
+            "`external_indexing` must be a list of positions of training, validation and test "
+            f"cells, not {split!r}."
+        )
+    parts = [_as_part(part, n_cells) for part in split]
+    if len(parts) > 3:
+        raise InvalidSplitError(
+            f"The split has {len(parts)} parts; there are training, validation and test cells."
+        )
+    refuse_invalid_split(parts, n_cells)
+    parts += [np.array([], dtype=np.int64)] * (3 - len(parts))
+    left_out = np.setdiff1d(np.arange(n_cells), np.concatenate(parts))
+    parts[2] = np.concatenate([parts[2], left_out])
+    return parts
+
+
+def _as_part(part: object, n_cells: int) -> np.ndarray:
+    array = np.asarray([] if part is None else part)
+    if array.ndim == 1 and not array.size:
+        return np.array([], dtype=np.int64)
+    if array.ndim == 1 and array.dtype.kind in "iu":
+        return array.astype(np.int64)
+    return as_positions("external_indexing", array, n_cells)
 
 
 def refuse_invalid_split(split: Sequence[np.ndarray | None], n_cells: int) -> None:

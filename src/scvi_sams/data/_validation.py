@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from scvi_sams.data._block_reader import BlockReader
-from scvi_sams.exceptions import InvalidCountsError, MissingKeyError
+from scvi_sams._constants import LARGEST_COUNT, LARGEST_INPUT
+from scvi_sams.data._block_reader import BlockReader, is_on_disk
+from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnreadableDataError
 
 _ROWS_PER_CHUNK = 16_384
 
@@ -54,7 +56,8 @@ def refuse_invalid_expression(
         Expression of shape ``(n_cells, n_genes)``; dense or sparse, in memory or on disk.
         Read in chunks of rows.
     counts
-        Whether the likelihood is one of counts: whole, non-negative, and no cell without any.
+        Whether the likelihood is one of counts: whole, non-negative, not too large to be held
+        exactly in single precision, and no cell without any.
     location
         Where the values stand, for the message.
 
@@ -65,10 +68,12 @@ def refuse_invalid_expression(
     MissingKeyError
         If there are no values.
     UnreadableDataError
-        If values on disk cannot be read.
+        If values on disk cannot be read, or a sparse matrix in memory is damaged.
     """
     if values is None:
         raise MissingKeyError(f"{location} is empty. Name the layer with the values as `layer`.")
+    _refuse_no_numbers(values, location)
+    _refuse_damaged_matrix(values, location)
     reader = BlockReader(values, location)
     for start in range(0, reader.n_rows, _ROWS_PER_CHUNK):
         chunk = reader.read(start, min(start + _ROWS_PER_CHUNK, reader.n_rows))
@@ -77,6 +82,48 @@ def refuse_invalid_expression(
         if counts:
             _refuse_non_counts(entries, location)
             _refuse_empty_cells(chunk, start, location)
+        else:
+            _refuse_huge(entries, LARGEST_INPUT, location)
+
+
+def _refuse_no_numbers(values: Any, location: str) -> None:
+    if np.ma.isMaskedArray(values):
+        raise InvalidCountsError(f"{location} is a masked array. Fill it: adata.X.filled(0).")
+    in_memory = isinstance(values, np.ndarray) or getattr(values, "format", "") in ("csr", "csc")
+    if not in_memory and not is_on_disk(values):
+        raise InvalidCountsError(
+            f"{location} is a {type(values).__module__}.{type(values).__name__}, which cannot be "
+            "read. Make it a numpy array or a csr matrix (adata.to_memory() loads what is lazy)."
+        )
+    if values.dtype.kind not in "biuf":
+        raise InvalidCountsError(
+            f"{location} is of type {values.dtype}, and expression is numbers. Convert it: "
+            "adata.X = adata.X.astype('float32')."
+        )
+
+
+def _refuse_damaged_matrix(values: Any, location: str) -> None:
+    """Raise an error if indices of a sparse matrix in memory lead out of it.
+
+    scipy does not check them and would read memory that is not the matrix's.
+    """
+    if not sparse.issparse(values):
+        return
+    n_rows = values.shape[0 if values.format == "csr" else 1]
+    n_columns = values.shape[1 if values.format == "csr" else 0]
+    pointers, indices = values.indptr, values.indices
+    is_damaged = (
+        len(pointers) != n_rows + 1
+        or pointers[0] != 0
+        or (np.diff(pointers) < 0).any()
+        or pointers[-1] > min(len(indices), len(values.data))
+        or (len(indices) and (indices.min() < 0 or indices.max() >= n_columns))
+    )
+    if is_damaged:
+        raise UnreadableDataError(
+            f"The sparse matrix in {location} has indices that lead out of its {values.shape[0]} "
+            f"cells x {values.shape[1]} genes. It is damaged: read or make it again."
+        )
 
 
 def _refuse_non_finite(entries: np.ndarray, location: str) -> None:
@@ -100,6 +147,19 @@ def _refuse_non_counts(entries: np.ndarray, location: str) -> None:
             f"{location} holds fractional values (such as {fractional.flat[0]:g}), which are no "
             "counts. Pass the layer with raw counts as `layer`, or, for values that are already "
             "normalised, use gene_likelihood='normal'."
+        )
+    _refuse_huge(entries, LARGEST_COUNT, location)
+
+
+def _refuse_huge(entries: np.ndarray, largest: float, location: str) -> None:
+    if not entries.size:
+        return
+    # As Python numbers: the negative of an unsigned one is none.
+    worst = max(float(entries.max()), float(entries.min()), key=abs)
+    if abs(worst) > largest:
+        raise InvalidCountsError(
+            f"{location} holds values as large as {worst:g}; up to {largest:g} can be computed "
+            "with. Check what the values are, and scale or remove them."
         )
 
 

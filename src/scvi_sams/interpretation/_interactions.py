@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse, stats
 
+from scvi_sams._arguments import as_names
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.data import canonical_label, control_names, parts_of_combination
 from scvi_sams.evaluation._observed import (
@@ -93,6 +94,7 @@ def observed_interactions(
     cells_of = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
     if combinations is None:
         combinations = _complete_combinations(cells_of, delimiter)
+    combinations = as_names("combinations", combinations)
     names = [canonical_label(c, delimiter=delimiter, control=control) for c in combinations]
     refuse_repeated(names)
     directions = None

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
+from scvi_sams._arguments import refuse_other_choices, refuse_other_than_number
 from scvi_sams._random import fixed_seed
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._base import refuse_other_choices
 from scvi_sams.module import Likelihood, PerturbationModule
 
 _MAX_ELEMENTS = 2**24
@@ -88,6 +88,7 @@ class Statistic:
         device: torch.device,
     ) -> None:
         refuse_other_choices("method", method, ("lognorm", "lograte", "mean"))
+        refuse_other_than_number(above=0, library_size=library_size, target_sum=target_sum)
         if method != "mean" and not likelihood.is_count_likelihood:
             raise SAMSError("A normal likelihood has no counts to normalise: use method='mean'.")
         self.likelihood = likelihood

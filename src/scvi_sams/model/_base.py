@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,11 @@ from anndata import AnnData
 from scvi import settings
 from scvi.model.base import UnsupervisedTrainingMixin
 
+from scvi_sams._arguments import (
+    as_positions,
+    refuse_other_than_number,
+    refuse_other_than_whole,
+)
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._random import fixed_seed
@@ -21,16 +26,19 @@ from scvi_sams.data import (
     PerturbationField,
     StreamingDataModule,
     combinations_as_perturbations,
+    complete_split,
     control_names,
     encode_labels,
     is_on_disk,
     registered_perturbations,
     split_cells,
 )
-from scvi_sams.exceptions import InvalidSplitError, SAMSError
+from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError
 from scvi_sams.model._registration import RegistrationMixin, logger
+from scvi_sams.model._saving import SavingMixin
+from scvi_sams.model._settings import refuse_invalid_settings
 from scvi_sams.module import CellBatch, PerturbationModule
-from scvi_sams.train import PerturbationTrainingPlan
+from scvi_sams.train import PerturbationTrainingPlan, weights_kept_on_error
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
@@ -40,7 +48,7 @@ _ROWS_PER_CHUNK = 256
 _MOMENTS_SEED = 11027
 
 
-class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
+class BasePerturbationModel(UnsupervisedTrainingMixin, SavingMixin, RegistrationMixin):
     """Training and access to cells; subclasses name their module.
 
     Parameters
@@ -56,8 +64,10 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
 
     Raises
     ------
-    SAMSError
-        If ``evidence_cells``, where the module has it, is neither a positive number nor ``None``.
+    InvalidArgumentError
+        If a setting is of the wrong type or out of range.
+    RegistrationError
+        If ``adata`` is not registered.
     """
 
     _module_cls: ClassVar[type[PerturbationModule]]
@@ -72,7 +82,8 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         registry: dict[str, Any] | None = None,
         **module_kwargs: Any,
     ) -> None:
-        _refuse_no_evidence(module_kwargs.get("evidence_cells"))
+        refuse_invalid_settings(gene_likelihood=gene_likelihood, **module_kwargs)
+        self._refuse_unregistered(adata, registry)
         super().__init__(adata, registry)
         self.gene_likelihood = gene_likelihood
         self._checked: set[str] = set()
@@ -161,8 +172,15 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
 
         Raises
         ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
         InvalidSplitError
-            If the split leaves no training cells.
+            If the split leaves no training cells, or names a cell twice or none that is there.
+        TrainingDivergedError
+            If a term of the objective becomes infinite or NaN. The weights are then those at the
+            end of the last good epoch (in a first training, of an epoch after the dense phase;
+            otherwise those before it), and the model counts as trained only if it was before.
+            After any other error they are those before training.
         UnreadableDataError
             If the expression is on disk and damaged there.
 
@@ -177,6 +195,18 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         >>> longer.history["dense_phase"].squeeze().tolist()
         [1.0, 1.0, 0.0, 0.0]
         """
+        for name, options in (
+            ("plan_kwargs", plan_kwargs),
+            ("datasplitter_kwargs", datasplitter_kwargs),
+        ):
+            if options is not None and not isinstance(options, Mapping):
+                raise InvalidArgumentError(f"`{name}` must be a dict, not {options!r}.")
+        if max_epochs is not None:
+            refuse_other_than_whole(max_epochs=max_epochs)
+        refuse_other_than_whole(batch_size=batch_size)
+        for name, share in (("train_size", train_size), ("validation_size", validation_size)):
+            if share is not None:
+                refuse_other_than_number(**{name: share})
         if datamodule is None:
             datasplitter_kwargs = dict(datasplitter_kwargs or {})
             split = datasplitter_kwargs.get("external_indexing")
@@ -184,8 +214,9 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
                 split = split_cells(
                     self.adata_manager, train_size, validation_size, shuffle=shuffle_set_split
                 )
-            # A copy, because scvi-tools fills up a shorter list in place.
-            split = datasplitter_kwargs["external_indexing"] = list(split)
+            split = datasplitter_kwargs["external_indexing"] = complete_split(
+                split, self.adata_manager.adata.n_obs
+            )
             if is_on_disk(self.adata_manager.get_from_registry(REGISTRY_KEYS.X)):
                 datamodule = StreamingDataModule(
                     self.adata_manager,
@@ -194,35 +225,46 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
                     **datasplitter_kwargs,
                 )
         else:
+            if not hasattr(datamodule, "adata_manager"):
+                raise InvalidArgumentError(
+                    f"`datamodule` is {datamodule!r}, which has no `adata_manager`. Pass a "
+                    "scvi_sams.data.StreamingDataModule, or leave it out."
+                )
             # Data modules of others may split only when training begins.
             split = [getattr(datamodule, name, None) for name in ("train_idx", "val_idx")]
         if split[0] is not None:
             self._report_untrained_perturbations(np.asarray(split[0]))
             if len(split) > 1 and split[1] is not None and len(split[1]):
                 _set_default(trainer_kwargs, "check_val_every_n_epoch", 1, trainer_config)
+            elif early_stopping and "validation" in trainer_kwargs.get(
+                "early_stopping_monitor", "elbo_validation"
+            ):
+                raise InvalidSplitError(
+                    "`early_stopping` needs validation cells, and the split has none. Pass a "
+                    "`train_size` below 1, or early_stopping=False."
+                )
             max_epochs = max_epochs or _default_max_epochs(len(split[0]))
         _set_default(trainer_kwargs, "gradient_clip_val", 100.0, trainer_config)
-        super().train(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            train_size=train_size,
-            validation_size=validation_size,
-            shuffle_set_split=shuffle_set_split,
-            load_sparse_tensor=load_sparse_tensor,
-            batch_size=batch_size,
-            early_stopping=early_stopping,
-            datasplitter_kwargs=datasplitter_kwargs,
-            plan_config=plan_config,
-            plan_kwargs=plan_kwargs,
-            datamodule=datamodule,
-            trainer_config=trainer_config,
-            **trainer_kwargs,
-        )
+        with weights_kept_on_error(self.module):
+            super().train(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle_set_split=shuffle_set_split,
+                load_sparse_tensor=load_sparse_tensor,
+                batch_size=batch_size,
+                early_stopping=early_stopping,
+                datasplitter_kwargs=datasplitter_kwargs,
+                plan_config=plan_config,
+                plan_kwargs=plan_kwargs,
+                datamodule=datamodule,
+                trainer_config=trainer_config,
+                **trainer_kwargs,
+            )
 
     def _report_untrained_perturbations(self, train_indices: np.ndarray) -> None:
-        if len(train_indices) == 0:
-            raise InvalidSplitError("The split has no training cells.")
         codes, _ = registered_perturbations(self.adata_manager)
         trained = np.unique(codes[train_indices])
         untrained = np.setdiff1d(np.arange(len(self.perturbations)), trained)
@@ -257,7 +299,7 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         delimiter = arguments["delimiter"]
         singles = encode_labels(
             pd.Series([str(label) for label in labels]),
-            None if dosages is None else pd.Series(list(dosages)),
+            None if dosages is None else _as_dosages(dosages),
             control=control_names(arguments["control"]),
             delimiter=delimiter,
             vocabulary=self.perturbations if self._additive else None,
@@ -281,7 +323,9 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
         Cells are read in ascending order, which needs the fewest accesses where they are on disk;
         the positions say where each result belongs.
         """
-        batch_size = batch_size or settings.batch_size
+        if batch_size is None:
+            batch_size = settings.batch_size
+        refuse_other_than_whole(batch_size=batch_size)
         order = np.argsort(indices, kind="stable")
         manager = self.get_anndata_manager(adata, required=True)
         if is_on_disk(manager.get_from_registry(REGISTRY_KEYS.X)):
@@ -324,24 +368,13 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, RegistrationMixin):
     def _indices(adata: AnnData, indices: Sequence[int] | Sequence[bool] | None) -> np.ndarray:
         if indices is None:
             return np.arange(adata.n_obs)
-        array = np.asarray(indices)
-        if array.dtype == bool:
-            return np.flatnonzero(array)
-        return np.arange(adata.n_obs)[array.astype(int)]
+        return as_positions("indices", indices, adata.n_obs)
 
 
-def refuse_other_choices(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise an error that names the choices if ``value`` is none of them."""
-    if value not in choices:
-        raise SAMSError(f"`{name}` must be one of {list(choices)}, not {value!r}.")
-
-
-def _refuse_no_evidence(evidence_cells: float | None) -> None:
-    if evidence_cells is not None and not evidence_cells > 0:
-        raise SAMSError(
-            "`evidence_cells` must be a positive number or None (the ELBO), not "
-            f"{evidence_cells!r}."
-        )
+def _as_dosages(dosages: object) -> pd.Series:
+    if isinstance(dosages, str) or not isinstance(dosages, Iterable):
+        raise InvalidArgumentError(f"`dosages` must be a list, one per label, not {dosages!r}.")
+    return pd.Series(list(dosages), dtype=object)
 
 
 def rows_of_all_cells(values: np.ndarray, indices: np.ndarray, n_obs: int) -> np.ndarray:

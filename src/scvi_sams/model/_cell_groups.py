@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from anndata import AnnData
 
-from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
+from scvi_sams._arguments import as_names, as_positions, refuse_other_than_key
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    MissingKeyError,
+    SAMSError,
+    UnknownPerturbationError,
+)
 
 
 def groups_of_cells(
@@ -24,6 +30,7 @@ def groups_of_cells(
     SAMSError
         If all cells are in one group.
     """
+    refuse_other_than_key(groupby=groupby, group2=group2)
     if groupby not in adata.obs:
         raise MissingKeyError(f"obs has no column {groupby!r} to group the cells by.")
     group_of_cell = adata.obs[groupby].astype(str).to_numpy()
@@ -32,7 +39,9 @@ def groups_of_cells(
         raise SAMSError(f"All cells are in one group, {present[0]!r}: nothing to compare.")
     if group1 is None:
         group1 = [str(name) for name in present if name != group2]
-    asked = [group1] if isinstance(group1, str) else list(group1)
+    asked = as_names("group1", group1)
+    if not asked:
+        raise InvalidArgumentError("`group1` is empty: there is nothing to compare.")
     unknown = [name for name in [*asked, group2] if name is not None and name not in present]
     if unknown:
         raise UnknownPerturbationError(
@@ -51,15 +60,14 @@ def positions_of_groups(
     n_obs: int, idx1: Sequence[int] | Sequence[bool], idx2: Sequence[int] | Sequence[bool] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boolean masks of cells that were given by position or mask; an error if one is empty."""
-    first = _mask(n_obs, idx1)
-    second = ~first if idx2 is None else _mask(n_obs, idx2)
+    first = _mask("idx1", n_obs, idx1)
+    second = ~first if idx2 is None else _mask("idx2", n_obs, idx2)
     if not first.any() or not second.any():
         raise SAMSError(f"There are no cells in `{'idx2' if first.any() else 'idx1'}`.")
     return first, second
 
 
-def _mask(n_obs: int, cells: Sequence[int] | Sequence[bool]) -> np.ndarray:
-    chosen = np.asarray(cells)
+def _mask(argument: str, n_obs: int, cells: Sequence[int] | Sequence[bool]) -> np.ndarray:
     mask = np.zeros(n_obs, dtype=bool)
-    mask[chosen if chosen.dtype == bool else chosen.astype(int)] = True
+    mask[as_positions(argument, cells, n_obs)] = True
     return mask

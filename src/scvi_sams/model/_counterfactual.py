@@ -12,12 +12,13 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from scipy import sparse
 
+from scvi_sams._arguments import as_names, refuse_other_choices, refuse_other_than_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.data import PerturbationCodes
 from scvi_sams.exceptions import MissingControlError, SAMSError
 from scvi_sams.model._arms import Arms, Method, Statistic
-from scvi_sams.model._base import BasePerturbationModel, refuse_other_choices
-from scvi_sams.model._draws import summarise
+from scvi_sams.model._base import BasePerturbationModel
+from scvi_sams.model._draws import refuse_invalid_draws, summarise
 from scvi_sams.module import draw_particles, positions_in, sum_over_slots
 
 _NORM_COLUMNS = ["effect_norm", "effect_norm_low", "effect_norm_high"]
@@ -93,7 +94,8 @@ class CounterfactualMixin(BasePerturbationModel):
             If a label names a perturbation that was not trained on, or a combination where the
             model takes combinations for perturbations of their own.
         SAMSError
-            If the method needs counts and the likelihood has none.
+            If the method needs counts and the likelihood has none, or an argument is of the wrong
+            type or out of range.
 
         Examples
         --------
@@ -119,16 +121,11 @@ class CounterfactualMixin(BasePerturbationModel):
         ...
         scvi_sams.exceptions.UnknownPerturbationError: Unknown perturbation: 'P009'. ...
         """
-        refuse_other_choices("basal", basal, ("prior", "control"))
-        if not 0 < interval < 1:
-            raise SAMSError(f"`interval` is a probability between 0 and 1, not {interval!r}.")
-        if n_posterior_samples < 2:
-            raise SAMSError(
-                "`n_posterior_samples` must be at least 2, for a standard error; it is "
-                f"{n_posterior_samples}."
-            )
+        refuse_invalid_draws(n_samples, n_posterior_samples, interval, basal)
         self._check_if_trained(warn=True)
-        labels = list(self.perturbations if perturbations is None else perturbations)
+        labels = as_names(
+            "perturbations", self.perturbations if perturbations is None else perturbations
+        )
         requested = self._encode_requested(labels, dosages)
         statistic = Statistic(
             self.module.likelihood, method, library_size, target_sum, self.module.device
@@ -239,18 +236,18 @@ class CounterfactualMixin(BasePerturbationModel):
         (10, 100)
         """
         refuse_other_choices("output", output, ("lognorm", "rate", "counts"))
+        refuse_other_than_number(above=0, target_sum=target_sum)
         self._check_if_trained(warn=True)
         likelihood = self.module.likelihood
         if output == "lognorm" and not likelihood.is_count_likelihood:
             raise SAMSError("A normal likelihood has no counts to normalise: use output='rate'.")
-        requested = self._encode_requested(list(perturbations), dosages)
+        labels = as_names("perturbations", perturbations)
+        requested = self._encode_requested(labels, dosages)
         if adata is None:
             self._refuse_without_data("adata")
-        if adata is None and indices is None:
-            positions = self._control_cells()
-        else:
-            positions = self._indices(self.adata if adata is None else adata, indices)
+        from_controls = adata is None and indices is None
         adata = self._validate_anndata(adata)
+        positions = self._control_cells() if from_controls else self._indices(adata, indices)
         own_rows = self._perturbations_of(adata, positions)
         shape = (len(requested.codes), len(positions), adata.n_vars)
         values = np.empty(shape, dtype=np.float32)
@@ -268,9 +265,7 @@ class CounterfactualMixin(BasePerturbationModel):
                     if output == "lognorm":
                         expression = torch.log1p(target_sum * expression)
                 values[label, place] = expression[0].cpu().numpy()
-        return self._counterfactual_cells(
-            values, list(perturbations), adata, positions, output, target_sum
-        )
+        return self._counterfactual_cells(values, labels, adata, positions, output, target_sum)
 
     def _counterfactual_cells(
         self,

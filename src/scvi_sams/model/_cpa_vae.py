@@ -50,8 +50,8 @@ class CPAVAE(
 
     Raises
     ------
-    SAMSError
-        If ``evidence_cells`` is neither a positive number nor ``None``.
+    InvalidArgumentError
+        If a setting is of the wrong type or out of range.
 
     Examples
     --------

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scvi_sams._arguments import as_names, refuse_other_than_whole
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.data import registered_perturbations
-from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
+from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
 from scvi_sams.model._arms import Method
 from scvi_sams.model._counterfactual import CounterfactualMixin
 
@@ -85,7 +86,9 @@ class DoseResponseMixin(CounterfactualMixin):
         0.0
         """
         self._refuse_without_doses()
-        names = list(self.perturbations if perturbations is None else perturbations)
+        names = as_names(
+            "perturbations", self.perturbations if perturbations is None else perturbations
+        )
         largest = self._largest_doses(names)
         grids = [_grid(doses, n_doses, maximum) for maximum in largest]
         labels = np.repeat(names, [len(grid) for grid in grids])
@@ -154,10 +157,14 @@ class DoseResponseMixin(CounterfactualMixin):
 
 def _grid(doses: Sequence[float] | np.ndarray | None, n_doses: int, largest: float) -> np.ndarray:
     if doses is None:
-        if n_doses < 2:
-            raise SAMSError(f"A curve needs at least two doses, not {n_doses}.")
+        refuse_other_than_whole(at_least=2, n_doses=n_doses)
         return np.linspace(0, largest, n_doses)
-    grid = np.asarray(doses, dtype=np.float64)
+    try:
+        grid = np.asarray(doses, dtype=np.float64)
+    except (TypeError, ValueError):
+        grid = np.array(np.nan)
+    if grid.ndim != 1:
+        raise InvalidDosageError(f"`doses` must be a list of numbers, not {doses!r}.")
     bad = ~np.isfinite(grid) | (grid < 0)
     if bad.any() or not len(grid):
         raise InvalidDosageError(

@@ -8,6 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scvi_sams._arguments import (
+    refuse_other_choices,
+    refuse_other_than_number,
+    refuse_other_than_whole,
+)
+
 
 class Summary(NamedTuple):
     """Of draws ``(n_draws, ...)``, over the first dimension."""
@@ -17,6 +23,22 @@ class Summary(NamedTuple):
     """Of the mean."""
     low: Tensor
     high: Tensor
+
+
+def refuse_invalid_draws(
+    n_samples: int, n_posterior_samples: int, interval: float, basal: str
+) -> None:
+    """Raise an error if draws cannot be made and summarised as they were asked for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming the argument.
+    """
+    refuse_other_than_whole(n_samples=n_samples)
+    refuse_other_than_whole(at_least=2, n_posterior_samples=n_posterior_samples)
+    refuse_other_than_number(above=0, below=1, interval=interval)
+    refuse_other_choices("basal", basal, ("prior", "control"))
 
 
 def summarise(draws: Tensor, interval: float) -> Summary:

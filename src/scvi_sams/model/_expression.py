@@ -9,6 +9,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scvi_sams._arguments import (
+    as_names,
+    refuse_other_than_number,
+    refuse_other_than_whole,
+)
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.exceptions import MissingKeyError
 from scvi_sams.model._base import BasePerturbationModel, rows_of_all_cells
@@ -62,6 +67,13 @@ class ExpressionMixin(BasePerturbationModel):
         -------
         Cells x genes, or draws x cells x genes.
 
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
+        MissingKeyError
+            If a gene or the batch is unknown.
+
         Examples
         --------
         >>> shares = model.get_normalized_expression(indices=[0, 1, 2])
@@ -70,6 +82,8 @@ class ExpressionMixin(BasePerturbationModel):
         >>> np.allclose(shares.sum(axis=1), 1)
         True
         """
+        refuse_other_than_whole(n_samples=n_samples)
+        refuse_other_than_number(above=0, library_size=library_size)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._indices(adata, indices)
@@ -125,11 +139,19 @@ class ExpressionMixin(BasePerturbationModel):
         ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)`` for several draws; counts at
         each cell's own size, or values of a normal likelihood.
 
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
+        MissingKeyError
+            If a gene is unknown.
+
         Examples
         --------
         >>> model.posterior_predictive_sample(indices=[0, 1, 2], n_samples=5).shape
         (3, 100, 5)
         """
+        refuse_other_than_whole(n_samples=n_samples)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._indices(adata, indices)
@@ -144,10 +166,13 @@ class ExpressionMixin(BasePerturbationModel):
         genes = pd.Index(self.get_var_names())
         if gene_list is None:
             return np.arange(len(genes))
-        found = genes.get_indexer(list(gene_list))
+        asked = as_names("gene_list", gene_list)
+        found = genes.get_indexer(pd.Index(asked, dtype=object))
         if (found < 0).any():
-            unknown = [gene for gene, place in zip(gene_list, found, strict=True) if place < 0]
-            raise MissingKeyError(f"Genes {unknown[:5]} are not among those of the model.")
+            unknown = [gene for gene, place in zip(asked, found, strict=True) if place < 0]
+            raise MissingKeyError(
+                f"Genes {unknown[:5]} are not among those of the model, such as {list(genes[:3])}."
+            )
         return found
 
     def _batch_code(self, batch: str) -> int:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scvi_sams._arguments import as_names, refuse_other_choices
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data import (
     PerturbationField,
@@ -22,9 +23,8 @@ from scvi_sams.data import (
 )
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._arms import Arms, Method, Statistic
-from scvi_sams.model._base import refuse_other_choices
 from scvi_sams.model._counterfactual import CounterfactualMixin
-from scvi_sams.model._draws import summarise
+from scvi_sams.model._draws import refuse_invalid_draws, summarise
 
 _PAIRS_PER_CHUNK = 32
 """Combinations whose single effects are held in memory at a time."""
@@ -112,7 +112,11 @@ class InteractionsMixin(CounterfactualMixin):
         >>> interactions.obs.columns.tolist()
         ['score', 'score_low', 'score_high', 'additive_score', 'effect_norm', 'interaction_norm']
         """
-        labels = self._measured_combinations() if combinations is None else list(combinations)
+        labels = (
+            self._measured_combinations()
+            if combinations is None
+            else as_names("combinations", combinations)
+        )
         parts = [self._parts_of(label) for label in labels]
         arms, description = self._interaction_arms(
             method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
@@ -149,11 +153,7 @@ class InteractionsMixin(CounterfactualMixin):
         target_sum: float,
         interval: float,
     ) -> tuple[Arms, dict]:
-        refuse_other_choices("basal", basal, ("prior", "control"))
-        if not 0 < interval < 1:
-            raise SAMSError(f"`interval` is a probability between 0 and 1, not {interval!r}.")
-        if n_posterior_samples < 2:
-            raise SAMSError(f"`n_posterior_samples` must be at least 2, not {n_posterior_samples}.")
+        refuse_invalid_draws(n_samples, n_posterior_samples, interval, basal)
         self._check_if_trained(warn=True)
         likelihood = self.module.likelihood
         if method == "lograte" and not likelihood.is_count_likelihood:
@@ -295,7 +295,9 @@ class UnseenPairsMixin(InteractionsMixin):
         return self._ranked(np.array(places), pd.DataFrame(summaries), by)
 
     def _rows_of(self, perturbations: Sequence[str] | None) -> list[int]:
-        names = self.perturbations if perturbations is None else list(perturbations)
+        names = as_names(
+            "perturbations", self.perturbations if perturbations is None else perturbations
+        )
         refuse_unknown(names, self.perturbations)
         rows = pd.Index(self.perturbations).get_indexer(pd.Index(names))
         if len(set(rows)) < 2:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from scvi_sams._arguments import refuse_other_choices, refuse_other_than_whole
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._base import BasePerturbationModel, refuse_other_choices, rows_of_all_cells
+from scvi_sams.model._base import BasePerturbationModel, rows_of_all_cells
 from scvi_sams.module import LatentShiftModule, draw_particles, positions_in, sum_over_slots
 
 
@@ -64,7 +65,8 @@ class LatentMixin(BasePerturbationModel):
         Raises
         ------
         SAMSError
-            If the perturbed state is asked of a model that has none (``ConditionalVAE``).
+            If the perturbed state is asked of a model that has none (``ConditionalVAE``), or an
+            argument is of the wrong type or out of range.
 
         Examples
         --------
@@ -81,6 +83,7 @@ class LatentMixin(BasePerturbationModel):
         True
         """
         refuse_other_choices("representation", representation, ("basal", "perturbed"))
+        refuse_other_than_whole(n_samples=n_samples)
         if representation == "perturbed" and not isinstance(self.module, LatentShiftModule):
             raise SAMSError(
                 f"{type(self).__name__} has no perturbed state: perturbations act on its networks, "

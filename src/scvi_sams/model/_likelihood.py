@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from scvi_sams._arguments import refuse_other_than_whole
 from scvi_sams._constants import RESULT_KEYS
+from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.model._base import BasePerturbationModel, rows_of_all_cells
 from scvi_sams.module import positions_in, sum_over_slots
 
@@ -50,6 +52,11 @@ class LikelihoodMixin(BasePerturbationModel):
             Return the mean over cells; otherwise a value per cell, shape ``(n_cells,)``.
         key_added
             Column of ``adata.obs`` that values per cell are written to; ``None`` writes nothing.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
 
         Examples
         --------
@@ -113,6 +120,11 @@ class LikelihoodMixin(BasePerturbationModel):
         n_samples
             Importance samples (paper: 100).
 
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
+
         Examples
         --------
         More samples make the bound tighter:
@@ -122,11 +134,13 @@ class LikelihoodMixin(BasePerturbationModel):
         >>> loose < tight
         True
         """
+        refuse_other_than_whole(n_samples=n_samples)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
-        positions = self._indices(adata, indices)
+        positions = self._scored_cells(adata, indices)
         rows = self._perturbations_of(adata, positions)
-        batch_size = batch_size or 128
+        batch_size = 128 if batch_size is None else batch_size
+        refuse_other_than_whole(batch_size=batch_size)
         n_chunk = max(1, min(n_samples, _MAX_ELEMENTS // (batch_size * adata.n_vars)))
         chunks = [min(n_chunk, n_samples - start) for start in range(0, n_samples, n_chunk)]
         shifts = [self.module.global_posterior(rows, size).shifts for size in chunks]
@@ -152,15 +166,24 @@ class LikelihoodMixin(BasePerturbationModel):
         n_samples: int,
     ) -> tuple[np.ndarray, AnnData, np.ndarray]:
         """Reconstruction error and divergences per cell, ``(2, n_cells)``."""
+        refuse_other_than_whole(n_samples=n_samples)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
-        positions = self._indices(adata, indices)
+        positions = self._scored_cells(adata, indices)
         terms = np.empty((2, len(positions)), dtype=np.float64)
         for place, tensors in self._batches(adata, positions, batch_size):
             _, _, output = self.module(tensors, inference_kwargs={"n_particles": n_samples})
             terms[0, place] = output.reconstruction_loss["reconstruction_loss"].cpu().numpy()
             terms[1, place] = sum(output.kl_local.values()).cpu().numpy()
         return terms, adata, positions
+
+    def _scored_cells(self, adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
+        positions = self._indices(adata, indices)
+        if not len(positions):
+            raise InvalidArgumentError(
+                "There are no cells to score: `indices` or `adata` is empty."
+            )
+        return positions
 
 
 def _report(

@@ -11,10 +11,15 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scvi_sams._arguments import (
+    refuse_other_choices,
+    refuse_other_than_number,
+    refuse_other_than_whole,
+)
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._arms import expected_expression
-from scvi_sams.model._base import BasePerturbationModel, refuse_other_choices
+from scvi_sams.model._base import BasePerturbationModel
 from scvi_sams.module import positions_in, sum_over_slots
 
 _SUBSET_SEED = 4021
@@ -72,7 +77,8 @@ class ProgramsMixin(BasePerturbationModel):
         Raises
         ------
         SAMSError
-            If there are no cells to average over.
+            If there are no cells to average over, or an argument is of the wrong type or out of
+            range.
 
         Examples
         --------
@@ -83,6 +89,9 @@ class ProgramsMixin(BasePerturbationModel):
         True
         """
         refuse_other_choices("method", method, ("lograte", "mean"))
+        refuse_other_than_number(above=0, target_sum=target_sum)
+        if n_cells is not None:
+            refuse_other_than_whole(n_cells=n_cells)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._indices(adata, indices)

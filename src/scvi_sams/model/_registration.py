@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
+from scvi_sams._arguments import refuse_other_than_key
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data import (
@@ -27,14 +28,13 @@ from scvi_sams.data import (
     refuse_invalid_expression,
     refuse_invalid_size_factor,
     refuse_other_genes,
-    registered_perturbations,
+    refuse_other_than_anndata,
     unchanged_on_error,
 )
-from scvi_sams.exceptions import RegistrationError
+from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
+from scvi_sams.model._registration_warnings import warn_of_what_is_unusual
 
 logger = logging.getLogger("scvi.sams")
-
-_LARGE_DOSE = 100.0
 
 
 class RegistrationMixin(BaseModelClass):
@@ -110,7 +110,9 @@ class RegistrationMixin(BaseModelClass):
         InvalidCovariateError
             If a batch or covariate is missing, or no number where it must be one.
         RegistrationError
-            If ``adata`` is a view.
+            If ``adata`` is a view, is empty, or has two genes of one name.
+        InvalidArgumentError
+            If an argument is of the wrong type.
 
         After an error ``adata`` is as it was before.
 
@@ -129,8 +131,17 @@ class RegistrationMixin(BaseModelClass):
         ...
         scvi_sams.exceptions.MissingControlError: No control cell was found: no label equals 'NT'...
         """
-        categorical_covariate_keys = _as_list(categorical_covariate_keys)
-        continuous_covariate_keys = _as_list(continuous_covariate_keys)
+        if kwargs and "source_registry" not in kwargs:
+            raise InvalidArgumentError(
+                f"setup_anndata has no arguments {sorted(kwargs)}. Labels are `perturbation_key`; "
+                "other columns are `batch_key`, `categorical_covariate_keys` and "
+                "`continuous_covariate_keys`."
+            )
+        refuse_other_than_key(layer=layer, batch_key=batch_key, size_factor_key=size_factor_key)
+        categorical_covariate_keys = _as_keys(
+            "categorical_covariate_keys", categorical_covariate_keys
+        )
+        continuous_covariate_keys = _as_keys("continuous_covariate_keys", continuous_covariate_keys)
         # Copied, so that lists which the caller changes later stay as they were in the model.
         setup_method_args = deepcopy(cls._get_setup_method_args(**locals()))
         fields = [
@@ -155,7 +166,19 @@ class RegistrationMixin(BaseModelClass):
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
         logger.info(_registration_summary(manager))
-        _warn_of_large_doses(manager)
+        if "source_registry" not in kwargs:
+            warn_of_what_is_unusual(manager)
+
+    @classmethod
+    def _refuse_unregistered(cls, adata: object, registry: dict[str, Any] | None) -> None:
+        if adata is None and registry:
+            return
+        refuse_other_than_anndata(adata)
+        if cls._get_most_recent_anndata_manager(adata) is None:
+            raise RegistrationError(
+                f"`adata` is not registered. Say what its labels are first: {cls.__name__}."
+                "setup_anndata(adata, perturbation_key=..., control=...)."
+            )
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Register other data by name where needed, and check its values once."""
@@ -164,6 +187,7 @@ class RegistrationMixin(BaseModelClass):
             raise RegistrationError(
                 "The model was loaded without cells. Pass `adata`: cells with the same genes."
             )
+        refuse_other_than_anndata(target)
         if target is not self.adata:
             refuse_other_genes(target, self.get_var_names())
         if target.is_view:
@@ -196,21 +220,20 @@ class RegistrationMixin(BaseModelClass):
             refuse_invalid_size_factor(adata.obs[size_factor_key])
 
 
-def _as_list(keys: str | Sequence[str] | None) -> list[str] | None:
+def _as_keys(argument: str, keys: object) -> list[str] | None:
     """Return keys as scvi-tools compares them, one key or several."""
     if keys is None:
         return None
-    return [keys] if isinstance(keys, str) else list(keys)
-
-
-def _warn_of_large_doses(manager: AnnDataManager) -> None:
-    _, doses = registered_perturbations(manager)
-    if doses.max() > _LARGE_DOSE:
-        logger.warning(
-            f"Doses reach {doses.max():g}. Effects are linear in the dose, in units of the spread "
-            "of basal states: give doses on a scale on which that is plausible, of order one (such "
-            "as the logarithm, or a share of the highest dose)."
-        )
+    if isinstance(keys, str):
+        return [keys]
+    if not isinstance(keys, Iterable):
+        raise InvalidArgumentError(f"`{argument}` must be names of columns, not {keys!r}.")
+    listed = list(keys)
+    for key in listed:
+        refuse_other_than_key(**{argument: key})
+    if len(set(listed)) < len(listed):
+        raise InvalidArgumentError(f"`{argument}` names a column twice: {listed}.")
+    return listed
 
 
 def _registration_summary(manager: AnnDataManager) -> str:

@@ -83,8 +83,8 @@ class SAMSVAE(
 
     Raises
     ------
-    SAMSError
-        If ``evidence_cells`` is not a positive number.
+    InvalidArgumentError
+        If a setting is of the wrong type or out of range.
 
     Examples
     --------

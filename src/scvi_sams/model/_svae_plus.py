@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._differential import DifferentialExpressionMixin
 from scvi_sams.model._interactions import InteractionsMixin
 from scvi_sams.model._latent import LatentMixin
@@ -56,8 +55,8 @@ class SVAEPlus(
 
     Raises
     ------
-    SAMSError
-        If ``mask_prior_beta`` is not above 1, or ``evidence_cells`` neither positive nor ``None``.
+    InvalidArgumentError
+        If a setting is of the wrong type or out of range, such as ``mask_prior_beta`` not above 1.
 
     Examples
     --------
@@ -93,11 +92,6 @@ class SVAEPlus(
         mask_temperature: float = 1.0,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        if not mask_prior_beta > 1:
-            raise SAMSError(
-                f"`mask_prior_beta` must be above 1, not {mask_prior_beta!r}: 1 is a uniform prior "
-                "over the mask probabilities, and more makes masks sparser."
-            )
         super().__init__(
             adata,
             registry=registry,

@@ -4,7 +4,7 @@ from scvi_sams.module._conditional_vae import ConditionalVAEModule
 from scvi_sams.module._cpa_vae import CPAVAEModule
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._latent_shift_module import LatentShiftModule
-from scvi_sams.module._likelihoods import Likelihood
+from scvi_sams.module._likelihoods import LIKELIHOODS, Likelihood
 from scvi_sams.module._perturbation_module import (
     CellBatch,
     GlobalDraw,
@@ -18,6 +18,7 @@ from scvi_sams.module._slots import perturbations_of_batch, positions_in, sum_ov
 from scvi_sams.module._svae_plus import SVAEPlusModule
 
 __all__ = [
+    "LIKELIHOODS",
     "CPAVAEModule",
     "CellBatch",
     "ConditionalVAEModule",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
+from scvi_sams._arguments import refuse_other_choices
 from scvi_sams._random import fixed_seed
+from scvi_sams.exceptions import TrainingDivergedError
 from scvi_sams.module import CellBatch, LatentSurvey, PerturbationModule
+from scvi_sams.train._divergence import GoodWeights, diverged_term, diverged_weights
 from scvi_sams.train._phases import forget_best_states, forget_stopping_score
+from scvi_sams.train._plan_settings import refuse_invalid_plan, refuse_unknown_arguments
 from scvi_sams.train._statistics import training_statistics
 
 logger = logging.getLogger("scvi.sams")
@@ -69,6 +73,11 @@ class PerturbationTrainingPlan(TrainingPlan):
         No warm-up by default: the mask posterior would wander off while its prior is silent.
     **kwargs
         See :class:`~scvi.train.TrainingPlan`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an argument is unknown, of the wrong type or out of range.
     """
 
     def __init__(
@@ -86,6 +95,19 @@ class PerturbationTrainingPlan(TrainingPlan):
         n_steps_kl_warmup: int | None = None,
         **kwargs: Any,
     ) -> None:
+        refuse_invalid_plan(
+            lr=lr,
+            table_lr=table_lr,
+            lr_schedule=lr_schedule,
+            dense_fraction=dense_fraction,
+            max_curvature=max_curvature,
+            eps=eps,
+            weight_decay=weight_decay,
+        )
+        refuse_unknown_arguments(kwargs, module)
+        refuse_other_choices(
+            "optimizer", kwargs.get("optimizer", "Adam"), ("Adam", "AdamW", "Custom")
+        )
         super().__init__(
             module,
             lr=lr,
@@ -104,6 +126,7 @@ class PerturbationTrainingPlan(TrainingPlan):
     def setup(self, stage: str) -> None:
         """Count training cells per perturbation, once the split is known, before the optimiser."""
         super().setup(stage)
+        self._good_weights = GoodWeights(self.module)
         n_dense = round(self.dense_fraction * (self.trainer.max_epochs or 0))
         if n_dense and self.module.has_dense_phase and not self.module.is_initialised:
             self._rotation_epoch = n_dense
@@ -131,6 +154,11 @@ class PerturbationTrainingPlan(TrainingPlan):
     def on_train_epoch_end(self) -> None:
         """Log how the module stands, to ``history``."""
         super().on_train_epoch_end()
+        name = diverged_weights(self.module)
+        if name is not None:
+            self._stop(f"the weights {name} are not finite")
+        if self._rotation_epoch is None:
+            self._good_weights.keep(self.module, self.current_epoch)
         self.log_dict(self.module.diagnostics(), sync_dist=self.use_sync_dist)
 
     def on_train_end(self) -> None:
@@ -212,6 +240,9 @@ class PerturbationTrainingPlan(TrainingPlan):
         Not as extra metrics, which scvi-tools logs in inference mode: processes cannot then be
         averaged over.
         """
+        diverged = diverged_term(loss_output) if mode == "train" else None
+        if diverged is not None:
+            self._stop("the term {} is {}".format(*diverged))
         super().compute_and_log_metrics(loss_output, metrics, mode)
         for name, divergence in loss_output.kl_local.items():
             self.log(
@@ -222,6 +253,30 @@ class PerturbationTrainingPlan(TrainingPlan):
                 batch_size=loss_output.n_obs_minibatch,
                 sync_dist=self.use_sync_dist,
             )
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Take a step; if it fails because weights are no numbers any more, say so."""
+        try:
+            return super().training_step(batch, batch_idx)
+        except TrainingDivergedError:
+            raise
+        except (ValueError, RuntimeError):
+            name = diverged_weights(self.module)
+            if name is None:
+                raise
+            self._stop(f"the weights {name} are not finite")
+
+    def _stop(self, reason: str) -> NoReturn:
+        """Raise an error, after the module has got its last good weights again."""
+        weights = self._good_weights.restore(self.module)
+        if self._good_weights.are_of_an_epoch:
+            self.module.order_latents()
+        raise TrainingDivergedError(
+            f"Training diverged at step {self.global_step + 1} (epoch {self.current_epoch + 1}): "
+            f"{reason}. The weights are {weights}. Train with lower learning rates (they were "
+            f"lr={self.lr:g} and table_lr={self.table_lr:g}, in `plan_kwargs`), and look for "
+            "extreme values among counts, doses, covariates and size factors."
+        )
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Score with the same random numbers in every epoch.

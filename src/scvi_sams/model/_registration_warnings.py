@@ -1,0 +1,68 @@
+"""What is legal in a screen and yet often a mistake: said once, when it is registered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from scvi.data import AnnDataManager
+
+from scvi_sams._compat import SETUP_ARGUMENTS_KEY
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.data import (
+    PerturbationField,
+    control_names,
+    inseparable_perturbations,
+    registered_perturbations,
+    similar_names,
+)
+
+logger = logging.getLogger("scvi.sams")
+
+_LARGE_DOSE = 100.0
+_WORDS_FOR_MISSING = frozenset({"nan", "none", "na", "n/a", "<na>", "null", "unknown"})
+
+
+def warn_of_what_is_unusual(manager: AnnDataManager) -> None:
+    """Log a warning for each thing in the training data that is often a mistake.
+
+    Large doses, names that differ only by case, names that are words for a missing value, and
+    perturbations that occur only together.
+    """
+    state = manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
+    names = [str(name) for name in state[PerturbationField.VOCABULARY_KEY]]
+    control = control_names(manager.registry[SETUP_ARGUMENTS_KEY]["control"])
+    codes, doses = registered_perturbations(manager)
+    if doses.max() > _LARGE_DOSE:
+        logger.warning(
+            f"Doses reach {doses.max():g}. Effects are linear in the dose, in units of the spread "
+            "of basal states: give doses on a scale on which that is plausible, of order one (such "
+            "as the logarithm, or a share of the highest dose)."
+        )
+    similar = similar_names([*control, *names])
+    if similar:
+        logger.warning(
+            f"{len(similar)} names differ only by case or encoding and count as different: "
+            f"{_listed(similar)}. If they are the same perturbation, or control, give them one "
+            "name."
+        )
+    missing = [name for name in names if name.casefold() in _WORDS_FOR_MISSING]
+    if missing:
+        logger.warning(
+            f"Cells are labelled {', '.join(map(repr, missing))}, which counts as a perturbation. "
+            "If it stands for a missing label, drop these cells."
+        )
+    together = inseparable_perturbations(codes, names)
+    if together:
+        logger.warning(
+            f"{len(together)} groups of perturbations occur only together, and no cell tells their "
+            f"effects apart: {_listed(together)}. If such a group is one name that contains the "
+            "delimiter, pass another `delimiter`, or None to never split."
+        )
+
+
+def _listed(groups: Iterable[list[str]]) -> str:
+    shown = list(groups)
+    return "; ".join(" and ".join(map(repr, group)) for group in shown[:5]) + (
+        "; ..." if len(shown) > 5 else ""
+    )

@@ -1,0 +1,205 @@
+"""Saved models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from bad_input.cases import Case, legal, refused
+from bad_input.situation import Situation, elbo, full_screen
+from scvi_sams import CPAVAE, SAMSVAE
+from scvi_sams.exceptions import (
+    MissingKeyError,
+    RegistrationError,
+    SavingError,
+    UnknownPerturbationError,
+    UnreadableDataError,
+)
+
+
+def load(folder: Path, adata: Any = False, model_cls: Any = SAMSVAE, **options: Any) -> Any:
+    return model_cls.load(folder, adata, accelerator="cpu", **options)
+
+
+def after(spoil: Callable[[Path], Any], adata: Any = False) -> Callable[[Situation], Any]:
+    """Load a saved model after something has happened to its folder."""
+
+    def act(situation: Situation) -> Any:
+        folder = situation.folder / "model"
+        situation.shared.save(folder)
+        spoil(folder)
+        return load(folder, adata)
+
+    return act
+
+
+def cut(file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+
+
+def save_again(situation: Situation) -> None:
+    folder = situation.folder / "model"
+    situation.shared.save(folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    try:
+        situation.shared.save(folder)
+    finally:
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def save_below_a_file(situation: Situation) -> None:
+    (situation.folder / "file").write_text("no folder")
+    situation.shared.save(situation.folder / "file" / "model")
+
+
+def save_read_only(situation: Situation) -> None:
+    """As a folder refuses that may not be written to; a superuser may write to any."""
+    folder = situation.folder / "model"
+    situation.shared.save(folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    denied = PermissionError(13, "Permission denied")
+    with mock.patch("tempfile.TemporaryDirectory", side_effect=denied):
+        try:
+            situation.shared.save(folder, overwrite=True)
+        finally:
+            assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def load_with(change: Callable[[Any], Any]) -> Callable[[Situation], Any]:
+    def act(situation: Situation) -> Any:
+        situation.shared.save(situation.folder / "model")
+        return load(situation.folder / "model", change(full_screen()))
+
+    return act
+
+
+def same_numbers(situation: Situation, model: Any) -> None:
+    np.testing.assert_allclose(elbo(model), elbo(situation.shared), rtol=1e-5)
+
+
+def has_no_data(situation: Situation, model: Any) -> None:
+    assert model.adata is None
+    assert model.perturbations == situation.shared.perturbations
+
+
+def relabelled(adata: Any) -> Any:
+    adata.obs["perturbation"] = ["Q", *adata.obs["perturbation"].iloc[1:]]
+    return adata
+
+
+CASES: list[Case] = [
+    refused(
+        "saving in a folder that exists",
+        save_again,
+        SavingError,
+        "already exists",
+        "overwrite=True",
+    ),
+    refused(
+        "saving where no folder can be made",
+        save_below_a_file,
+        SavingError,
+        "file/model",
+        "write",
+    ),
+    refused(
+        "saving again in a folder that is read-only",
+        save_read_only,
+        SavingError,
+        "model",
+        "Permission denied",
+    ),
+    refused(
+        "loading a folder that does not exist",
+        lambda situation: load(situation.folder / "nothing"),
+        UnreadableDataError,
+        "nothing",
+        "no saved model",
+    ),
+    refused(
+        "loading a folder without a model",
+        after(lambda folder: (folder / "model.pt").rename(folder / "other.pt")),
+        UnreadableDataError,
+        "model.pt",
+        "['other.pt']",
+    ),
+    *(
+        refused(
+            f"a file cut short to {share:.0%}",
+            after(lambda folder, share=share: cut(folder / "model.pt", share)),
+            UnreadableDataError,
+            "model.pt",
+            "damaged or incomplete",
+        )
+        for share in (0.0, 0.01, 0.5, 0.99)
+    ),
+    refused(
+        "a text file by the name of a model",
+        after(lambda folder: (folder / "model.pt").write_text("hello")),
+        UnreadableDataError,
+        "model.pt",
+        "no saved model",
+    ),
+    *(
+        refused(
+            f"a file of torch that holds {what}",
+            after(lambda folder, content=content: torch.save(content, folder / "model.pt")),
+            UnreadableDataError,
+            "model.pt",
+            "no saved model",
+        )
+        for what, content in (
+            ("a tensor", torch.zeros(2)),
+            ("weights only", {"decoder.bias": torch.zeros(2)}),
+        )
+    ),
+    refused(
+        "a model of another class",
+        lambda situation: (
+            situation.shared.save(situation.folder / "model"),
+            load(situation.folder / "model", model_cls=CPAVAE),
+        ),
+        UnreadableDataError,
+        "a saved SAMSVAE, not a CPAVAE",
+        "SAMSVAE.load",
+    ),
+    refused(
+        "loading with something that is no AnnData",
+        load_with(lambda adata: "screen.h5ad"),
+        RegistrationError,
+        "`adata` must be an AnnData",
+    ),
+    refused(
+        "loading with other genes",
+        load_with(lambda adata: adata[:, :3].copy()),
+        MissingKeyError,
+        "'g3'",
+    ),
+    refused(
+        "loading with an unknown perturbation",
+        load_with(relabelled),
+        UnknownPerturbationError,
+        "'Q'",
+    ),
+    refused(
+        "saved data that are damaged",
+        after(lambda folder: (folder / "adata.h5ad").write_text("hello"), adata=None),
+        UnreadableDataError,
+        "cannot be read",
+        "`adata`",
+    ),
+    legal(
+        "loading without data where none were saved",
+        after(lambda folder: None, adata=None),
+        "the model has no data, with a warning",
+        has_no_data,
+        warns=("no saved anndata",),
+    ),
+    legal("loading with the training data", load_with(lambda a: a), "same numbers", same_numbers),
+]

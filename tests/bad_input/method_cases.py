@@ -1,0 +1,255 @@
+"""What a trained model is asked for: perturbations, doses, draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bad_input.cases import Case, legal, refused
+from bad_input.situation import Situation
+from scvi_sams import pl, tl
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidDosageError,
+    InvalidPerturbationLabelError,
+    MissingKeyError,
+    SAMSError,
+    UnknownPerturbationError,
+)
+
+FEW: dict[str, Any] = {"n_samples": 4, "n_posterior_samples": 2}
+TAKE_PERTURBATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "predict_ate": lambda model, names: model.predict_ate(names, **FEW),
+    "predict": lambda model, names: model.predict(names),
+    "predict_dose_response": lambda model, names: model.predict_dose_response(names, **FEW),
+    "predict_interactions": lambda model, names: model.predict_interactions(names, **FEW),
+    "rank_unseen_pairs": lambda model, names: model.rank_unseen_pairs(names, **FEW),
+    "differential_expression(group1=...)": lambda model, names: model.differential_expression(
+        group1=names, n_samples=4
+    ),
+}
+DRAW = ("predict_ate", "predict_dose_response", "predict_interactions", "rank_unseen_pairs")
+SCORE = ("get_elbo", "get_reconstruction_error", "get_iwelbo")
+READ_CELLS = (
+    "get_latent_representation",
+    "get_normalized_expression",
+    "posterior_predictive_sample",
+    *SCORE,
+)
+
+
+def asked(method: str, /, *args: Any, **kwargs: Any) -> Callable[[Situation], Any]:
+    return lambda situation: getattr(situation.shared, method)(*args, **kwargs)
+
+
+def wrong(method: str, name: str, value: object, wanted: str, /, **others: Any) -> Case:
+    shown = "nan" if isinstance(value, float) and np.isnan(value) else repr(value)
+    return refused(
+        f"`{method}`: `{name}` is {shown}",
+        asked(method, **{name: value}, **others),
+        InvalidArgumentError,
+        f"`{name}`",
+        wanted,
+        shown,
+    )
+
+
+def no_rows(situation: Situation, found: Any) -> None:
+    assert found.shape[0] == 0
+
+
+def interactions_without_doses(situation: Situation) -> Any:
+    model = situation.train()
+    situation.built = None
+    return tl.genetic_interactions(model, combinations=["A+Q"])
+
+
+UNKNOWN: list[Case] = [
+    refused(
+        "`tl.genetic_interactions`: an unknown perturbation",
+        interactions_without_doses,
+        UnknownPerturbationError,
+        "'Q'",
+    ),
+    *(
+        refused(
+            f"`{name}`: an unknown perturbation",
+            lambda situation, take=take: take(situation.shared, ["A+Q", "B+Q"]),
+            UnknownPerturbationError,
+            "'A+Q'" if name == "predict_dose_response" else "'Q'",
+        )
+        for name, take in TAKE_PERTURBATIONS.items()
+        if name != "rank_unseen_pairs"
+    ),
+    refused(
+        "`tl.observed_interactions`: a combination that no cell carries",
+        lambda situation: tl.observed_interactions(situation.adata, ["A+Q"]),
+        UnknownPerturbationError,
+        "'A+Q'",
+    ),
+    refused(
+        "`tl.observed_interactions`: a number in place of combinations",
+        lambda situation: tl.observed_interactions(situation.adata, 3),
+        InvalidArgumentError,
+        "`combinations` must be names, not 3",
+    ),
+    refused(
+        "`pl.effect_volcano`: an unknown perturbation",
+        lambda situation: pl.effect_volcano(
+            situation.shared.predict_ate(method="mean", key_added=None, **FEW), "Q"
+        ),
+        MissingKeyError,
+        "'Q'",
+    ),
+    refused(
+        "`rank_unseen_pairs`: an unknown perturbation",
+        asked("rank_unseen_pairs", ["A", "Q"]),
+        UnknownPerturbationError,
+        "'Q'",
+    ),
+    refused(
+        "`differential_expression(group2=...)`: an unknown perturbation",
+        asked("differential_expression", group1="A", group2="Q"),
+        UnknownPerturbationError,
+        "'Q'",
+    ),
+    refused(
+        "an unknown perturbation that is written like a known one",
+        asked("predict_ate", ["a"]),
+        UnknownPerturbationError,
+        "'a'",
+        "'A', 'B'",
+    ),
+    *(
+        refused(
+            f"`{name}`: a number in place of perturbations",
+            lambda situation, take=take: take(situation.shared, 3),
+            InvalidArgumentError,
+            "must be names, not 3",
+        )
+        for name, take in TAKE_PERTURBATIONS.items()
+    ),
+    refused(
+        "`predict`: None in place of perturbations",
+        asked("predict", None),
+        InvalidArgumentError,
+        "`perturbations`",
+    ),
+    refused(
+        "an empty name",
+        asked("predict_ate", [""]),
+        InvalidPerturbationLabelError,
+        "empty name",
+    ),
+    legal(
+        "an empty list of perturbations",
+        asked("predict_ate", [], **FEW, key_added=None),
+        "an empty table",
+        no_rows,
+    ),
+    refused(
+        "`predict_interactions`: a single perturbation",
+        asked("predict_interactions", ["A"]),
+        SAMSError,
+        "'A' is no combination",
+    ),
+    refused(
+        "`rank_unseen_pairs`: one perturbation",
+        asked("rank_unseen_pairs", ["A"]),
+        SAMSError,
+        "at least two",
+    ),
+    refused(
+        "fewer doses than labels",
+        asked("predict_ate", ["A", "B"], dosages=[1.0]),
+        InvalidDosageError,
+        "1 dosages",
+        "2 labels",
+    ),
+    refused(
+        "one number as doses",
+        asked("predict_ate", ["A"], dosages=1.0),
+        InvalidArgumentError,
+        "`dosages`",
+    ),
+    *(
+        refused(
+            f"`{name}`: dose {dose} is asked for",
+            asked(name, ["A"], **{argument: [dose]}),
+            InvalidDosageError,
+            str(dose),
+        )
+        for name, argument in (
+            ("predict_ate", "dosages"),
+            ("predict", "dosages"),
+            ("predict_dose_response", "doses"),
+        )
+        for dose in (-1, np.nan, 1e30)
+    ),
+    refused(
+        "`predict_dose_response`: text as doses",
+        asked("predict_dose_response", ["A"], doses=["high"]),
+        InvalidDosageError,
+        "'high'",
+    ),
+]
+
+
+DRAWS: list[Case] = [
+    *(
+        wrong(method, "n_samples", value, "at least 1")
+        for method in (*DRAW, *READ_CELLS)
+        for value in (0, 2.5)
+    ),
+    *(wrong("predict_ate", "n_samples", value, "at least 1") for value in (-1, None, "many")),
+    *(wrong(method, "n_posterior_samples", 1, "at least 2") for method in DRAW),
+    *(
+        wrong("predict_ate", "interval", value, "above 0 and below 1")
+        for value in (0, 1, np.nan, "wide")
+    ),
+    *(
+        wrong("predict_ate", name, value, "above 0")
+        for name in ("library_size", "target_sum")
+        for value in (0, -1, np.nan, "x")
+    ),
+    wrong("predict_ate", "method", "median", "['lognorm', 'lograte', 'mean']"),
+    wrong("predict_ate", "basal", "posterior", "['prior', 'control']"),
+    wrong("predict", "output", "logits", "counts", perturbations=["A"]),
+    wrong("predict", "target_sum", -1, "above 0", perturbations=["A"]),
+    wrong("predict_dose_response", "n_doses", 1, "at least 2"),
+    wrong("get_latent_representation", "representation", "raw", "['basal', 'perturbed']"),
+    wrong("get_normalized_expression", "library_size", "latent", "above 0"),
+    wrong("get_latent_programs", "n_cells", 0, "at least 1"),
+    wrong("get_latent_programs", "target_sum", 0, "above 0"),
+    *(
+        wrong("differential_expression", name, value, wanted, group1="A")
+        for name, value, wanted in (
+            ("n_samples", 0, "at least 1"),
+            ("delta", -1, "at least 0"),
+            ("fdr_target", 2, "below 1"),
+            ("pseudocounts", -1, "at least 0"),
+            ("mode", "both", "['vanilla', 'change']"),
+        )
+    ),
+    refused(
+        "`differential_expression`: no groups",
+        asked("differential_expression", group1=[]),
+        InvalidArgumentError,
+        "`group1`",
+    ),
+    refused(
+        "`differential_expression`: a column that does not exist",
+        asked("differential_expression", groupby="lane"),
+        MissingKeyError,
+        "'lane'",
+    ),
+    refused(
+        "`differential_expression`: a group that no cell is in",
+        asked("differential_expression", groupby="batch", group1="z"),
+        UnknownPerturbationError,
+        "'z'",
+        "'x', 'y'",
+    ),
+]

@@ -1,0 +1,91 @@
+"""The checks of arguments that every method shares."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from scvi_sams._arguments import (
+    as_names,
+    as_positions,
+    refuse_other_choices,
+    refuse_other_than_flag,
+    refuse_other_than_key,
+    refuse_other_than_number,
+    refuse_other_than_whole,
+)
+from scvi_sams.exceptions import InvalidArgumentError
+
+
+@pytest.mark.parametrize("value", [1, 7, np.int64(3), np.uint8(1)])
+def test_whole_numbers_of_any_type_are_accepted(value):
+    refuse_other_than_whole(n_samples=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, "1", None, True, np.float64(2), np.nan, [1]])
+def test_anything_else_is_refused_by_name_and_value(value):
+    with pytest.raises(InvalidArgumentError) as error:
+        refuse_other_than_whole(n_epochs=5, n_samples=value)
+    assert str(error.value) == f"`n_samples` must be a whole number of at least 1, not {value!r}."
+
+
+@pytest.mark.parametrize("value", [0.5, np.float32(0.5), Fraction(1, 2), 1e-30])
+def test_numbers_of_any_type_are_accepted(value):
+    refuse_other_than_number(above=0, below=1, share=value)
+
+
+@pytest.mark.parametrize("value", [0, 1, 2, -1, np.nan, np.inf, "0.5", None, True, 1j])
+def test_numbers_out_of_bounds_are_refused_with_the_bounds(value):
+    with pytest.raises(InvalidArgumentError) as error:
+        refuse_other_than_number(above=0, below=1, share=value)
+    assert str(error.value) == f"`share` must be a number above 0 and below 1, not {value!r}."
+
+
+def test_bounds_may_be_reached_where_they_say_so():
+    refuse_other_than_number(at_least=0, at_most=1, share=0)
+    refuse_other_than_number(at_least=0, at_most=1, share=1)
+    with pytest.raises(InvalidArgumentError, match=r"of at least 0 and of at most 1, not -0\.1"):
+        refuse_other_than_number(at_least=0, at_most=1, share=-0.1)
+    with pytest.raises(InvalidArgumentError, match="a number that is finite, not inf"):
+        refuse_other_than_number(share=np.inf)
+
+
+def test_choices_flags_and_keys():
+    refuse_other_choices("mode", "a", ("a", "b"))
+    refuse_other_than_flag(on=True, off=np.bool_(False))
+    refuse_other_than_key(layer=None, batch_key="lane")
+    with pytest.raises(
+        InvalidArgumentError, match=r"`mode` must be one of \['a', 'b'\], not \['a'\]"
+    ):
+        refuse_other_choices("mode", ["a"], ("a", "b"))
+    with pytest.raises(InvalidArgumentError, match="`on` must be True or False, not 1"):
+        refuse_other_than_flag(on=1)
+    with pytest.raises(InvalidArgumentError, match=r"`layer` must be one name .*not 3"):
+        refuse_other_than_key(batch_key="lane", layer=3)
+
+
+def test_one_name_is_a_list_of_one():
+    assert as_names("genes", "STAT1") == ["STAT1"]
+    assert as_names("genes", np.array(["A", "B"])) == ["A", "B"]
+    assert as_names("genes", (1, 2)) == ["1", "2"]
+    with pytest.raises(InvalidArgumentError, match="`genes` must be names, not 3"):
+        as_names("genes", 3)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([2, 0, -1], [2, 0, 3]),
+        (np.array([1, 1], dtype=np.uint8), [1, 1]),
+        ([False, True, True, False], [1, 2]),
+        ([], []),
+    ],
+)
+def test_positions_of_cells(cells, expected):
+    assert as_positions("indices", cells, 4).tolist() == expected
+
+
+@pytest.mark.parametrize("cells", [[4], [-5], [0.0], ["c0"], [True], 1, [[0, 1]], [None]])
+def test_other_positions_are_refused(cells):
+    with pytest.raises(InvalidArgumentError, match="`indices`"):
+        as_positions("indices", cells, 4)
