@@ -1,14 +1,12 @@
 """All models and baselines on the same cells: fit, specificity, likelihood and (simulated) truth.
 
-``simulated``: held-out pairs of the benchmark screen, with its truth. ``simulated-cells``: held-out
-cells of the same screen, all of whose labels are trained on, so that SVAE+ has a likelihood too.
-``papalexi21``: held-out cells of perturbations seen in training. ``norman19``: held-out pairs of
-the small published subset. Writes scores.csv, summary.csv and report.html into the folder, and
-keeps every fit there: started again, it goes on where it stopped. ``--quick`` has few epochs and a
-small simulated screen: it shows that everything runs, not how good anything is.
+``simulated``: held-out pairs of the benchmark screen, with its truth. ``papalexi21``: held-out
+cells of perturbations seen in training. ``norman19``: held-out pairs of the small published subset.
+Writes scores.csv, summary.csv and report.html into the folder, and keeps every fit there: started
+again, it goes on where it stopped. ``--quick`` has few epochs and a small simulated screen: it
+shows that everything runs, not how good anything is.
 
     python benchmarks/comparison.py FOLDER --data simulated [--seeds 0 1 2] [--jobs 1] [--quick]
-        [--methods SAMS-VAE additive ...]
 """
 
 from __future__ import annotations
@@ -50,11 +48,6 @@ PRINTED = [
 def simulated(quick: bool) -> dict[str, Any]:
     adata = datasets.simulate_benchmark_screen(0, **(QUICK_SCREEN if quick else {}))
     return {"adata": adata, "split": partial(held_out_pairs, adata.obs["perturbation"])}
-
-
-def simulated_cells(quick: bool) -> dict[str, Any]:
-    screen = simulated(quick)
-    return screen | {"split": partial(held_out_cells, screen["adata"].obs["perturbation"])}
 
 
 def papalexi21(quick: bool) -> dict[str, Any]:
@@ -99,14 +92,13 @@ def held_out_cells(labels: Any, seed: int) -> evaluation.Split:
 
 DATA: dict[str, Callable[[bool], dict[str, Any]]] = {
     "simulated": simulated,
-    "simulated-cells": simulated_cells,
     "papalexi21": papalexi21,
     "norman19": norman19,
 }
 
 
 def methods(data: str, quick: bool) -> dict[str, Any]:
-    model_kwargs = {} if data.startswith("simulated") else {"n_latent": 20}
+    model_kwargs = {} if data == "simulated" else {"n_latent": 20}
     train_kwargs: dict[str, Any] = {"max_epochs": 2} if quick else {}
     samples = {"n_samples": 100, "n_posterior_samples": 10, "n_iwelbo_samples": 5} if quick else {}
     epochs = {"epochs": 2} if quick else {}
@@ -119,7 +111,7 @@ def methods(data: str, quick: bool) -> dict[str, Any]:
         "latent additive": evaluation.LatentAdditive(**epochs),
     }
     # Where pairs are held out there is no mean of training cells to predict.
-    seen = ("training mean",) if data in ("papalexi21", "simulated-cells") else ()
+    seen = ("training mean",) if data == "papalexi21" else ()
     return models | {name: name for name in (*seen, *BASELINES)} | networks
 
 
@@ -128,18 +120,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", choices=list(DATA), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", help="all of them unless named")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    compared = methods(arguments.data, arguments.quick)
-    unknown = set(arguments.methods or ()) - set(compared)
-    if unknown:
-        parser.error(f"no method {', '.join(sorted(unknown))}; there are: {', '.join(compared)}")
     result = evaluation.benchmark(
         **DATA[arguments.data](arguments.quick),
-        methods={name: compared[name] for name in arguments.methods or compared},
+        methods=methods(arguments.data, arguments.quick),
         seeds=arguments.seeds,
         modes=("sams", "perturbench", "cell-eval", "systema", "distances"),
         folder=arguments.folder,

@@ -56,6 +56,8 @@ class Arms:
 
         ``shift`` is ``(n_posterior, n_shift)``, the result ``(n_posterior, n_genes)``.
         """
+        if self.z_basal.shape[1] == 1:
+            return torch.cat([values.squeeze(1) for values in self._values(shift)])
         return torch.cat([values.mean(dim=1) for values in self._values(shift)])
 
     def every_state(self, shift: torch.Tensor) -> torch.Tensor:

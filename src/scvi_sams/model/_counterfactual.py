@@ -21,6 +21,9 @@ from scvi_sams.model._base import BasePerturbationModel
 from scvi_sams.model._draws import refuse_invalid_draws, summarise
 from scvi_sams.module import draw_particles, positions_in, sum_over_slots
 
+_PERTURBATIONS_AT_ONCE = 256
+"""Whose masks and effects are drawn in one go: some 20 MB an array for a hundred draws."""
+
 _NORM_COLUMNS = ["effect_norm", "effect_norm_low", "effect_norm_high"]
 
 
@@ -338,9 +341,16 @@ class CounterfactualMixin(BasePerturbationModel):
         rows = torch.as_tensor(
             np.unique(requested.codes[requested.codes >= 0]).astype(np.int64), device=device
         )
-        table = self.module.global_posterior(rows, n_draws).shifts
-        codes = torch.as_tensor(requested.codes.astype(np.int64), device=device)
-        doses = torch.as_tensor(requested.doses, device=device)
-        for code, dose in zip(codes, doses, strict=True):
-            slots = positions_in(rows, code[None])
-            yield sum_over_slots(table, slots, dose[None])[:, 0].expand(n_draws, -1)
+        # Drawn for few at a time, which saves memory, and kept, as labels may share perturbations.
+        table = torch.cat(
+            [
+                self.module.global_posterior(some, n_draws).shifts
+                for some in rows.split(_PERTURBATIONS_AT_ONCE)
+            ],
+            dim=1,
+        )
+        for code, dose in zip(requested.codes, requested.doses, strict=True):
+            received = torch.as_tensor(code[code >= 0].astype(np.int64), device=device)
+            doses = torch.as_tensor(dose[code >= 0], device=device)
+            shifts = table[:, torch.searchsorted(rows, received)] * doses[:, None]
+            yield shifts.sum(dim=1).expand(n_draws, -1)

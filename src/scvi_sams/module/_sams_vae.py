@@ -126,8 +126,8 @@ class SAMSVAEModule(LatentShiftModule):
         else:
             # The same numbers for every row, so that no row depends on which others are asked for.
             uniform = torch.rand(n_samples, 1, self.n_latent, device=on.device)
-            chunks = zip(*(each.split(_ROWS_PER_CHUNK) for each in (rows, on)), strict=True)
-            moments = [self._moments_over_masks(*chunk, uniform) for chunk in chunks]
+            chunks = zip(rows.split(_ROWS_PER_CHUNK), on.split(_ROWS_PER_CHUNK), strict=True)
+            moments = [self._moments_over_masks(some, of_some, uniform) for some, of_some in chunks]
             mean, second = (torch.cat(parts) for parts in zip(*moments, strict=True))
         return mean, (second - mean.square()).clamp(min=0).sqrt()
 
