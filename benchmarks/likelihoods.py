@@ -1,8 +1,8 @@
 """Does the paper's order of models by likelihood hold? Held-out cells of the simulated screen.
 
-The paper reports, by IWELBO, correlated basal states above mean-field ones, and SAMS-VAE above SVAE+
-above a conditional VAE. The cells scored here have labels that were trained on, pairs among them,
-so that SVAE+ has a likelihood too. About two minutes a model and seed on one thread.
+The paper reports, by IWELBO, correlated basal states above mean-field ones, and SAMS-VAE above
+SVAE+ above a conditional VAE. The cells scored here have labels that were trained on, pairs among
+them, so that SVAE+ has a likelihood too. About two minutes a model and seed on one thread.
 
     python benchmarks/likelihoods.py [--seeds 0 1 2] [--models SAMS-VAE SVAE+ ...]
 """

@@ -175,13 +175,15 @@ def test_masks_start_from_the_evidence_for_each_effect():
     module.begin_dense_phase()
     module.find_sparse_axes()
     assert not module.masks.is_dense
-    # log(.1 / .9) + 0 - log(10) for no effect, clamped at -3; far above 3 for the others.
+    # log(.1 / .9) + 0 - log(101) / 2 for no effect; far above 4.6, where they are clamped, for others.
     strong = module.masks.logits[:4]
     on = strong > 0
     assert (on.sum(dim=1) == 1).all()
     assert (on[:3].sum(dim=0) == 1).all()
-    torch.testing.assert_close(strong[on], torch.full((4,), 3.0))
-    torch.testing.assert_close(strong[~on], torch.full((8,), -3.0))
+    torch.testing.assert_close(strong[on], torch.full((4,), 4.6))
+    torch.testing.assert_close(
+        strong[~on], torch.full((8,), math.log(1 / 9) - math.log(101) / 2), rtol=0, atol=0.01
+    )
     # e = 0.3, v = 0.01: log(.1 / .9) + 9 / 2.02 - log(101) / 2 = -0.0493
     assert module.masks.logits[4].max().item() == pytest.approx(-0.0493, abs=0.05)
 
