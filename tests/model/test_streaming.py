@@ -12,7 +12,12 @@ from data.on_disk import FORMS, fingerprint, write_screen
 from model.builders import COVARIATES, N_LATENT, TRAINING, small_screen
 from scvi_sams import SAMSVAE
 from scvi_sams.data import BlockLoader, StreamingDataModule, is_on_disk, open_screen
-from scvi_sams.exceptions import InvalidSplitError, UnreadableDataError
+from scvi_sams.exceptions import (
+    InvalidSplitError,
+    MissingKeyError,
+    RegistrationError,
+    UnreadableDataError,
+)
 
 BLOCKS = {"batch_size": 32, "block_size": 8, "blocks_per_buffer": 6}
 
@@ -280,3 +285,29 @@ def test_untrained_perturbations_and_epochs_of_a_data_module(path, caplog):
     scvi_logger.removeHandler(caplog.handler)
     assert "4 perturbations have no training cells" in caplog.text
     assert model.trainer.max_epochs == 100
+
+
+@pytest.mark.parametrize("difference", ["perturbations", "genes", "batches"])
+def test_a_data_module_of_other_registrations_is_refused(path, difference):
+    """It would number perturbations, genes or batches otherwise; nothing would look wrong."""
+    model = make(open_screen(path))
+    others = anndata.read_h5ad(path)
+    setup = {}
+    if difference == "perturbations":
+        others = others[others.obs["perturbation"] != model.perturbations[0]].copy()
+    elif difference == "genes":
+        others = others[:, ::-1].copy()
+    else:
+        others.obs["plate"] = ["a", "b"] * (others.n_obs // 2)
+        setup["batch_key"] = "plate"
+    stream = StreamingDataModule(make(others, **setup).adata_manager)
+    with pytest.raises((RegistrationError, MissingKeyError), match=r"differ|otherwise"):
+        model.train(datamodule=stream, **TRAINING)
+    assert not model.is_trained
+
+
+def test_a_data_module_of_the_same_registration_is_accepted(path):
+    model = make(open_screen(path))
+    stream = StreamingDataModule(make(open_screen(path)).adata_manager)
+    model.train(datamodule=stream, **{**TRAINING, "max_steps": 2})
+    assert model.is_trained

@@ -175,7 +175,7 @@ def test_masks_start_from_the_evidence_for_each_effect():
     module.begin_dense_phase()
     module.find_sparse_axes()
     assert not module.masks.is_dense
-    # log(.1 / .9) + 0 - log(101) / 2 for no effect; far above 4.6, where they are clamped, for others.
+    # log(.1 / .9) + 0 - log(101) / 2 for no effect; for the others far above 4.6, the limit.
     strong = module.masks.logits[:4]
     on = strong > 0
     assert (on.sum(dim=1) == 1).all()

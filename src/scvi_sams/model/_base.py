@@ -30,10 +30,11 @@ from scvi_sams.data import (
     control_names,
     encode_labels,
     is_on_disk,
+    refuse_other_genes,
     registered_perturbations,
     split_cells,
 )
-from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError
+from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, RegistrationError
 from scvi_sams.model._registration import RegistrationMixin, logger
 from scvi_sams.model._saving import SavingMixin
 from scvi_sams.model._settings import refuse_invalid_settings
@@ -42,9 +43,8 @@ from scvi_sams.train import PerturbationTrainingPlan, weights_kept_on_error
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
+    from scvi.data import AnnDataManager
 
-_ROWS_PER_CHUNK = 256
-"""Perturbations whose draws are held in memory at a time."""
 _MOMENTS_SEED = 11027
 
 
@@ -230,6 +230,7 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, SavingMixin, Registration
                     f"`datamodule` is {datamodule!r}, which has no `adata_manager`. Pass a "
                     "scvi_sams.data.StreamingDataModule, or leave it out."
                 )
+            self._refuse_other_registration(datamodule.adata_manager)
             # Data modules of others may split only when training begins.
             split = [getattr(datamodule, name, None) for name in ("train_idx", "val_idx")]
         if split[0] is not None:
@@ -263,6 +264,24 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, SavingMixin, Registration
                 trainer_config=trainer_config,
                 **trainer_kwargs,
             )
+
+    def _refuse_other_registration(self, manager: AnnDataManager) -> None:
+        """Raise an error if a data module numbers perturbations, genes or categories otherwise."""
+        if manager is self.adata_manager:
+            return
+        refuse_other_genes(manager.adata, self.get_var_names())
+        for name, field in self.registry_[FIELD_REGISTRIES_KEY].items():
+            theirs = manager.registry[FIELD_REGISTRIES_KEY].get(name, {})
+            try:
+                np.testing.assert_equal(
+                    dict(theirs.get(STATE_REGISTRY_KEY, {})), dict(field[STATE_REGISTRY_KEY])
+                )
+            except AssertionError as difference:
+                raise RegistrationError(
+                    "The cells of `datamodule` are registered otherwise than those of the model "
+                    f"({name}). Make the data module of `model.adata_manager`, or of "
+                    "`other_model.adata_manager` for a model loaded with those cells."
+                ) from difference
 
     def _report_untrained_perturbations(self, train_indices: np.ndarray) -> None:
         codes, _ = registered_perturbations(self.adata_manager)
@@ -357,12 +376,8 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, SavingMixin, Registration
 
     def _shift_moments(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior mean and sd of shifts, ``(n_rows, n_shift)``; the same in each call."""
-        moments = []
-        for chunk in rows.split(_ROWS_PER_CHUNK):
-            with fixed_seed(_MOMENTS_SEED, self.module.device):
-                moments.append(self.module.shift_moments(chunk))
-        means, sds = zip(*moments, strict=True)
-        return torch.cat(means), torch.cat(sds)
+        with fixed_seed(_MOMENTS_SEED, self.module.device):
+            return self.module.shift_moments(rows)
 
     @staticmethod
     def _indices(adata: AnnData, indices: Sequence[int] | Sequence[bool] | None) -> np.ndarray:
