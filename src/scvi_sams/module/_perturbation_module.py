@@ -191,12 +191,15 @@ class PerturbationModule(BaseModuleClass):
     def find_sparse_axes(self) -> None:
         """Move to coordinates in which effects are sparse; nothing to do without masks."""
 
+    can_switch_off_latents: ClassVar[bool] = False
+    """Whether :meth:`survey_latents` and :meth:`switch_off_latents` follow it."""
+
     def survey_latents(self, cells: Iterable[CellBatch]) -> LatentSurvey:
-        """What each latent dimension is good for, after :meth:`find_sparse_axes`."""
+        """What each latent dimension is good for; only with ``can_switch_off_latents``."""
         raise NotImplementedError
 
     def switch_off_latents(self, is_off: Tensor) -> None:
-        """Do without some latent dimensions from now on, after :meth:`find_sparse_axes`."""
+        """Do without some latent dimensions from now on; only with ``can_switch_off_latents``."""
         raise NotImplementedError
 
     def diagnostics(self) -> dict[str, float]:

@@ -62,6 +62,7 @@ class SAMSVAEModule(LatentShiftModule):
     """
 
     has_dense_phase = True
+    can_switch_off_latents = True
 
     def __init__(
         self,

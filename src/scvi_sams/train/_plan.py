@@ -170,7 +170,7 @@ class PerturbationTrainingPlan(TrainingPlan):
 
     def _end_dense_phase(self) -> None:
         self.module.find_sparse_axes()
-        if self.max_curvature is not None:
+        if self.max_curvature is not None and self.module.can_switch_off_latents:
             self._switch_off_bends(self.max_curvature)
         self._rotation_epoch = None
 
