@@ -171,6 +171,7 @@ class CounterfactualMixin(BasePerturbationModel):
                 "genes": np.array(genes, dtype=str),
                 **result.uns["ate"],
             }
+            self.keep_provenance(self.adata, key_added)
         return result
 
     @torch.inference_mode()
