@@ -135,6 +135,9 @@ class BasePerturbationModel(
         Where the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
         streamed from there, shuffled in blocks.
 
+        Ctrl-C (the stop button of a notebook) ends training after the running step, and the model
+        is as after early stopping; pressed again it ends at once, with the weights before training.
+
         Parameters
         ----------
         max_epochs
