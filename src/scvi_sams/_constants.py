@@ -37,6 +37,8 @@ class _ResultKeys(NamedTuple):
     """uns, DataFrame of pairs: how far their effect is from the sum of the single ones."""
     DOSE_RESPONSE: str = "sams_dose_response"
     """uns, dict: effects over a grid of doses, their intervals and their units."""
+    PROVENANCE: str = "sams_provenance"
+    """uns, dict: for each result of a model, what made the model, as JSON."""
     ELBO: str = "sams_elbo"
     """obs: evidence lower bound of each cell, in nats."""
     RECONSTRUCTION_ERROR: str = "sams_reconstruction_error"

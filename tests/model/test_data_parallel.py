@@ -137,3 +137,53 @@ def test_two_processes_train_one_model(place, tmp_path):
         both = first["read"][part] + second["read"][part]
         assert sorted(both if place == "disk" else set(both)) == first[part]
         assert abs(len(first["read"][part]) - len(second["read"][part])) <= 1
+
+
+DYING = """
+import os
+import signal
+import sys
+
+from lightning.pytorch import Callback
+
+from scvi_sams import SAMSVAE
+from scvi_sams.datasets import simulate_screen
+
+
+class Die(Callback):
+    def on_train_batch_start(self, trainer, plan, batch, number):
+        if trainer.global_rank == 1 and trainer.current_epoch == 2:
+            open(sys.argv[1] + "/dying", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+adata = simulate_screen(
+    n_genes=12, n_controls=60, n_perturbations=3, cells_per_perturbation=30, n_combinations=0,
+    n_latent=3, library_size=100.0
+)
+SAMSVAE.setup_anndata(adata)
+model = SAMSVAE(adata, n_latent=3, n_hidden=8, effect_n_hidden=8)
+model.train(
+    max_epochs=1000, accelerator="cpu", devices=2, strategy="ddp", batch_size=32,
+    enable_progress_bar=False, callbacks=[Die()]
+)
+print("FINISHED")
+"""
+
+
+def test_a_process_that_dies_ends_training_with_an_error(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(DYING)
+    # A process that waited for the dead one would do so until the time is up, which raises.
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (tmp_path / "dying").exists()
+    assert done.returncode != 0
+    assert "Connection" in done.stderr
+    assert "FINISHED" not in done.stdout

@@ -101,6 +101,7 @@ def perturbation_hits(
     hits = hits.sort_values("effect_norm", ascending=False, kind="stable")
     if key_added is not None and model.adata is not None:
         model.adata.uns[key_added] = hits.copy()
+        model.keep_provenance(model.adata, key_added)
     return hits
 
 

@@ -238,6 +238,7 @@ def genetic_interactions(
     table = table.sort_values("p_value", kind="stable")
     if key_added is not None:
         model.adata.uns[key_added] = table.copy()
+        model.keep_provenance(model.adata, key_added)
     return table
 
 

@@ -35,6 +35,7 @@ from scvi_sams.data import (
     split_cells,
 )
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, RegistrationError
+from scvi_sams.model._provenance import ProvenanceMixin
 from scvi_sams.model._registration import RegistrationMixin, logger
 from scvi_sams.model._saving import SavingMixin
 from scvi_sams.model._settings import refuse_invalid_settings
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
 _MOMENTS_SEED = 11027
 
 
-class BasePerturbationModel(UnsupervisedTrainingMixin, SavingMixin, RegistrationMixin):
+class BasePerturbationModel(
+    UnsupervisedTrainingMixin, SavingMixin, ProvenanceMixin, RegistrationMixin
+):
     """Training and access to cells; subclasses name their module.
 
     Parameters
@@ -131,6 +134,9 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, SavingMixin, Registration
 
         Where the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
         streamed from there, shuffled in blocks.
+
+        Ctrl-C (the stop button of a notebook) ends training after the running step, and the model
+        is as after early stopping; pressed again it ends at once, with the weights before training.
 
         Parameters
         ----------
@@ -264,6 +270,16 @@ class BasePerturbationModel(UnsupervisedTrainingMixin, SavingMixin, Registration
                 trainer_config=trainer_config,
                 **trainer_kwargs,
             )
+        self._record_training(
+            len(self.train_indices),
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            plan_config=plan_config,
+            plan_kwargs=plan_kwargs,
+            trainer_config=trainer_config,
+            **trainer_kwargs,
+        )
 
     def _refuse_other_registration(self, manager: AnnDataManager) -> None:
         """Raise an error if a data module numbers perturbations, genes or categories otherwise."""

@@ -171,6 +171,7 @@ class CounterfactualMixin(BasePerturbationModel):
                 "genes": np.array(genes, dtype=str),
                 **result.uns["ate"],
             }
+            self.keep_provenance(self.adata, key_added)
         return result
 
     @torch.inference_mode()
@@ -208,7 +209,8 @@ class CounterfactualMixin(BasePerturbationModel):
         target_sum
             See ``output``.
         batch_size
-            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``.
+            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``. With a seed, rates
+            depend neither on it nor on the order of ``indices``; drawn counts do.
 
         Returns
         -------
@@ -256,9 +258,14 @@ class CounterfactualMixin(BasePerturbationModel):
         values = np.empty(shape, dtype=np.float32)
         own = self.module.global_posterior(own_rows, 1).shifts
         targets = list(self._drawn_shifts(requested, 1))
+        # For all cells at once: what a generator gives depends on how many numbers are asked for.
+        noise = torch.randn(len(positions), self.module.n_latent, device=self.module.device)
+        start = 0
         for place, cells in self._cells(adata, positions, batch_size):
             own_shift = sum_over_slots(own, positions_in(own_rows, cells.codes), cells.doses)
-            z_basal = draw_particles(self.module.encode(cells.x, own_shift, cells.covariates), 1)
+            qz = self.module.encode(cells.x, own_shift, cells.covariates)
+            z_basal = qz.loc + qz.scale * noise[start : start + len(place)]
+            start += len(place)
             for label, shift in enumerate(targets):
                 logits = self.module.decode(z_basal, shift[:, None], cells.covariates)
                 if output == "counts":

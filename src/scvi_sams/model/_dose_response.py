@@ -123,6 +123,7 @@ class DoseResponseMixin(CounterfactualMixin):
                 "genes": np.array(result.var_names, dtype=str),
                 **result.uns["ate"],
             }
+            self.keep_provenance(self.adata, key_added)
         return result
 
     def _refuse_without_doses(self) -> None:

@@ -107,6 +107,7 @@ class ExpressionMixin(BasePerturbationModel):
             values[:, place] = (rate.mean(0, keepdim=True) if return_mean else rate).cpu().numpy()
         if key_added is not None and return_mean and gene_list is None:
             adata.layers[key_added] = rows_of_all_cells(values[0], positions, adata.n_obs)
+            self.keep_provenance(adata, key_added)
         if n_kept > 1:
             return values
         if return_numpy:

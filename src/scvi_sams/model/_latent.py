@@ -112,4 +112,5 @@ class LatentMixin(BasePerturbationModel):
             )
             key = default if key_added == "default" else key_added
             adata.obsm[key] = rows_of_all_cells(result, positions, adata.n_obs)
+            self.keep_provenance(adata, key)
         return result

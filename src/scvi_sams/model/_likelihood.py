@@ -66,7 +66,7 @@ class LikelihoodMixin(BasePerturbationModel):
         True
         """
         scores, adata, positions = self._negative_log_terms(adata, indices, batch_size, n_samples)
-        return _report(-scores.sum(axis=0), adata, positions, return_mean, key_added)
+        return self._report(-scores.sum(axis=0), adata, positions, return_mean, key_added)
 
     @torch.inference_mode()
     def get_reconstruction_error(
@@ -90,7 +90,7 @@ class LikelihoodMixin(BasePerturbationModel):
         True
         """
         scores, adata, positions = self._negative_log_terms(adata, indices, batch_size, n_samples)
-        return _report(scores[0], adata, positions, return_mean, key_added)
+        return self._report(scores[0], adata, positions, return_mean, key_added)
 
     @torch.inference_mode()
     def get_iwelbo(
@@ -156,7 +156,7 @@ class LikelihoodMixin(BasePerturbationModel):
                 ]
             )
             bound[place] = (torch.logsumexp(weights, 0) - math.log(n_samples)).cpu().numpy()
-        return _report(bound, adata, positions, return_mean, key_added)
+        return self._report(bound, adata, positions, return_mean, key_added)
 
     def _negative_log_terms(
         self,
@@ -185,14 +185,15 @@ class LikelihoodMixin(BasePerturbationModel):
             )
         return positions
 
-
-def _report(
-    values: np.ndarray,
-    adata: AnnData,
-    positions: np.ndarray,
-    return_mean: bool,
-    key_added: str | None,
-) -> float | np.ndarray:
-    if key_added is not None:
-        adata.obs[key_added] = rows_of_all_cells(values, positions, adata.n_obs)
-    return float(values.mean()) if return_mean else values
+    def _report(
+        self,
+        values: np.ndarray,
+        adata: AnnData,
+        positions: np.ndarray,
+        return_mean: bool,
+        key_added: str | None,
+    ) -> float | np.ndarray:
+        if key_added is not None:
+            adata.obs[key_added] = rows_of_all_cells(values, positions, adata.n_obs)
+            self.keep_provenance(adata, key_added)
+        return float(values.mean()) if return_mean else values

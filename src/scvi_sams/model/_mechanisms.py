@@ -55,6 +55,7 @@ class EffectsMixin(BasePerturbationModel):
         )
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = {name: e.copy() for name, e in effects._asdict().items()}
+            self.keep_provenance(self.adata, key_added)
         return effects
 
     def _mechanism_table(self, values: np.ndarray) -> pd.DataFrame:
@@ -101,4 +102,5 @@ class MasksMixin(EffectsMixin):
         masks = self._mechanism_table(probability)
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = masks.copy()
+            self.keep_provenance(self.adata, key_added)
         return masks

@@ -111,6 +111,7 @@ class ProgramsMixin(BasePerturbationModel):
         )
         if key_added is not None:
             adata.varm[key_added] = programs.copy()
+            self.keep_provenance(adata, key_added)
         return programs
 
     def _summed_slopes(

@@ -71,6 +71,7 @@ class SavingMixin(BaseModelClass):
             )
         if save_anndata and self.adata is None:
             raise SavingError("The model was loaded without data, so there is none to save.")
+        self._make_history_readable_by_pandas_2()
         is_new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,11 @@ class SavingMixin(BaseModelClass):
                 f"The model cannot be saved in {str(folder)!r}: {error}. Check that it is a folder "
                 "that you may write to and that the disk is not full."
             ) from error
+
+    def _make_history_readable_by_pandas_2(self) -> None:
+        """Give tables names of type object: those of pandas 3 are of one that pandas 2 lacks."""
+        for table in (self.history_ or {}).values():
+            table.columns = table.columns.astype(object)
 
     @classmethod
     def load(

@@ -60,7 +60,7 @@ def weights_kept_on_error(module: nn.Module) -> Iterator[None]:
     except TrainingDivergedError:
         module.eval()
         raise
-    except Exception:
+    except BaseException:  # an interruption too
         before.restore(module)
         module.eval()
         raise

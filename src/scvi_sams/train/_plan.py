@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NoReturn
 
 import torch
+from lightning.pytorch import Callback
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
@@ -15,6 +16,7 @@ from scvi_sams._random import fixed_seed
 from scvi_sams.exceptions import TrainingDivergedError
 from scvi_sams.module import CellBatch, LatentSurvey, PerturbationModule
 from scvi_sams.train._divergence import GoodWeights, diverged_term, diverged_weights
+from scvi_sams.train._interruption import StopOnInterrupt
 from scvi_sams.train._phases import forget_best_states, forget_stopping_score
 from scvi_sams.train._plan_settings import refuse_invalid_plan, refuse_unknown_arguments
 from scvi_sams.train._statistics import training_statistics
@@ -139,6 +141,10 @@ class PerturbationTrainingPlan(TrainingPlan):
                 counts=self.module.likelihood.is_count_likelihood,
             )
         )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Let Ctrl-C end training as early stopping does."""
+        return [StopOnInterrupt()]
 
     def on_train_epoch_start(self) -> None:
         """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""

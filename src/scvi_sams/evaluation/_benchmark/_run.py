@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
+from scvi_sams._versions import installed_versions
 from scvi_sams.data import control_names
 from scvi_sams.evaluation._benchmark._fingerprint import (
     fingerprint,
@@ -35,8 +34,6 @@ from scvi_sams.evaluation._benchmark._store import FitStore, write_whole
 from scvi_sams.evaluation.metrics._registry import MODES
 from scvi_sams.evaluation.splits import Split, check_split
 from scvi_sams.exceptions import InvalidSplitError, SAMSError
-
-_PACKAGES = ("scvi-tools", "anndata", "torch", "numpy", "scipy", "scikit-learn")
 
 
 def benchmark(
@@ -249,7 +246,7 @@ def _tasks(
         raise SAMSError(
             f"`versions` names {', '.join(map(repr, unknown))}: no method of that name."
         )
-    installed = _versions()
+    installed = installed_versions()
     tasks = []
     for name, method in [*methods.items(), (POSITIVE_CONTROL, None)]:
         described = None if method is None else method.description()
@@ -315,14 +312,6 @@ def _keep_splits(store: FitStore, splits: Mapping[int, Split]) -> None:
             write_whole(path, split.save)
 
 
-def _versions() -> dict[str, str]:
-    # Imported here: the package imports this module before it has a version.
-    from scvi_sams import __version__
-
-    installed = {"scvi_sams": __version__, "python": platform.python_version()}
-    return installed | {package: version(package) for package in _PACKAGES}
-
-
 def _settings(
     screen: Screen,
     data_key: str,
@@ -332,7 +321,7 @@ def _settings(
 ) -> dict[str, Any]:
     labels = screen.labels
     return {
-        "versions": _versions(),
+        "versions": installed_versions(),
         "data": {
             "n_cells": screen.counts.n_obs,
             "n_genes": screen.counts.n_vars,
