@@ -75,6 +75,7 @@ def test_the_weights_are_those_at_the_end_of_the_last_good_epoch():
         train(model, spoil)
     with pytest.warns(UserWarning, match="untrained model"):
         before = model.get_elbo(key_added=None)
+    with pytest.warns(UserWarning, match="untrained model"):
         effects = model.get_perturbation_effects(key_added=None).mean
     assert np.isfinite(before)
     assert not model.is_trained
