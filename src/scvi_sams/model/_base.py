@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -128,6 +130,7 @@ class BasePerturbationModel(
         plan_kwargs: dict[str, Any] | None = None,
         datamodule: LightningDataModule | None = None,
         trainer_config: Any = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train the model; arguments are those of scvi-tools, with defaults measured for this one.
@@ -173,6 +176,10 @@ class BasePerturbationModel(
             :class:`~scvi_sams.data.StreamingDataModule`; split and ``batch_size`` are then its own.
             It needs the attributes ``adata_manager`` and ``train_idx`` of
             :class:`~scvi.dataloaders.DataSplitter`.
+        checkpoint_path
+            File that the state of training is written to after each epoch. If it is there already,
+            training goes on from it: run the same script again after it was killed. The file is
+            removed when training has ended. Then ``history`` has the epochs since the file only.
         trainer_config, **trainer_kwargs
             For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper).
 
@@ -252,6 +259,14 @@ class BasePerturbationModel(
                 )
             max_epochs = max_epochs or _default_max_epochs(len(split[0]))
         _set_default(trainer_kwargs, "gradient_clip_val", 100.0, trainer_config)
+        if checkpoint_path is not None:
+            if not isinstance(checkpoint_path, str | os.PathLike):
+                raise InvalidArgumentError(
+                    f"`checkpoint_path` must be the path of a file, not {checkpoint_path!r}."
+                )
+            plan_kwargs = dict(plan_kwargs or {}) | {"checkpoint_path": checkpoint_path}
+            if Path(checkpoint_path).exists():
+                trainer_kwargs["ckpt_path"] = str(checkpoint_path)
         with weights_kept_on_error(self.module):
             super().train(
                 max_epochs=max_epochs,

@@ -102,6 +102,9 @@ class SavingMixin(BaseModelClass):
     ) -> Any:
         """Load a model from the folder that :meth:`save` wrote.
 
+        Reading a saved model executes code that is in it, as scvi-tools reads it with pickle: load
+        only models from people whom you trust.
+
         Parameters
         ----------
         dir_path

@@ -24,7 +24,7 @@ class StopOnInterrupt(Callback):
     def __init__(self) -> None:
         self._before: Any = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take over Ctrl-C."""
         if (
             trainer.world_size > 1
@@ -34,7 +34,7 @@ class StopOnInterrupt(Callback):
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
-            trainer.should_stop = True
+            trainer.should_stop = pl_module.is_interrupted = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
             logger.warning(
                 f"Interrupted: training ends in epoch {trainer.current_epoch + 1} of "

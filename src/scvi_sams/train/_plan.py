@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NoReturn
 
@@ -15,6 +16,7 @@ from scvi_sams._arguments import refuse_other_choices
 from scvi_sams._random import fixed_seed
 from scvi_sams.exceptions import TrainingDivergedError
 from scvi_sams.module import CellBatch, LatentSurvey, PerturbationModule
+from scvi_sams.train._checkpoint import ResumableCheckpoint, keep_state, restore_state
 from scvi_sams.train._divergence import GoodWeights, diverged_term, diverged_weights
 from scvi_sams.train._interruption import StopOnInterrupt
 from scvi_sams.train._phases import forget_best_states, forget_stopping_score
@@ -73,6 +75,8 @@ class PerturbationTrainingPlan(TrainingPlan):
         Of the networks; tables have priors instead.
     n_epochs_kl_warmup, n_steps_kl_warmup
         No warm-up by default: the mask posterior would wander off while its prior is silent.
+    checkpoint_path
+        See :meth:`scvi_sams.SAMSVAE.train`.
     **kwargs
         See :class:`~scvi.train.TrainingPlan`.
 
@@ -95,6 +99,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         weight_decay: float = 1e-6,
         n_epochs_kl_warmup: int | None = None,
         n_steps_kl_warmup: int | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_invalid_plan(
@@ -123,6 +128,8 @@ class PerturbationTrainingPlan(TrainingPlan):
         self.lr_schedule = lr_schedule
         self.dense_fraction = dense_fraction
         self.max_curvature = max_curvature
+        self.checkpoint_path = checkpoint_path
+        self.is_interrupted = False
         self._rotation_epoch: int | None = None
 
     def setup(self, stage: str) -> None:
@@ -143,8 +150,23 @@ class PerturbationTrainingPlan(TrainingPlan):
         )
 
     def configure_callbacks(self) -> list[Callback]:
-        """Let Ctrl-C end training as early stopping does."""
-        return [StopOnInterrupt()]
+        """Let Ctrl-C end training as early stopping does, and write what a killed one needs."""
+        if self.checkpoint_path is None:
+            return [StopOnInterrupt()]
+        return [StopOnInterrupt(), ResumableCheckpoint(self.checkpoint_path)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the phase and the random state."""
+        keep_state(checkpoint, self.trainer, self._rotation_epoch)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on in the phase, and with the random state, of the checkpoint."""
+        self._rotation_epoch = restore_state(checkpoint, self.trainer)
+
+    def on_train_start(self) -> None:
+        """Hold weights of a checkpoint for good, as it was written after a good epoch."""
+        if self.current_epoch > 0 and self._rotation_epoch is None:
+            self._good_weights.keep(self.module, self.current_epoch - 1)
 
     def on_train_epoch_start(self) -> None:
         """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""
