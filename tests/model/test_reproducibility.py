@@ -53,7 +53,7 @@ values = {
     "latent": model.get_latent_representation(),
     "masks": model.get_perturbation_masks().to_numpy(),
     "effects": np.stack([effects.mean.to_numpy(), effects.sd.to_numpy()]),
-    "ate": np.stack([ate.X, *(ate.layers[name] for name in sorted(ate.layers))]),
+    "ate": np.stack([ate.X, ate.layers["standard_error"], ate.layers["interval_low"]]),
     "counts": model.predict(labels, output="counts").X,
     "elbo": model.get_elbo(return_mean=False),
     "iwelbo": model.get_iwelbo(return_mean=False, n_samples=3),
