@@ -9,6 +9,8 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+from bad_input.situation import screen
+
 
 @pytest.fixture
 def cells() -> Callable[..., pd.Series]:
@@ -24,17 +26,7 @@ def cells() -> Callable[..., pd.Series]:
 def make_screen() -> Callable[..., AnnData]:
     """Screen with a label per cell, further columns of obs, and counts from 1 up in csr."""
 
-    def build(labels: Sequence, n_genes: int = 4, **columns: Sequence) -> AnnData:
-        counts = 1 + np.random.default_rng(0).poisson(3, (len(labels), n_genes))
-        return AnnData(
-            sparse.csr_matrix(counts, dtype=np.float32),
-            obs=pd.DataFrame(
-                {"perturbation": labels, **columns}, index=[f"c{i}" for i in range(len(labels))]
-            ),
-            var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]),
-        )
-
-    return build
+    return screen
 
 
 @pytest.fixture(scope="session")

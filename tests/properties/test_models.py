@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from anndata import AnnData
 from hypothesis import given, settings
@@ -21,15 +18,6 @@ MODELS = [SAMSVAE, CPAVAE, SVAEPlus, ConditionalVAE]
 TABLES = ("masks.logits", "effects.loc", "effects.log_scale", "means", "cells_per_perturbation")
 """Tensors with a row per perturbation, where effects are mean-field."""
 N_GENES = 5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def silent():
-    logger = logging.getLogger("scvi")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    yield
-    logger.setLevel(level)
 
 
 def make_adata(counts, labels, **obs):

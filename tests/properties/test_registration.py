@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 
 import numpy as np
 import pandas as pd
-import pytest
 from anndata import AnnData
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -139,15 +137,6 @@ def registered_slots(adata: AnnData) -> dict:
     return {
         name: [key for key in slot if str(key).startswith("_scvi")] for name, slot in slots.items()
     }
-
-
-@pytest.fixture(autouse=True)
-def silent():
-    logger = logging.getLogger("scvi")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    yield
-    logger.setLevel(level)
 
 
 @given(
