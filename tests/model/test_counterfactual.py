@@ -127,8 +127,13 @@ def test_norms_are_those_of_draws():
     np.testing.assert_allclose(found["effect_norm_high"] / unit, high, atol=0.03)
 
 
-def test_noise_of_drawn_counts_is_not_passed_off_as_a_norm(default_model):
-    assert list(ate(default_model).obs.columns) == []
+@pytest.mark.parametrize("method", ["mean", "lograte", "lognorm"])
+def test_what_changes_nothing_has_no_norm(method):
+    """No noise, which would be the same in every gene, passes for an effect."""
+    model = known_effects()
+    set_effects(model, np.zeros((4, N_LATENT)), 1e-9)
+    found = ate(model, ["P001", "P002"], method=method, n_samples=200).obs
+    assert (found["effect_norm_high"] < 1e-3).all()
 
 
 def test_a_size_factor_model_predicts_rates_that_need_not_sum_to_one():
@@ -264,8 +269,9 @@ def test_the_number_of_draws_is_reported(default_model):
 
 
 def test_how_many_draws_are_held_in_memory_changes_nothing(default_model, monkeypatch):
+    monkeypatch.setattr("scvi_sams.model._arms._VALUES_AT_ONCE", 2**24)
     whole = ate(default_model, method="mean")
-    monkeypatch.setattr("scvi_sams.model._arms._MAX_ELEMENTS", 2000)
+    monkeypatch.setattr("scvi_sams.model._arms._VALUES_AT_ONCE", 2000)
     np.testing.assert_allclose(ate(default_model, method="mean").X, whole.X, rtol=1e-4, atol=1e-3)
 
 

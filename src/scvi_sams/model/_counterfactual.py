@@ -58,13 +58,14 @@ class CounterfactualMixin(BasePerturbationModel):
         dosages
             A dose per label, as in ``setup_anndata``; ``None`` means 1.
         method
-            ``"lognorm"``: f(x) = log2(1 + target_sum * x / size) of drawn counts, the quantity that
+            ``"lognorm"``: f(x) = log2(1 + target_sum * x / size) of counts x, the quantity that
             the paper reports; size is the sum of x, or the size factor if one is registered.
             ``"lograte"``: f = log2(1 + target_sum * rate) of a cell's expected expression, without
-            the noise of its counts: close to ``"lognorm"`` where counts are high, precise with
-            fewer draws, and its interval is that of the posterior alone.
-            ``"mean"``: f(x) = target_sum * x / size, whose expectation needs no draws of x
+            the noise of its counts: close to ``"lognorm"`` where counts are high.
+            ``"mean"``: f(x) = target_sum * x / size
             (for a normal likelihood: f(x) = x, in the units of the data).
+            Expectations over x are taken, not drawn (the paper draws): see
+            :ref:`effects <effects>` for what is left out for ``"lognorm"``.
         n_samples
             Draws of a basal state (paper: 2,500), in equal parts for each posterior sample.
         n_posterior_samples
@@ -86,10 +87,10 @@ class CounterfactualMixin(BasePerturbationModel):
         -------
         AnnData, labels x genes. ``X``: posterior mean of the effect. ``layers["standard_error"]``:
         its Monte-Carlo standard error. ``layers["interval_low"]`` and ``["interval_high"]``:
-        posterior interval, from averages over ``n_samples / n_posterior_samples`` basal states,
-        hence wide where counts are drawn. ``obs``, but for ``"lognorm"``: ``"effect_norm"``, the
-        posterior mean of the Euclidean norm over genes, and its interval ``"effect_norm_low"`` and
-        ``"effect_norm_high"``. ``uns["ate"]``: method, units and settings.
+        posterior interval, from averages over ``n_samples / n_posterior_samples`` basal states.
+        ``obs``: ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
+        interval ``"effect_norm_low"`` and ``"effect_norm_high"``. ``uns["ate"]``: method, units and
+        settings.
 
         Raises
         ------
@@ -151,8 +152,7 @@ class CounterfactualMixin(BasePerturbationModel):
         obs = pd.DataFrame(norms, pd.Index(labels, name="perturbation"), _NORM_COLUMNS)
         result = AnnData(
             tables.pop("X"),
-            # Noise of drawn counts, the same in every gene, would pass for an effect in a norm.
-            obs=obs[[]] if method == "lognorm" else obs,
+            obs=obs,
             var=pd.DataFrame(index=genes),
             layers=tables,
         )

@@ -58,7 +58,8 @@ def quantiles(draws: Tensor, probabilities: tuple[float, ...]) -> tuple[Tensor, 
     """
     if draws.device.type != "cpu":
         return tuple(torch.quantile(draws, draws.new_tensor(probabilities), dim=0))
-    ordered = np.sort(np.ascontiguousarray(np.moveaxis(draws.numpy(), 0, -1)), axis=-1)
+    ordered = np.array(np.moveaxis(draws.numpy(), 0, -1), order="C")  # a copy, sorted in place
+    ordered.sort(axis=-1)
     has_nan = np.isnan(ordered[..., -1])  # which sorts last
     found = []
     for probability in probabilities:

@@ -54,6 +54,13 @@ class Likelihood(nn.Module, ABC):
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
         """Draw expression of the shape of ``logits``."""
 
+    def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
+        """Log of E[exp(-u x)] of counts x with the given means, ``(len(genes), *shape)``.
+
+        ``mean`` and ``u`` are broadcast against each other.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no counts.")
+
     @abstractmethod
     def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
         """Set own parameters from moments of the training cells; return the decoder's bias.
@@ -110,6 +117,12 @@ class NegativeBinomialLikelihood(Likelihood):
         gamma = torch._standard_gamma(theta.expand_as(mean))
         return torch.poisson(gamma * (mean / theta))
 
+    def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
+        """``-theta log(1 + mean (1 - exp(-u)) / theta)``."""
+        hits = mean * -torch.expm1(-u)
+        theta = self.log_inverse_dispersion[genes].to(hits).exp().reshape(-1, *[1] * hits.dim())
+        return -theta * torch.log1p(hits / theta)
+
     def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
         """Match the mean rate and, by the method of moments, the dispersion of every gene."""
         rate = _positive(mean)
@@ -136,6 +149,11 @@ class PoissonLikelihood(Likelihood):
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
         """Draw counts."""
         return torch.poisson(self.mean(logits, size))
+
+    def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
+        """``-mean (1 - exp(-u))``."""
+        hits = mean * torch.expm1(-u)
+        return hits.expand(len(genes), *hits.shape)
 
     def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
         """Match the mean rate of every gene."""
