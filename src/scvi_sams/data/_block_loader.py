@@ -10,9 +10,13 @@ import torch
 from scipy import sparse
 from scvi.data import AnnDataManager
 
+from scvi_sams._arguments import refuse_other_choices
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.data._annbatch_reader import AnnbatchReader
 from scvi_sams.data._block_order import BlockOrder
 from scvi_sams.data._block_reader import BlockReader
+
+_READERS = {"blocks": BlockReader, "annbatch": AnnbatchReader}
 
 
 class BlockLoader:
@@ -33,6 +37,8 @@ class BlockLoader:
         Whether X, if it is sparse, is a sparse csr tensor in the batches.
     pin_memory
         Whether batches are in page-locked memory, where there is a GPU.
+    reader
+        Of X; ``None`` for a new one.
 
     Raises
     ------
@@ -55,6 +61,7 @@ class BlockLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        reader: BlockReader | None = None,
     ) -> None:
         if indices is None:
             indices = np.arange(adata_manager.adata.n_obs)
@@ -74,7 +81,7 @@ class BlockLoader:
         self._rows_per_read = block_size if shuffle else block_size * blocks_per_buffer
         self._load_sparse_tensor = load_sparse_tensor
         self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._reader = registered_expression(adata_manager)
+        self._reader = reader or registered_expression(adata_manager)
         self._keys = list(adata_manager.data_registry.keys())
         others = [key for key in self._keys if key != REGISTRY_KEYS.X]
         self._others = adata_manager.create_torch_dataset(data_and_attributes=others)
@@ -118,10 +125,11 @@ class BlockLoader:
         )
 
 
-def registered_expression(manager: AnnDataManager) -> BlockReader:
-    """Return a reader of the expression that is registered."""
+def registered_expression(manager: AnnDataManager, reader: str = "blocks") -> BlockReader:
+    """Return a reader of the expression that is registered: ``"blocks"`` or ``"annbatch"``."""
+    refuse_other_choices("reader", reader, tuple(_READERS))
     location = manager.data_registry[REGISTRY_KEYS.X]
     name = f"adata.{location.attr_name}" + (
         f"[{location.attr_key!r}]" if location.attr_name == "layers" else ""
     )
-    return BlockReader(manager.get_from_registry(REGISTRY_KEYS.X), name)
+    return _READERS[reader](manager.get_from_registry(REGISTRY_KEYS.X), name)

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from scvi_sams.exceptions import UnreadableDataError
 
-_READING_ERRORS = (OSError, ValueError, RuntimeError, LookupError)
+READING_ERRORS = (OSError, ValueError, RuntimeError, LookupError)
 """What h5py, zarr, its codecs and scipy raise on damaged data."""
 
 
@@ -67,7 +67,7 @@ class BlockReader:
             if self._pointers is not None:
                 return self._read_sparse(start, stop, self._pointers[start : stop + 1])
             return np.asarray(self._values[start:stop])
-        except _READING_ERRORS as error:
+        except READING_ERRORS as error:
             raise UnreadableDataError(
                 f"Rows {start} to {stop - 1} of {self.location} cannot be read ({self._file()}): "
                 f"{error or type(error).__name__}. The file is damaged or incomplete there: copy "
@@ -88,15 +88,19 @@ class BlockReader:
         -------
         Dense or csr, one row for each position.
         """
-        ends_of_blocks = np.flatnonzero(np.diff(rows // rows_per_read)) + 1
         blocks = []
-        for part in np.split(rows, ends_of_blocks):
+        for part in self.blocks_of(rows, rows_per_read):
             block = self.read(part[0], part[-1] + 1)
             is_whole = (np.diff(part) == 1).all()
             blocks.append(block if is_whole else block[part - part[0]])
         if sparse.issparse(blocks[0]):
             return sparse.vstack(blocks, format="csr")
         return np.concatenate(blocks)
+
+    @staticmethod
+    def blocks_of(rows: np.ndarray, rows_per_read: int) -> list[np.ndarray]:
+        """Split ascending positions into those of each block."""
+        return np.split(rows, np.flatnonzero(np.diff(rows // rows_per_read)) + 1)
 
     def _read_sparse(self, start: int, stop: int, pointers: np.ndarray) -> sparse.csr_matrix:
         entries = slice(int(pointers[0]), int(pointers[-1]))
@@ -109,13 +113,7 @@ class BlockReader:
             ),
             shape=(stop - start, self.n_columns),
         )
-        # Column numbers out of range would make scipy write outside of its arrays later.
-        rows.check_format(full_check=True)
-        if not rows.has_sorted_indices:
-            rows.sort_indices()
-        # A missing chunk of a zarr array reads as zeros, without an error.
-        if not rows.has_canonical_format:
-            raise ValueError("a gene occurs twice in a cell")
+        refuse_damaged_rows(rows)
         return rows
 
     def _row_pointers(self) -> np.ndarray:
@@ -123,7 +121,7 @@ class BlockReader:
         try:
             pointers = np.asarray(group["indptr"][:], dtype=np.int64)
             n_entries = (group["data"].shape[0], group["indices"].shape[0])
-        except _READING_ERRORS as error:
+        except READING_ERRORS as error:
             raise self._damaged_pointers() from error
         if (
             pointers.shape != (self.n_rows + 1,)
@@ -143,3 +141,14 @@ class BlockReader:
     def _file(self) -> str:
         stored = self._values.group if isinstance(self._values, CSRDataset) else self._values
         return str(stored.file.filename if hasattr(stored, "file") else stored.store)
+
+
+def refuse_damaged_rows(rows: sparse.csr_matrix) -> None:
+    """Raise ValueError if what was read from disk cannot be rows; sort their genes."""
+    # Column numbers out of range would make scipy write outside of its arrays later.
+    rows.check_format(full_check=True)
+    if not rows.has_sorted_indices:
+        rows.sort_indices()
+    # A missing chunk of a zarr array reads as zeros, without an error.
+    if not rows.has_canonical_format:
+        raise ValueError("a gene occurs twice in a cell")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from scvi.data import AnnDataManager
 
-from scvi_sams.data._block_loader import BlockLoader
+from scvi_sams.data._block_loader import BlockLoader, registered_expression
 from scvi_sams.data._splitting import default_seed, refuse_invalid_split, split_cells
 
 
@@ -45,9 +45,15 @@ class StreamingDataModule(LightningDataModule):
         three times for a moment, as they are stored (sparse or dense).
     seed
         Of the order of cells; ``None`` for ``scvi.settings.seed`` (0 if unset).
+    reader
+        ``"blocks"``: this package reads, from h5ad or zarr. ``"annbatch"``: the package of that
+        name reads, from zarr (``pip install "scvi-sams[annbatch]"``, Python 3.12 or newer).
+        Batches are the same.
 
     Raises
     ------
+    ImportError, InvalidArgumentError
+        If annbatch is asked for and not installed, or the counts are not in zarr format.
     InvalidSplitError
         If the split has no training cells, or a cell twice.
     UnreadableDataError
@@ -79,6 +85,7 @@ class StreamingDataModule(LightningDataModule):
         block_size: int = 512,
         blocks_per_buffer: int = 32,
         seed: int | None = None,
+        reader: Literal["blocks", "annbatch"] = "blocks",
     ) -> None:
         super().__init__()
         self.adata_manager = adata_manager
@@ -102,6 +109,7 @@ class StreamingDataModule(LightningDataModule):
             "block_size": block_size,
             "blocks_per_buffer": blocks_per_buffer,
             "seed": default_seed() if seed is None else seed,
+            "reader": registered_expression(adata_manager, reader),
         }
 
     def train_dataloader(self) -> BlockLoader:
