@@ -240,6 +240,21 @@ DRAWS: list[Case] = [
         "`group1`",
     ),
     refused(
+        "`differential_expression`: no groups of a column",
+        asked("differential_expression", groupby="batch", group1=[]),
+        InvalidArgumentError,
+        "`group1` is empty",
+    ),
+    refused(
+        "`differential_expression`: a column with one group",
+        lambda situation: situation.shared.differential_expression(
+            situation.shared.adata[situation.shared.adata.obs["batch"] == "x"].copy(),
+            groupby="batch",
+        ),
+        SAMSError,
+        "All cells are in one group, 'x'",
+    ),
+    refused(
         "`differential_expression`: a column that does not exist",
         asked("differential_expression", groupby="lane"),
         MissingKeyError,

@@ -382,7 +382,7 @@ def test_a_place_that_is_taken_by_something_else_is_an_error(tmp_path):
     place = store.place("method", 0, "k" * 20)
     place.mkdir()
     (place / "notes.txt").write_text("mine")
-    with pytest.raises(OSError, match="not empty|exist"):
+    with pytest.raises(OSError, match=r"not empty|exist"):
         store.save(place, fit_of(1.0))
     assert (place / "notes.txt").read_text() == "mine"
 
@@ -396,3 +396,77 @@ def test_what_was_not_finished_is_cleared_away(tmp_path):
     (store.folder / ".partial-2.csv").write_text("half")
     store.prepare()
     assert list(store.folder.iterdir()) == []
+
+
+def test_predicted_cells_are_kept_with_a_fit(screen, tmp_path):
+    methods = {"model": ModelMethod(FakeModel, n_samples=20, n_posterior_samples=2)}
+    arguments = {"folder": tmp_path, "modes": ("distances",)}
+    first, again = (run(screen, methods, **arguments) for _ in range(2))
+    assert again.runs["from_folder"].any()
+    pd.testing.assert_frame_equal(again.scores, first.scores)
+    assert set(first.scores["mode"]) == {"distances"}
+
+
+# Models of normalised expression ----------------------------------------------------------------
+
+
+def test_a_model_may_be_given_normalised_expression(screen):
+    seen = {}
+
+    class Normalised(FakeModel):
+        @classmethod
+        def setup_anndata(cls, adata, **arguments):
+            super().setup_anndata(adata, **arguments)
+            seen["train"] = adata.X.toarray()
+
+        def predict(self, perturbations, indices, output):
+            rows = np.zeros((len(indices), self.adata.n_vars))
+            rows[:, 0] = 2.0
+            return ad.AnnData(rows)
+
+        def get_iwelbo(self, cells, indices, n_samples, key_added):
+            seen["test"] = cells.X.toarray()
+            return 0.0
+
+    split = PairSplit(screen)(0)
+    method = ModelMethod(Normalised, n_samples=8, n_posterior_samples=2, data="lognorm")
+    result = run(screen, {"model": method}, split=split, target_sum=100.0)
+    counts = screen.X.toarray()
+    expression = np.log1p(100 * counts / counts.sum(axis=1, keepdims=True))
+    known = np.concatenate([split.train, split.validation])
+    np.testing.assert_allclose(seen["train"], expression[known], rtol=1e-5)
+    np.testing.assert_allclose(seen["test"], expression[split.test], rtol=1e-5)
+    # What it predicts is taken as it is.
+    rows = result.scores.query("method == 'model' and metric == 'rmse_average'")
+    predicted = np.zeros(screen.n_vars)
+    predicted[0] = 2.0
+    for label, value in zip(rows["perturbation"], rows["value"], strict=True):
+        observed = expression[(screen.obs["perturbation"] == label).to_numpy()].mean(axis=0)
+        assert value == pytest.approx(np.sqrt(np.mean((predicted - observed) ** 2)), rel=1e-4)
+
+
+def test_columns_that_settings_of_a_model_name_are_there(screen):
+    adata = screen.copy()
+    adata.obs["lane"] = pd.Categorical(np.tile(["x", "y"], adata.n_obs // 2))
+    adata.obs["age"] = np.arange(adata.n_obs) / 10
+    seen = {}
+
+    class Columns(FakeModel):
+        @classmethod
+        def setup_anndata(cls, adata, **arguments):
+            super().setup_anndata(adata, **arguments)
+            seen.update(adata.obs)
+
+    setup = {"batch_key": "lane", "continuous_covariate_keys": ["age"]}
+    method = ModelMethod(Columns, setup_kwargs=setup, n_samples=8, n_posterior_samples=2)
+    run(adata, {"model": method})
+    assert {"lane", "age", "perturbation"} <= set(seen)
+    assert Columns.arguments["batch_key"] == "lane"
+
+
+def test_scores_of_groups_are_summarised_over_perturbations_and_groups(grouped):
+    result = run(grouped, {"additive": "additive"}, covariate_key="line")
+    own = result.scores.query("method == 'additive' and metric == 'rmse_average'")
+    row = result.summary().query("method == 'additive' and metric == 'rmse_average'").iloc[0]
+    assert row["n_perturbations"] == len(own) == 2 * len(PairSplit(grouped)(0).held_out)
+    assert row["mean"] == pytest.approx(own["value"].mean())

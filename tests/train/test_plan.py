@@ -439,6 +439,16 @@ def test_bends_are_switched_off_once_masks_begin(screen, monkeypatch, caplog):
     assert "Switched off 1 latent dimension(s)" in caplog.text
 
 
+def test_of_many_cells_some_are_surveyed(screen, monkeypatch):
+    seen = []
+    say_that_the_second_dimension_bends(monkeypatch, seen)
+    monkeypatch.setattr(_plan, "_CELLS_FOR_CURVATURE", 10)
+    train(
+        make_model(screen), max_epochs=2, batch_size=8, plan_kwargs={"dense_fraction": 0.5}
+    )
+    assert seen == [16]
+
+
 def test_nothing_is_switched_off_that_tells_more_than_the_rest(screen, monkeypatch):
     def survey(self, cells):
         curvature = torch.tensor([0.9] * (self.n_latent - 1) + [0.0])
