@@ -68,7 +68,7 @@ def run(screen, methods, **changes):
         (np.linalg.norm, '"numpy.linalg.norm"'),
         (torch.float64, '"torch.float64"'),
     ],
-    ids=str,
+    ids=["float", "int", "set", "frozenset", "path", "enum", "partial", "function", "torch"],
 )
 def test_a_setting_has_one_description(value, text):
     assert settings_text(value) == text

@@ -443,9 +443,7 @@ def test_of_many_cells_some_are_surveyed(screen, monkeypatch):
     seen = []
     say_that_the_second_dimension_bends(monkeypatch, seen)
     monkeypatch.setattr(_plan, "_CELLS_FOR_CURVATURE", 10)
-    train(
-        make_model(screen), max_epochs=2, batch_size=8, plan_kwargs={"dense_fraction": 0.5}
-    )
+    train(make_model(screen), max_epochs=2, batch_size=8, plan_kwargs={"dense_fraction": 0.5})
     assert seen == [16]
 
 
