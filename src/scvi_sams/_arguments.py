@@ -11,13 +11,13 @@ import numpy as np
 from scvi_sams.exceptions import InvalidArgumentError
 
 
-def refuse_other_than_whole(at_least: int = 1, **arguments: object) -> None:
+def refuse_other_than_whole(at_least: int | None = 1, **arguments: object) -> None:
     """Raise an error if an argument is no whole number, or too small a one.
 
     Parameters
     ----------
     at_least
-        Smallest number that is accepted.
+        Smallest number that is accepted; ``None`` for any.
     **arguments
         Values by the names that the user knows them by.
 
@@ -28,10 +28,9 @@ def refuse_other_than_whole(at_least: int = 1, **arguments: object) -> None:
     """
     for name, value in arguments.items():
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if not is_whole or value < at_least:  # type: ignore[operator]
-            raise InvalidArgumentError(
-                f"`{name}` must be a whole number of at least {at_least}, not {value!r}."
-            )
+        if not is_whole or (at_least is not None and value < at_least):  # type: ignore[operator]
+            wanted = "" if at_least is None else f" of at least {at_least}"
+            raise InvalidArgumentError(f"`{name}` must be a whole number{wanted}, not {value!r}.")
 
 
 def refuse_other_than_number(
@@ -77,7 +76,7 @@ def refuse_other_than_number(
 
 def refuse_other_choices(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise an error that names the choices if ``value`` is none of them."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InvalidArgumentError(f"`{name}` must be one of {list(choices)}, not {value!r}.")
 
 

@@ -175,6 +175,13 @@ TRAIN: list[Case] = [
         "get_indexer",
     ),
     refused(
+        "text in place of a split",
+        trained(datasplitter_kwargs={"external_indexing": "random"}),
+        InvalidSplitError,
+        "`external_indexing` must be a list",
+        "'random'",
+    ),
+    refused(
         "four parts of a split",
         divided([0], [1], [2], [3]),
         InvalidSplitError,

@@ -71,6 +71,15 @@ def save_read_only(situation: Situation) -> None:
             assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def save_without_data(situation: Situation) -> None:
+    situation.shared.save(situation.folder / "model")
+    model = load(situation.folder / "model")
+    try:
+        model.save(situation.folder / "copy", save_anndata=True)
+    finally:
+        assert not (situation.folder / "copy").exists()
+
+
 def load_with(change: Callable[[Any], Any]) -> Callable[[Situation], Any]:
     def act(situation: Situation) -> Any:
         situation.shared.save(situation.folder / "model")
@@ -107,6 +116,12 @@ CASES: list[Case] = [
         SavingError,
         "file/model",
         "write",
+    ),
+    refused(
+        "saving the AnnData of a model that was loaded without one",
+        save_without_data,
+        SavingError,
+        "loaded without data",
     ),
     refused(
         "saving again in a folder that is read-only",

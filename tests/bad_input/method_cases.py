@@ -9,7 +9,7 @@ import numpy as np
 
 from bad_input.cases import Case, legal, refused
 from bad_input.situation import Situation
-from scvi_sams import pl, tl
+from scvi_sams import evaluation, pl, tl
 from scvi_sams.exceptions import (
     InvalidArgumentError,
     InvalidDosageError,
@@ -94,6 +94,80 @@ UNKNOWN: list[Case] = [
         lambda situation: tl.observed_interactions(situation.adata, 3),
         InvalidArgumentError,
         "`combinations` must be names, not 3",
+    ),
+    *(
+        refused(
+            f"`tl.perturbation_hits`: `{name}` is {value!r}",
+            lambda situation, name=name, value=value: tl.perturbation_hits(
+                situation.shared, **{name: value}
+            ),
+            InvalidArgumentError,
+            f"`{name}`",
+            repr(value),
+        )
+        for name, value in (("key_added", 3), ("n_genes", 2.5), ("min_cells", "few"), ("fdr", 2))
+    ),
+    refused(
+        "`tl.perturbation_hits`: a table in place of the model",
+        lambda situation: tl.perturbation_hits(situation.adata.to_df()),
+        InvalidArgumentError,
+        "`model` must be a trained model",
+        "DataFrame",
+    ),
+    refused(
+        "`tl.genetic_interactions`: `key_added` is a list",
+        lambda situation: tl.genetic_interactions(situation.shared, key_added=["mine"]),
+        InvalidArgumentError,
+        "`key_added`",
+        "['mine']",
+    ),
+    refused(
+        "`tl.top_genes`: an array in place of the programs",
+        lambda situation: tl.top_genes(np.ones((3, 2))),
+        InvalidArgumentError,
+        "`programs` must be a DataFrame, not ndarray",
+    ),
+    refused(
+        "`tl.top_genes`: text among the programs",
+        lambda situation: tl.top_genes(situation.adata.obs[["perturbation"]]),
+        InvalidArgumentError,
+        "`programs` must be a table of numbers",
+        "'perturbation'",
+    ),
+    *(
+        refused(
+            f"`pl.latent`: `{name}` is {value!r}",
+            lambda situation, name=name, value=value: pl.latent(situation.adata, **{name: value}),
+            error,
+            *named,
+        )
+        for name, value, error, named in (
+            ("basis", [], InvalidArgumentError, ("`basis` is empty",)),
+            ("basis", "X_none", MissingKeyError, ("'X_none'", "get_latent_representation")),
+            ("color", 3, InvalidArgumentError, ("`color`", "3")),
+            ("highlight", 5, InvalidArgumentError, ("`highlight`", "5")),
+        )
+    ),
+    refused(
+        "`pl.masks`: `ax` is a figure's name",
+        lambda situation: pl.masks(
+            situation.shared.get_perturbation_masks(key_added=None), ax="figure 1"
+        ),
+        InvalidArgumentError,
+        "`ax` must be axes of matplotlib",
+        "'figure 1'",
+    ),
+    refused(
+        "`evaluation.observed_ate`: a matrix in place of the AnnData",
+        lambda situation: evaluation.observed_ate(situation.adata.X),
+        InvalidArgumentError,
+        "`adata` must be an AnnData",
+    ),
+    refused(
+        "`evaluation.mmd`: cells with other genes",
+        lambda situation: evaluation.mmd(np.ones((3, 2)), np.ones((3, 4))),
+        InvalidArgumentError,
+        "`predicted` has 2 and `observed` has 4",
     ),
     refused(
         "`pl.effect_volcano`: an unknown perturbation",
@@ -238,6 +312,21 @@ DRAWS: list[Case] = [
         asked("differential_expression", group1=[]),
         InvalidArgumentError,
         "`group1`",
+    ),
+    refused(
+        "`differential_expression`: no groups of a column",
+        asked("differential_expression", groupby="batch", group1=[]),
+        InvalidArgumentError,
+        "`group1` is empty",
+    ),
+    refused(
+        "`differential_expression`: a column with one group",
+        lambda situation: situation.shared.differential_expression(
+            situation.shared.adata[situation.shared.adata.obs["batch"] == "x"].copy(),
+            groupby="batch",
+        ),
+        SAMSError,
+        "All cells are in one group, 'x'",
     ),
     refused(
         "`differential_expression`: a column that does not exist",

@@ -210,6 +210,12 @@ def test_names_come_from_the_argument_uns_or_columns(make_screen, form, names, u
     assert state_of(manager)["n_control_cells"] == 2
 
 
+def test_names_beside_a_table_may_repeat_its_columns(make_screen):
+    adata = with_matrix(make_screen, pd.DataFrame(MATRIX, columns=NAMES))
+    register(adata, dosage_obsm_key="dosage", perturbation_names=tuple(NAMES))
+    np.testing.assert_array_equal(adata.obsm[SLOT], PACKED)
+
+
 def test_permuted_columns_of_a_table_in_other_data_are_encoded_by_name(make_screen):
     table = pd.DataFrame(MATRIX, columns=NAMES)
     manager = register(with_matrix(make_screen, table), dosage_obsm_key="dosage")

@@ -238,3 +238,22 @@ def test_a_missing_chunk_of_a_zarr_file_is_named(screen, tmp_path):
     reader = BlockReader(open_screen(path).X)
     with pytest.raises(UnreadableDataError, match=r"Rows 16 to 31.*twice"):
         reader.read(16, 32)
+
+
+def test_row_pointers_of_entries_that_are_not_there(screen, tmp_path):
+    path = write_screen(screen, tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["layers/counts/indices"]
+    with pytest.raises(UnreadableDataError, match=r"row pointers \(indptr\) of adata\.layers"):
+        BlockReader(open_screen(path).layers["counts"], "adata.layers['counts']")
+
+
+def test_a_file_with_cells_and_genes_only(screen, tmp_path):
+    path = write_screen(screen, tmp_path)
+    with h5py.File(path, "r+") as file:
+        for slot in ("obsm", "varm", "uns", "layers"):
+            if slot in file:
+                del file[slot]
+    adata = open_screen(path)
+    assert adata.obs_names.tolist() == screen.obs_names.tolist()
+    assert not len(adata.obsm) + len(adata.varm) + len(adata.uns) + len(adata.layers)

@@ -279,3 +279,18 @@ def test_split_half_refuses_perturbations_without_two_cells(train):
         split_half(train)
     with pytest.raises(SAMSError, match="controls"):
         split_half(train[train.obs["perturbation"] == "control"])
+
+
+def test_an_empty_x_is_refused():
+    cells = ad.AnnData(obs=pd.DataFrame({"perturbation": ["control", "A"]}, index=["c1", "c2"]))
+    with pytest.raises(MissingKeyError, match="X is empty"):
+        Additive().fit(cells)
+
+
+def test_one_gene_has_no_principal_components():
+    cells = ad.AnnData(
+        np.array([[1.0], [2.0], [4.0]]),
+        obs=pd.DataFrame({"perturbation": ["control", "A", "B"]}, index=list("xyz")),
+    )
+    with pytest.raises(SAMSError, match="two cells and two genes"):
+        PCARidge().fit(cells)

@@ -42,7 +42,7 @@ def test_a_killed_run_is_taken_up_where_it_stopped(screen, log, tmp_path):
     code = "import sys; from evaluation.benchmark_builders import *; run_until_killed(sys.argv[1])"
     killed = subprocess.run(
         [sys.executable, "-c", code, str(folder)],
-        env=os.environ | {"PYTHONPATH": str(tests)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), *sys.path[1:]])},
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL

@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.benchmark_builders import FailsForOne, PairSplit, broken, collapsed, small_screen
 from scvi_sams import evaluation
+from scvi_sams.evaluation import BenchmarkResult
 from scvi_sams.exceptions import SAMSError
 
 
@@ -94,3 +95,17 @@ def test_every_metric_of_the_table_is_defined(result):
     summary = result.summary()
     for mode, metric, axis in summary[["mode", "metric", "axis"]].itertuples(index=False):
         assert defined.loc[(mode, metric), "axis"] == axis
+
+
+def test_a_summary_needs_its_negative_control(result):
+    with pytest.raises(SAMSError, match="no method 'nothing'"):
+        result.summary(negative="nothing")
+
+
+def test_a_page_of_controls_only_says_so(result, tmp_path):
+    controls = result.scores[
+        result.scores["method"].isin(["control mean", "mean of perturbations"])
+    ]
+    page = tmp_path / "report.html"
+    BenchmarkResult(controls, result.runs, result.settings).to_html(page)
+    assert "No method but the controls" in page.read_text(encoding="utf-8")

@@ -70,7 +70,7 @@ def test_calibrated_probabilities_keep_the_rate():
 
 @pytest.mark.parametrize("fdr", [0, 1, -0.1, np.nan])
 def test_impossible_rates_are_refused(fdr):
-    with pytest.raises(SAMSError, match="between 0 and 1"):
+    with pytest.raises(SAMSError, match="above 0 and below 1"):
         active_at_fdr(np.array([0.5]), fdr)
 
 

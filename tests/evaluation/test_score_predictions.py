@@ -387,3 +387,15 @@ def test_groups_without_control_cells_or_names_are_refused():
     observed.obs["type"] = pd.Categorical(["T"] * 149 + [None])
     with pytest.raises(InvalidCovariateError, match="1 cells of the predicted"):
         score_predictions(observed, observed, covariate_key="type")
+
+
+def test_expression_may_be_on_disk(tmp_path):
+    observed, predicted = cells(0), cells(1, PERTURBATIONS)
+    paths = [tmp_path / f"{name}.h5ad" for name in ("predicted", "observed")]
+    for path, data in zip(paths, (predicted, observed), strict=True):
+        data.write_h5ad(path)
+    backed = [ad.read_h5ad(path, backed="r") for path in paths]
+    modes = ["sams", "perturbench"]
+    pd.testing.assert_frame_equal(
+        score_predictions(*backed, modes=modes), score_predictions(predicted, observed, modes=modes)
+    )

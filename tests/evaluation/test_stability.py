@@ -319,7 +319,7 @@ def test_what_cannot_be_compared_is_refused(compare):
     other = run_of(X, Y, names=["A", "B", "C", "X"])
     with pytest.raises(UnknownPerturbationError, match=r"'D', 'X' \(2 in all\) .* run 1"):
         compare([run, other])
-    with pytest.raises(SAMSError, match="between 0 and 1"):
+    with pytest.raises(SAMSError, match="above 0 and below 1"):
         compare([run, run], fdr=1)
 
 

@@ -85,6 +85,23 @@ def test_poisson_density(size_factor):
     np.testing.assert_allclose(likelihood.log_prob(x, logits, size), expected, rtol=1e-10)
 
 
+def test_an_absurd_poisson_mean_stays_finite_and_is_pulled_down():
+    """Means of exp(200) in single precision, beside one that is exact: exp(29)."""
+    likelihood = LIKELIHOODS["poisson"](3, uses_size_factor=True)
+    logits = torch.tensor([[[200.0, 29.0, 1.0]]], requires_grad=True)
+    x = torch.tensor([[2.0, 0.0, 3.0]])
+    log_prob = likelihood.log_prob(x, logits, torch.ones(1))
+    log_prob.sum().backward()
+    linear = np.exp(30) * (1 + 200 - 30)
+    expected = 2 * 200 - linear - np.log(2) - np.exp(29) + 3 - np.e - np.log(6)
+    assert log_prob.item() == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(
+        logits.grad[0, 0], [2 - np.exp(30), -np.exp(29), 3 - np.e], rtol=1e-5
+    )
+    # The norm of the gradient, which is clipped by it, is finite as well.
+    assert torch.isfinite(logits.grad.norm())
+
+
 def test_normal_density_and_mean():
     x, logits, size = make_inputs()
     likelihood = make_likelihood("normal")

@@ -95,3 +95,33 @@ def test_unknown_names_are_named(summary, scores):
         plotting.benchmark_metric(summary, "rmse")
     with pytest.raises(SAMSError, match="'ours'"):
         plotting.benchmark_perturbations(scores, "ours")
+
+
+def test_a_metric_of_two_modes_needs_one(summary):
+    both = pd.concat([summary, summary.assign(mode="sams")])
+    with pytest.raises(SAMSError, match="pass `mode`, one of 'perturbench', 'sams'"):
+        plotting.benchmark_metric(both, "rmse_average")
+    ax = plotting.benchmark_metric(both, "rmse_average", mode="sams")
+    assert len(points(ax)) == len(METHODS)
+
+
+def test_without_chance_and_controls_there_are_no_lines_for_them(summary):
+    few = summary[summary["method"].isin(["good", "failing"])].assign(chance=np.nan)
+    ax = plotting.benchmark_specificity(few)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "good",
+        "failing (1 failed)",
+    ]
+    ax = plotting.benchmark_metric(few, "rmse_average", mode="perturbench")
+    assert not ax.patches
+    assert not [text for text in ax.texts if text.get_text() == "chance"]
+
+
+def test_two_methods_without_a_common_perturbation(scores):
+    apart = scores[
+        ~((scores["method"] == "good") & scores["perturbation"].isin(["A", "B"]))
+        & ~((scores["method"] == "failing") & (scores["perturbation"] == "C"))
+    ]
+    ax = plotting.benchmark_perturbations(apart, "good", reference="failing", mode=None)
+    assert ax.get_title().startswith("good: better in 0 of 0")
+    assert len(ax.collections[-1].get_offsets()) == 0

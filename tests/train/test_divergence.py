@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from scvi.module.base import LossOutput
 
 from model.builders import TRAINING, small_screen
 from scvi_sams import CPAVAE, SAMSVAE
 from scvi_sams.exceptions import TrainingDivergedError, UnreadableDataError
+from scvi_sams.train._divergence import diverged_term
 
 SIZES = {"n_latent": 3, "n_hidden": 8}
 ALL_MASKS = {"dense_fraction": 0.0}
@@ -176,3 +178,45 @@ def test_fifty_thousand_genes_train():
     model = SAMSVAE(adata, n_latent=2, n_hidden=4)
     train(model, max_epochs=2, dense_fraction=0.5)
     assert np.isfinite(model.get_elbo(return_mean=False, key_added=None)).all()
+
+
+class Failing(Callback):
+    """Makes a step fail by an error of its own, with or without damage to the weights."""
+
+    def __init__(self, error, damages):
+        self.error, self.damages = error, damages
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch != 2:
+            return
+        if self.damages:
+            with torch.no_grad():
+                pl_module.module.encoder.from_x.weight[0, 0] = float("inf")
+
+        def fail(*args, **kwargs):
+            raise self.error
+
+        pl_module.module.inference = fail
+
+
+@pytest.mark.parametrize("error", [ValueError("expected a number"), RuntimeError("no result")])
+def test_an_error_that_broken_weights_cause_says_that_they_are_broken(error):
+    with pytest.raises(
+        TrainingDivergedError, match=r"weights encoder.from_x.weight are not finite"
+    ):
+        train(make_model(CPAVAE), Failing(error, damages=True))
+
+
+@pytest.mark.parametrize("error", [ValueError("expected a number"), RuntimeError("no result")])
+def test_an_error_with_good_weights_is_not_taken_for_divergence(error):
+    with pytest.raises(type(error), match=str(error)) as raised:
+        train(make_model(CPAVAE), Failing(error, damages=False))
+    assert raised.value is error
+
+
+def test_a_sum_that_is_too_large_is_named_where_every_term_is_finite():
+    term = torch.tensor([3e38])
+    output = LossOutput(
+        loss=torch.tensor(float("inf")), reconstruction_loss=term, kl_local={"kl": term}
+    )
+    assert diverged_term(output) == ("loss", float("inf"))

@@ -439,6 +439,14 @@ def test_bends_are_switched_off_once_masks_begin(screen, monkeypatch, caplog):
     assert "Switched off 1 latent dimension(s)" in caplog.text
 
 
+def test_of_many_cells_some_are_surveyed(screen, monkeypatch):
+    seen = []
+    say_that_the_second_dimension_bends(monkeypatch, seen)
+    monkeypatch.setattr(_plan, "_CELLS_FOR_CURVATURE", 10)
+    train(make_model(screen), max_epochs=2, batch_size=8, plan_kwargs={"dense_fraction": 0.5})
+    assert seen == [16]
+
+
 def test_nothing_is_switched_off_that_tells_more_than_the_rest(screen, monkeypatch):
     def survey(self, cells):
         curvature = torch.tensor([0.9] * (self.n_latent - 1) + [0.0])
@@ -467,3 +475,32 @@ def test_mechanisms_of_a_trained_model_stay_on():
     assert torch.isfinite(shares).all()
     assert (shares < 1).all()
     assert torch.equal(model.module.masks.is_excluded, torch.zeros_like(shares, dtype=torch.bool))
+
+
+# Masks that say nothing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("logits", "told"),
+    [
+        ([-3.0, -3.0], "All masks are off"),
+        ([3.0, 3.0], "All masks are on"),
+        ([3.0, -3.0], None),
+    ],
+)
+def test_masks_that_are_all_alike_are_warned_of(screen, logits, told, caplog):
+    model = make_model(screen)
+    with torch.no_grad():
+        model.module.masks.logits[:, 0] = logits[0]
+        model.module.masks.logits[:, 1:] = logits[1]
+    with caplog.at_level(logging.WARNING, logger="scvi.sams"):
+        train(model, max_epochs=1, plan_kwargs=FROZEN)
+    warnings = [r.getMessage() for r in caplog.records if "All masks" in r.getMessage()]
+    assert [message.split(":")[0] for message in warnings] == ([told] if told else [])
+
+
+def test_a_model_without_masks_is_not_warned_of(screen, caplog):
+    CPAVAE.setup_anndata(screen)
+    with caplog.at_level(logging.WARNING, logger="scvi.sams"):
+        train(CPAVAE(screen, n_latent=3, n_hidden=8), max_epochs=1, plan_kwargs=FROZEN)
+    assert "All masks" not in caplog.text

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from scvi_sams._arguments import refuse_other_than_key
 from scvi_sams.data._codes import (
     NO_PERTURBATION,
     PerturbationCodes,
@@ -19,14 +20,20 @@ from scvi_sams.data._codes import (
     refuse_unknown,
 )
 from scvi_sams.data._dosages import align_dosages
-from scvi_sams.exceptions import InvalidPerturbationLabelError
+from scvi_sams.exceptions import InvalidPerturbationLabelError, MissingControlError
 
 
 def control_names(control: object) -> tuple[str, ...]:
     """Return the control labels as text, whether one or several, text or numbers were given."""
     several = isinstance(control, Iterable) and not isinstance(control, str)
     labels: Iterable[object] = control if several else (control,)  # type: ignore[assignment]
-    return tuple(str(label).strip() for label in labels)
+    names = tuple(str(label).strip() for label in labels)
+    if not names:
+        raise MissingControlError(
+            "`control` is an empty list. Name the label of the control cells, such as "
+            "control='control'."
+        )
+    return names
 
 
 def split_label(label: str, *, delimiter: str | None, control: Sequence[str]) -> list[str]:
@@ -87,6 +94,7 @@ def canonical_label(
     >>> canonical_label("KLF1_NT", delimiter="_", control="NT")
     'KLF1'
     """
+    refuse_other_than_key(delimiter=delimiter)
     control = control_names(control)
     names = split_label(str(label), delimiter=delimiter, control=control)
     perturbations = sorted(name for name in names if name not in control)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import numpy as np
 from scvi import settings
@@ -10,7 +11,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams._arguments import as_positions
 from scvi_sams.data._field import registered_perturbations
-from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError
 
 _ROUNDING = 1e-9
 
@@ -163,6 +164,14 @@ def stratified_split(
     InvalidSplitError
         If the fractions are not three non-negative numbers that sum to one, the first above 0.
     """
+    if isinstance(fractions, str) or not isinstance(fractions, Iterable):
+        raise InvalidArgumentError(
+            "`fractions` must be the shares of training, validation and test cells, not "
+            f"{fractions!r}."
+        )
+    fractions = tuple(fractions)
+    if not all(isinstance(share, Real) for share in fractions):
+        raise InvalidArgumentError(f"`fractions` must be numbers, not {fractions!r}.")
     if (
         len(fractions) != 3
         or min(fractions) < -_ROUNDING

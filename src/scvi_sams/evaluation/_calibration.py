@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
+from scvi_sams._argument_types import as_numbers, refuse_other_than_matrix
+from scvi_sams._arguments import refuse_other_than_number, refuse_other_than_whole
 from scvi_sams.evaluation.metrics._alignment import aligned_rows
 from scvi_sams.evaluation.metrics._recovery import match_latents
 from scvi_sams.evaluation.metrics._similarity import ratio
@@ -80,9 +82,8 @@ def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
     >>> scvi_sams.evaluation.active_at_fdr(masks, fdr=0.03).tolist()
     [True, True, False, False]
     """
-    if not 0 < fdr < 1:
-        raise SAMSError(f"`fdr` is a rate between 0 and 1, not {fdr!r}.")
-    probability = np.asarray(masks, dtype=np.float64)
+    refuse_other_than_number(fdr=fdr, above=0, below=1)
+    probability = as_numbers("masks", masks)
     _refuse_no_probabilities(probability)
     levels, counts = np.unique(-probability, return_counts=True)
     levels = -levels
@@ -143,6 +144,8 @@ def mask_calibration(
     >>> round(calibration.expected_calibration_error, 3)
     0.15
     """
+    refuse_other_than_matrix(masks=masks, true_masks=true_masks)
+    refuse_other_than_whole(n_bins=n_bins)
     if n_bins < 1:
         raise SAMSError(f"`n_bins` must be at least 1, not {n_bins}.")
     estimate, true = aligned_rows(masks, true_masks)

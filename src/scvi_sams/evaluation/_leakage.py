@@ -14,6 +14,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scvi_sams._argument_types import refuse_other_than_model
+from scvi_sams._arguments import refuse_other_than_whole
 from scvi_sams._random import fixed_seed
 from scvi_sams.data import registered_labels
 from scvi_sams.exceptions import MissingControlError
@@ -91,6 +93,8 @@ def basal_leakage(
     >>> leakage.columns.tolist(), leakage.index[-1]
     (['auc_basal', 'auc_total', 'n_cells'], 'all')
     """
+    refuse_other_than_model("get_latent_representation", model=model)
+    refuse_other_than_whole(at_least=0, seed=seed)
     # The AnnData that scvi-tools makes of a view is what is registered.
     adata = model._validate_anndata(adata)
     labels = registered_labels(

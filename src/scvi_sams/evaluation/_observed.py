@@ -11,6 +11,14 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvi_sams._argument_types import refuse_other_than_anndata, refuse_other_than_text
+from scvi_sams._arguments import (
+    as_names,
+    as_positions,
+    refuse_other_choices,
+    refuse_other_than_key,
+    refuse_other_than_number,
+)
 from scvi_sams.data import canonical_label, control_names
 from scvi_sams.evaluation.splits._cells import canonical_labels
 from scvi_sams.exceptions import (
@@ -105,6 +113,7 @@ def observed_ate(
     >>> observed.uns["ate"]["method"]
     'lognorm'
     """
+    refuse_other_than_number(target_sum=target_sum, above=0)
     cells, labels = labelled_cells(
         adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
     )
@@ -138,6 +147,8 @@ def labelled_cells(
     delimiter: str | None,
 ) -> tuple[ad.AnnData, np.ndarray]:
     """Return the cells to use and their canonical labels; an error if none is a control cell."""
+    refuse_other_than_anndata(adata=adata)
+    refuse_other_than_text(perturbation_key=perturbation_key)
     cells = _select_cells(adata, indices)
     labels = canonical_labels(
         obs_column(cells, perturbation_key), control=control, delimiter=delimiter
@@ -160,8 +171,8 @@ def normalised_expression(
     target_sum: float,
 ) -> sparse.csr_array:
     """Return f(x) of every cell, as :func:`observed_ate` averages it."""
-    if method not in get_args(Method):
-        raise SAMSError(f"Unknown method {method!r}; choose one of {', '.join(get_args(Method))}.")
+    refuse_other_than_key(layer=layer, size_factor_key=size_factor_key)
+    refuse_other_choices("method", method, get_args(Method))
     values = _normalised(_counts(cells, layer), cells, size_factor_key, target_sum)
     if method == "lognorm":
         values.data = np.log2(1 + values.data)
@@ -199,7 +210,7 @@ def ate_table(
 
 def _select_cells(adata: ad.AnnData, indices: Sequence[int] | np.ndarray | None) -> ad.AnnData:
     if indices is not None:
-        adata = adata[np.asarray(indices)]
+        adata = adata[as_positions("indices", indices, adata.n_obs)]
     return adata.to_memory() if adata.isbacked else adata
 
 
@@ -223,6 +234,7 @@ def _groups(
     if perturbations is None:
         groups = sorted(present)
         return [control[0], *groups], groups
+    perturbations = as_names("perturbations", perturbations)
     groups = [canonical_label(p, delimiter=delimiter, control=control) for p in perturbations]
     unknown = sorted(set(groups) - present)
     if unknown:

@@ -13,6 +13,8 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
+from scvi_sams._argument_types import refuse_other_than_models, refuse_other_than_table
+from scvi_sams._arguments import refuse_other_than_whole
 from scvi_sams.evaluation._calibration import active_at_fdr
 from scvi_sams.evaluation.metrics._alignment import refuse_different_rows
 from scvi_sams.evaluation.metrics._similarity import ratio
@@ -149,6 +151,7 @@ def align_latents(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFram
     a      y    -1     1.0
     b      x     1     1.0
     """
+    refuse_other_than_table(effects=effects, reference=reference)
     sides = "the effects and the reference"
     refuse_different_rows(effects.index, reference.index, sides, "perturbations")
     matching = _match(
@@ -205,6 +208,7 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
     >>> stability.pairs[["first", "second", "jaccard"]].values.tolist()
     [[0.0, 1.0, 1.0]]
     """
+    refuse_other_than_models("get_perturbation_masks", "get_perturbation_effects", models=models)
     runs = _read_runs(models, fdr)
     pairs, jaccards, cosines = [], [], []
     for first, second in combinations(range(len(runs)), 2):
@@ -262,6 +266,8 @@ def consensus_masks(
     >>> consensus.masks.shape, consensus.support.shape
     ((8, 6), (8, 6))
     """
+    refuse_other_than_models("get_perturbation_masks", "get_perturbation_effects", models=models)
+    refuse_other_than_whole(at_least=None, reference=reference)
     runs = _read_runs(models, fdr)
     if not 0 <= reference < len(runs):
         raise SAMSError(

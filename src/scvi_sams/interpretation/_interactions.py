@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse, stats
 
-from scvi_sams._arguments import as_names
+from scvi_sams._argument_types import refuse_other_than_anndata, refuse_other_than_model
+from scvi_sams._arguments import as_names, refuse_other_than_key, refuse_other_than_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.data import canonical_label, control_names, parts_of_combination
 from scvi_sams.evaluation._observed import (
@@ -19,7 +20,7 @@ from scvi_sams.evaluation._observed import (
     normalised_expression,
     refuse_repeated,
 )
-from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
 
 if TYPE_CHECKING:
     from scvi_sams.model._interactions import InteractionsMixin
@@ -84,6 +85,9 @@ def observed_interactions(
     >>> observed.obs[["n_cells", "n_cells_single"]].values.tolist()
     [[30, 60]]
     """
+    refuse_other_than_number(target_sum=target_sum, above=0)
+    if direction is not None:
+        refuse_other_than_anndata(direction=direction)
     cells, labels = labelled_cells(
         adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
     )
@@ -95,6 +99,8 @@ def observed_interactions(
     if combinations is None:
         combinations = _complete_combinations(cells_of, delimiter)
     combinations = as_names("combinations", combinations)
+    if not combinations:
+        raise InvalidArgumentError("`combinations` is empty: name combinations, or None for all.")
     names = [canonical_label(c, delimiter=delimiter, control=control) for c in combinations]
     refuse_repeated(names)
     directions = None
@@ -198,6 +204,8 @@ def genetic_interactions(
     >>> "predicted_score" in table and "observed_score" in table
     True
     """
+    refuse_other_than_model("predict_interactions", model=model)
+    refuse_other_than_key(key_added=key_added)
     arguments = model._setup_arguments
     for key in ("dosage_key", "dosage_obsm_key"):
         if arguments[key] is not None:

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
+from scvi_sams._argument_types import refuse_other_than_table, refuse_other_than_text
+from scvi_sams._arguments import refuse_other_choices, refuse_other_than_whole
 from scvi_sams.evaluation import active_at_fdr
 from scvi_sams.exceptions import MissingKeyError, SAMSError
 
@@ -50,8 +52,9 @@ def top_genes(
     1  latent_0     2    C     1.0
     2  latent_1     1    C     0.3
     """
-    if direction not in get_args(Direction):
-        raise SAMSError(f"`direction` must be one of {get_args(Direction)}, not {direction!r}.")
+    refuse_other_than_table(programs=programs)
+    refuse_other_than_whole(n_genes=n_genes)
+    refuse_other_choices("direction", direction, get_args(Direction))
     _refuse_nan(programs)
     sign = {"both": programs.abs(), "up": programs, "down": -programs}[direction]
     tables = []
@@ -113,6 +116,7 @@ def latent_perturbations(
     0  latent_0       IFNGR1                2
     1  latent_0         JAK2                2
     """
+    refuse_other_than_table(masks=masks)
     active = active_at_fdr(masks, fdr).to_numpy()
     columns, rows = np.nonzero(active.T)
     table = pd.DataFrame(
@@ -132,6 +136,7 @@ def latent_perturbations(
 
 def aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
     """Rows and columns of ``effects`` in the order of ``masks``; an error if one is not there."""
+    refuse_other_than_table(effects=effects, masks=masks)
     absent = [
         *masks.index.difference(effects.index),
         *masks.columns.difference(effects.columns),
@@ -179,6 +184,8 @@ def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
     >>> gseapy.prerank(rnk=ranking, gene_sets={"interferon": ["A", "B"]})  # doctest: +SKIP
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
     """
+    refuse_other_than_table(programs=programs)
+    refuse_other_than_text(latent=latent)
     if latent not in programs:
         raise MissingKeyError(
             f"There is no latent dimension {latent!r}; there are {programs.columns[0]!r} to "

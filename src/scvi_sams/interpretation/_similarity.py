@@ -10,6 +10,12 @@ from anndata import AnnData
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import cdist, squareform
 
+from scvi_sams._argument_types import (
+    refuse_other_than_ate,
+    refuse_other_than_matrix,
+    refuse_other_than_table,
+)
+from scvi_sams._arguments import refuse_other_choices, refuse_other_than_flag
 from scvi_sams.exceptions import SAMSError
 
 _MOST_FOR_OPTIMAL_ORDER = 1000
@@ -59,12 +65,14 @@ def perturbation_similarity(
     B  1.0  1.0  0.0
     C  0.0  0.0  1.0
     """
+    refuse_other_choices("metric", metric, ("cosine", "jaccard"))
+    refuse_other_than_flag(order=order)
     if isinstance(table, AnnData):
+        refuse_other_than_ate(table=table)
         names, values = table.obs_names, np.asarray(table.X, dtype=np.float64)
     else:
+        refuse_other_than_table(table=table)
         names, values = table.index, table.to_numpy(np.float64)
-    if metric not in ("cosine", "jaccard"):
-        raise SAMSError(f"`metric` must be 'cosine' or 'jaccard', not {metric!r}.")
     if np.isnan(values).any():
         bad = names[np.isnan(values).any(axis=1)]
         raise SAMSError(f"{len(bad)} perturbations have NaN entries, such as {bad[0]!r}.")
@@ -86,6 +94,7 @@ def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
     >>> abs(order.index(0) - order.index(2))  # the similar ones are neighbours
     1
     """
+    refuse_other_than_matrix(similarity=similarity)
     if len(similarity) < 3:
         return np.arange(len(similarity))
     distance = np.clip(1 - (similarity + similarity.T) / 2, 0, None)

@@ -13,6 +13,9 @@ from scvi_sams.module._negative_binomial import (
     negative_binomial_log_prob,
 )
 
+_MAX_LOG_MEAN = 30.0
+"""Of Poisson counts: a mean a million times the largest count that is accepted."""
+
 
 class Likelihood(nn.Module, ABC):
     """What the decoder's output of shape ``(n_particles, n_cells, n_genes)`` means.
@@ -137,11 +140,17 @@ class PoissonLikelihood(Likelihood):
     """Counts whose variance equals their mean."""
 
     def log_prob(self, x: Tensor, logits: Tensor, size: Tensor) -> Tensor:
-        """``sum_g x log(mean) - mean - log(x!)``."""
+        """``sum_g x log(mean) - mean - log(x!)``.
+
+        With a size factor nothing bounds the mean, and far from the data, as at a dose far above
+        those seen, its exponential is above all numbers of single precision. From a mean of 1e13
+        on the mean grows by its slope there, so that bound and gradient stay finite and point back.
+        """
         log_rate = logits if self.uses_size_factor else torch.log_softmax(logits, dim=-1)
         log_mean = log_rate + size.log()[:, None]
         if self.uses_size_factor:
-            total = log_mean.exp().sum(-1)
+            below = log_mean.clamp(max=_MAX_LOG_MEAN)
+            total = (below.exp() * (1 + log_mean - below)).sum(-1)
         else:
             total = size.expand(log_mean.shape[:-1])  # shares add up to one
         return torch.einsum("pbg,bg->pb", log_mean, x) - total - torch.lgamma(x + 1).sum(-1)

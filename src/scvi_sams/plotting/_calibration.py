@@ -8,7 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from scvi_sams._argument_types import refuse_other_than_axes
 from scvi_sams.evaluation import Calibration
+from scvi_sams.exceptions import InvalidArgumentError
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LARGEST_POINT = 120
@@ -43,7 +45,15 @@ def mask_calibration(
     ... )
     >>> ax = scvi_sams.pl.mask_calibration({"small screen": calibration})
     """
+    refuse_other_than_axes(ax=ax)
     several = {"": calibration} if isinstance(calibration, Calibration) else calibration
+    if not isinstance(several, Mapping) or not all(
+        isinstance(one, Calibration) for one in several.values()
+    ):
+        raise InvalidArgumentError(
+            "`calibration` must be what scvi_sams.evaluation.mask_calibration returned, or a dict "
+            f"of several, not {type(calibration).__name__}."
+        )
     if ax is None:
         _, ax = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
     ax.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--", zorder=1)

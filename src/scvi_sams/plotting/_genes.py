@@ -11,7 +11,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams._argument_types import (
+    refuse_other_than_ate,
+    refuse_other_than_axes,
+    refuse_other_than_table,
+    refuse_other_than_text,
+)
+from scvi_sams._arguments import as_names, refuse_other_than_number, refuse_other_than_whole
+from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 from scvi_sams.interpretation import top_genes
 from scvi_sams.plotting._point_names import FONT_SIZE, label_points
 
@@ -57,6 +64,9 @@ def program_genes(
     --------
     >>> ax = scvi_sams.pl.program_genes(model.get_latent_programs(), "latent_0")
     """
+    refuse_other_than_table(programs=programs)
+    refuse_other_than_text(latent=latent)
+    refuse_other_than_axes(ax=ax)
     if latent not in programs:
         raise MissingKeyError(f"There is no latent dimension {latent!r} in the programs.")
     genes = top_genes(programs[[latent]], n_genes).sort_values("change", kind="stable")
@@ -119,6 +129,11 @@ def effect_volcano(
     >>> ate = model.predict_ate(["P001"], method="lograte", n_samples=200)
     >>> ax = scvi_sams.pl.effect_volcano(ate, "P001")
     """
+    refuse_other_than_ate(ate=ate)
+    refuse_other_than_text(perturbation=perturbation)
+    refuse_other_than_number(min_effect=min_effect, at_least=0)
+    refuse_other_than_whole(at_least=0, label_top=label_top)
+    refuse_other_than_axes(ax=ax)
     if perturbation not in ate.obs_names:
         raise MissingKeyError(f"The table has no row {perturbation!r}.")
     if "standard_error" not in ate.layers:
@@ -204,6 +219,10 @@ def dose_response(
     >>> curves = dosed_model.predict_dose_response(["P001"], n_samples=200)
     >>> ax = scvi_sams.pl.dose_response(curves, "P001", n_genes=3)
     """
+    refuse_other_than_ate(curves=curves)
+    refuse_other_than_text(perturbation=perturbation)
+    refuse_other_than_whole(n_genes=n_genes)
+    refuse_other_than_axes(ax=ax)
     rows = np.flatnonzero(curves.obs["perturbation"].astype(str) == perturbation)
     if not len(rows):
         raise MissingKeyError(f"There are no curves of {perturbation!r}.")
@@ -212,7 +231,10 @@ def dose_response(
     if genes is None:
         chosen = np.argsort(-np.abs(effect).max(axis=0), kind="stable")[:n_genes]
     else:
-        chosen = curves.var_names.get_indexer(pd.Index(list(genes)))
+        genes = as_names("genes", genes)
+        if not genes:
+            raise InvalidArgumentError("`genes` is empty: name genes, or None for the strongest.")
+        chosen = curves.var_names.get_indexer(pd.Index(genes))
         if (chosen < 0).any():
             absent = [gene for gene, place in zip(genes, chosen, strict=True) if place < 0]
             raise MissingKeyError(f"The curves have no genes {', '.join(map(repr, absent[:5]))}.")

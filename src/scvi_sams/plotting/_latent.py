@@ -12,8 +12,10 @@ import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from scvi_sams._argument_types import as_axes, refuse_other_than_anndata, refuse_other_than_text
+from scvi_sams._arguments import as_names
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 
 _TITLES = {
     RESULT_KEYS.LATENT: "basal state",
@@ -76,6 +78,12 @@ def latent(
     >>> latent = model.get_latent_representation()  # adata.obsm["X_sams"]
     >>> axes = scvi_sams.pl.latent(adata, basis=["X_sams"], highlight=["P001"])  # doctest: +SKIP
     """
+    refuse_other_than_anndata(adata=adata)
+    basis = as_names("basis", basis)
+    if not basis:
+        raise InvalidArgumentError("`basis` is empty: name representations of adata.obsm.")
+    highlight = None if highlight is None else as_names("highlight", highlight)
+    refuse_other_than_text(color=color)
     _refuse_missing_keys(adata, basis, color)
     labels = adata.obs[color].astype(str)
     color_of_label = dict(zip(_highlighted(labels, highlight), _COLORS, strict=False))
@@ -88,7 +96,7 @@ def latent(
             layout="constrained",
         )
         axes = grid[0]
-    panels = list(np.ravel(np.asarray(axes, dtype=object)))
+    panels = as_axes("axes", axes)
     if len(panels) != len(basis):
         raise SAMSError(f"{len(basis)} representations need as many axes, not {len(panels)}.")
     for ax, key in zip(panels, basis, strict=True):

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams._argument_types import as_axes
+from scvi_sams._arguments import as_names
+from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 
 _TERMS = {
     "elbo": "minus ELBO",
@@ -63,8 +65,12 @@ def training_curves(
     >>> len(axes)
     2
     """
+    if not isinstance(history, Mapping):
+        raise InvalidArgumentError(
+            f"`history` must be the history of a trained model, not {type(history).__name__}."
+        )
     known = [term for term in _TERMS if any(key in history for key in _keys(term))]
-    chosen = known if terms is None else list(terms)
+    chosen = known if terms is None else as_names("terms", terms)
     absent = [term for term in chosen if term not in known]
     if absent or not chosen:
         raise MissingKeyError(
@@ -85,7 +91,7 @@ def training_curves(
         for unused in axes[len(chosen) :]:
             figure.delaxes(unused)
         axes = axes[: len(chosen)]
-    panels = list(np.ravel(np.asarray(axes, dtype=object)))
+    panels = as_axes("axes", axes)
     if len(panels) != len(chosen):
         raise SAMSError(f"{len(chosen)} terms need as many axes, not {len(panels)}.")
     for ax, term in zip(panels, chosen, strict=True):

@@ -43,14 +43,16 @@ class ResumableCheckpoint(Checkpoint):
 
 
 def keep_state(checkpoint: dict[str, Any], trainer: Trainer, rotation_epoch: int | None) -> None:
-    """Add to a checkpoint of Lightning what it lacks: the phase, and the random state."""
+    """Add to a checkpoint of Lightning what it lacks: the phase, and the random states."""
     checkpoint[_STATE_KEY] = {
         "rotation_epoch": rotation_epoch,
-        "random_state": torch.get_rng_state(),
+        "random_states": _of_all_processes(torch.get_rng_state(), trainer),
         "planned": _planned(trainer),
     }
     if torch.cuda.is_available():
-        checkpoint[_STATE_KEY]["cuda_random_states"] = torch.cuda.get_rng_state_all()
+        checkpoint[_STATE_KEY]["cuda_random_states"] = _of_all_processes(
+            torch.cuda.get_rng_state_all(), trainer
+        )
 
 
 def restore_state(checkpoint: dict[str, Any], trainer: Trainer) -> int | None:
@@ -59,7 +61,7 @@ def restore_state(checkpoint: dict[str, Any], trainer: Trainer) -> int | None:
     Raises
     ------
     InvalidArgumentError
-        If the checkpoint is of a training with other epochs, cells or batches.
+        If the checkpoint is of a training with other epochs, cells or processes.
     """
     state = checkpoint.get(_STATE_KEY, {})
     if state.get("planned") != _planned(trainer):
@@ -67,10 +69,19 @@ def restore_state(checkpoint: dict[str, Any], trainer: Trainer) -> int | None:
             f"The checkpoint is of another training ({state.get('planned')}) than this one "
             f"({_planned(trainer)}). Train with the same data and arguments, or remove the file."
         )
-    torch.set_rng_state(state["random_state"].cpu())
+    rank = trainer.global_rank
+    torch.set_rng_state(state["random_states"][rank].cpu())
     if torch.cuda.is_available() and "cuda_random_states" in state:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_random_states"]])
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_random_states"][rank]])
     return state["rotation_epoch"]
+
+
+def _of_all_processes(random_state: Any, trainer: Trainer) -> list[Any]:
+    """Collect the random states of all processes, each of which draws numbers of its own."""
+    states = [random_state] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(states, random_state)
+    return states
 
 
 def _planned(trainer: Any) -> dict[str, int]:
@@ -79,4 +90,5 @@ def _planned(trainer: Any) -> dict[str, int]:
         "max_epochs": int(trainer.max_epochs or 0),
         "n_training_cells": len(trainer.datamodule.train_idx),
         "sum_of_their_positions": int(sum(trainer.datamodule.train_idx)),
+        "n_processes": int(trainer.world_size),
     }

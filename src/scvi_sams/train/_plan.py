@@ -195,6 +195,21 @@ class PerturbationTrainingPlan(TrainingPlan):
         if self._rotation_epoch is not None:
             self._end_dense_phase()
         self.module.order_latents()
+        self._warn_of_masks_that_say_nothing()
+
+    def _warn_of_masks_that_say_nothing(self) -> None:
+        share = self.module.diagnostics().get("active_masks")
+        if share == 0:
+            logger.warning(
+                "All masks are off: the model has found no effect of any perturbation. Train for "
+                "more epochs, with a higher `mask_prior_probability` or `evidence_cells`, and "
+                "check that labels and cells belong together."
+            )
+        elif share == 1:
+            logger.warning(
+                "All masks are on: they tell no perturbation from another. Train with a lower "
+                "`mask_prior_probability` or `evidence_cells`, or more latent dimensions."
+            )
 
     def _end_dense_phase(self) -> None:
         self.module.find_sparse_axes()

@@ -77,7 +77,9 @@ def run_task(
             score_fold(scored, fit.predictions, options),
             extra_rows([Extra(**extra) for extra in fit.record["extras"]]),
         ]
-    scores = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    # A profile has no distance between cells: there may be nothing to score.
+    filled = [table for table in tables if len(table)] or tables[-1:]
+    scores = pd.concat(filled, ignore_index=True)
     scores["message"] = scores["message"].fillna("")
     if "covariate" in scores:
         scores["covariate"] = scores["covariate"].fillna("all")

@@ -201,7 +201,8 @@ def benchmark(
         store.prepare()
         _keep_splits(store, splits)
     outcomes = _run_all(tasks, screen, options, store, n_jobs, progress_bar)
-    scores = pd.concat([outcome.scores for outcome in outcomes], ignore_index=True)
+    tables = [outcome.scores for outcome in outcomes]
+    scores = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return BenchmarkResult(
         # Messages of scores just made and of scores read from files alike.
         scores=scores.astype({"message": str}),

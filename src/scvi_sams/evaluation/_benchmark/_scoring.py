@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -68,7 +68,8 @@ def score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> p
 
 def extra_rows(extras: Sequence[Extra]) -> pd.DataFrame:
     """Rows of the scores of a whole fit."""
-    return pd.DataFrame([vars(extra) for extra in extras]).assign(
+    columns = [field.name for field in fields(Extra)]
+    return pd.DataFrame([vars(extra) for extra in extras], columns=columns).assign(
         perturbation="all", higher_is_better=True, chance=np.nan
     )
 

@@ -8,6 +8,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from scvi_sams._argument_types import refuse_other_than_ate
+from scvi_sams._arguments import as_names
 from scvi_sams.data import canonical_label
 from scvi_sams.evaluation._observed import ate_table, refuse_repeated
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
@@ -55,6 +57,8 @@ def additive_ate(
     >>> np.allclose(additive.X[0], singles.X.sum(axis=0))
     True
     """
+    refuse_other_than_ate(singles=singles)
+    combinations = as_names("combinations", combinations)
     rows = [canonical_label(name, delimiter=delimiter) for name in singles.obs_names]
     refuse_repeated(rows)
     parts = [
@@ -118,6 +122,8 @@ def mean_ate(ate: ad.AnnData, perturbations: Sequence[str]) -> ad.AnnData:
     >>> np.allclose(same["P003"].X, same["P004"].X)
     True
     """
+    refuse_other_than_ate(ate=ate)
+    perturbations = as_names("perturbations", perturbations)
     if ate.n_obs == 0:
         raise SAMSError("There is no effect to average: the table has no perturbations.")
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import anndata as ad
 import numpy as np
 
+from scvi_sams._argument_types import refuse_other_than_anndata, refuse_other_than_text
+from scvi_sams._arguments import refuse_other_than_whole
 from scvi_sams.data import stratified_split
 from scvi_sams.evaluation.baselines._ate import additive_ate, mean_ate, single_perturbations
 from scvi_sams.evaluation.baselines._base import (
@@ -170,6 +172,9 @@ def split_half(
     >>> len(scored)  # half of their 660 cells, and 200 controls
     530
     """
+    refuse_other_than_anndata(test_adata=test_adata)
+    refuse_other_than_whole(at_least=0, seed=seed)
+    refuse_other_than_text(perturbation_key=perturbation_key)
     cells = labelled_cells(
         test_adata, perturbation_key=perturbation_key, control=control, delimiter=delimiter
     )

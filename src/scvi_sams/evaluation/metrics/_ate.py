@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import r2_score
 
+from scvi_sams._argument_types import refuse_other_than_ate
+from scvi_sams._arguments import refuse_other_than_whole
 from scvi_sams.data import canonical_label
 from scvi_sams.evaluation._observed import refuse_repeated
 from scvi_sams.evaluation.metrics._similarity import centred, cosine, largest, pearson, ratio, rmse
@@ -72,6 +74,7 @@ def compare_ate(
     >>> scores.loc["P003", ["pearson", "missing"]].tolist()
     [0.0, 1.0]
     """
+    refuse_other_than_whole(n_top_genes=n_top_genes)
     x, y, missing = align_ate(predicted, observed, delimiter=delimiter)
     n_top = min(n_top_genes, observed.n_vars)
     if n_top < 2:
@@ -164,6 +167,7 @@ def align_ate(
     SAMSError, MissingKeyError
         As for :func:`compare_ate`.
     """
+    refuse_other_than_ate(predicted=predicted, observed=observed)
     _refuse_different_methods(predicted, observed)
     absent_genes = observed.var_names.difference(predicted.var_names)
     if len(absent_genes):

@@ -10,6 +10,17 @@ import scanpy as sc
 from scipy import sparse
 from sklearn.metrics import pairwise_distances_chunked
 
+from scvi_sams._argument_types import (
+    as_matrix,
+    as_numbers,
+    refuse_other_than_matrix,
+    refuse_other_than_same_columns,
+)
+from scvi_sams._arguments import (
+    refuse_other_choices,
+    refuse_other_than_flag,
+    refuse_other_than_whole,
+)
 from scvi_sams.evaluation.metrics._matrix import Matrix
 from scvi_sams.exceptions import SAMSError
 
@@ -56,12 +67,14 @@ def energy_distance(
     >>> scvi_sams.evaluation.energy_distance(left, right)
     2.0
     """
+    refuse_other_than_same_columns(predicted=predicted, observed=observed)
+    predicted, observed = as_matrix(predicted), as_matrix(observed)
+    refuse_other_than_flag(unbiased=unbiased)
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "sqeuclidean": np.square,
         "euclidean": np.asarray,
     }
-    if metric not in functions:
-        raise SAMSError(f"Unknown metric {metric!r}; choose one of {', '.join(functions)}.")
+    refuse_other_choices("metric", metric, list(functions))
     return 2 * _between(predicted, observed, functions[metric]) - sum(
         _within(cells, functions[metric], unbiased) for cells in (predicted, observed)
     )
@@ -106,7 +119,14 @@ def mmd(
     >>> scvi_sams.evaluation.mmd(cells, cells, unbiased=False)
     0.0
     """
-    bandwidths = np.atleast_1d(median_bandwidth(observed) if bandwidth is None else bandwidth)
+    refuse_other_than_same_columns(predicted=predicted, observed=observed)
+    predicted, observed = as_matrix(predicted), as_matrix(observed)
+    refuse_other_than_flag(unbiased=unbiased)
+    bandwidths = (
+        np.array([median_bandwidth(observed)])
+        if bandwidth is None
+        else np.atleast_1d(as_numbers("bandwidth", bandwidth))
+    )
     if not (bandwidths > 0).all():
         raise SAMSError(
             f"The bandwidth of the kernel must be positive, not {bandwidths.min():g}. The median "
@@ -149,6 +169,10 @@ def median_bandwidth(cells: Matrix, *, max_cells: int = 2000, seed: int = 0) -> 
     >>> scvi_sams.evaluation.median_bandwidth(np.array([[0.0], [1.0], [3.0]]))  # of 1, 2 and 3
     2.0
     """
+    refuse_other_than_matrix(cells=cells)
+    cells = as_matrix(cells)
+    refuse_other_than_whole(at_least=2, max_cells=max_cells)
+    refuse_other_than_whole(at_least=0, seed=seed)
     n_cells = cells.shape[0]
     if n_cells < 2:
         raise SAMSError("The median distance needs at least two cells; pass `bandwidth`.")

@@ -9,6 +9,8 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
+from scvi_sams._argument_types import refuse_other_than_matrix
+from scvi_sams._arguments import refuse_other_choices, refuse_other_than_number
 from scvi_sams.evaluation.metrics._alignment import aligned_rows
 from scvi_sams.evaluation.metrics._similarity import centred, ratio
 from scvi_sams.exceptions import SAMSError
@@ -57,6 +59,8 @@ def mask_recovery(
     >>> recovery[["precision", "recall", "f1"]].tolist()
     [1.0, 1.0, 1.0]
     """
+    refuse_other_than_matrix(masks=masks, true_masks=true_masks)
+    refuse_other_than_number(threshold=threshold)
     estimate, truth = (table > threshold for table in aligned_rows(masks, true_masks))
     rows, columns = match_latents(estimate, truth)
     true_positives = np.sum(estimate[:, rows] & truth[:, columns])
@@ -103,6 +107,7 @@ def match_latents(
     >>> estimated.tolist(), true.tolist()
     ([0, 1], [1, 0])
     """
+    refuse_other_than_matrix(masks=masks, true_masks=true_masks)
     estimate, truth = aligned_rows(masks, true_masks)
     true_positives = estimate.T.astype(np.float64) @ truth.astype(np.float64)
     return linear_sum_assignment(true_positives, maximize=True)
@@ -154,8 +159,8 @@ def mean_correlation_coefficient(
     >>> round(scvi_sams.evaluation.mean_correlation_coefficient(mirrored, true_latents), 6)
     1.0
     """
-    if method not in ("pearson", "spearman"):
-        raise SAMSError(f"Unknown method {method!r}; choose 'pearson' or 'spearman'.")
+    refuse_other_than_matrix(latents=latents, true_latents=true_latents)
+    refuse_other_choices("method", method, ("pearson", "spearman"))
     tables = aligned_rows(latents, true_latents, table="latents", what="observations")
     estimate, truth = (table.astype(np.float64) for table in tables)
     if len(truth) < 2:

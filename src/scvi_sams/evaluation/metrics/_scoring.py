@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
+from scvi_sams._argument_types import as_numbers, refuse_other_than_anndata, refuse_other_than_text
+from scvi_sams._arguments import (
+    as_names,
+    refuse_other_choices,
+    refuse_other_than_key,
+    refuse_other_than_whole,
+)
 from scvi_sams.evaluation._observed import ate_table
 from scvi_sams.evaluation.metrics._ate import compare_ate
 from scvi_sams.evaluation.metrics._expression import Comparison, compare_expression
 from scvi_sams.evaluation.metrics._modes import SCORERS, Options, Scores
 from scvi_sams.evaluation.metrics._perturbench import RankVersion
 from scvi_sams.evaluation.metrics._registry import METRICS, MODES
-from scvi_sams.exceptions import SAMSError
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 
 _COLUMNS = [
     "perturbation",
@@ -139,6 +147,17 @@ def score_predictions(
     >>> scores["perturbation"].nunique(), set(scores["status"])
     (14, {'ok'})
     """
+    refuse_other_than_anndata(predicted=predicted, observed=observed)
+    refuse_other_than_text(perturbation_key=perturbation_key)
+    refuse_other_than_key(covariate_key=covariate_key, delimiter=delimiter)
+    refuse_other_than_whole(n_top_genes=n_top_genes)
+    refuse_other_than_whole(at_least=0, seed=seed)
+    modes = as_names("modes", modes)
+    refuse_other_choices("rank_version", rank_version, get_args(RankVersion))
+    if target_genes is not None and not isinstance(target_genes, Mapping):
+        raise InvalidArgumentError(
+            "`target_genes` must be a dict of perturbations and the genes that they target."
+        )
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown or not modes:
         raise SAMSError(
@@ -286,7 +305,7 @@ def _fitting_centroid(
         return None
     if isinstance(centroid, pd.Series):
         centroid = centroid.reindex(genes)
-    values = np.asarray(centroid, np.float64)
+    values = as_numbers("perturbed_centroid", centroid)
     if values.shape != (len(genes),) or not np.isfinite(values).all():
         raise SAMSError(
             f"`perturbed_centroid` must be one finite number for each of the {len(genes)} observed "

@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scvi_sams._argument_types import refuse_other_than_same_columns
 from scvi_sams.evaluation.metrics._ranking import not_finite, own_positions
 from scvi_sams.evaluation.metrics._similarity import largest, pearson
+from scvi_sams.exceptions import InvalidArgumentError
 
 
 def perturbed_centroid(profiles: np.ndarray) -> np.ndarray:
@@ -113,6 +115,13 @@ def centroid_accuracy(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray
     >>> scvi_sams.evaluation.centroid_accuracy(observed, observed).tolist()
     [1.0, 1.0, 1.0]
     """
+    refuse_other_than_same_columns(predicted=predicted, observed=observed)
+    predicted, observed = np.asarray(predicted), np.asarray(observed)
+    if len(predicted) != len(observed):
+        raise InvalidArgumentError(
+            f"`predicted` has {len(predicted)} rows and `observed` {len(observed)}: they must be "
+            "the same perturbations, in the same order."
+        )
     n = len(observed)
     if n == 1:
         return np.full(1, np.nan)

@@ -7,6 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from scvi_sams._argument_types import as_labels, refuse_other_than_text
+from scvi_sams._arguments import (
+    as_names,
+    refuse_other_than_flag,
+    refuse_other_than_key,
+    refuse_other_than_whole,
+)
 from scvi_sams.data import canonical_label, control_names, stratified_split
 from scvi_sams.exceptions import InvalidPerturbationLabelError, InvalidSplitError
 
@@ -42,6 +49,8 @@ def canonical_labels(
     >>> scvi_sams.evaluation.canonical_labels(["B+A", "A+B", "A+control"]).tolist()
     ['A+B', 'A+B', 'A']
     """
+    labels = as_labels("labels", labels)
+    refuse_other_than_key(delimiter=delimiter)
     control = control_names(control)
     codes, distinct = pd.factorize(np.asarray(labels, dtype=object))
     if (codes < 0).any():
@@ -99,6 +108,10 @@ def hold_out_combinations(
     >>> scvi_sams.evaluation.hold_out_combinations(labels, 2)  # D was not measured alone
     ['A+B', 'B+C']
     """
+    refuse_other_than_whole(at_least=None, n_held_out=n_held_out)
+    refuse_other_than_whole(at_least=0, seed=seed)
+    refuse_other_than_text(delimiter=delimiter)
+    refuse_other_than_flag(require_singles=require_singles)
     combinations = shuffled_combinations(
         canonical_labels(labels, control=control, delimiter=delimiter),
         seed,
@@ -185,6 +198,8 @@ def split_cells(
     >>> {part: len(cells) for part, cells in split.items()}
     {'train': 24, 'validation': 3, 'test': 3, 'held_out': 5}
     """
+    refuse_other_than_whole(at_least=0, seed=seed)
+    held_out = as_names("held_out", held_out)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     held_out_labels = set(canonical_labels(held_out, control=control, delimiter=delimiter))
     _refuse_invalid_held_out(held_out_labels, label_of_cell, control_names(control))

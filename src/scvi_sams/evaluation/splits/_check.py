@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_sams._argument_types import as_labels
 from scvi_sams.evaluation.splits._cells import canonical_labels
-from scvi_sams.exceptions import InvalidCovariateError, InvalidSplitError
+from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
 
 if TYPE_CHECKING:
     from scvi_sams.evaluation.splits._saved import Split
@@ -58,6 +59,10 @@ def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None
     ...
     scvi_sams.exceptions.InvalidSplitError: ...
     """
+    if not hasattr(split, "fingerprint"):
+        raise InvalidArgumentError(
+            f"`split` must be a Split (make_split, Split.load), not {type(split).__name__}."
+        )
     label_of_cell = canonical_labels(labels, control=split.control, delimiter=split.delimiter)
     levels = None
     if split.held_out_levels is not None:
@@ -81,7 +86,7 @@ def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None
 
 def levels_of_cells(covariate: Labels | None, n_cells: int) -> np.ndarray:
     """Return the level of every cell as text, refusing missing ones."""
-    levels = pd.Series([] if covariate is None else list(covariate), dtype=object)
+    levels = pd.Series([] if covariate is None else as_labels("covariate", covariate), dtype=object)
     if len(levels) != n_cells or levels.isna().any():
         raise InvalidCovariateError(
             "The split holds labels out in some levels of a covariate only: pass the level of each "
@@ -119,6 +124,11 @@ def _refuse_leaks(split: Split, label_of_cell: np.ndarray, levels: np.ndarray | 
     held_out: set[Any] = set(split.held_out)
     group_of_cell = label_of_cell
     if levels is not None and split.held_out_levels is not None:
+        if len(split.held_out) != len(split.held_out_levels):
+            raise InvalidSplitError(
+                f"{len(split.held_out)} labels are held out in {len(split.held_out_levels)} levels"
+                ". Give one level for each."
+            )
         held_out = set(zip(split.held_out, split.held_out_levels, strict=True))
         group_of_cell = np.empty(len(label_of_cell), dtype=object)
         group_of_cell[:] = list(zip(label_of_cell, levels, strict=True))

@@ -7,6 +7,12 @@ from math import ceil
 
 import numpy as np
 
+from scvi_sams._argument_types import refuse_other_than_text
+from scvi_sams._arguments import (
+    refuse_other_than_flag,
+    refuse_other_than_number,
+    refuse_other_than_whole,
+)
 from scvi_sams.data import stratified_split
 from scvi_sams.evaluation.splits._cells import canonical_labels, shuffled_combinations
 from scvi_sams.evaluation.splits._check import Labels
@@ -68,6 +74,9 @@ def norman_ood(
     >>> len(split.held_out), len(split.test)
     (2, 60)
     """
+    refuse_other_than_number(fraction=fraction)
+    refuse_other_than_whole(at_least=0, seed=seed)
+    refuse_other_than_text(delimiter=delimiter)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     order = _combinations(label_of_cell, seed, control, delimiter)
     n_tested = ceil(_TESTED * len(order))
@@ -146,6 +155,9 @@ def norman_data_efficiency(
     >>> adata.obs["perturbation"].iloc[split.test].nunique()  # every combination
     6
     """
+    refuse_other_than_number(fraction=fraction)
+    refuse_other_than_whole(at_least=0, seed=seed)
+    refuse_other_than_text(delimiter=delimiter)
     if not 0 <= fraction <= 1:
         raise InvalidSplitError(f"The fraction of cells to keep is {fraction}: choose from 0 to 1.")
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
@@ -224,6 +236,8 @@ def random_cells(
     >>> adata.obs["perturbation"].iloc[split.train].nunique()  # every label
     15
     """
+    refuse_other_than_flag(stratified=stratified)
+    refuse_other_than_whole(at_least=0, seed=seed)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     groups = label_of_cell.astype(str) if stratified else np.zeros(len(label_of_cell))
     train, validation, test = stratified_split(groups, fractions, seed=seed)

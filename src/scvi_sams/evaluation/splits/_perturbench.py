@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from scvi_sams._argument_types import refuse_other_than_text
+from scvi_sams._arguments import refuse_other_than_number, refuse_other_than_whole
 from scvi_sams.data import control_names, stratified_split
 from scvi_sams.evaluation.splits._cells import canonical_labels, shuffled_combinations
 from scvi_sams.evaluation.splits._check import Labels
@@ -71,6 +73,9 @@ def combination_hold_out(
     2
     >>> split.save("split.npz")
     """
+    refuse_other_than_number(fraction=fraction, control_fraction=control_fraction)
+    refuse_other_than_whole(at_least=0, seed=seed)
+    refuse_other_than_text(delimiter=delimiter)
     refuse_bad_fractions(fraction, control_fraction)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     order = shuffled_combinations(label_of_cell, seed, control=control, delimiter=delimiter)
@@ -139,6 +144,9 @@ def single_hold_out(
     >>> bool(held_out[split.train].any())  # only their combinations train
     False
     """
+    refuse_other_than_number(fraction=fraction, control_fraction=control_fraction)
+    refuse_other_than_whole(at_least=0, seed=seed)
+    refuse_other_than_text(delimiter=delimiter)
     refuse_bad_fractions(fraction, control_fraction)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     partners: dict[str, set[str]] = defaultdict(set)

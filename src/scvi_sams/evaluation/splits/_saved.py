@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from scvi_sams._argument_types import as_labels, as_numbers, refuse_other_than_text
+from scvi_sams._arguments import as_names, refuse_other_than_whole
 from scvi_sams.data import control_names
 from scvi_sams.evaluation.splits._cells import canonical_labels
 from scvi_sams.evaluation.splits._check import (
@@ -19,7 +21,7 @@ from scvi_sams.evaluation.splits._check import (
     labels_fingerprint,
     levels_of_cells,
 )
-from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,10 +190,18 @@ def make_split(
     >>> split.held_out
     ('B',)
     """
+    refuse_other_than_text(name=name)
+    if seed is not None:
+        refuse_other_than_whole(at_least=0, seed=seed)
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InvalidArgumentError(f"`settings` must be a dict, not {settings!r}.")
+    if held_out_levels is not None:
+        held_out_levels = as_names("held_out_levels", held_out_levels)
+    labels = as_labels("labels", labels)
     split = Split(
-        train=np.sort(np.asarray(train, dtype=np.int64)),
-        validation=np.sort(np.asarray(validation, dtype=np.int64)),
-        test=np.sort(np.asarray(test, dtype=np.int64)),
+        train=_positions("train", train),
+        validation=_positions("validation", validation),
+        test=_positions("test", test),
         held_out=tuple(canonical_labels(held_out, control=control, delimiter=delimiter)),
         held_out_levels=None if held_out_levels is None else tuple(map(str, held_out_levels)),
         name=name,
@@ -206,6 +216,14 @@ def make_split(
     )
     check_split(split, labels, covariate=covariate)
     return split
+
+
+def _positions(part: str, cells: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return positions in ascending order; whether there are such cells is checked later."""
+    array = as_numbers(part, cells)
+    if array.ndim != 1 or (array != np.rint(array)).any():
+        raise InvalidArgumentError(f"`{part}` must be a list of positions of cells, not {cells!r}.")
+    return np.sort(array.astype(np.int64))
 
 
 def _checked_path(path: str | Path) -> Path:

@@ -8,6 +8,7 @@ from math import ceil
 
 import numpy as np
 
+from scvi_sams._arguments import refuse_other_than_number, refuse_other_than_whole
 from scvi_sams.data import control_names
 from scvi_sams.evaluation.splits._cells import canonical_labels
 from scvi_sams.evaluation.splits._check import Labels, levels_of_cells
@@ -74,6 +75,9 @@ def covariate_transfer(
     >>> set(split.held_out_levels) <= {"T cell", "B cell"}
     True
     """
+    refuse_other_than_number(fraction=fraction, control_fraction=control_fraction)
+    refuse_other_than_whole(at_least=0, seed=seed)
+    refuse_other_than_whole(most_levels=most_levels)
     refuse_bad_fractions(fraction, control_fraction)
     label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
     level_of_cell = levels_of_cells(covariate, len(label_of_cell))

@@ -1,0 +1,222 @@
+"""A valid call of every public function of ``tl``, ``pl`` and ``evaluation``, on little data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from bad_input.situation import SIZES, TRAINING
+from scvi_sams import SAMSVAE, evaluation, pl, tl
+
+Call = tuple[Callable[..., Any], dict[str, Any]]
+
+FEW = {"n_samples": 4, "n_posterior_samples": 2}
+NAMES = ["A", "B", "C"]
+LABELS = ["control", "A", "B", "C", "A+B", "A+C"] * 12
+GENES = [f"g{i}" for i in range(4)]
+
+
+def counts() -> ad.AnnData:
+    x = 1 + np.random.default_rng(0).poisson(4, (len(LABELS), len(GENES)))
+    return ad.AnnData(
+        x.astype(np.float32),
+        obs=pd.DataFrame(
+            {"perturbation": LABELS, "line": ["x", "x", "y", "y", "x", "y", "y", "x"] * 9},
+            index=[f"c{i}" for i in range(len(LABELS))],
+        ),
+        var=pd.DataFrame(index=GENES),
+    )
+
+
+def table(rows: list[str], columns: list[str], seed: int = 0) -> pd.DataFrame:
+    values = np.random.default_rng(seed).uniform(0.05, 1, (len(rows), len(columns)))
+    return pd.DataFrame(values, index=rows, columns=columns)
+
+
+def trained(adata: ad.AnnData) -> Any:
+    SAMSVAE.setup_anndata(adata)
+    model = SAMSVAE(adata, **SIZES)
+    model.train(**TRAINING)
+    return model
+
+
+def calls() -> dict[str, Call]:
+    adata = counts()
+    model = trained(adata)
+    return tables_of_models(model) | figures(model) | effects(adata) | metrics() | splits(adata)
+
+
+def tables_of_models(model: Any) -> dict[str, Call]:
+    latents = [f"latent_{i}" for i in range(3)]
+    programs, masks = table(GENES, latents), table(NAMES, latents)
+    pairs = {"combinations": ["A+B"]}
+    direction = model.predict_interactions(["A+B"], **FEW)
+    models = {"models": [model, model]}
+    return {
+        "tl.top_genes": (tl.top_genes, {"programs": programs}),
+        "tl.gene_ranking": (tl.gene_ranking, {"programs": programs, "latent": "latent_0"}),
+        "tl.latent_perturbations": (tl.latent_perturbations, {"masks": masks, "effects": masks}),
+        "tl.perturbation_similarity": (tl.perturbation_similarity, {"table": masks}),
+        "tl.hierarchical_order": (tl.hierarchical_order, {"similarity": np.eye(3)}),
+        "tl.perturbation_hits": (tl.perturbation_hits, {"model": model, **FEW}),
+        "tl.genetic_interactions": (
+            tl.genetic_interactions,
+            {"model": model, **pairs, **FEW, "indices": np.arange(72)},
+        ),
+        "tl.observed_interactions": (
+            tl.observed_interactions,
+            {"adata": model.adata, **pairs, "direction": direction},
+        ),
+        "evaluation.basal_leakage": (evaluation.basal_leakage, {"model": model}),
+        "evaluation.mask_stability": (evaluation.mask_stability, models),
+        "evaluation.consensus_masks": (evaluation.consensus_masks, models),
+    }
+
+
+def figures(model: Any) -> dict[str, Call]:
+    latents = [f"latent_{i}" for i in range(3)]
+    programs, masks = table(GENES, latents), table(NAMES, latents)
+    predicted = model.predict_ate(NAMES, key_added=None, **FEW)
+    scores = pd.DataFrame(
+        {
+            "method": np.repeat(["additive", "mean of perturbations"], 2),
+            "seed": 0,
+            "perturbation": ["A", "B"] * 2,
+            "mode": "perturbench",
+            "metric": "rmse_average",
+            "value": [1.0, 2.0, 3.0, 4.0],
+            "higher_is_better": False,
+            "status": "ok",
+            "message": "",
+            "chance": np.nan,
+            "n_cells": 3,
+        }
+    )
+    both = pd.concat([scores, scores.assign(metric="rank_rmse_average")], ignore_index=True)
+    summary = evaluation.BenchmarkResult(both, pd.DataFrame(), {}).summary()
+    curves = ad.AnnData(
+        np.ones((2, 4)),
+        obs=pd.DataFrame(
+            {"perturbation": "A", "dose": [1.0, 2.0], "is_measured_range": True}, index=["0", "1"]
+        ),
+        var=pd.DataFrame(index=GENES),
+        layers={"interval_low": np.zeros((2, 4)), "interval_high": np.full((2, 4), 2.0)},
+    )
+    pairs = pd.DataFrame({"score": [1.0, -1.0], "other": [0.5, 0.1]}, index=["A+B", "A+C"])
+    history = {"elbo_train": pd.DataFrame({"elbo_train": [2.0, 1.0]})}
+    calibration = evaluation.mask_calibration(masks, masks > 0.5)
+    return {
+        "pl.ate_scatter": (
+            pl.ate_scatter,
+            {"predicted": predicted, "observed": evaluation.observed_ate(model.adata)[:3].copy()},
+        ),
+        "pl.benchmark_metric": (
+            pl.benchmark_metric,
+            {"summary": summary, "metric": "rmse_average"},
+        ),
+        "pl.benchmark_specificity": (pl.benchmark_specificity, {"summary": summary}),
+        "pl.benchmark_perturbations": (
+            pl.benchmark_perturbations,
+            {"scores": both, "method": "additive"},
+        ),
+        "pl.dose_response": (pl.dose_response, {"curves": curves, "perturbation": "A"}),
+        "pl.effect_volcano": (pl.effect_volcano, {"ate": predicted, "perturbation": "A"}),
+        "pl.interaction_matrix": (
+            pl.interaction_matrix,
+            {"interactions": pairs, "lower": "other"},
+        ),
+        "pl.mask_calibration": (pl.mask_calibration, {"calibration": calibration}),
+        "pl.masks": (pl.masks, {"masks": masks, "effects": masks, "threshold": 0.5}),
+        "pl.program_genes": (pl.program_genes, {"programs": programs, "latent": "latent_0"}),
+        "pl.similarity": (
+            pl.similarity,
+            {"similarity": pd.DataFrame(np.eye(3), index=NAMES, columns=NAMES)},
+        ),
+        "pl.training_curves": (pl.training_curves, {"history": history}),
+    }
+
+
+def effects(adata: ad.AnnData) -> dict[str, Call]:
+    normalised = adata.copy()
+    normalised.X = np.log1p(normalised.X)
+    singles = evaluation.observed_ate(adata, perturbations=NAMES)
+    predictions = evaluation.Additive().fit(normalised).predict(["A+B", "A+C"])
+    both = {"predicted": singles, "observed": singles}
+    pairs = ["A+B"]
+    return {
+        "evaluation.observed_ate": (evaluation.observed_ate, {"adata": adata}),
+        "evaluation.additive_ate": (
+            evaluation.additive_ate,
+            {"singles": singles, "combinations": pairs},
+        ),
+        "evaluation.mean_ate": (evaluation.mean_ate, {"ate": singles, "perturbations": pairs}),
+        "evaluation.align_ate": (evaluation.align_ate, both),
+        "evaluation.compare_ate": (evaluation.compare_ate, both),
+        "evaluation.split_half": (evaluation.split_half, {"test_adata": normalised}),
+        "evaluation.score_predictions": (
+            evaluation.score_predictions,
+            {"predicted": predictions, "observed": normalised, "modes": ["sams", "perturbench"]},
+        ),
+    }
+
+
+def metrics() -> dict[str, Call]:
+    latents = [f"latent_{i}" for i in range(3)]
+    masks = table(NAMES, latents)
+    truth = {"masks": masks, "true_masks": masks > 0.5}
+    cells = np.random.default_rng(0).normal(size=(6, 3))
+    both = {"predicted": cells, "observed": cells + 1}
+    return {
+        "evaluation.active_at_fdr": (evaluation.active_at_fdr, {"masks": masks}),
+        "evaluation.align_latents": (
+            evaluation.align_latents,
+            {"effects": masks, "reference": masks},
+        ),
+        "evaluation.mask_calibration": (evaluation.mask_calibration, truth),
+        "evaluation.mask_recovery": (evaluation.mask_recovery, truth),
+        "evaluation.match_latents": (evaluation.match_latents, truth),
+        "evaluation.mean_correlation_coefficient": (
+            evaluation.mean_correlation_coefficient,
+            {"latents": cells, "true_latents": cells + 1},
+        ),
+        "evaluation.energy_distance": (evaluation.energy_distance, both),
+        "evaluation.mmd": (evaluation.mmd, both),
+        "evaluation.median_bandwidth": (evaluation.median_bandwidth, {"cells": cells}),
+        "evaluation.centroid_accuracy": (evaluation.centroid_accuracy, both),
+    }
+
+
+def splits(adata: ad.AnnData) -> dict[str, Call]:
+    labels = {"labels": adata.obs["perturbation"]}
+    split = evaluation.random_cells(adata.obs["perturbation"])
+    parts = {part: getattr(split, part) for part in ("train", "validation", "test")}
+    half = {"fraction": 0.5}
+    return {
+        "evaluation.canonical_labels": (evaluation.canonical_labels, labels),
+        "evaluation.hold_out_combinations": (
+            evaluation.hold_out_combinations,
+            {**labels, "n_held_out": 1},
+        ),
+        "evaluation.split_cells": (evaluation.split_cells, {**labels, "held_out": ["A+B"]}),
+        "evaluation.random_cells": (evaluation.random_cells, labels),
+        "evaluation.norman_ood": (evaluation.norman_ood, {**labels, **half}),
+        "evaluation.norman_data_efficiency": (
+            evaluation.norman_data_efficiency,
+            {**labels, **half},
+        ),
+        "evaluation.combination_hold_out": (evaluation.combination_hold_out, {**labels, **half}),
+        "evaluation.single_hold_out": (evaluation.single_hold_out, {**labels, "fraction": 0.7}),
+        "evaluation.covariate_transfer": (
+            evaluation.covariate_transfer,
+            {**labels, "covariate": adata.obs["line"], **half},
+        ),
+        "evaluation.make_split": (
+            evaluation.make_split,
+            {**labels, **parts, "name": "mine", "covariate": adata.obs["line"]},
+        ),
+        "evaluation.check_split": (evaluation.check_split, {"split": split, **labels}),
+    }

@@ -1,0 +1,86 @@
+"""Whatever is given to a public function, it works or says what is wrong: no other error."""
+
+import inspect
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from bad_input.functions import calls
+from scvi_sams import evaluation, pl, tl
+from scvi_sams.exceptions import SAMSError
+
+WRONG = [
+    None,
+    -1,
+    2.5,
+    np.nan,
+    True,
+    "nonsense",
+    [],
+    ["nonsense"],
+    {},
+    object(),
+    pd.DataFrame(),
+    np.zeros((2, 2)),
+]
+ANY_VALUE = {"control", "covariate", "n_components", "indices"}
+"""Labels may be anything; the others are not read by every call."""
+OTHERWISE_TESTED = {
+    "tl": set(),
+    "pl": {"latent"},  # a UMAP takes seconds: rows of the table
+    "evaluation": {"benchmark", "describe_metrics"}  # rows of its own; takes nothing
+    # Of profiles that score_predictions makes; see tests/evaluation.
+    | {"de_overlap", "deg_recall", "discrimination_scores", "effect_metrics", "logfc"}
+    | {"pearson_delta", "perturbed_centroid", "position", "rank_scores", "wilcoxon_fdr"},
+}
+
+
+@pytest.fixture(scope="module")
+def valid():
+    return calls()
+
+
+def function_names():
+    return [
+        f"{name}.{function}"
+        for name, module in (("tl", tl), ("pl", pl), ("evaluation", evaluation))
+        for function in module.__all__
+        if inspect.isfunction(getattr(module, function)) and function not in OTHERWISE_TESTED[name]
+    ]
+
+
+def call(function, arguments):
+    by_position = [
+        arguments[name]
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_ONLY
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*by_position, **arguments)
+
+
+def outcome(function, arguments):
+    try:
+        call(function, arguments)
+    except SAMSError as error:
+        return str(error)
+    finally:
+        plt.close("all")
+    return None
+
+
+@pytest.mark.parametrize("name", function_names())
+def test_a_wrong_argument_is_an_error_of_ours_or_none(name, valid):
+    function, arguments = valid[name]
+    assert outcome(function, arguments) is None, "what follows would mean nothing"
+    for argument in inspect.signature(function).parameters:
+        if argument in ANY_VALUE or argument.endswith("kwargs"):
+            continue
+        messages = [outcome(function, arguments | {argument: value}) for value in WRONG]
+        refusals = [message for message in messages if message is not None]
+        assert len(refusals) >= 4, argument
+        assert all(len(message) > 20 for message in refusals)
