@@ -1,4 +1,4 @@
-"""Expression that dask would compute later is refused with a word on what to do; loaded it works."""
+"""Expression that dask would compute later is refused with a word on what to do."""
 
 import numpy as np
 import pytest
