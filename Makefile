@@ -4,6 +4,7 @@
 #   make demo DATA=papalexi21     run it on a real data set
 #   make demo DEMO_ARGS=--quick   pass further arguments to demo/run.py
 #   make test PYTEST_ARGS="-k ate"
+#   make coverage                 the tests, and which lines and branches they take; below 95 % it fails
 #   make lint                     ruff and mypy; `make format` repairs what ruff can
 #   make docs                     the documentation, in docs/_build/html
 #   make setup                    only the environment, with all that development needs
@@ -48,7 +49,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test docs lint format build clean distclean
+.PHONY: help setup demo test coverage docs lint format build clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -62,6 +63,9 @@ demo: $(TEST_STAMP)
 # eight times slower than one.
 test: $(TEST_STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+coverage: $(TEST_STAMP)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest $(PYTEST_ARGS) --cov --cov-report=term
 
 # From nothing each time: pages of functions that are gone would stay, and warnings are shown once only.
 docs: $(DOC_STAMP)
@@ -106,7 +110,7 @@ $(DOC_STAMP): $(TEST_STAMP)
 
 clean:
 	rm -rf docs/_build docs/api/generated
-	rm -rf build dist demo_output .coverage htmlcov .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist demo_output mutants .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find src tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Everything that make installed goes as well.

@@ -4,8 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams.data import combinations_as_perturbations, encode_dosage_matrix, encode_labels
-from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
+from scvi_sams.data import (
+    combinations_as_perturbations,
+    encode_dosage_matrix,
+    encode_labels,
+    parts_of_combination,
+)
+from scvi_sams.data._combinations import inseparable_perturbations
+from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
 
 LABELS = ["B+A", "A", "control", "A+B", "C", "A + control", "C+B+A"]
 
@@ -69,3 +75,21 @@ def test_unknown_combinations_are_named():
 def test_an_unknown_perturbation_is_named_with_similar_ones():
     with pytest.raises(UnknownPerturbationError, match=r"'KLF2'.*did you mean 'KLF1'"):
         encode(["KLF2"], vocabulary=["KLF1", "MAPK1"])
+
+
+# Perturbations that only occur together
+
+
+def test_perturbations_with_the_same_cells_are_inseparable_others_are_not():
+    # A and B in as many kinds of cells, but not in the same ones; C and D always together.
+    codes = np.array([[0, 1, -1], [0, 2, 3], [1, -1, -1], [2, 3, -1], [-1, -1, -1], [0, 1, -1]])
+    assert inseparable_perturbations(codes, "ABCD") == [["C", "D"]]
+    assert inseparable_perturbations(codes[[0, 4]], "ABCD") == [["A", "B"]]
+    assert inseparable_perturbations(codes[[0, 2]], "ABCD") == []
+
+
+def test_parts_of_a_combination():
+    assert parts_of_combination("A+B+C", "+") == ["A", "B", "C"]
+    for label, delimiter in (("A", "+"), ("A+B", None), ("A+B", "_")):
+        with pytest.raises(SAMSError, match="is no combination"):
+            parts_of_combination(label, delimiter)

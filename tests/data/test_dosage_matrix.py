@@ -225,3 +225,20 @@ def test_columns_that_share_a_name_are_refused(names):
 def test_names_need_not_be_text():
     encoded = encode_dosage_matrix(MATRIX, pd.Index([10, 9, 8]))
     assert encoded.vocabulary == ("10", "9", "8")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "named"),
+    [
+        (np.array([[1, 2]], dtype="datetime64[D]"), "type datetime64"),
+        (np.array([[1, 2]], dtype="timedelta64[s]"), "type timedelta64"),
+        (np.array([[1 + 0j, 0]]), "type complex128"),
+        (sparse.csr_matrix(np.array([[1 + 0j, 0]])), "type complex128"),
+        (np.array([[1, 2 + 1j]], dtype=object), r"\(2\+1j\)"),
+        (np.array([[1, "much"]], dtype=object), "'much'"),
+    ],
+    ids=["dates", "times", "complex", "sparse complex", "one complex", "text"],
+)
+def test_what_is_no_number_is_no_dose(matrix, named):
+    with pytest.raises(InvalidDosageError, match=named):
+        encode_dosage_matrix(matrix, ["A", "B"], control=("control",))

@@ -164,3 +164,10 @@ def test_agrees_with_pertpy():
     theirs = pertpy.tl.Distance("edistance")(x, y)
     ours = energy_distance(x, y, metric="euclidean", unbiased=False)
     assert ours == pytest.approx(theirs)
+
+
+def test_a_sample_of_cells_has_no_cell_twice():
+    """The median distance of two different cells is never zero."""
+    cells = np.arange(6.0)[:, None] ** 2
+    found = [median_bandwidth(cells, max_cells=2, seed=seed) for seed in range(30)]
+    assert min(found) >= 1

@@ -163,3 +163,18 @@ def test_tables_that_cannot_be_compared_are_refused():
     del undescribed.uns["ate"]
     with pytest.raises(MissingKeyError, match="predicted table"):
         compare_ate(undescribed, observed)
+
+
+def test_the_twenty_strongest_genes_unless_said_otherwise():
+    """Genes 0 to 19 are predicted, gene 20, the next strongest, has the wrong sign."""
+    effect = np.linspace(3, 1, 30)[None]
+    wrong = np.where(np.arange(30) == 20, -effect, effect)
+    scores = compare_ate(make_table(wrong, ["A"]), make_table(effect, ["A"]))
+    (name,) = (column for column in scores if "pearson" in column and "top" in column)
+    assert scores.loc["A", name] == pytest.approx(1)
+
+
+def test_combinations_are_matched_by_the_given_delimiter():
+    effect = [[1.0, 2.0, 4.0]]
+    scores = compare_ate(make_table(effect, ["B_A"]), make_table(effect, ["A_B"]), delimiter="_")
+    assert scores["rmse"].tolist()[0] == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scvi_sams.evaluation.metrics._perturbench import deg_recall, logfc, rank_scores
-from scvi_sams.evaluation.metrics._similarity import cosine, mae, pearson, rmse
+from scvi_sams.evaluation.metrics._similarity import cosine, largest, mae, pearson, rmse
 from scvi_sams.exceptions import SAMSError
 
 
@@ -148,3 +148,14 @@ def test_what_cannot_be_ranked_is_refused():
         rank_scores(profiles, profiles, "spearman")
     with pytest.raises(SAMSError, match="'2023'"):
         rank_scores(profiles, profiles, version="2023")
+
+
+def test_of_equal_effects_the_first_genes_are_the_strongest():
+    effects = np.zeros((2, 100))
+    effects[1, 50] = -1
+    assert largest(effects, 3).tolist() == [[0, 1, 2], [50, 0, 1]]
+
+
+def test_a_control_of_no_expression_has_no_fold_change():
+    change = logfc(np.array([1.0, np.nan]), np.array([-0.1, 0.5]), pseudocount=0.1)
+    np.testing.assert_array_equal(change, [0, np.nan])

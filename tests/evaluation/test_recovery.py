@@ -127,3 +127,8 @@ def test_correlations_that_do_not_exist_are_refused():
         mean_correlation_coefficient(TRUE_LATENTS, TRUE_LATENTS, method="kendall")
     with pytest.raises(SAMSError, match=r"2 observations .* 3"):
         mean_correlation_coefficient(TRUE_LATENTS[:2], TRUE_LATENTS)
+
+
+def test_an_entry_at_the_threshold_is_off():
+    recovery = mask_recovery(np.array([[0.5, 0.9]]), np.array([[0, 1]]))
+    assert recovery["precision"] == 1

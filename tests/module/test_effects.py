@@ -128,3 +128,39 @@ def test_draws_of_particles():
     assert ((draws.std(0) / scale[0] - 1).abs() < 5 / np.sqrt(2 * n)).all()
     each = draw_particles(torch.distributions.Normal(torch.zeros(3, 1, 2), torch.ones(3, 1, 2)), 3)
     assert len(each.unique()) == 6
+
+
+# Where training starts ----------------------------------------------------------------------------
+
+
+def test_embeddings_start_as_a_linear_layer_would():
+    """Uniform within 1 / sqrt(n_latent + 1), whose standard deviation is that over sqrt(3)."""
+    torch.manual_seed(0)
+    weight = CorrelatedEffects(500, 8, n_layers=2, n_hidden=20).from_perturbation.weight
+    assert 0.99 / 3 < weight.abs().max() <= 1 / 3
+    assert weight.std().item() == pytest.approx(1 / 3 / np.sqrt(3), rel=0.02)
+    assert abs(weight.mean().item()) < 0.01
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_effects_start_much_narrower_than_their_prior(correlated):
+    module = make_module(correlated_effects=correlated, seed=None, n_hidden=50, effect_n_hidden=50)
+    rows = torch.arange(5)
+    scale = module.effects(rows, torch.ones(1, 5, 3)).scale
+    assert scale.mean().item() == pytest.approx(0.1, rel=0.3)
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_tables_are_all_parameters_that_are_no_weights_of_a_network(correlated):
+    module = make_module(correlated_effects=correlated)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found = {names[id(parameter)] for parameter in module.table_parameters()}
+    effects = (
+        {"effects.from_perturbation.weight"}
+        if correlated
+        else {
+            "effects.loc",
+            "effects.log_scale",
+        }
+    )
+    assert found == {"likelihood.log_inverse_dispersion", "masks.logits"} | effects

@@ -7,6 +7,7 @@ from scipy import optimize, stats
 from scipy.special import betaln, digamma, expit
 from torch.distributions import Bernoulli, kl_divergence
 
+from module.builders import make_module, make_tensors
 from scvi_sams.module._masks import BernoulliMaskPrior, BetaBernoulliMaskPrior, MaskPosterior
 
 LOGITS = torch.tensor([[-4.0, -1.0, -0.2, 0.0], [0.3, 1.0, 2.5, 5.0]])
@@ -219,3 +220,27 @@ def test_gradients_pass_straight_through():
 def test_starting_probability(probability):
     posterior = MaskPosterior(4, 3, initial_probability=probability)
     np.testing.assert_allclose(posterior.inclusion_probability.detach(), probability, rtol=1e-5)
+
+
+def test_the_concentration_is_that_of_the_prior_with_the_given_mean():
+    """Beta(a, b) with a + b = 2.5 and mean 0.2."""
+    prior = make_module(mask_prior_probability=0.2, mask_prior_concentration=2.5).mask_prior
+    assert (prior.a, prior.b) == pytest.approx((0.5, 2.0))
+    assert prior.log_odds == pytest.approx(np.log(0.2 / 0.8))
+
+
+@pytest.mark.parametrize("estimate", ["kl", "monte_carlo_kl"])
+def test_a_concentration_near_zero_costs_a_finite_price_of_the_same_type(estimate):
+    """Probabilities of masks are then 0 or 1 up to rounding."""
+    prior = BetaBernoulliMaskPrior(1e-3, 1e-3)
+    logits = torch.tensor([[-60.0, 0.0, 60.0]])
+    masks = torch.tensor([[[1.0, 1.0, 0.0]]])
+    torch.manual_seed(0)
+    cost = prior.kl(logits) if estimate == "kl" else prior.monte_carlo_kl(logits, masks)
+    assert torch.isfinite(cost).all()
+    assert cost.dtype == torch.float32
+
+
+def test_one_posterior_predictive_draw_unless_more_are_asked_for():
+    module, tensors = make_module(), make_tensors()
+    assert module.sample(tensors).shape == (1, *tensors["X"].shape)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import scvi
@@ -13,6 +14,7 @@ from model.builders import TRAINING, small_screen
 from scvi_sams import SAMSVAE
 from scvi_sams.data import open_screen
 from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.train._checkpoint import keep_state, restore_state
 
 N_EPOCHS = 6
 KILLED = """
@@ -20,6 +22,7 @@ import os
 import random
 import signal
 import sys
+from types import SimpleNamespace
 
 import anndata
 import scvi
@@ -164,3 +167,19 @@ def test_the_file_of_another_training_is_refused(tmp_path, change):
 def test_a_path_that_is_none_is_refused():
     with pytest.raises(InvalidArgumentError, match="checkpoint_path"):
         train(untrained(), 5)
+
+
+def test_the_file_of_another_number_of_processes_is_refused():
+    def trainer(n_processes):
+        return SimpleNamespace(
+            max_epochs=6,
+            world_size=n_processes,
+            global_rank=0,
+            datamodule=SimpleNamespace(train_idx=[0, 1, 2]),
+        )
+
+    checkpoint = {}
+    keep_state(checkpoint, trainer(1), rotation_epoch=3)
+    assert restore_state(checkpoint, trainer(1)) == 3
+    with pytest.raises(InvalidArgumentError, match="'n_processes': 2"):
+        restore_state(checkpoint, trainer(2))
