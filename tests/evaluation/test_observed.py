@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scvi_sams.evaluation import observed_ate
+from scvi_sams.data import open_screen
+from scvi_sams.evaluation import _observed, observed_ate
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidPerturbationLabelError,
@@ -124,6 +125,24 @@ def test_cell_order_and_storage_do_not_matter(random_cells, tmp_path):
             table.layers["standard_error"], expected.layers["standard_error"], atol=1e-8
         )
     backed.file.close()
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_counts_on_disk_are_read_in_blocks(random_cells, layer, tmp_path, monkeypatch):
+    random_cells.layers["counts"] = random_cells.X.copy()
+    random_cells.write_h5ad(tmp_path / "cells.h5ad")
+    random_cells.write_zarr(tmp_path / "cells.zarr")
+    chosen = np.arange(5, 60)
+    expected = [observed_ate(random_cells), observed_ate(random_cells, indices=chosen)]
+    monkeypatch.setattr(_observed, "_CELLS_AT_ONCE", 7)  # 60 cells: eight blocks and a rest
+    for name in ("cells.h5ad", "cells.zarr"):
+        cells = open_screen(tmp_path / name)
+        for indices, table in zip((None, chosen), expected, strict=True):
+            found = observed_ate(cells, layer=layer, indices=indices)
+            np.testing.assert_allclose(found.X, table.X, atol=1e-12)
+            np.testing.assert_allclose(
+                found.layers["standard_error"], table.layers["standard_error"], atol=1e-10
+            )
 
 
 def test_labels_are_reported_as_asked_and_matched_in_any_spelling(random_cells):

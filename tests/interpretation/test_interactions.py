@@ -9,6 +9,7 @@ from scipy import sparse, stats
 
 from model.builders import linear_normal, small_screen, train_small
 from scvi_sams import SAMSVAE
+from scvi_sams.data import open_screen
 from scvi_sams.evaluation import observed_ate
 from scvi_sams.exceptions import MissingControlError, SAMSError, UnknownPerturbationError
 from scvi_sams.interpretation import genetic_interactions, observed_interactions
@@ -41,6 +42,13 @@ def direction_of(additive, name="A+B"):
 
 
 SETTINGS = {"method": "mean", "size_factor_key": "size", "target_sum": 1.0}
+
+
+def test_counts_may_be_on_disk(tmp_path):
+    cells = by_hand()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    found = observed_interactions(open_screen(tmp_path / "cells.h5ad"), **SETTINGS)
+    np.testing.assert_allclose(found.X, observed_interactions(cells, **SETTINGS).X)
 
 
 def test_observed_interaction_by_hand():

@@ -19,7 +19,7 @@ from scvi_sams._arguments import (
     refuse_other_than_key,
     refuse_other_than_number,
 )
-from scvi_sams.data import canonical_label, control_names
+from scvi_sams.data import BlockReader, canonical_label, control_names, is_on_disk
 from scvi_sams.evaluation.splits._cells import canonical_labels
 from scvi_sams.exceptions import (
     InvalidCountsError,
@@ -30,6 +30,8 @@ from scvi_sams.exceptions import (
 )
 
 Method = Literal["lognorm", "mean"]
+
+_CELLS_AT_ONCE = 16_384
 
 
 def observed_ate(
@@ -57,7 +59,8 @@ def observed_ate(
     Parameters
     ----------
     adata
-        Cells x genes counts, dense or sparse. Not changed.
+        Cells x genes counts, dense or sparse. Not changed. Counts on disk (of
+        :func:`scvi_sams.data.open_screen`) are read in blocks.
     perturbation_key
         Column of ``adata.obs`` with the label of each cell.
     control
@@ -118,10 +121,18 @@ def observed_ate(
         adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
     )
     groups, names = _groups(labels, perturbations, control_names(control), delimiter)
-    values = normalised_expression(
-        cells, method, layer=layer, size_factor_key=size_factor_key, target_sum=target_sum
-    )
-    n_cells, mean, variance = _group_moments(values, labels, groups)
+    moments = _GroupMoments(groups, adata.n_vars)
+    for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
+        block = slice(start, start + _CELLS_AT_ONCE)
+        values = normalised_expression(
+            cells[block],
+            method,
+            layer=layer,
+            size_factor_key=size_factor_key,
+            target_sum=target_sum,
+        )
+        moments.add(values, labels[block])
+    n_cells, mean, variance = moments.result()
 
     squared_error = variance / n_cells[:, None]
     return ate_table(
@@ -247,14 +258,15 @@ def _groups(
 
 
 def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
-    """Return ``X``, or a layer, as it stands; an error if it is not there."""
+    """Return ``X``, or a layer, as it stands or read from disk; an error if it is not there."""
     if layer is not None and layer not in cells.layers:
         raise MissingKeyError(
             f"There is no layer {layer!r}; the layers are {', '.join(map(repr, cells.layers))}."
         )
     if layer is None and cells.X is None:
         raise MissingKeyError("X is empty. Pass the layer that holds the counts as `layer`.")
-    return cells.X if layer is None else cells.layers[layer]
+    matrix = cells.X if layer is None else cells.layers[layer]
+    return BlockReader(matrix).read(0, cells.n_obs) if is_on_disk(matrix) else matrix
 
 
 def _counts(cells: ad.AnnData, layer: str | None) -> sparse.csr_array:
@@ -285,25 +297,37 @@ def _normalised(
     return sparse.csr_array(sparse.diags_array(target_sum / size) @ counts)
 
 
-def _group_moments(
-    values: sparse.csr_array, labels: np.ndarray, groups: list[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the number of cells, and per gene the mean and the unbiased variance of each group.
+class _GroupMoments:
+    """Means and variances of groups of cells, over blocks of cells.
 
     Values stay sparse: the sums over cells are products with a groups x cells indicator.
     """
-    group_of_cell = pd.Index(groups).get_indexer(pd.Index(labels))
-    used = np.flatnonzero(group_of_cell >= 0)
-    n_cells = np.bincount(group_of_cell[used], minlength=len(groups))
-    indicator = sparse.csr_array(
-        (np.ones(len(used)), (group_of_cell[used], used)), shape=(len(groups), len(labels))
-    )
-    mean = (indicator @ values).toarray() / n_cells[:, None]
-    mean_of_squares = (indicator @ values.power(2)).toarray() / n_cells[:, None]
-    # The difference of nearly equal numbers may come out below zero by rounding.
-    biased = np.maximum(mean_of_squares - mean**2, 0)
-    unbiased = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
-    return n_cells, mean, unbiased
+
+    def __init__(self, groups: list[str], n_genes: int) -> None:
+        self._groups = pd.Index(groups)
+        self._n_cells = np.zeros(len(groups), dtype=np.int64)
+        self._sums = np.zeros((len(groups), n_genes))
+        self._sums_of_squares = np.zeros((len(groups), n_genes))
+
+    def add(self, values: sparse.csr_array, labels: np.ndarray) -> None:
+        group_of_cell = self._groups.get_indexer(pd.Index(labels))
+        used = np.flatnonzero(group_of_cell >= 0)
+        indicator = sparse.csr_array(
+            (np.ones(len(used)), (group_of_cell[used], used)),
+            shape=(len(self._groups), len(labels)),
+        )
+        self._n_cells += np.bincount(group_of_cell[used], minlength=len(self._groups))
+        self._sums += (indicator @ values).toarray()
+        self._sums_of_squares += (indicator @ values.power(2)).toarray()
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the number of cells, and per gene the mean and unbiased variance of each group."""
+        n_cells = self._n_cells
+        mean = self._sums / n_cells[:, None]
+        # The difference of nearly equal numbers may come out below zero by rounding.
+        biased = np.maximum(self._sums_of_squares / n_cells[:, None] - mean**2, 0)
+        unbiased = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
+        return n_cells, mean, unbiased
 
 
 def _units(method: Method, target_sum: float, size_factor_key: str | None) -> str:
