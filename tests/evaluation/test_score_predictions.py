@@ -4,7 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
+from scipy import sparse, stats
 
 from scvi_sams.evaluation.metrics._distances import (
     energy_distance,
@@ -151,6 +151,36 @@ def test_chance_is_exact():
     assert chance["deg_recall"] == 6 / 30
     assert chance["centroid_accuracy"] == 0.5
     assert np.isnan(chance["rmse_average"])
+
+
+def test_chance_of_an_overlap_is_the_share_of_genes_that_change():
+    """Of each perturbation its own: so many of random genes would be among the real ones."""
+    observed = cells(0)
+    labels = observed.obs["perturbation"].to_numpy()
+    scores = score_predictions(profiles(cells(1)), observed, modes=["cell-eval"])
+    chance = scores[scores["metric"] == "de_overlap_profile"].set_index("perturbation")["chance"]
+    for name in PERTURBATIONS:
+        p_values = stats.mannwhitneyu(
+            observed.X[labels == name], observed.X[labels == "control"], method="asymptotic"
+        ).pvalue
+        n_changed = (stats.false_discovery_control(p_values) < 0.05).sum()
+        assert chance[name] == n_changed / len(GENES)
+    assert chance[PERTURBATIONS].nunique() > 1
+
+
+@pytest.mark.parametrize("n_top_genes", [4, 9])
+def test_the_genes_that_systema_counts_are_as_many_as_asked_for(n_top_genes):
+    observed, predicted = cells(0), profiles(cells(1))
+    means = {name: profiles(observed, [name]).X[0] for name in ("control", *PERTURBATIONS)}
+    centroid = np.mean([means[name] for name in PERTURBATIONS], axis=0)
+    scores = score_predictions(predicted, observed, modes=["systema"], n_top_genes=n_top_genes)
+    found = values(scores, "pearson_delta_top")
+    for name in PERTURBATIONS:
+        top = np.argsort(-np.abs(means[name] - means["control"]))[:n_top_genes]
+        delta = (predicted[predicted.obs["perturbation"] == name].X[0] - centroid)[top]
+        assert found[name] == pytest.approx(
+            np.corrcoef(delta, (means[name] - centroid)[top])[0, 1], rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("failure", ["missing", "nan", "inf"])
