@@ -23,6 +23,7 @@ SMALLER = {
     r"ModelMethod\(\s*model_class,": "ModelMethod(model_class, train_kwargs={'max_epochs': 2}, "
     "n_samples=100,",
     r"n_iwelbo_samples=\d+": "n_iwelbo_samples=1",
+    r"papalexi21\(\)": "papalexi21()[::5].copy()",
     r"n_jobs=\d+": "n_jobs=1",
     r"n_controls=\d+": "n_controls=200",
     r"cells_per_(perturbation|combination)=\d+": r"cells_per_\1=20",
