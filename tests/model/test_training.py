@@ -265,10 +265,10 @@ def test_sparse_mini_batches_train_the_same_model():
         torch.testing.assert_close(models[1].module.state_dict()[name], value, msg=name)
 
 
-def untrained_warnings(caplog):
-    """Other warnings, such as that so short a training left masks undecided, are not meant."""
-    messages = [record.getMessage() for record in caplog.records if record.name == "scvi.sams"]
-    return [message for message in messages if "have no training cells" in message]
+def warnings_about_cells(caplog):
+    """All of the package, but the one that a training of few epochs ends with."""
+    messages = [r.getMessage() for r in caplog.records if r.name == "scvi.sams"]
+    return [message for message in messages if not message.startswith("All masks are off")]
 
 
 def test_perturbations_without_training_cells_are_named(screen, caplog):
@@ -279,7 +279,7 @@ def test_perturbations_without_training_cells_are_named(screen, caplog):
         model = train_small(
             screen, train={"datasplitter_kwargs": {"external_indexing": [train, rest, EMPTY]}}
         )
-    (message,) = untrained_warnings(caplog)
+    (message,) = warnings_about_cells(caplog)
     assert "P003" in message
     assert "P001" not in message
     assert np.isfinite(model.get_elbo(indices=rest, key_added=None))
@@ -297,7 +297,7 @@ def test_untrained_perturbations_are_named_in_a_split_in_sequence(screen, caplog
 def test_no_warning_if_each_perturbation_has_training_cells(screen, caplog):
     with caplog.at_level(logging.WARNING, logger="scvi.sams"):
         train_small(screen)
-    assert untrained_warnings(caplog) == []
+    assert not warnings_about_cells(caplog)
 
 
 @pytest.mark.parametrize(
