@@ -37,7 +37,7 @@ from scvi_sams.data import (
     split_cells,
 )
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, RegistrationError
-from scvi_sams.model._provenance import ProvenanceMixin
+from scvi_sams.model._card import CardMixin
 from scvi_sams.model._registration import RegistrationMixin, logger
 from scvi_sams.model._saving import SavingMixin
 from scvi_sams.model._settings import refuse_invalid_settings
@@ -51,9 +51,7 @@ if TYPE_CHECKING:
 _MOMENTS_SEED = 11027
 
 
-class BasePerturbationModel(
-    UnsupervisedTrainingMixin, SavingMixin, ProvenanceMixin, RegistrationMixin
-):
+class BasePerturbationModel(UnsupervisedTrainingMixin, SavingMixin, CardMixin, RegistrationMixin):
     """Training and access to cells; subclasses name their module.
 
     Parameters
