@@ -179,7 +179,7 @@ def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
     >>> ranking.to_dict()
     {'C': 1.0, 'A': 0.1, 'B': -2.0}
 
-    Hand it to an enrichment tool:
+    Hand it to an enrichment tool (``pip install "scvi-sams[enrichment]"``):
 
     >>> gseapy.prerank(rnk=ranking, gene_sets={"interferon": ["A", "B"]})  # doctest: +SKIP
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP

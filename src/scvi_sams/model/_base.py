@@ -29,7 +29,7 @@ from scvi_sams.data import (
     registered_perturbations,
 )
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.model._provenance import ProvenanceMixin
+from scvi_sams.model._card import CardMixin
 from scvi_sams.model._registration import RegistrationMixin
 from scvi_sams.model._saving import SavingMixin
 from scvi_sams.model._settings import refuse_invalid_settings
@@ -40,7 +40,7 @@ from scvi_sams.train import PerturbationTrainingPlan
 _MOMENTS_SEED = 11027
 
 
-class BasePerturbationModel(TrainingMixin, SavingMixin, ProvenanceMixin, RegistrationMixin):
+class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationMixin):
     """Training and access to cells; subclasses name their module.
 
     Parameters
