@@ -21,7 +21,7 @@ SMALLER = {
     r"max_epochs=\d+, ?": "",
     r"model\.train\(": "model.train(max_epochs=2, ",
     r"ModelMethod\(\s*model_class,": "ModelMethod(model_class, train_kwargs={'max_epochs': 2}, "
-    "n_samples=100,",
+    "n_samples=100, n_posterior_samples=2,",
     r"n_iwelbo_samples=\d+": "n_iwelbo_samples=1",
     r"papalexi21\(\)": "papalexi21()[::5].copy()",
     r"n_jobs=\d+": "n_jobs=1",
