@@ -45,6 +45,17 @@ class PairSplit:
         return evaluation.norman_ood(self.labels, 0.5, seed=seed)
 
 
+def run(screen: ad.AnnData, methods: dict[str, Any], **changes: Any) -> evaluation.BenchmarkResult:
+    """Run a benchmark of one seed and mode, unless told otherwise."""
+    arguments = {
+        "split": PairSplit(screen),
+        "seeds": (0,),
+        "modes": ("perturbench",),
+        "progress_bar": False,
+    }
+    return evaluation.benchmark(screen, methods=methods, **(arguments | changes))
+
+
 def additive(train: ad.AnnData, perturbations: Sequence[str]) -> ad.AnnData:
     return evaluation.Additive().fit(train).predict(perturbations)
 

@@ -12,6 +12,7 @@ from evaluation.benchmark_builders import (
     additive,
     broken,
     collapsed,
+    run,
     small_screen,
 )
 from scvi_sams import SAMSVAE, evaluation
@@ -57,16 +58,6 @@ def result(screen):
 @pytest.fixture(scope="module")
 def summary(result):
     return result.summary().set_index(["metric", "over", "method"]).sort_index()
-
-
-def run(screen, methods, **changes):
-    arguments = {
-        "split": PairSplit(screen),
-        "seeds": (0,),
-        "modes": ("perturbench",),
-        "progress_bar": False,
-    }
-    return evaluation.benchmark(screen, methods=methods, **(arguments | changes))
 
 
 def test_mode_collapse_is_visible(summary):

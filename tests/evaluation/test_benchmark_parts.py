@@ -11,8 +11,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from evaluation.benchmark_builders import FakeModel, PairSplit, additive, small_screen
-from scvi_sams import evaluation
+from evaluation.benchmark_builders import FakeModel, PairSplit, additive, run, small_screen
 from scvi_sams.evaluation import ModelMethod
 from scvi_sams.evaluation._benchmark._fingerprint import settings_text
 from scvi_sams.evaluation._benchmark._methods import resolve_methods
@@ -40,16 +39,6 @@ def grouped(screen):
     adata = screen.copy()
     adata.obs["line"] = pd.Categorical(np.tile(["a", "b"], adata.n_obs // 2))
     return adata
-
-
-def run(screen, methods, **changes):
-    arguments = {
-        "split": PairSplit(screen),
-        "seeds": (0,),
-        "modes": ("perturbench",),
-        "progress_bar": False,
-    }
-    return evaluation.benchmark(screen, methods=methods, **(arguments | changes))
 
 
 # Fingerprints -----------------------------------------------------------------------------------

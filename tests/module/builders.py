@@ -16,6 +16,14 @@ from scvi_sams.module import (
     SVAEPlusModule,
 )
 
+# With and without a size factor.
+LIKELIHOODS = [
+    ("nb", False),
+    ("nb", True),
+    ("poisson", False),
+    ("poisson", True),
+    ("normal", False),
+]
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
 """``correlated_basal``, ``correlated_effects``: the rows of the paper's table."""
 

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from module.builders import COVARIATE_SIZES, VARIANTS, make_module, make_tensors
+from module.builders import COVARIATE_SIZES, LIKELIHOODS, VARIANTS, make_module, make_tensors
 from module.reference import ReferenceELBO, recorded_draws
 from scvi_sams._constants import REGISTRY_KEYS
-
-LIKELIHOODS = [
-    ("nb", False),
-    ("nb", True),
-    ("poisson", False),
-    ("poisson", True),
-    ("normal", False),
-]
 
 
 def assert_agrees_in_float64(module, tensors):

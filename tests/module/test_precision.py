@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from module.builders import VARIANTS, make_module
+from module.builders import LIKELIHOODS, VARIANTS, make_module
 from scvi_sams._constants import REGISTRY_KEYS
 
 N_GENES, N_CELLS, N_LATENT = 300, 24, 10
-LIKELIHOODS = [
-    ("nb", False),
-    ("nb", True),
-    ("poisson", False),
-    ("poisson", True),
-    ("normal", False),
-]
 EPSILON = float(np.finfo(np.float32).eps)
 
 
