@@ -96,13 +96,25 @@ def test_moments_of_shifts_are_those_of_draws(correlated):
 def test_moments_of_shifts_do_not_depend_on_what_else_is_asked_for(correlated, rows, monkeypatch):
     """Nor on how many perturbations are in memory at once."""
     module = make_module(correlated_effects=correlated)
-    torch.manual_seed(3)
     everything = module.shift_moments(torch.arange(5))
     monkeypatch.setattr("scvi_sams.module._sams_vae._ROWS_PER_CHUNK", 2)
-    torch.manual_seed(3)
     some = module.shift_moments(torch.tensor(rows, dtype=torch.long))
     for whole, part in zip(everything, some, strict=True):
         np.testing.assert_allclose(part, whole[rows], rtol=1e-5, atol=1e-7)
+
+
+@BOTH
+def test_moments_of_shifts_are_the_same_in_every_process(correlated):
+    """The order of the latents is read off them, in each process of several by itself."""
+    module = make_module(correlated_effects=correlated)
+    found = []
+    for seed in (4, 5):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(module.shift_moments(torch.arange(5)))
+        assert torch.equal(torch.get_rng_state(), state)
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
 
 
 @BOTH

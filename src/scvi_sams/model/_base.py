@@ -17,7 +17,6 @@ from scvi_sams._arguments import (
 )
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams._random import fixed_seed
 from scvi_sams.data import (
     BlockLoader,
     PerturbationCodes,
@@ -36,8 +35,6 @@ from scvi_sams.model._settings import refuse_invalid_settings
 from scvi_sams.model._training import TrainingMixin
 from scvi_sams.module import CellBatch, PerturbationModule
 from scvi_sams.train import PerturbationTrainingPlan
-
-_MOMENTS_SEED = 11027
 
 
 class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationMixin):
@@ -178,11 +175,6 @@ class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationM
         manager = self.get_anndata_manager(adata, required=True)
         codes = registered_perturbations(manager)[0][indices]
         return torch.as_tensor(np.unique(codes[codes >= 0]), device=self.module.device)
-
-    def _shift_moments(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Posterior mean and sd of shifts, ``(n_rows, n_shift)``; the same in each call."""
-        with fixed_seed(_MOMENTS_SEED, self.module.device):
-            return self.module.shift_moments(rows)
 
     @staticmethod
     def _indices(adata: AnnData, indices: Sequence[int] | Sequence[bool] | None) -> np.ndarray:

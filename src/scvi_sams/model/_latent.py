@@ -96,7 +96,7 @@ class LatentMixin(BasePerturbationModel):
         states = np.empty((n_draws, len(positions), self.module.n_latent), dtype=np.float32)
         rows = self._perturbations_of(adata, positions)
         if give_mean or mean_shifts:
-            shifts = self._shift_moments(rows)[0][None]
+            shifts = self.module.shift_moments(rows)[0][None]
         else:
             shifts = self.module.global_posterior(rows, n_draws).shifts
         for place, cells in self._cells(adata, positions, batch_size):

@@ -49,7 +49,7 @@ class EffectsMixin(BasePerturbationModel):
         """
         self._check_if_trained(warn=True)
         rows = torch.arange(len(self.perturbations), device=self.module.device)
-        mean, sd = self._shift_moments(rows)
+        mean, sd = self.module.shift_moments(rows)
         effects = Effects(
             self._mechanism_table(mean.cpu().numpy()), self._mechanism_table(sd.cpu().numpy())
         )

@@ -129,7 +129,7 @@ class ProgramsMixin(BasePerturbationModel):
         """
         module = self.module
         rows = self._perturbations_of(adata, positions)
-        shifts = self._shift_moments(rows)[0][None]
+        shifts = self.module.shift_moments(rows)[0][None]
         # In double precision, so that the order of cells plays no part.
         total = torch.zeros(
             module.n_latent, adata.n_vars, dtype=torch.float64, device=module.device
