@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scvi_sams.module._chunks import chunks_of_cells, chunks_of_particles
-from scvi_sams.module._rising_factorial import rising_factorial
+from scvi_sams.module._rising_factorial import RisingFactorialTable, rising_factorial
 
 _MAX_LOG_MEAN = 60.0
 """Keeps the mean finite in float32 whatever the decoder says."""
@@ -100,8 +100,7 @@ def mean_decoded_log_prob(
             softmax,
             torch.is_grad_enabled(),
         )
-        rising = rising_factorial(log_theta, x)
-    return mean + rising.mean(), each + rising.detach()
+    return mean, each
 
 
 class _ParticleTerms(torch.autograd.Function):
@@ -142,7 +141,7 @@ class _ParticleTerms(torch.autograd.Function):
 
 
 class _MeanOfDecoded(torch.autograd.Function):
-    """Mean of the same over particles and cells, from the input of the decoder's last layer."""
+    """Mean of all terms over particles and cells, from the input of the decoder's last layer."""
 
     @staticmethod
     def forward(
@@ -161,15 +160,19 @@ class _MeanOfDecoded(torch.autograd.Function):
         # Of the sum; the mean is a matter of what they are multiplied with in the end.
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
         grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
+        table = RisingFactorialTable(theta, x)
         beta = 0.0
         for cells, chunk in _chunks_of_cells(x, theta, size if softmax else None):
+            rising, slopes_of_theta = table.read(chunk.counts)
+            if with_gradient:
+                grad_log_theta += len(hidden) * slopes_of_theta.sum(0)
             for particles in chunks_of_particles(len(hidden), x.device):
                 inner = hidden[particles, cells]
                 part = torch.nn.functional.linear(inner, weight, bias)
                 if not softmax:
                     part += size[cells, None].log()
                 slopes = torch.empty_like(part)
-                each[particles, cells] = _terms(part, slopes, chunk)
+                each[particles, cells] = _terms(part, slopes, chunk) + rising
                 if with_gradient:
                     ones = torch.ones_like(part[..., 0])
                     grad_log_theta += _slopes(part, slopes, chunk, ones)
@@ -195,17 +198,21 @@ class _Chunk(NamedTuple):
 
     counts: Tensor
     counts_and_theta: Tensor
+    total: Tensor
+    """Counts of each cell."""
     theta: Tensor
+    inverse_theta: Tensor
     softmax_size: Tensor | None
 
 
 def _chunks_of_cells(
     x: Tensor, theta: Tensor, softmax_size: Tensor | None
 ) -> Iterator[tuple[slice, _Chunk]]:
+    inverse_theta = theta.reciprocal()  # half of the time of dividing by theta
     for cells in chunks_of_cells(x):
         counts = x[cells]
         size = None if softmax_size is None else softmax_size[cells]
-        yield cells, _Chunk(counts, counts + theta, theta, size)
+        yield cells, _Chunk(counts, counts + theta, counts.sum(-1), theta, inverse_theta, size)
 
 
 def _terms(part: Tensor, log1p: Tensor, chunk: _Chunk) -> Tensor:
@@ -217,16 +224,17 @@ def _terms(part: Tensor, log1p: Tensor, chunk: _Chunk) -> Tensor:
         part.clamp_(max=_MAX_LOG_MEAN)
     else:
         part -= part.amax(-1, keepdim=True)
-    terms = torch.mul(part, chunk.counts, out=log1p).sum(-1)
+    terms = part * chunk.counts
     part.exp_()
+    per_cell: Tensor | float = 0.0
     if chunk.softmax_size is not None:
         # Of the shares first: as a difference of large sums their logarithm would not be exact.
         per_share = chunk.softmax_size / part.sum(-1)
-        terms += chunk.counts.sum(-1) * per_share.log()
+        per_cell = chunk.total * per_share.log()
         part *= per_share[..., None]
-    part /= chunk.theta
+    part *= chunk.inverse_theta
     torch.log1p(part, out=log1p)
-    return terms - (log1p * chunk.counts_and_theta).sum(-1)
+    return terms.addcmul_(log1p, chunk.counts_and_theta, value=-1).sum(-1) + per_cell
 
 
 def _slopes(ratio: Tensor, slopes: Tensor, chunk: _Chunk, weights: Tensor) -> Tensor:

@@ -14,13 +14,52 @@ TABLE_SIZE = 128
 """Counts below this are looked up in a table per gene; the few above go through log-gamma."""
 
 
-def rising_factorial(log_theta: Tensor, x: Tensor) -> Tensor:
-    """Return ``sum_g rising(x, theta) - log(x!)`` per cell.
+class RisingFactorialTable:
+    """Reads ``rising(x, theta) - log(x!)`` and its slope off tables.
 
     Where ::
 
         rising(x, theta) = sum_{k < x} log1p(k / theta)
                          = log Gamma(x + theta) - log Gamma(theta) - x log(theta)
+
+    Parameters
+    ----------
+    theta
+        Inverse dispersion, shape ``(n_genes,)``.
+    x
+        All counts that will be asked for, shape ``(n_cells, n_genes)``.
+    """
+
+    def __init__(self, theta: Tensor, x: Tensor) -> None:
+        self.theta = theta
+        largest = int(x.max())
+        self.last = min(TABLE_SIZE - 1, largest)
+        self.is_complete = largest <= self.last
+        steps = torch.arange(self.last, device=x.device, dtype=theta.dtype)
+        of_gene = theta[:, None]
+        self.values = _cumulative(torch.log1p(steps / of_gene) - torch.log1p(steps))
+        # d/d log(theta) log1p(k / theta) = -k / (k + theta)
+        self.slopes = _cumulative(-steps / (steps + of_gene))
+        # Flat tables are read in half of the time that `gather` takes of those with two dimensions.
+        n_genes = len(theta)
+        self.first = torch.arange(n_genes, device=x.device, dtype=torch.int32) * (self.last + 1)
+
+    def read(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over genes per cell, and the slope in log(theta) of every entry."""
+        entries = counts.clamp(max=self.last).int().add_(self.first).flatten()
+        sums = self.values.index_select(0, entries).view(counts.shape).sum(-1)
+        slopes = self.slopes.index_select(0, entries).view(counts.shape)
+        if not self.is_complete:
+            cells, genes = (counts > self.last).nonzero(as_tuple=True)
+            beyond, theta = counts[cells, genes], self.theta[genes]
+            read = self.values[self.first[genes] + self.last]
+            sums.index_add_(0, cells, _rising_by_gamma(beyond, theta) - read)
+            slopes[cells, genes] = _rising_slope_by_gamma(beyond, theta)
+        return sums, slopes
+
+
+def rising_factorial(log_theta: Tensor, x: Tensor) -> Tensor:
+    """Return ``sum_g rising(x, theta) - log(x!)`` per cell, with its gradient.
 
     Parameters
     ----------
@@ -34,28 +73,14 @@ def rising_factorial(log_theta: Tensor, x: Tensor) -> Tensor:
 
 
 class _RisingFactorial(torch.autograd.Function):
-    """Look up tables of cumulative sums; counts beyond are looked up as the last and corrected."""
-
     @staticmethod
     def forward(ctx: Any, log_theta: Tensor, x: Tensor) -> Tensor:
         theta = log_theta.exp()
-        largest = int(x.max())
-        last = min(TABLE_SIZE - 1, largest)
-        steps = torch.arange(last, device=x.device, dtype=theta.dtype)[:, None]
-        table = _cumulative(torch.log1p(steps / theta) - torch.log1p(steps))
-        # d/d log(theta) log1p(k / theta) = -k / (k + theta)
-        slope_table = _cumulative(-steps / (steps + theta))
+        table = RisingFactorialTable(theta, x)
         result = theta.new_empty(len(x))
         slopes = torch.empty_like(x, dtype=theta.dtype)
         for cells in chunks_of_cells(x):
-            rows = x[cells].long().clamp_(max=last)
-            result[cells] = table.gather(0, rows).sum(-1)
-            torch.gather(slope_table, 0, rows, out=slopes[cells])
-        if largest > last:
-            beyond = (x > last).nonzero(as_tuple=True)
-            exact = _rising_by_gamma(x[beyond], theta[beyond[1]])
-            result.index_add_(0, beyond[0], exact - table[last, beyond[1]])
-            slopes[beyond] = _rising_slope_by_gamma(x[beyond], theta[beyond[1]])
+            result[cells], slopes[cells] = table.read(x[cells])
         ctx.save_for_backward(slopes)
         return result
 
@@ -67,8 +92,10 @@ class _RisingFactorial(torch.autograd.Function):
 
 
 def _cumulative(terms: Tensor) -> Tensor:
-    """Sums of the first 0, 1, ... rows."""
-    return torch.nn.functional.pad(terms.cumsum(0), (0, 0, 1, 0))
+    """Sums of the first 0, 1, ... columns, flat."""
+    sums = terms.new_zeros(len(terms), terms.shape[1] + 1)
+    torch.cumsum(terms, 1, out=sums[:, 1:])
+    return sums.flatten()
 
 
 def _rising_by_gamma(x: Tensor, theta: Tensor) -> Tensor:
