@@ -283,6 +283,7 @@ DRAWS: list[Case] = [
         wrong("predict_ate", "interval", value, "above 0 and below 1")
         for value in (0, 1, np.nan, "wide")
     ),
+    wrong("predict_interactions", "interval", None, "above 0 and below 1"),
     *(
         wrong("predict_ate", name, value, "above 0")
         for name in ("library_size", "target_sum")

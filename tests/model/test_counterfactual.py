@@ -262,6 +262,31 @@ def test_the_interval_holds_the_posterior_of_the_effect(interval, n_sd):
     assert found.uns["ate"]["interval"] == interval
 
 
+@METHODS
+def test_without_intervals_the_rest_is_the_same(default_model, method):
+    settings = {"method": method, "n_samples": 200, "n_posterior_samples": 40}
+    whole = ate(default_model, **settings)
+    short = ate(default_model, interval=None, **settings)
+    assert list(short.layers) == ["standard_error"]
+    assert list(short.obs) == ["effect_norm"]
+    np.testing.assert_array_equal(short.X, whole.X)
+    np.testing.assert_array_equal(short.layers["standard_error"], whole.layers["standard_error"])
+    np.testing.assert_array_equal(short.obs["effect_norm"], whole.obs["effect_norm"])
+
+
+def test_without_intervals_the_table_survives_a_file(default_model, tmp_path):
+    ate(default_model, interval=None, method="mean").write_h5ad(tmp_path / "ate.h5ad")
+    read = ad.read_h5ad(tmp_path / "ate.h5ad")
+    assert read.uns["ate"]["interval"] == "none"
+
+
+def test_how_many_labels_are_summed_at_once_changes_nothing(default_model, monkeypatch):
+    labels = ["P001", "control", "P002+P004", "P001+P002"]
+    whole = ate(default_model, labels, method="mean")
+    monkeypatch.setattr("scvi_sams.model._counterfactual._SHIFTS_AT_ONCE", 1)
+    np.testing.assert_array_equal(ate(default_model, labels, method="mean").X, whole.X)
+
+
 def test_the_number_of_draws_is_reported(default_model):
     found = ate(default_model, n_samples=210, n_posterior_samples=50)
     assert found.uns["ate"]["n_posterior_samples"] == 50

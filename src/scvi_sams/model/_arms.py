@@ -72,7 +72,8 @@ class Arms:
             _VALUES_AT_ONCE if shift.device.type == "cpu" else _VALUES_AT_ONCE_ON_ACCELERATORS
         )
         n_chunk = max(1, n_values // (n_basal * self.module.likelihood.n_genes))
-        for part in torch.arange(n_posterior, device=shift.device).split(n_chunk):
+        for start in range(0, n_posterior, n_chunk):
+            part = slice(start, start + n_chunk)
             of_part = None if self.covariates is None else self.covariates[part]
             logits = self.module.decode(self.z_basal[part], shift[part, None], of_part)
             yield self.statistic(logits)

@@ -17,8 +17,6 @@ from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
 from scvi_sams.model._arms import Method
 from scvi_sams.model._counterfactual import CounterfactualMixin
 
-_LAYERS = ("standard_error", "interval_low", "interval_high")
-
 
 class DoseResponseMixin(CounterfactualMixin):
     """Adds :meth:`predict_dose_response` to models that are linear in the dose."""
@@ -35,7 +33,7 @@ class DoseResponseMixin(CounterfactualMixin):
         basal: Literal["prior", "control"] = "prior",
         library_size: float = 1e4,
         target_sum: float = 1e4,
-        interval: float = 0.95,
+        interval: float | None = 0.95,
         key_added: str | None = RESULT_KEYS.DOSE_RESPONSE,
     ) -> AnnData:
         """Predict average treatment effects over a grid of doses.
@@ -117,7 +115,7 @@ class DoseResponseMixin(CounterfactualMixin):
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = {
                 "effect": result.X.copy(),
-                **{name: result.layers[name].copy() for name in _LAYERS},
+                **{name: layer.copy() for name, layer in result.layers.items()},
                 "perturbations": labels.copy(),
                 "doses": grid.copy(),
                 "genes": np.array(result.var_names, dtype=str),

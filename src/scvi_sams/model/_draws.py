@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from scvi_sams._arguments import (
-    refuse_other_choices,
-    refuse_other_than_number,
-    refuse_other_than_whole,
-)
+from scvi_sams._arguments import refuse_other_choices, refuse_other_than_whole
 
 
-class Summary(NamedTuple):
-    """Of draws ``(n_draws, ...)``, over the first dimension."""
-
-    mean: Tensor
-    standard_error: Tensor
-    """Of the mean."""
-    low: Tensor
-    high: Tensor
-
-
-def refuse_invalid_draws(
-    n_samples: int, n_posterior_samples: int, interval: float, basal: str
-) -> None:
-    """Raise an error if draws cannot be made and summarised as they were asked for.
+def refuse_invalid_draws(n_samples: int, n_posterior_samples: int, basal: str) -> None:
+    """Raise an error if draws cannot be made as they were asked for.
 
     Raises
     ------
@@ -37,17 +19,20 @@ def refuse_invalid_draws(
     """
     refuse_other_than_whole(n_samples=n_samples)
     refuse_other_than_whole(at_least=2, n_posterior_samples=n_posterior_samples)
-    refuse_other_than_number(above=0, below=1, interval=interval)
     refuse_other_choices("basal", basal, ("prior", "control"))
 
 
-def summarise(draws: Tensor, interval: float) -> Summary:
-    """Return mean, standard error of the mean, and equal-tailed interval of at least two draws."""
+def mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of at least two draws ``(n_draws, ...)`` and its standard error."""
     mean = draws.mean(dim=0)
     # torch takes twenty times as long for std(dim=0) of a hundred rows.
     variance = (draws - mean).square_().sum(dim=0) / (len(draws) - 1)
-    low, high = quantiles(draws, (0.5 - interval / 2, 0.5 + interval / 2))
-    return Summary(mean, (variance / len(draws)).sqrt(), low, high)
+    return mean, (variance / len(draws)).sqrt()
+
+
+def bounds(draws: Tensor, interval: float) -> tuple[Tensor, ...]:
+    """Return the lower and the upper end of the equal-tailed interval of ``(n_draws, ...)``."""
+    return quantiles(draws, (0.5 - interval / 2, 0.5 + interval / 2))
 
 
 def quantiles(draws: Tensor, probabilities: tuple[float, ...]) -> tuple[Tensor, ...]:

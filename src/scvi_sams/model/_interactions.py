@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._arguments import as_names, refuse_other_choices
+from scvi_sams._arguments import as_names, refuse_other_choices, refuse_other_than_number
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data import (
     PerturbationField,
@@ -24,7 +24,7 @@ from scvi_sams.data import (
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._counterfactual import CounterfactualMixin
-from scvi_sams.model._draws import refuse_invalid_draws, summarise
+from scvi_sams.model._draws import bounds, mean_and_error, refuse_invalid_draws
 
 _PAIRS_PER_CHUNK = 32
 """Combinations whose single effects are held in memory at a time."""
@@ -74,7 +74,8 @@ class InteractionsMixin(CounterfactualMixin):
         combinations
             Labels such as ``["KLF1+MAP2K6"]``; ``None`` for every combination in the training data.
         method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
-            As in :meth:`predict_ate`; all three arms share basal states, masks and effects.
+            As in :meth:`predict_ate` (here there always is an interval); all three arms share basal
+            states, masks and effects.
 
         Returns
         -------
@@ -130,8 +131,9 @@ class InteractionsMixin(CounterfactualMixin):
             found = self._drawn_interactions(labels[chunk], parts[chunk], arms)
             for place, drawn in enumerate(found, start):
                 interaction = drawn.effect - drawn.additive
-                mean, *uncertainty = summarise(interaction, interval)
+                mean, error = mean_and_error(interaction)
                 means = (mean, drawn.effect.mean(0), drawn.additive.mean(0))
+                uncertainty = (error, *bounds(interaction, interval))
                 for name, value in zip(names, (*means, *uncertainty), strict=True):
                     tables[name][place] = value.cpu().numpy()
                 rows.append(_summary(drawn, interval))
@@ -153,7 +155,8 @@ class InteractionsMixin(CounterfactualMixin):
         target_sum: float,
         interval: float,
     ) -> tuple[Arms, dict]:
-        refuse_invalid_draws(n_samples, n_posterior_samples, interval, basal)
+        refuse_invalid_draws(n_samples, n_posterior_samples, basal)
+        refuse_other_than_number(above=0, below=1, interval=interval)
         self._check_if_trained(warn=True)
         likelihood = self.module.likelihood
         if method == "lograte" and not likelihood.is_count_likelihood:
@@ -328,12 +331,12 @@ class UnseenPairsMixin(InteractionsMixin):
 
 def _summary(drawn: _Interaction, interval: float) -> dict[str, float]:
     draws, additive_score = drawn.scores()
-    score = summarise(draws, interval)
+    low, high = bounds(draws, interval)
     effect, additive = drawn.effect.mean(dim=0), drawn.additive.mean(dim=0)
     return {
-        "score": float(score.mean),
-        "score_low": float(score.low),
-        "score_high": float(score.high),
+        "score": float(draws.mean()),
+        "score_low": float(low),
+        "score_high": float(high),
         "additive_score": float(additive_score),
         "effect_norm": float(effect.norm()),
         "interaction_norm": float((effect - additive).norm()),
