@@ -8,6 +8,7 @@
 #   make lint                     ruff and mypy; `make format` repairs what ruff can
 #   make docs                     the documentation, in docs/_build/html
 #   make setup                    only the environment, with all that development needs
+#   make audit                    known vulnerabilities of what is installed (asks a database over the network)
 #   make build                    source distribution and wheel, in dist/
 #   make test PYTHON=python3.12 VENV=.venv312   another Python, in an environment of its own
 #
@@ -49,7 +50,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test coverage docs lint format build clean distclean
+.PHONY: help setup demo test coverage docs lint format audit build clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -80,6 +81,10 @@ lint: $(DEV_STAMP)
 format: $(DEV_STAMP)
 	$(VENV_PYTHON) -m ruff check --fix .
 	$(VENV_PYTHON) -m ruff format .
+
+audit: $(TEST_STAMP)
+	$(VENV_PYTHON) -m pip install --quiet pip-audit
+	$(VENV_PYTHON) -m pip_audit --skip-editable
 
 # The wheel is built from the source distribution, so a file missing from either shows here.
 build: $(DEV_STAMP)

@@ -19,7 +19,7 @@ def code_cells(name):
 # Fewer epochs, cells and draws.
 SMALLER = {
     r"max_epochs=\d+, ?": "",
-    r"model\.train\(": "model.train(max_epochs=2, ",
+    r"(\w+)\.train\(": r"\1.train(max_epochs=2, ",
     r"ModelMethod\(\s*model_class,": "ModelMethod(model_class, train_kwargs={'max_epochs': 2}, "
     "n_samples=100, n_posterior_samples=2,",
     r"n_iwelbo_samples=\d+": "n_iwelbo_samples=1",
