@@ -86,6 +86,11 @@ def test_curves_are_written_only_if_asked_for_and_survive_a_file(tmp_path):
     np.testing.assert_array_equal(read["doses"], found.obs["dose"])
     assert list(read["perturbations"]) == list(found.obs["perturbation"])
     assert read["units"] == found.uns["ate"]["units"]
+    curves(model, ["P001"], interval=None, key_added="curves")
+    model.adata.write_h5ad(tmp_path / "screen.h5ad")
+    read = ad.read_h5ad(tmp_path / "screen.h5ad").uns["curves"]
+    assert "standard_error" in read
+    assert "interval_low" not in read
 
 
 @pytest.mark.parametrize("model_cls", [CPAVAE, ConditionalVAE])

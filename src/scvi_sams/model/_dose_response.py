@@ -17,6 +17,9 @@ from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
 from scvi_sams.model._arms import Method
 from scvi_sams.model._counterfactual import CounterfactualMixin
 
+_LAYERS = ("standard_error", "interval_low", "interval_high")
+"""By name: the layers of anndata 0.13 hold X as well."""
+
 
 class DoseResponseMixin(CounterfactualMixin):
     """Adds :meth:`predict_dose_response` to models that are linear in the dose."""
@@ -115,7 +118,7 @@ class DoseResponseMixin(CounterfactualMixin):
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = {
                 "effect": result.X.copy(),
-                **{name: layer.copy() for name, layer in result.layers.items()},
+                **{n: result.layers[n].copy() for n in _LAYERS if n in result.layers},
                 "perturbations": labels.copy(),
                 "doses": grid.copy(),
                 "genes": np.array(result.var_names, dtype=str),

@@ -90,7 +90,7 @@ def mean_decoded_log_prob(
     """
     # In full precision under automatic mixed precision too: a rate is the exponential of a logit.
     with torch.autocast(x.device.type, enabled=False):
-        mean, each = _MeanOfDecoded.apply(
+        result: tuple[Tensor, Tensor] = _MeanOfDecoded.apply(
             hidden.to(weight.dtype),
             weight,
             bias,
@@ -100,7 +100,7 @@ def mean_decoded_log_prob(
             softmax,
             torch.is_grad_enabled(),
         )
-    return mean, each
+    return result
 
 
 class _ParticleTerms(torch.autograd.Function):
