@@ -361,8 +361,10 @@ class CounterfactualMixin(BasePerturbationModel):
             self.module.global_posterior(some, n_draws).shifts
             for some in rows.split(_PERTURBATIONS_AT_ONCE)
         ]
+        # Once: `sum_over_slots` would copy the whole table for each chunk of labels to add it.
         of_empty_slot = drawn[0].new_zeros(len(drawn[0]), 1, self.module.n_shift)
         table = torch.cat([*drawn, of_empty_slot], dim=1)
+        del drawn  # as large as the table, which lives as long as labels are asked for
         n_labels = max(1, _SHIFTS_AT_ONCE // (n_draws * requested.codes.shape[1] * table.shape[2]))
         for start in range(0, len(requested.codes), n_labels):
             labels = slice(start, start + n_labels)
