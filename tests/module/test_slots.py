@@ -83,6 +83,21 @@ def test_a_batch_of_controls_sums_to_zero():
     assert torch.equal(positions_in(rows, codes), slots)
 
 
+def test_a_batch_of_controls_still_reaches_the_parameters():
+    # Of several processes, one may see controls only: it has to hand in gradients all the same.
+    parameter = torch.ones(6, 5, requires_grad=True)
+    rows, slots = perturbations_of_batch(torch.full((4, 2), -1))
+    sum_over_slots(parameter[None, rows], slots).sum().backward()
+    assert torch.equal(parameter.grad, torch.zeros(6, 5))
+
+
+def test_doses_keep_their_precision_beside_coarser_tables():
+    dose = 1 + 2**-20
+    table = torch.ones(1, 1, 1, dtype=torch.bfloat16)
+    total = sum_over_slots(table, torch.tensor([[0]]), torch.tensor([[dose]]))
+    assert total.item() == dose
+
+
 def test_gradients_are_the_dosages():
     codes, doses = torch.tensor(CODES), torch.tensor(DOSES, dtype=torch.float64)
     rows, slots = perturbations_of_batch(codes)

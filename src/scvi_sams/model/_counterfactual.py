@@ -19,13 +19,13 @@ from scvi_sams.exceptions import MissingControlError, SAMSError
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._base import BasePerturbationModel
 from scvi_sams.model._draws import bounds, mean_and_error, refuse_invalid_draws
-from scvi_sams.module import draw_particles, positions_in, sum_over_slots
+from scvi_sams.module import draw_particles, positions_in, sum_of_rows, sum_over_slots
 
 _PERTURBATIONS_AT_ONCE = 256
 """Whose masks and effects are drawn in one go: some 20 MB an array for a hundred draws."""
 
 _SHIFTS_AT_ONCE = 2**20
-"""Numbers in an array (draws x labels x slots x latent dimensions): four megabytes."""
+"""Numbers in an array (labels x draws x latent dimensions): four megabytes."""
 
 
 class CounterfactualMixin(BasePerturbationModel):
@@ -357,21 +357,20 @@ class CounterfactualMixin(BasePerturbationModel):
             np.unique(requested.codes[requested.codes >= 0]).astype(np.int64), device=device
         )
         # Drawn for few at a time, which saves memory, and kept, as labels may share perturbations.
-        drawn = [
-            self.module.global_posterior(some, n_draws).shifts
-            for some in rows.split(_PERTURBATIONS_AT_ONCE)
-        ]
-        # Once: `sum_over_slots` would copy the whole table for each chunk of labels to add it.
-        of_empty_slot = drawn[0].new_zeros(len(drawn[0]), 1, self.module.n_shift)
-        table = torch.cat([*drawn, of_empty_slot], dim=1)
-        del drawn  # as large as the table, which lives as long as labels are asked for
-        n_labels = max(1, _SHIFTS_AT_ONCE // (n_draws * requested.codes.shape[1] * table.shape[2]))
+        table = torch.cat(
+            [
+                self.module.global_posterior(some, n_draws).shifts.transpose(0, 1).flatten(1)
+                for some in rows.split(_PERTURBATIONS_AT_ONCE)
+            ]
+        )
+        n_shift = self.module.n_shift
+        n_labels = max(1, _SHIFTS_AT_ONCE // (n_draws * n_shift))
         for start in range(0, len(requested.codes), n_labels):
             labels = slice(start, start + n_labels)
             codes = torch.as_tensor(requested.codes[labels].astype(np.int64), device=device)
             doses = torch.as_tensor(requested.doses[labels], device=device)
-            shifts = table[:, positions_in(rows, codes)] * doses[:, :, None]
-            yield from shifts.sum(dim=2).expand(n_draws, -1, -1).unbind(dim=1)
+            shifts = sum_of_rows(table, positions_in(rows, codes), doses)
+            yield from shifts.unflatten(1, (-1, n_shift)).expand(-1, n_draws, -1)
 
 
 def _norm_columns(norms: torch.Tensor, interval: float | None) -> dict[str, np.ndarray]:

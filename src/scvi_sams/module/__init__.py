@@ -14,7 +14,12 @@ from scvi_sams.module._perturbation_module import (
 )
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._sams_vae import SAMSVAEModule
-from scvi_sams.module._slots import perturbations_of_batch, positions_in, sum_over_slots
+from scvi_sams.module._slots import (
+    perturbations_of_batch,
+    positions_in,
+    sum_of_rows,
+    sum_over_slots,
+)
 from scvi_sams.module._svae_plus import SVAEPlusModule
 
 __all__ = [
@@ -34,5 +39,6 @@ __all__ = [
     "perturbations_of_batch",
     "positions_in",
     "sparsest_rotation",
+    "sum_of_rows",
     "sum_over_slots",
 ]

@@ -42,14 +42,28 @@ def sum_over_slots(table: Tensor, slots: Tensor, weights: Tensor | None = None) 
     slots
         ``(B, K)``; a value of R stands for an empty slot and adds nothing.
     weights
-        ``(B, K)``, for example dosages.
+        ``(B, K)``, for example dosages; 1 by default.
 
     Returns
     -------
     ``(P, B, D)``.
     """
-    padded = functional.pad(table, (0, 0, 0, 1))
-    rows = padded[:, slots]
-    if weights is not None:
-        rows = rows * weights[..., None]
-    return rows.sum(dim=2)
+    n_particles, n_rows, n_columns = table.shape
+    rows = table.transpose(0, 1).reshape(n_rows, n_particles * n_columns)
+    if weights is None:
+        weights = torch.ones_like(slots, dtype=table.dtype)
+    return sum_of_rows(rows, slots, weights).view(-1, n_particles, n_columns).transpose(0, 1)
+
+
+def sum_of_rows(rows: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+    """:func:`sum_over_slots` for rows ``(R, W)`` that hold all particles; returns ``(B, W)``."""
+    if not len(rows):
+        return rows.sum(0).expand(len(slots), -1)  # zeros, and still a function of the rows
+    is_empty = slots == len(rows)
+    dtype = torch.promote_types(rows.dtype, weights.dtype)
+    return functional.embedding_bag(
+        slots.masked_fill(is_empty, 0),
+        rows.to(dtype),
+        per_sample_weights=weights.to(dtype).masked_fill(is_empty, 0),
+        mode="sum",
+    )
