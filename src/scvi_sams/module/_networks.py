@@ -77,9 +77,13 @@ class NormalHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Normal:
         """Return the distribution for hidden units of shape ``(..., n_hidden)``."""
-        log_variance = self.log_variance(hidden).clamp(max=_MAX_LOG_VARIANCE)
-        variance = log_variance.exp() + _VARIANCE_FLOOR
-        return Normal(self.loc(hidden), variance.sqrt(), validate_args=False)
+        # One product, which is faster than two of half the width.
+        layers = (self.loc, self.log_variance)
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
+        loc, log_variance = functional.linear(hidden, weight, bias).chunk(2, dim=-1)
+        variance = log_variance.clamp(max=_MAX_LOG_VARIANCE).exp() + _VARIANCE_FLOOR
+        return Normal(loc, variance.sqrt(), validate_args=False)
 
 
 class BasalEncoder(nn.Module):

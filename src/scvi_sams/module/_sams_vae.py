@@ -212,14 +212,16 @@ class SAMSVAEModule(LatentShiftModule):
     def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
         """q(z_basal | x, shift, covariates); the prior in dimensions that are switched off."""
         posterior = super().encode(x, shift, covariates)
-        is_off = self.masks.is_excluded
-        loc = posterior.loc.masked_fill(is_off, 0.0)
-        return Normal(loc, posterior.scale.masked_fill(is_off, 1.0), validate_args=False)
+        # Products, as `masked_fill` with a mask of the last dimension is three times as slow.
+        is_off = self.masks.is_excluded.to(posterior.scale.dtype)
+        is_on = 1 - is_off
+        scale = torch.addcmul(is_off, posterior.scale, is_on)
+        return Normal(posterior.loc * is_on, scale, validate_args=False)
 
     def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
         """Last hidden layer of the decoder at ``z = z_basal + shift``, less what is off."""
-        basal = z_basal.masked_fill(self.masks.is_excluded, 0.0)
-        return super().decode_hidden(basal, shift, covariates)
+        is_on = (~self.masks.is_excluded).to(z_basal.dtype)
+        return super().decode_hidden(z_basal * is_on, shift, covariates)
 
     def diagnostics(self) -> dict[str, float]:
         """Whether this is the dense phase, and the share of masks that are more likely on."""
