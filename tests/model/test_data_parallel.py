@@ -1,6 +1,7 @@
 """Training on several processes: the same split and plate counts on each, and a loss that falls."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -185,5 +186,6 @@ def test_a_process_that_dies_ends_training_with_an_error(tmp_path):
     )
     assert (tmp_path / "dying").exists()
     assert done.returncode != 0
-    assert "Connection" in done.stderr
+    # Whichever notices first: the other process, in a sum of gradients, or Lightning's watch.
+    assert re.search(r"Connection (reset|closed) by peer|Child process .* terminated", done.stderr)
     assert "FINISHED" not in done.stdout
