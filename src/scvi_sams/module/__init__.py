@@ -5,12 +5,12 @@ from scvi_sams.module._cpa_vae import CPAVAEModule
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._likelihoods import LIKELIHOODS, Likelihood
+from scvi_sams.module._normals import draw_particles
 from scvi_sams.module._perturbation_module import (
     CellBatch,
     GlobalDraw,
     PerturbationModule,
     TrainingStatistics,
-    draw_particles,
 )
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._sams_vae import SAMSVAEModule

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from scvi_sams.module._effects import MeanFieldEffects
 from scvi_sams.module._latent_shift_module import LatentShiftModule
-from scvi_sams.module._perturbation_module import GlobalDraw, draw_particles, standard_normal_like
+from scvi_sams.module._normals import draw_particles
+from scvi_sams.module._perturbation_module import GlobalDraw
 
 
 class CPAVAEModule(LatentShiftModule):
@@ -39,8 +40,8 @@ class CPAVAEModule(LatentShiftModule):
         """Draw e of the perturbations in ``rows``."""
         q_e = self.effects(rows)
         e = draw_particles(q_e, n_particles)
-        p_e = standard_normal_like(q_e, self.effect_prior_scale)
-        return GlobalDraw(e, {"effects": self.normal_kl(q_e, p_e, e)})
+        kl_e = self.normal_kl(q_e, e, self.effect_prior_scale)
+        return GlobalDraw(e, {"effects": kl_e})
 
     @torch.no_grad()
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:

@@ -21,12 +21,17 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Normal
 
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._likelihoods import LIKELIHOODS
 from scvi_sams.module._networks import BasalEncoder, CovariateEncoding, Decoder
+from scvi_sams.module._normals import (
+    divergence_from_prior,
+    draw_particles,
+    log_ratio_to_prior,
+)
 from scvi_sams.module._slots import perturbations_of_batch, sum_over_slots
 
 KLEstimator = Literal["closed_form", "monte_carlo"]
@@ -348,7 +353,7 @@ class PerturbationModule(BaseModuleClass):
         mean_log_px, log_px = self.likelihood.mean_decoded_log_prob(
             cells.x, generative_outputs["hidden"], self.decoder.to_genes, cells.size
         )
-        kl_z = self.basal_kl(inference_outputs["qz"], inference_outputs["z_basal"])
+        kl_z = self.normal_kl(inference_outputs["qz"], inference_outputs["z_basal"])
         global_kl = inference_outputs["global_kl"]
         penalty = self.global_kl_weight * inference_outputs["global_penalty"]
         objective = mean_log_px - kl_weight * (kl_z + penalty).mean()
@@ -361,18 +366,11 @@ class PerturbationModule(BaseModuleClass):
             kl_local=local,
         )
 
-    def basal_kl(self, qz: Normal, z_basal: Tensor) -> Tensor:
-        """KL(q(z_basal) || Normal(0, I)), shape (P or 1, B)."""
+    def normal_kl(self, posterior: Normal, draws: Tensor, prior_scale: float = 1.0) -> Tensor:
+        """Divergence from Normal(0, prior_scale) by ``kl_estimator``, over the last dimension."""
         if self.kl_estimator == "closed_form":
-            # `kl_divergence` fills arrays with the prior's zeros and ones.
-            return 0.5 * (qz.loc.square() + qz.variance - 1).sum(-1) - qz.scale.log().sum(-1)
-        return self.normal_kl(qz, standard_normal_like(qz), z_basal)
-
-    def normal_kl(self, posterior: Normal, prior: Normal, draws: Tensor) -> Tensor:
-        """Divergence of diagonal normals by ``kl_estimator``, summed over the last dimension."""
-        if self.kl_estimator == "closed_form":
-            return kl_divergence(posterior, prior).sum(-1)
-        return (posterior.log_prob(draws) - prior.log_prob(draws)).sum(-1)
+            return divergence_from_prior(posterior, prior_scale)
+        return log_ratio_to_prior(posterior, draws, prior_scale)
 
     def log_importance_weights(
         self, cells: CellBatch, shift: Tensor, n_particles: int | None = None
@@ -385,7 +383,7 @@ class PerturbationModule(BaseModuleClass):
         z_basal = draw_particles(qz, n_particles or shift.shape[0])
         logits = self.decode(z_basal, shift, cells.covariates)
         log_px = self.likelihood.log_prob(cells.x, logits, cells.size)
-        return log_px + (standard_normal_like(qz).log_prob(z_basal) - qz.log_prob(z_basal)).sum(-1)
+        return log_px - log_ratio_to_prior(qz, z_basal)
 
     def sample(self, tensors: dict[str, Tensor], n_samples: int = 1) -> Tensor:
         """Posterior predictive expression of the cells, ``(n_samples, B, G)``."""
@@ -394,19 +392,3 @@ class PerturbationModule(BaseModuleClass):
         cells: CellBatch = outputs["cells"]
         logits = self.decode(outputs["z_basal"], outputs["shift"], cells.covariates)
         return self.likelihood.sample(logits, cells.size)
-
-
-def draw_particles(posterior: Normal, n_particles: int) -> Tensor:
-    """Draw ``(n_particles, ...)`` from a posterior of batch shape ``(n_particles or 1, ...)``."""
-    noise = torch.randn(
-        (n_particles, *posterior.loc.shape[1:]),
-        dtype=posterior.loc.dtype,
-        device=posterior.loc.device,
-    )
-    return posterior.loc + posterior.scale * noise
-
-
-def standard_normal_like(posterior: Normal, scale: float = 1.0) -> Normal:
-    """Normal(0, scale) of the shape of a posterior."""
-    loc = torch.zeros_like(posterior.loc)
-    return Normal(loc, torch.full_like(loc, scale), validate_args=False)

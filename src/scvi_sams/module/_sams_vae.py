@@ -14,11 +14,10 @@ from scvi_sams.module._curvature import LatentSurvey, curvature, following
 from scvi_sams.module._effects import CorrelatedEffects, EffectPosterior, MeanFieldEffects
 from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._masks import BernoulliMaskPrior, BetaBernoulliMaskPrior, MaskPosterior
+from scvi_sams.module._normals import draw_particles
 from scvi_sams.module._perturbation_module import (
     CellBatch,
     GlobalDraw,
-    draw_particles,
-    standard_normal_like,
 )
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._slots import positions_in, sum_over_slots
@@ -111,7 +110,7 @@ class SAMSVAEModule(LatentShiftModule):
         m = self.masks.sample(rows, n_particles)
         q_e = self.effects(rows, m)
         e = draw_particles(q_e, n_particles)
-        p_e = standard_normal_like(q_e, self.effect_prior_scale)
+        kl_e = self.normal_kl(q_e, e, self.effect_prior_scale)
         logits = self.masks.log_odds(rows)
         if self.masks.is_dense:
             kl_m = torch.zeros_like(logits[..., 0])[None] + 0 * logits.sum()
@@ -119,7 +118,7 @@ class SAMSVAEModule(LatentShiftModule):
             kl_m = self.mask_prior.kl(logits).sum(-1)[None]
         else:
             kl_m = self.mask_prior.monte_carlo_kl(logits, m).sum(-1)
-        return GlobalDraw(m * e, {"masks": kl_m, "effects": self.normal_kl(q_e, p_e, e)})
+        return GlobalDraw(m * e, {"masks": kl_m, "effects": kl_e})
 
     @torch.no_grad()
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
