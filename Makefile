@@ -61,17 +61,21 @@ demo: $(TEST_STAMP)
 	$(VENV_PYTHON) demo/run.py $(if $(DATA),--data $(DATA)) $(DEMO_ARGS)
 
 # One thread, unless told otherwise: two torch threads on a busy two-core machine were measured to be
-# eight times slower than one.
+# eight times slower than one. Numba is told too: its first parallel loop (in scanpy) sets the number
+# of threads of OpenMP, and so of torch, to its own.
+ONE_THREAD := export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
+	export NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-$$OMP_NUM_THREADS};
+
 test: $(TEST_STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+	$(ONE_THREAD) $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
 coverage: $(TEST_STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest $(PYTEST_ARGS) --cov --cov-report=term
+	$(ONE_THREAD) $(VENV_PYTHON) -m pytest $(PYTEST_ARGS) --cov --cov-report=term
 
 # From nothing each time: pages of functions that are gone would stay, and warnings are shown once only.
 docs: $(DOC_STAMP)
 	rm -rf docs/_build docs/api/generated
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(ONE_THREAD) $(VENV_PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(DEV_STAMP)
 	$(VENV_PYTHON) -m ruff check .
