@@ -91,11 +91,13 @@ def test_a_batch_of_controls_still_reaches_the_parameters():
     assert torch.equal(parameter.grad, torch.zeros(6, 5))
 
 
-def test_doses_keep_their_precision_beside_coarser_tables():
+@pytest.mark.parametrize("of_table", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("of_doses", [torch.float32, torch.float64])
+def test_neither_doses_nor_table_lose_precision_beside_the_other(of_table, of_doses):
     dose = 1 + 2**-20
-    table = torch.ones(1, 1, 1, dtype=torch.bfloat16)
-    total = sum_over_slots(table, torch.tensor([[0]]), torch.tensor([[dose]]))
-    assert total.item() == dose
+    table = torch.full((1, 1, 1), 3.0, dtype=of_table)
+    doses = torch.tensor([[dose]], dtype=of_doses)
+    assert sum_over_slots(table, torch.tensor([[0]]), doses).item() == 3 * dose
 
 
 def test_gradients_are_the_dosages():

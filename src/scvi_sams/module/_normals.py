@@ -19,7 +19,7 @@ def draw_particles(posterior: Normal, n_particles: int) -> Tensor:
     return posterior.loc + posterior.scale * noise
 
 
-def divergence_from_prior(posterior: Normal, prior_scale: float = 1.0) -> Tensor:
+def divergence_from_prior(posterior: Normal, prior_scale: float) -> Tensor:
     """KL(posterior || Normal(0, prior_scale)), summed over the last dimension, in nats.
 
     ``sum_l ((loc^2 + sd^2) / prior_scale^2 - 1) / 2 - log(sd / prior_scale)``
