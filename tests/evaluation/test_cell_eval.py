@@ -95,6 +95,8 @@ def test_overlap_by_hand():
     # Significant are 0, 1, 3: the top three hold 0 and 1.
     predicted_fdr = np.array([0.0, 0.0, 0.06, 0.0, 0.5])
     assert de_overlap(change, observed_fdr, predicted_fdr=predicted_fdr) == pytest.approx(2 / 3)
+    at_threshold = np.where(predicted_fdr < 0.05, 0.05, predicted_fdr)
+    assert de_overlap(change, observed_fdr, predicted_fdr=at_threshold) == 0
     assert de_overlap(change, observed_fdr, fdr=1e-3) == 0
     assert de_overlap(np.array([0.0, 0, 9, 0, 1]), observed_fdr, fdr=1e-3) == 1
 

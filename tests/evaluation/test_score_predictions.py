@@ -12,6 +12,7 @@ from scvi_sams.evaluation.metrics._distances import (
     mmd,
     principal_axes,
 )
+from scvi_sams.evaluation.metrics._perturbench import deg_recall
 from scvi_sams.evaluation.metrics._registry import describe_metrics
 from scvi_sams.evaluation.metrics._scoring import position, score_predictions
 from scvi_sams.exceptions import (
@@ -309,6 +310,45 @@ def test_target_genes_come_from_labels_or_the_user():
     ):
         scores = score_predictions(predicted, observed, modes=["cell-eval"], target_genes=targets)
         assert values(scores, "discrimination_l1")["a"] == expected
+
+
+def test_target_genes_are_the_names_in_a_label_whatever_stands_between_them():
+    # By the genes that it targets, the prediction is nearer to the other observation.
+    genes = ["gene one", "gene two", "third"]
+    labels = ["control", "gene one+gene two", "x"]
+    observed = table([[1, 1, 1], [1, 1, 2], [5, 5, 2.5]], labels, genes)
+    predicted = table([[9, 9, 2], [5, 5, 2.5]], labels[1:], genes)
+    by_label = score_predictions(predicted, observed, modes=["cell-eval"])
+    assert values(by_label, "discrimination_l1")["gene one+gene two"] == 1
+    only_one = score_predictions(
+        predicted, observed, modes=["cell-eval"], target_genes={"gene one+gene two": "gene one"}
+    )
+    assert values(only_one, "discrimination_l1")["gene one+gene two"] == 0.5
+
+
+@pytest.mark.parametrize("n_top_genes", [5, 50])
+def test_top_genes_are_those_that_vary_least_among_controls(n_top_genes):
+    observed, predicted = cells(0), profiles(cells(1))
+    control = observed.X[(observed.obs["perturbation"] == "control").to_numpy()]
+    expected = deg_recall(
+        predicted.X, profiles(observed).X, control.mean(axis=0), control.var(axis=0),
+        n_genes=n_top_genes,
+    )  # fmt: skip
+    scores = score_predictions(predicted, observed, modes=["perturbench"], n_top_genes=n_top_genes)
+    rows = scores[scores["metric"] == "deg_recall"].set_index("perturbation")
+    np.testing.assert_allclose(rows.loc[PERTURBATIONS, "value"], expected)
+    assert (rows["chance"] == min(n_top_genes / 30, 1)).all()
+
+
+def test_control_cells_may_have_several_labels():
+    observed, predicted = cells(0), profiles(cells(1))
+    expected = score_predictions(predicted, observed)
+    labels = observed.obs["perturbation"].to_numpy(dtype=object)
+    labels[np.flatnonzero(labels == "control")[::2]] = "scrambled"
+    renamed = table(observed.X, ["unperturbed" if x == "control" else x for x in labels])
+    scores = score_predictions(predicted, renamed, control=["scrambled", "unperturbed"])
+    pd.testing.assert_frame_equal(scores, expected)
+    assert scores.index.tolist() == list(range(len(scores)))
 
 
 def test_the_perturbed_centroid_may_be_that_of_training():
