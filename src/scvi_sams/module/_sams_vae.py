@@ -15,10 +15,7 @@ from scvi_sams.module._effects import CorrelatedEffects, EffectPosterior, MeanFi
 from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._masks import BernoulliMaskPrior, BetaBernoulliMaskPrior, MaskPosterior
 from scvi_sams.module._normals import draw_particles
-from scvi_sams.module._perturbation_module import (
-    CellBatch,
-    GlobalDraw,
-)
+from scvi_sams.module._perturbation_module import CellBatch, GlobalDraw
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._slots import positions_in, sum_over_slots
 
