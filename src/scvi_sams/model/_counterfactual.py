@@ -27,6 +27,9 @@ _PERTURBATIONS_AT_ONCE = 256
 _SHIFTS_AT_ONCE = 2**20
 """Numbers in an array (labels x draws x latent dimensions): four megabytes."""
 
+_UNCERTAINTY = ("standard_error", "interval_low", "interval_high")
+"""Layers of a table of effects. By name, because those of anndata 0.13 hold X as well."""
+
 
 class CounterfactualMixin(BasePerturbationModel):
     """Adds :meth:`predict_ate` and :meth:`predict`."""
@@ -143,9 +146,7 @@ class CounterfactualMixin(BasePerturbationModel):
             self.module, statistic, *self._basal_states(basal, n_posterior_samples, n_basal)
         )
         genes = pd.Index(self.get_var_names())
-        names = ["X", "standard_error"]
-        if interval is not None:
-            names += ["interval_low", "interval_high"]
+        names = ["X", *(_UNCERTAINTY[:1] if interval is None else _UNCERTAINTY)]
         tables = {n: np.empty((len(labels), len(genes)), np.float32) for n in names}
         norms = torch.empty(n_posterior_samples, len(labels), device=self.module.device)
         for row, shift in enumerate(self._drawn_shifts(requested, n_posterior_samples)):
@@ -171,16 +172,22 @@ class CounterfactualMixin(BasePerturbationModel):
             "n_posterior_samples": n_posterior_samples,
             "basal": basal,
         }
-        if key_added is not None and self.adata is not None:
-            self.adata.uns[key_added] = {
-                "effect": result.X.copy(),
-                **{name: result.layers[name].copy() for name in names[1:]},
-                "perturbations": np.array(labels),
-                "genes": np.array(genes, dtype=str),
-                **result.uns["ate"],
-            }
-            self.keep_provenance(self.adata, key_added)
+        if key_added is not None:
+            self._keep_effects(result, key_added, perturbations=np.array(labels))
         return result
+
+    def _keep_effects(self, result: AnnData, key_added: str, **of_rows: np.ndarray) -> None:
+        """Write a table of effects, and what names its rows, to ``uns`` of the training data."""
+        if self.adata is None:
+            return
+        self.adata.uns[key_added] = {
+            "effect": result.X.copy(),
+            **{n: result.layers[n].copy() for n in _UNCERTAINTY if n in result.layers},
+            **of_rows,
+            "genes": np.array(result.var_names, dtype=str),
+            **result.uns["ate"],
+        }
+        self.keep_provenance(self.adata, key_added)
 
     @torch.inference_mode()
     def predict(

@@ -17,9 +17,6 @@ from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
 from scvi_sams.model._arms import Method
 from scvi_sams.model._counterfactual import CounterfactualMixin
 
-_LAYERS = ("standard_error", "interval_low", "interval_high")
-"""By name: the layers of anndata 0.13 hold X as well."""
-
 
 class DoseResponseMixin(CounterfactualMixin):
     """Adds :meth:`predict_dose_response` to models that are linear in the dose."""
@@ -115,16 +112,8 @@ class DoseResponseMixin(CounterfactualMixin):
         result.obs["dose"] = grid
         result.obs["is_measured_range"] = grid <= np.repeat(largest, [len(g) for g in grids])
         result.obs_names = [f"{name}@{dose:g}" for name, dose in zip(labels, grid, strict=True)]
-        if key_added is not None and self.adata is not None:
-            self.adata.uns[key_added] = {
-                "effect": result.X.copy(),
-                **{n: result.layers[n].copy() for n in _LAYERS if n in result.layers},
-                "perturbations": labels.copy(),
-                "doses": grid.copy(),
-                "genes": np.array(result.var_names, dtype=str),
-                **result.uns["ate"],
-            }
-            self.keep_provenance(self.adata, key_added)
+        if key_added is not None:
+            self._keep_effects(result, key_added, perturbations=labels.copy(), doses=grid.copy())
         return result
 
     def _refuse_without_doses(self) -> None:
