@@ -5,6 +5,7 @@ import pyro.distributions as pyro_distributions
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.distributions import NegativeBinomial, Poisson
 
 from module.reference import negative_binomial_log_pmf
@@ -16,6 +17,15 @@ from scvi_sams.module._rising_factorial import TABLE_SIZE
 
 COUNTS = [0, 1, 2, 17, 126, 127, 128, 129, 130, 5000]
 """Around the end of the table, and far beyond it."""
+
+
+@pytest.fixture(params=["processor", "accelerator"], autouse=True)
+def _device(request, monkeypatch):
+    """All of it twice: by compiled loops, and by the operations that accelerators get, run here."""
+    if request.param == "accelerator":
+        monkeypatch.setattr("scvi_sams._devices.is_accelerator", lambda device: True)
+
+
 TWO_MODES = pytest.mark.parametrize("softmax", [False, True], ids=["log mean", "softmax"])
 
 
@@ -356,3 +366,56 @@ def test_full_precision_under_automatic_mixed_precision():
     mean.backward()
     assert half.grad.dtype == torch.bfloat16
     assert all(torch.isfinite(argument.grad).all() for argument in (half, *others))
+
+
+@TWO_MODES
+def test_data_that_ask_for_a_gradient_are_data_all_the_same(softmax):
+    """As where somebody attributes a latent state to genes."""
+    x, size, arguments = make_last_layer()
+    expected, _ = mean_decoded_log_prob(x, *arguments, size, softmax=softmax)
+    x.requires_grad_()
+    sizes = x.sum(1) + 1
+    actual, _ = mean_decoded_log_prob(x, *arguments, sizes, softmax=softmax)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-12)
+    _, logits, log_theta, _ = make_cells()
+    log_prob = negative_binomial_log_prob(x[:6], logits, log_theta, sizes[:6] if softmax else None)
+    assert not log_prob.requires_grad
+
+
+@TWO_MODES
+def test_nan_among_logits_shows(softmax):
+    """So that training stops where it diverges."""
+    x, logits, log_theta, size = make_cells(2, 3, torch.float32)
+    logits[1, 2, 4] = torch.nan
+    log_prob = negative_binomial_log_prob(x, logits, log_theta, size if softmax else None)
+    is_nan = torch.zeros(2, 3, dtype=torch.bool)
+    is_nan[1, 2] = True
+    assert torch.equal(log_prob.isnan(), is_nan)
+
+
+@TWO_MODES
+def test_nan_among_counts_shows_and_is_no_place_in_memory(softmax):
+    x, logits, log_theta, size = make_cells(2, 3, torch.float32)
+    x[1, 0] = torch.nan
+    log_prob = negative_binomial_log_prob(x, logits, log_theta, size if softmax else None)
+    assert log_prob[:, 1].isnan().all()
+    assert log_prob[:, [0, 2]].isfinite().all()
+
+
+@TWO_MODES
+def test_an_accelerator_is_asked_nothing(softmax, monkeypatch):
+    """Tensors without values raise an error where a size or a branch depends on values."""
+    monkeypatch.setattr("scvi_sams._devices.is_accelerator", lambda device: True)
+    real = make_last_layer(torch.float32)
+    with FakeTensorMode() as without_values:
+        x, size = (without_values.from_tensor(value) for value in real[:2])
+        arguments = [without_values.from_tensor(value) for value in real[2]]
+        mean, each = mean_decoded_log_prob(x, *arguments, size, softmax=softmax)
+        gradients = torch.autograd.grad(mean, arguments)
+        assert each.shape == (3, 7)
+        assert [g.shape for g in gradients] == [a.shape for a in arguments]
+        logits = torch.empty(2, 7, 10, requires_grad=True)
+        log_prob = negative_binomial_log_prob(x, logits, arguments[-1], size if softmax else None)
+        assert torch.autograd.grad(log_prob.sum(), logits)[0].shape == logits.shape
+        with pytest.raises(DataDependentOutputException):
+            int(x.amax())

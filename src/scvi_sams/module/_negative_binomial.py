@@ -12,15 +12,19 @@ cell and gene, while the particles need few passes over few arrays.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scvi_sams import _devices
+from scvi_sams.module import _negative_binomial_loops as loops
 from scvi_sams.module._chunks import chunks_of_cells, chunks_of_particles
-from scvi_sams.module._rising_factorial import RisingFactorialTable, rising_factorial
+from scvi_sams.module._rising_factorial import rising_factorial, rising_factorial_table
 
 _MAX_LOG_MEAN = 60.0
 """Keeps the mean finite in float32 whatever the decoder says."""
@@ -34,7 +38,7 @@ def negative_binomial_log_prob(
     Parameters
     ----------
     x
-        Counts of shape ``(n_cells, n_genes)``.
+        Counts of shape ``(n_cells, n_genes)``. They and sizes are data: without a gradient.
     log_mean
         Shape ``(n_particles, n_cells, n_genes)``: log of the mean; or, with ``softmax_size``,
         logits whose softmax over genes shares out the size.
@@ -47,7 +51,9 @@ def negative_binomial_log_prob(
     -------
     Shape ``(n_particles, n_cells)``, in nats, the constant ``-log(x!)`` included.
     """
-    particles: Tensor = _ParticleTerms.apply(log_mean, x, log_theta, softmax_size)
+    x = x.detach()
+    size = None if softmax_size is None else softmax_size.detach()
+    particles: Tensor = _ParticleTerms.apply(log_mean, x, log_theta, size)
     return particles + rising_factorial(log_theta, x)
 
 
@@ -95,8 +101,8 @@ def mean_decoded_log_prob(
             weight,
             bias,
             log_theta,
-            x,
-            size,
+            x.detach(),
+            size.detach(),
             softmax,
             torch.is_grad_enabled(),
         )
@@ -106,7 +112,8 @@ def mean_decoded_log_prob(
 class _ParticleTerms(torch.autograd.Function):
     """``sum_g x log(mean) - (x + theta) log1p(ratio)`` per particle and cell.
 
-    The softmax is differentiated here too, which saves keeping another array.
+    The softmax is differentiated here too, and nothing of the size of the logits is kept but they
+    themselves: the gradient begins with them again.
     """
 
     @staticmethod
@@ -114,29 +121,24 @@ class _ParticleTerms(torch.autograd.Function):
         ctx: Any, logits: Tensor, x: Tensor, log_theta: Tensor, softmax_size: Tensor | None
     ) -> Tensor:
         theta = log_theta.exp()
-        ratio = torch.empty_like(logits)
         result = logits.new_empty(logits.shape[:-1])
         for cells, chunk in _chunks_of_cells(x, theta, softmax_size):
             for particles in chunks_of_particles(len(logits), x.device):
-                part = ratio[particles, cells]
-                part.copy_(logits[particles, cells])
-                result[particles, cells] = _terms(part, torch.empty_like(part), chunk)
-        ctx.save_for_backward(ratio, x, theta, softmax_size)
+                result[particles, cells] = chunk.terms(logits[particles, cells].clone())
+        ctx.save_for_backward(logits, x, theta, softmax_size)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ratio, x, theta, softmax_size = ctx.saved_tensors
-        grad_logits = torch.empty_like(ratio)
+        logits, x, theta, softmax_size = ctx.saved_tensors
+        grad_logits = torch.empty_like(logits)
         grad_log_theta = torch.zeros_like(theta)
         for cells, chunk in _chunks_of_cells(x, theta, softmax_size):
-            for particles in chunks_of_particles(len(ratio), x.device):
-                part, slopes = ratio[particles, cells].clone(), grad_logits[particles, cells]
-                weights = grad[particles, cells]
-                torch.log1p(part, out=slopes)
-                grad_log_theta += _slopes(part, slopes, chunk, weights)
-                slopes *= weights[..., None]
+            for particles in chunks_of_particles(len(logits), x.device):
+                part = logits[particles, cells].clone()
+                chunk.terms_and_slopes(part, grad[particles, cells], grad_log_theta)
+                grad_logits[particles, cells] = part
         return grad_logits, None, grad_log_theta, None
 
 
@@ -157,30 +159,32 @@ class _MeanOfDecoded(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         theta = log_theta.exp()
         each = theta.new_empty(hidden.shape[:-1])
-        # Of the sum; the mean is a matter of what they are multiplied with in the end.
+        share = torch.full_like(each, 1 / each.numel())
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
         grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
-        table = RisingFactorialTable(theta, x)
+        table = rising_factorial_table(theta, x)
         beta = 0.0
         for cells, chunk in _chunks_of_cells(x, theta, size if softmax else None):
             rising, slopes_of_theta = table.read(chunk.counts)
             if with_gradient:
-                grad_log_theta += len(hidden) * slopes_of_theta.sum(0)
+                grad_log_theta += slopes_of_theta.sum(0) / len(x)
             for particles in chunks_of_particles(len(hidden), x.device):
                 inner = hidden[particles, cells]
                 part = torch.nn.functional.linear(inner, weight, bias)
+                inner = inner.flatten(0, 1)
                 if not softmax:
                     part += size[cells, None].log()
-                slopes = torch.empty_like(part)
-                each[particles, cells] = _terms(part, slopes, chunk) + rising
-                if with_gradient:
-                    ones = torch.ones_like(part[..., 0])
-                    grad_log_theta += _slopes(part, slopes, chunk, ones)
-                    grad_bias += _sum_over_cells(slopes, ones)
-                    # What is there before the first product counts as zero.
-                    grad_weight.addmm_(slopes.flatten(0, 1).T, inner.flatten(0, 1), beta=beta)
-                    beta = 1.0
-                    grad_hidden[particles, cells] = slopes @ weight
+                if not with_gradient:
+                    each[particles, cells] = chunk.terms(part) + rising
+                    continue
+                terms = chunk.terms_and_slopes(part, share[particles, cells], grad_log_theta)
+                each[particles, cells] = terms + rising
+                slopes = part.flatten(0, 1)
+                grad_bias += slopes.sum(0)
+                # What is there before the first product counts as zero.
+                grad_weight.addmm_(slopes.T, inner, beta=beta)
+                beta = 1.0
+                torch.mm(slopes, weight, out=grad_hidden[particles, cells].view_as(inner))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_log_theta)
         ctx.mark_non_differentiable(each)
         return each.mean(), each
@@ -188,71 +192,102 @@ class _MeanOfDecoded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        n_values = ctx.saved_tensors[0].shape[:-1].numel()
-        grads = (grad / n_values * saved for saved in ctx.saved_tensors)
-        return *grads, None, None, None, None
+        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None
 
 
-class _Chunk(NamedTuple):
-    """What the particles of some cells share."""
+@dataclass(frozen=True)
+class _Chunk(ABC):
+    """Some cells, and what of the likelihood all their particles share."""
 
     counts: Tensor
-    counts_and_theta: Tensor
-    total: Tensor
-    """Counts of each cell."""
     theta: Tensor
     inverse_theta: Tensor
     softmax_size: Tensor | None
+
+    @abstractmethod
+    def terms(self, part: Tensor) -> Tensor:
+        """Terms of particles and cells whose logits are ``part``, which is spent."""
+
+    @abstractmethod
+    def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
+        """Terms too; ``part`` becomes the gradient of their weighted sum with respect to itself.
+
+        The gradient with respect to log(theta) is added to ``of_theta``.
+        """
+
+
+class _ChunkOfLoops(_Chunk):
+    """In one pass; for processors."""
+
+    def terms(self, part: Tensor) -> Tensor:
+        return self.terms_and_slopes(
+            part, torch.zeros_like(part[..., 0]), torch.zeros_like(self.theta)
+        )
+
+    def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
+        terms = torch.empty_like(part[..., 0])
+        scratch = torch.empty_like(self.theta)
+        for logits, of_cells, written in zip(part, weights, terms, strict=True):
+            if self.softmax_size is None:
+                size, bounds = torch.ones_like(written), torch.full_like(written, _MAX_LOG_MEAN)
+            else:
+                size, bounds = self.softmax_size, logits.amax(-1)
+            given = [logits, self.counts, self.theta, self.inverse_theta, size, of_cells, bounds]
+            arrays = (array.numpy() for array in (*given, of_theta, written, scratch))
+            loops.terms_and_slopes(self.softmax_size is not None, *arrays)
+        return terms
+
+
+class _ChunkOfTensors(_Chunk):
+    """In some twenty passes over arrays, in place; for accelerators."""
+
+    def terms(self, part: Tensor) -> Tensor:
+        return self._terms(part, torch.empty_like(part))
+
+    def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
+        slopes = torch.empty_like(part)
+        terms = self._terms(part, slopes)
+        ratio, counts_and_theta = part, self.counts + self.theta
+        of_theta -= self.theta * _sum_over_cells(slopes, weights)
+        # d/d log(mean) = x - (x + theta) ratio / (1 + ratio)
+        torch.add(ratio, 1, out=slopes)
+        torch.div(ratio, slopes, out=slopes)
+        slopes *= counts_and_theta
+        of_theta += _sum_over_cells(slopes, weights)
+        torch.sub(self.counts, slopes, out=slopes)
+        if self.softmax_size is not None:
+            ratio *= slopes.sum(dim=-1, keepdim=True) / self.softmax_size[:, None]
+            slopes.addcmul_(ratio, self.theta, value=-1)
+        torch.mul(slopes, weights[..., None], out=part)
+        return terms
+
+    def _terms(self, part: Tensor, log1p: Tensor) -> Tensor:
+        """``part`` becomes ``ratio``, and ``log1p`` is filled with ``log1p(ratio)``."""
+        if self.softmax_size is None:
+            part.clamp_(max=_MAX_LOG_MEAN)
+        else:
+            part -= part.amax(-1, keepdim=True)
+        terms = part * self.counts
+        part.exp_()
+        per_cell: Tensor | float = 0.0
+        if self.softmax_size is not None:
+            # Of the shares first: as a difference of large sums their logarithm would not be exact.
+            per_share = self.softmax_size / part.sum(-1)
+            per_cell = self.counts.sum(-1) * per_share.log()
+            part *= per_share[..., None]
+        part *= self.inverse_theta
+        torch.log1p(part, out=log1p)
+        return terms.addcmul_(log1p, self.counts + self.theta, value=-1).sum(-1) + per_cell
 
 
 def _chunks_of_cells(
     x: Tensor, theta: Tensor, softmax_size: Tensor | None
 ) -> Iterator[tuple[slice, _Chunk]]:
+    kind = _ChunkOfTensors if _devices.is_accelerator(x.device) else _ChunkOfLoops
     inverse_theta = theta.reciprocal()  # half of the time of dividing by theta
     for cells in chunks_of_cells(x):
-        counts = x[cells]
         size = None if softmax_size is None else softmax_size[cells]
-        yield cells, _Chunk(counts, counts + theta, counts.sum(-1), theta, inverse_theta, size)
-
-
-def _terms(part: Tensor, log1p: Tensor, chunk: _Chunk) -> Tensor:
-    """Terms of particles and cells whose logits are ``part``.
-
-    ``part`` becomes ``ratio``, and ``log1p`` is filled with ``log1p(ratio)``.
-    """
-    if chunk.softmax_size is None:
-        part.clamp_(max=_MAX_LOG_MEAN)
-    else:
-        part -= part.amax(-1, keepdim=True)
-    terms = part * chunk.counts
-    part.exp_()
-    per_cell: Tensor | float = 0.0
-    if chunk.softmax_size is not None:
-        # Of the shares first: as a difference of large sums their logarithm would not be exact.
-        per_share = chunk.softmax_size / part.sum(-1)
-        per_cell = chunk.total * per_share.log()
-        part *= per_share[..., None]
-    part *= chunk.inverse_theta
-    torch.log1p(part, out=log1p)
-    return terms.addcmul_(log1p, chunk.counts_and_theta, value=-1).sum(-1) + per_cell
-
-
-def _slopes(ratio: Tensor, slopes: Tensor, chunk: _Chunk, weights: Tensor) -> Tensor:
-    """Turn ``slopes`` from ``log1p(ratio)`` into the gradient with respect to the logits.
-
-    ``ratio`` is spent. Returns the gradient of the weighted sum with respect to log(theta).
-    """
-    of_theta = -chunk.theta * _sum_over_cells(slopes, weights)
-    # d/d log(mean) = x - (x + theta) ratio / (1 + ratio)
-    torch.add(ratio, 1, out=slopes)
-    torch.div(ratio, slopes, out=slopes)
-    slopes *= chunk.counts_and_theta
-    of_theta += _sum_over_cells(slopes, weights)
-    torch.sub(chunk.counts, slopes, out=slopes)
-    if chunk.softmax_size is not None:
-        ratio *= slopes.sum(dim=-1, keepdim=True) / chunk.softmax_size[:, None]
-        slopes.addcmul_(ratio, chunk.theta, value=-1)
-    return of_theta
+        yield cells, kind(x[cells], theta, inverse_theta, size)
 
 
 def _sum_over_cells(values: Tensor, weights: Tensor) -> Tensor:
