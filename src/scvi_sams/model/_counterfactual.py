@@ -18,7 +18,7 @@ from scvi_sams.data import PerturbationCodes
 from scvi_sams.exceptions import MissingControlError, SAMSError
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._base import BasePerturbationModel
-from scvi_sams.model._draws import bounds, mean_and_error, refuse_invalid_draws
+from scvi_sams.model._draws import bounds, refuse_invalid_draws, summary
 from scvi_sams.module import draw_particles, positions_in, sum_of_rows, sum_over_slots
 
 _PERTURBATIONS_AT_ONCE = 256
@@ -82,8 +82,8 @@ class CounterfactualMixin(BasePerturbationModel):
         target_sum
             Total to which expression is normalised.
         interval
-            Probability mass of the posterior interval. ``None`` leaves intervals out, which are a
-            quarter of the time of ``"mean"`` and half of the tables.
+            Probability mass of the posterior interval. ``None`` leaves intervals out, which are
+            half of the tables.
         key_added
             Key of ``adata.uns`` of the training data that the tables are also written to (as a
             dict of arrays); ``None`` writes nothing.
@@ -151,10 +151,7 @@ class CounterfactualMixin(BasePerturbationModel):
         norms = torch.empty(n_posterior_samples, len(labels), device=self.module.device)
         for row, shift in enumerate(self._drawn_shifts(requested, n_posterior_samples)):
             effects = arms.effect(shift)
-            values = [*mean_and_error(effects)]
-            if interval is not None:
-                values += bounds(effects, interval)
-            for name, value in zip(names, values, strict=True):
+            for name, value in zip(names, summary(effects, interval), strict=True):
                 tables[name][row] = value.cpu().numpy()
             norms[:, row] = effects.norm(dim=1)
 

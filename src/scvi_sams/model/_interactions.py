@@ -24,7 +24,7 @@ from scvi_sams.data import (
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._counterfactual import CounterfactualMixin
-from scvi_sams.model._draws import bounds, mean_and_error, refuse_invalid_draws
+from scvi_sams.model._draws import bounds, refuse_invalid_draws, summary
 
 _PAIRS_PER_CHUNK = 32
 """Combinations whose single effects are held in memory at a time."""
@@ -131,9 +131,8 @@ class InteractionsMixin(CounterfactualMixin):
             found = self._drawn_interactions(labels[chunk], parts[chunk], arms)
             for place, drawn in enumerate(found, start):
                 interaction = drawn.effect - drawn.additive
-                mean, error = mean_and_error(interaction)
+                mean, *uncertainty = summary(interaction, interval)
                 means = (mean, drawn.effect.mean(0), drawn.additive.mean(0))
-                uncertainty = (error, *bounds(interaction, interval))
                 for name, value in zip(names, (*means, *uncertainty), strict=True):
                     tables[name][place] = value.cpu().numpy()
                 rows.append(_summary(drawn, interval))
