@@ -31,7 +31,7 @@ def random_codes(n_cells, n_slots, n_perturbations, seed):
 def test_dosed_sums_are_a_matrix_product(seed, n_slots):
     codes, doses = random_codes(30, n_slots, 50, seed)
     table = np.random.default_rng(seed).normal(size=(3, 50, 4))
-    rows, slots = perturbations_of_batch(torch.as_tensor(codes))
+    rows, slots = perturbations_of_batch(torch.as_tensor(codes), 50)
     of_batch = torch.as_tensor(table)[:, rows]
     actual = sum_over_slots(of_batch, slots, torch.as_tensor(doses))
     np.testing.assert_allclose(actual, dense_dosages(codes, doses, 50) @ table, atol=1e-12)
@@ -40,7 +40,7 @@ def test_dosed_sums_are_a_matrix_product(seed, n_slots):
 
 
 def test_example_by_hand():
-    rows, slots = perturbations_of_batch(torch.tensor([[7, -1], [-1, -1], [3, 7]]))
+    rows, slots = perturbations_of_batch(torch.tensor([[7, -1], [-1, -1], [3, 7]]), 9)
     assert rows.tolist() == [3, 7]
     assert slots.tolist() == [[1, 2], [2, 2], [0, 1]]
     table = torch.tensor([[[1.0, 10.0], [2.0, 20.0]]])
@@ -51,7 +51,7 @@ def test_example_by_hand():
 
 def test_rows_are_the_perturbations_of_the_batch_once_and_ascending():
     codes, _ = random_codes(40, 3, 1000, seed=9)
-    rows, slots = perturbations_of_batch(torch.as_tensor(codes))
+    rows, slots = perturbations_of_batch(torch.as_tensor(codes), 1000)
     assert rows.tolist() == sorted(set(codes[codes >= 0].tolist()))
     given = codes >= 0
     np.testing.assert_array_equal(rows[slots[torch.as_tensor(given)]], codes[given])
@@ -71,13 +71,13 @@ def test_positions_among_more_perturbations_than_the_batch_has():
 
 def test_positions_agree_with_those_of_the_batch():
     codes = torch.tensor(CODES)
-    rows, slots = perturbations_of_batch(codes)
+    rows, slots = perturbations_of_batch(codes, 5)
     assert torch.equal(positions_in(rows, codes), slots)
 
 
 def test_a_batch_of_controls_sums_to_zero():
     codes = torch.full((4, 2), -1)
-    rows, slots = perturbations_of_batch(codes)
+    rows, slots = perturbations_of_batch(codes, 5)
     assert rows.numel() == 0
     assert torch.equal(sum_over_slots(torch.zeros(3, 0, 5), slots), torch.zeros(3, 4, 5))
     assert torch.equal(positions_in(rows, codes), slots)
@@ -86,7 +86,7 @@ def test_a_batch_of_controls_sums_to_zero():
 def test_a_batch_of_controls_still_reaches_the_parameters():
     # Of several processes, one may see controls only: it has to hand in gradients all the same.
     parameter = torch.ones(6, 5, requires_grad=True)
-    rows, slots = perturbations_of_batch(torch.full((4, 2), -1))
+    rows, slots = perturbations_of_batch(torch.full((4, 2), -1), 6)
     sum_over_slots(parameter[None, rows], slots).sum().backward()
     assert torch.equal(parameter.grad, torch.zeros(6, 5))
 
@@ -102,7 +102,7 @@ def test_neither_doses_nor_table_lose_precision_beside_the_other(of_table, of_do
 
 def test_gradients_are_the_dosages():
     codes, doses = torch.tensor(CODES), torch.tensor(DOSES, dtype=torch.float64)
-    rows, slots = perturbations_of_batch(codes)
+    rows, slots = perturbations_of_batch(codes, 5)
     table = torch.zeros(1, len(rows), 1, dtype=torch.float64, requires_grad=True)
     sum_over_slots(table, slots, doses).sum().backward()
     expected = dense_dosages(CODES, DOSES, 5).sum(axis=0)

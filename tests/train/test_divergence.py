@@ -9,6 +9,7 @@ from scvi.module.base import LossOutput
 from model.builders import TRAINING, small_screen
 from scvi_sams import CPAVAE, SAMSVAE
 from scvi_sams.exceptions import TrainingDivergedError, UnreadableDataError
+from scvi_sams.train import _plan
 from scvi_sams.train._divergence import diverged_term
 
 SIZES = {"n_latent": 3, "n_hidden": 8}
@@ -62,6 +63,25 @@ def test_the_error_names_step_epoch_term_and_learning_rates():
     assert f"step {2 * n_steps + 2} (epoch 3)" in message
     assert "reconstruction_loss is nan" in message
     assert "lr=0.002 and table_lr=0.01" in message
+    assert "end of epoch 2" in message
+
+
+@pytest.mark.parametrize("steps_between_looks", [1, 3, 50])
+def test_an_accelerator_is_asked_now_and_then(steps_between_looks, monkeypatch):
+    """At some steps, and for its weights at the end of each epoch."""
+    monkeypatch.setattr("scvi_sams._devices.is_accelerator", lambda device: True)
+    monkeypatch.setattr(_plan, "_STEPS_BETWEEN_LOOKS", steps_between_looks)
+    model = make_model(CPAVAE)
+    with pytest.raises(TrainingDivergedError) as error:
+        train(model, Spoil("decoder.to_genes.bias", epoch=2))
+    message = str(error.value)
+    step, reason = {
+        1: (8, "reconstruction_loss is nan"),
+        3: (10, "weights"),
+        50: (10, "weights"),
+    }[steps_between_looks]
+    assert f"step {step} (epoch 3)" in message
+    assert reason in message
     assert "end of epoch 2" in message
 
 

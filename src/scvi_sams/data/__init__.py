@@ -30,6 +30,7 @@ from scvi_sams.data._field import (
 from scvi_sams.data._manager import ScreenManager
 from scvi_sams.data._open_screen import open_screen
 from scvi_sams.data._parsing import canonical_label, control_names, encode_labels
+from scvi_sams.data._resident import ResidentDataModule
 from scvi_sams.data._splitting import complete_split, split_cells, stratified_split
 from scvi_sams.data._streaming import StreamingDataModule
 from scvi_sams.data._validation import refuse_invalid_expression, unchanged_on_error
@@ -41,6 +42,7 @@ __all__ = [
     "BlockReader",
     "PerturbationCodes",
     "PerturbationField",
+    "ResidentDataModule",
     "ScreenManager",
     "StreamingDataModule",
     "canonical_label",

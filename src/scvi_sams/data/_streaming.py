@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from scvi.data import AnnDataManager
 
 from scvi_sams.data._block_loader import BlockLoader, registered_expression
-from scvi_sams.data._splitting import default_seed, refuse_invalid_split, split_cells
+from scvi_sams.data._data_module import ScreenDataModule
 
 
-class StreamingDataModule(LightningDataModule):
+class StreamingDataModule(ScreenDataModule):
     """Streams mini-batches from a file on disk, for ``model.train(datamodule=...)``.
 
     ``model.train()`` makes one of these itself where the expression is on disk; make it yourself to
@@ -87,42 +86,27 @@ class StreamingDataModule(LightningDataModule):
         seed: int | None = None,
         reader: Literal["blocks", "annbatch"] = "blocks",
     ) -> None:
-        super().__init__()
-        self.adata_manager = adata_manager
-        self.n_obs = adata_manager.adata.n_obs
-        split = external_indexing
-        if split is None:
-            split = split_cells(
-                adata_manager, train_size, validation_size, shuffle=shuffle_set_split
-            )
-        refuse_invalid_split(split, self.n_obs)
-        given = [*split, None, None][:3]
-        self.train_idx, self.val_idx, self.test_idx = (
-            np.asarray([] if part is None else part, dtype=np.int64) for part in given
+        super().__init__(
+            adata_manager,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            external_indexing=external_indexing,
+            drop_last=drop_last,
+            seed=seed,
         )
-        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
-        self._drop_last = drop_last
         self._loading: dict[str, Any] = {
             "batch_size": batch_size,
             "load_sparse_tensor": load_sparse_tensor,
             "pin_memory": pin_memory,
             "block_size": block_size,
             "blocks_per_buffer": blocks_per_buffer,
-            "seed": default_seed() if seed is None else seed,
             "reader": registered_expression(adata_manager, reader),
         }
 
-    def train_dataloader(self) -> BlockLoader:
-        """Return a loader of the training cells, in another order in each epoch."""
-        return self._loader(self.train_idx, shuffle=True, drop_last=self._drop_last)
-
-    def val_dataloader(self) -> BlockLoader | None:
-        """Return a loader of the validation cells, in order; ``None`` if there are none."""
-        return self._loader(self.val_idx) if len(self.val_idx) else None
-
-    def test_dataloader(self) -> BlockLoader | None:
-        """Return a loader of the test cells, in order; ``None`` if there are none."""
-        return self._loader(self.test_idx) if len(self.test_idx) else None
+    def loader(self, indices: np.ndarray, **order: Any) -> BlockLoader:
+        """Return a loader that reads in blocks."""
+        return BlockLoader(self.adata_manager, indices, **order, **self._loading)
 
     def on_after_batch_transfer(
         self, batch: dict[str, torch.Tensor], dataloader_idx: int
@@ -132,8 +116,3 @@ class StreamingDataModule(LightningDataModule):
             key: value.to_dense() if value.layout is torch.sparse_csr else value
             for key, value in batch.items()
         }
-
-    def _loader(self, indices: np.ndarray, **options: Any) -> BlockLoader:
-        if self.trainer is not None:
-            options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        return BlockLoader(self.adata_manager, indices, **options, **self._loading)

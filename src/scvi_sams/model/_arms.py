@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from scvi_sams import _devices
 from scvi_sams._arguments import refuse_other_choices, refuse_other_than_number
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._expected_lognorm import ExpectedLognorm
@@ -69,7 +70,9 @@ class Arms:
     def _values(self, shift: torch.Tensor) -> Iterator[torch.Tensor]:
         n_posterior, n_basal, _ = self.z_basal.shape
         n_values = (
-            _VALUES_AT_ONCE if shift.device.type == "cpu" else _VALUES_AT_ONCE_ON_ACCELERATORS
+            _VALUES_AT_ONCE_ON_ACCELERATORS
+            if _devices.is_accelerator(shift.device)
+            else _VALUES_AT_ONCE
         )
         n_chunk = max(1, n_values // (n_basal * self.module.likelihood.n_genes))
         for start in range(0, n_posterior, n_chunk):

@@ -14,6 +14,7 @@ from scvi_sams._arguments import refuse_other_than_number, refuse_other_than_who
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data import (
+    ResidentDataModule,
     StreamingDataModule,
     complete_split,
     is_on_disk,
@@ -49,6 +50,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         plan_kwargs: dict[str, Any] | None = None,
         datamodule: LightningDataModule | None = None,
         trainer_config: Any = None,
+        data_on_device: bool = False,
         checkpoint_path: str | os.PathLike[str] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
@@ -95,6 +97,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             :class:`~scvi_sams.data.StreamingDataModule`; split and ``batch_size`` are then its own.
             It needs the attributes ``adata_manager`` and ``train_idx`` of
             :class:`~scvi.dataloaders.DataSplitter`.
+        data_on_device
+            Send all cells to the device once, as sparse as they are, and cut mini-batches out of
+            them there (:class:`~scvi_sams.data.ResidentDataModule`): for GPUs that have the memory.
         checkpoint_path
             File that the state of training is written to after each epoch. If it is there already,
             training goes on from it: run the same script again after it was killed. The file is
@@ -140,7 +145,11 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             split = datasplitter_kwargs["external_indexing"] = complete_split(
                 split, self.adata_manager.adata.n_obs
             )
-            if is_on_disk(self.adata_manager.get_from_registry(REGISTRY_KEYS.X)):
+            if data_on_device:
+                datamodule = ResidentDataModule(
+                    self.adata_manager, batch_size=batch_size, **datasplitter_kwargs
+                )
+            elif is_on_disk(self.adata_manager.get_from_registry(REGISTRY_KEYS.X)):
                 datamodule = StreamingDataModule(
                     self.adata_manager,
                     batch_size=batch_size,
@@ -148,6 +157,11 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                     **datasplitter_kwargs,
                 )
         else:
+            if data_on_device:
+                raise InvalidArgumentError(
+                    "`data_on_device` and `datamodule` are two ways to load cells: pass one of "
+                    "them, or a scvi_sams.data.ResidentDataModule as `datamodule`."
+                )
             if not hasattr(datamodule, "adata_manager"):
                 raise InvalidArgumentError(
                     f"`datamodule` is {datamodule!r}, which has no `adata_manager`. Pass a "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
-from pyro.distributions import RelaxedBernoulliStraightThrough
 from torch import Tensor, nn
 from torch.distributions import Beta
+from torch.distributions.utils import clamp_probs
 from torch.nn import functional
 
 _LOGIT_OF_EXCLUDED = -20.0
@@ -130,7 +131,7 @@ class BetaBernoulliMaskPrior(MaskPrior):
         """``log q(m) q(pi) - log p(m | pi) p(pi)`` at drawn masks and probabilities."""
         on = torch.sigmoid(logits)
         posterior = Beta(self.a + on, self.b + 1 - on, validate_args=False)
-        prior = Beta(logits.new_tensor(self.a), logits.new_tensor(self.b))
+        prior = Beta(logits.new_tensor(self.a), logits.new_tensor(self.b), validate_args=False)
         # Away from 0 and 1 by what float32 can tell, so that the logarithms stay finite.
         probability = posterior.rsample(masks.shape[: masks.dim() - logits.dim()])
         probability = probability.clamp(1e-6, 1 - 1e-6)
@@ -154,7 +155,8 @@ class MaskPosterior(nn.Module):
     Attributes
     ----------
     is_dense
-        While true every mask is on, and costs nothing: the first phase of training.
+        While true every mask is on, and costs nothing: the first phase of training. Saved with the
+        module; set by :meth:`switch_all_on`.
     is_excluded
         Latent dimensions that no perturbation may move, ``(n_latent,)``.
     """
@@ -174,8 +176,23 @@ class MaskPosterior(nn.Module):
         logit = math.log(initial_probability) - math.log1p(-initial_probability)
         self.logits = nn.Parameter(torch.full((n_perturbations, n_latent), logit))
         self.register_buffer("is_dense", torch.tensor(False))
+        self._is_dense = False
         self.register_buffer("is_excluded", torch.zeros(n_latent, dtype=torch.bool))
         self.temperature = temperature
+
+    @property
+    def all_on(self) -> bool:
+        """Whether every mask is on: ``is_dense``, without asking the device that it is on."""
+        return self._is_dense
+
+    def switch_all_on(self, on: bool) -> None:
+        """Begin or end the phase in which every mask is on."""
+        self.is_dense.fill_(on)
+        self._is_dense = on
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._is_dense = bool(self.is_dense)
 
     def log_odds(self, rows: Tensor) -> Tensor:
         """Logits of the posterior, ``(n_rows, n_latent)``; hopeless where a latent is excluded."""
@@ -189,19 +206,19 @@ class MaskPosterior(nn.Module):
     def sample(self, rows: Tensor, n_particles: int) -> Tensor:
         """Draw zeros and ones of shape ``(n_particles, n_rows, n_latent)`` for perturbations."""
         logits = self.log_odds(rows)
-        if self.is_dense:
+        if self.all_on:
             return torch.ones_like(logits).expand(n_particles, *logits.shape)
-        relaxed = RelaxedBernoulliStraightThrough(
-            logits.new_tensor(self.temperature),
-            logits=logits.expand(n_particles, *logits.shape),
-            validate_args=False,
-        )
-        return relaxed.rsample()
+        # As `pyro.distributions.RelaxedBernoulliStraightThrough` draws, which checks its arguments
+        # each time, whatever it is told: an accelerator would be waited for in every step.
+        shape = (n_particles, *logits.shape)
+        uniform = clamp_probs(torch.rand(shape, dtype=logits.dtype, device=logits.device))
+        soft = torch.sigmoid((torch.logit(uniform) + logits) / self.temperature)
+        return soft + (soft.round() - soft).detach()
 
     @property
     def inclusion_probability(self) -> Tensor:
         """Posterior probability that a perturbation moves a latent, perturbations x latents."""
-        if self.is_dense:
+        if self.all_on:
             return torch.ones_like(self.logits)
         rows = torch.arange(len(self.logits), device=self.logits.device)
         return torch.sigmoid(self.log_odds(rows))

@@ -266,7 +266,7 @@ class PerturbationModule(BaseModuleClass):
         ``global_penalty``: what training charges for them, (P or 1, B).
         """
         n_particles = n_particles or self.n_particles
-        rows, slots = perturbations_of_batch(cells.codes)
+        rows, slots = perturbations_of_batch(cells.codes, len(self.cells_per_perturbation))
         draw = self.global_posterior(rows, n_particles)
         shift = sum_over_slots(draw.shifts, slots, cells.doses)
         qz = self.encode(cells.x, shift, cells.covariates)

@@ -109,7 +109,7 @@ class SAMSVAEModule(LatentShiftModule):
         e = draw_particles(q_e, n_particles)
         kl_e = self.normal_kl(q_e, e, self.effect_prior_scale)
         logits = self.masks.log_odds(rows)
-        if self.masks.is_dense:
+        if self.masks.all_on:
             kl_m = torch.zeros_like(logits[..., 0])[None] + 0 * logits.sum()
         elif self.kl_estimator == "closed_form":
             kl_m = self.mask_prior.kl(logits).sum(-1)[None]
@@ -150,7 +150,7 @@ class SAMSVAEModule(LatentShiftModule):
     @torch.no_grad()
     def begin_dense_phase(self) -> None:
         """Switch all masks on until :meth:`find_sparse_axes`."""
-        self.masks.is_dense.fill_(True)
+        self.masks.switch_all_on(True)
 
     @torch.no_grad()
     def find_sparse_axes(self) -> None:
@@ -174,7 +174,7 @@ class SAMSVAEModule(LatentShiftModule):
         fit = q_e.loc[0].square() / variance / (2 + 2 * variance / prior)
         logits = self.mask_prior.log_odds + fit - 0.5 * torch.log1p(prior / variance)
         self.masks.logits.copy_(logits.clamp(-MAX_INITIAL_LOGIT, MAX_INITIAL_LOGIT))
-        self.masks.is_dense.fill_(False)
+        self.masks.switch_all_on(False)
 
     @torch.no_grad()
     def survey_latents(self, cells: Iterable[CellBatch]) -> LatentSurvey:
@@ -222,7 +222,7 @@ class SAMSVAEModule(LatentShiftModule):
     def diagnostics(self) -> dict[str, float]:
         """Whether this is the dense phase, and the share of masks that are more likely on."""
         active = (self.masks.inclusion_probability > 0.5).float().mean()
-        return {"dense_phase": float(self.masks.is_dense), "active_masks": float(active)}
+        return {"dense_phase": float(self.masks.all_on), "active_masks": float(active)}
 
     def permute_shifts(self, order: Tensor, signs: Tensor) -> None:
         """Reorder effects and masks."""

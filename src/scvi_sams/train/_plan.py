@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
+from scvi_sams import _devices
 from scvi_sams._arguments import refuse_other_choices
 from scvi_sams._random import fixed_seed
 from scvi_sams.exceptions import TrainingDivergedError
@@ -26,6 +27,8 @@ from scvi_sams.train._statistics import training_statistics
 logger = logging.getLogger("scvi.sams")
 
 _VALIDATION_SEED = 20231
+_STEPS_BETWEEN_LOOKS = 50
+"""After which an accelerator is waited for, to see whether training diverged."""
 _CELLS_FOR_CURVATURE = 20_000
 """Enough to tell a share of a fifth from none, and read in the time of a few steps."""
 
@@ -283,7 +286,10 @@ class PerturbationTrainingPlan(TrainingPlan):
         Not as extra metrics, which scvi-tools logs in inference mode: processes cannot then be
         averaged over.
         """
-        diverged = diverged_term(loss_output) if mode == "train" else None
+        looks = (
+            not _devices.is_accelerator(self.device) or self.global_step % _STEPS_BETWEEN_LOOKS == 0
+        )
+        diverged = diverged_term(loss_output) if mode == "train" and looks else None
         if diverged is not None:
             self._stop("the term {} is {}".format(*diverged))
         super().compute_and_log_metrics(loss_output, metrics, mode)
