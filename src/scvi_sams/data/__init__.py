@@ -30,7 +30,7 @@ from scvi_sams.data._field import (
 from scvi_sams.data._manager import ScreenManager
 from scvi_sams.data._open_screen import open_screen
 from scvi_sams.data._parsing import canonical_label, control_names, encode_labels
-from scvi_sams.data._resident import ResidentDataModule
+from scvi_sams.data._resident import ResidentCells, ResidentDataModule, ResidentLoader
 from scvi_sams.data._splitting import complete_split, split_cells, stratified_split
 from scvi_sams.data._streaming import StreamingDataModule
 from scvi_sams.data._validation import refuse_invalid_expression, unchanged_on_error
@@ -42,7 +42,9 @@ __all__ = [
     "BlockReader",
     "PerturbationCodes",
     "PerturbationField",
+    "ResidentCells",
     "ResidentDataModule",
+    "ResidentLoader",
     "ScreenManager",
     "StreamingDataModule",
     "canonical_label",

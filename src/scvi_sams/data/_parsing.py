@@ -54,8 +54,8 @@ def split_label(label: str, *, delimiter: str | None, control: Sequence[str]) ->
             + ". Fix the label, or pass the delimiter that your labels use (None to never split)."
         )
     perturbations = [name for name in names if name not in control]
-    repeated = sorted({name for name in perturbations if perturbations.count(name) > 1})
-    if repeated:
+    if len(set(perturbations)) < len(perturbations):
+        repeated = sorted({name for name in perturbations if perturbations.count(name) > 1})
         raise InvalidPerturbationLabelError(
             f"The perturbation label {label!r} names {', '.join(repeated)} twice. Write each "
             "perturbation once and give its amount as a dosage."
@@ -170,23 +170,33 @@ def _codes_of_labels(
 
     Both are of shape ``(n_labels, n_slots)``. Names without a position (controls) are left out.
     """
-    slots = [
-        sorted((positions[name], place) for place, name in enumerate(names) if name in positions)
-        for names in names_of_label
-    ]
-    n_slots = max(1, max((len(slot) for slot in slots), default=1))
-    codes = np.full((len(slots), n_slots), NO_PERTURBATION, dtype=np.int32)
-    places = np.zeros((len(slots), n_slots), dtype=np.int32)
-    for row, slot in enumerate(slots):
-        for column, (code, place) in enumerate(slot):
-            codes[row, column] = code
-            places[row, column] = place
+    n_names = np.fromiter(map(len, names_of_label), dtype=np.intp, count=len(names_of_label))
+    found = np.fromiter(
+        (positions.get(name, NO_PERTURBATION) for names in names_of_label for name in names),
+        dtype=np.int32,
+        count=n_names.sum(),
+    )
+    rows = np.repeat(np.arange(len(n_names)), n_names)
+    written = np.arange(len(found)) - np.repeat(np.cumsum(n_names) - n_names, n_names)
+    # Those that have a position, ascending within each label.
+    order = np.lexsort((found, rows))
+    order = order[found[order] != NO_PERTURBATION]
+    rows, found, written = rows[order], found[order], written[order]
+    n_found = np.bincount(rows, minlength=len(n_names))
+    columns = np.arange(len(rows)) - np.repeat(np.cumsum(n_found) - n_found, n_found)
+    shape = (len(n_names), max(1, int(n_found.max(initial=1))))
+    codes = np.full(shape, NO_PERTURBATION, dtype=np.int32)
+    places = np.zeros(shape, dtype=np.int32)
+    codes[rows, columns] = found
+    places[rows, columns] = written
     return codes, places
 
 
 def _rejoin_controls(parts: list[str], delimiter: str, control: Sequence[str]) -> list[str]:
     """Put control labels that hold the delimiter together again, the longest first."""
     broken = [name.split(delimiter) for name in control if delimiter in name]
+    if not broken:
+        return parts
     broken.sort(key=len, reverse=True)
     names = []
     while parts:

@@ -1,0 +1,177 @@
+"""Cells per second of training on a GPU, beside scvi.model.SCVI of the same widths.
+
+One particle, one hidden layer of 400, 50 latent dimensions, mini-batches of 4,096. Wall time of
+an epoch, and of its steps alone, without Lightning and scvi-tools around them. With cells on the device or sent by scvi-tools' loader, in single precision, TF32 and
+automatic mixed precision. Memory traffic is what passes over mini-batches need (some twenty over
+cells x genes, see docs/scaling.md), beside what copying within the device reaches.
+
+    python benchmarks/gpu.py [--accelerator gpu] [--cells 100000] [--genes 2000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from anndata import AnnData
+
+import scvi_sams
+from step_time import simulated_counts
+
+WIDTHS = {"n_hidden": 400, "n_latent": 50, "n_layers": 1}
+PASSES = 20
+"""Over the values of a mini-batch, read or written, in a step on an accelerator."""
+CELLS_MADE = 8192
+"""Of which the screen is made up by repetition: values differ enough for a timing."""
+SETTINGS = [
+    # cells, precision of products, precision of the trainer
+    ("sent", "highest", "32-true"),
+    ("sent sparse", "highest", "32-true"),
+    ("on the device", "highest", "32-true"),
+    ("on the device", "high", "32-true"),
+    ("on the device", "high", "bf16-mixed"),
+]
+
+
+def make_screen(n_cells: int, n_genes: int) -> AnnData:
+    part = simulated_counts(min(n_cells, CELLS_MADE), n_genes, 100)
+    whole = anndata.concat([part] * -(-n_cells // part.n_obs))
+    whole.obs_names_make_unique()
+    return whole[:n_cells].copy()
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], Any], device: torch.device) -> float:
+    wait(device)
+    start = time.perf_counter()
+    function()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def epoch_seconds(train: Callable[[int], Any], device: torch.device, rounds: int) -> float:
+    """Median over rounds of half of what four epochs take longer than two.
+
+    What happens once in a training, like the search for sparse axes, is in both.
+    """
+    train(2)
+    differences = []
+    for _ in range(rounds):
+        two = seconds(lambda: train(2), device)
+        differences.append((seconds(lambda: train(4), device) - two) / 2)
+    return float(np.median(differences))
+
+
+def step_seconds(model: Any, batch_size: int, device: torch.device, rounds: int) -> float:
+    """Median over passes of a step with cells on the device, mini-batches made dense included."""
+    data = scvi_sams.data.ResidentDataModule(
+        model.adata_manager, train_size=1.0, batch_size=batch_size, drop_last=True
+    )
+    cells = scvi_sams.data.ResidentCells(model.adata_manager, device)
+    loader = scvi_sams.data.ResidentLoader(cells, data.train_dataloader().sampler)
+    module = model.module.to(device).train()
+    plan = model._training_plan_cls(module, lr_schedule="constant")
+    optimizer = plan.configure_optimizers()["optimizer"]
+
+    def one_pass() -> None:
+        for batch in loader:
+            _, _, output = module(batch)
+            optimizer.zero_grad()
+            output.loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 100.0)
+            optimizer.step()
+
+    one_pass()
+    times = [seconds(one_pass, device) for _ in range(rounds)]
+    return float(np.median(times)) / len(loader)
+
+
+def copied_per_second(device: torch.device) -> float:
+    """Bytes read and written per second when a large array is copied within the device."""
+    source = torch.empty(2**28 if device.type == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    times = [seconds(lambda: target.copy_(source), device) for _ in range(5)]
+    return 2 * source.numel() * 4 / float(np.median(times))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--accelerator", default="gpu")
+    parser.add_argument("--cells", type=int, default=100_000)
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*(log_every_n_steps|num_workers|CSR tensor).*")
+    device = torch.device("cuda" if arguments.accelerator == "gpu" else arguments.accelerator)
+    n_cells, n_genes, batch_size = arguments.cells, arguments.genes, arguments.batch_size
+    adata = make_screen(n_cells, n_genes)
+    scvi_sams.SAMSVAE.setup_anndata(adata)
+    scvi.model.SCVI.setup_anndata(adata)
+    common = {
+        "accelerator": arguments.accelerator,
+        "devices": 1,
+        "train_size": 1.0,
+        "batch_size": batch_size,
+        "enable_progress_bar": False,
+    }
+    limit = copied_per_second(device)
+    rows = []
+
+    def add(name: str, cells: str, products: str, trainer: str, per_second: float) -> None:
+        traffic = per_second * n_genes * 4 * PASSES
+        rows.append([name, cells, products, trainer, per_second, traffic / 1e9, traffic / limit])
+
+    for cells, products, trainer in SETTINGS:
+        torch.set_float32_matmul_precision(products)
+
+        def ours(n_epochs: int, cells: str = cells, trainer: str = trainer) -> None:
+            scvi.settings.seed = 0
+            scvi_sams.SAMSVAE(adata, **WIDTHS).train(
+                n_epochs,
+                precision=trainer,
+                data_on_device=cells == "on the device",
+                load_sparse_tensor=cells == "sent sparse",
+                **common,
+            )
+
+        per_epoch = epoch_seconds(ours, device, arguments.rounds)
+        add("SAMSVAE", cells, products, trainer, n_cells / per_epoch)
+        if cells == "on the device" and trainer == "32-true":
+            model = scvi_sams.SAMSVAE(adata, **WIDTHS)
+            model.train(1, **common)
+            per_step = step_seconds(model, batch_size, device, arguments.rounds)
+            add("SAMSVAE, steps alone", cells, products, trainer, batch_size / per_step)
+    for products in ("highest", "high"):
+        torch.set_float32_matmul_precision(products)
+
+        def theirs(n_epochs: int) -> None:
+            scvi.settings.seed = 0
+            scvi.model.SCVI(adata, gene_likelihood="nb", **WIDTHS).train(n_epochs, **common)
+
+        per_epoch = epoch_seconds(theirs, device, arguments.rounds)
+        add("scvi.model.SCVI", "sent", products, "32-true", n_cells / per_epoch)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    print(
+        f"{n_cells} cells x {n_genes} genes, batches of {batch_size}, {where}, torch "
+        f"{torch.__version__}; copies within the device: {limit / 1e9:,.0f} GB/s"
+    )
+    columns = ["model", "cells", "products", "trainer", "cells/s", "GB/s", "share of copying"]
+    print(pd.DataFrame(rows, columns=columns).round(2).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
