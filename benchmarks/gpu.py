@@ -1,9 +1,10 @@
 """Cells per second of training on a GPU, beside scvi.model.SCVI of the same widths.
 
 One particle, one hidden layer of 400, 50 latent dimensions, mini-batches of 4,096. Wall time of
-an epoch, and of its steps alone, without Lightning and scvi-tools around them. With cells on the device or sent by scvi-tools' loader, in single precision, TF32 and
-automatic mixed precision. Memory traffic is what passes over mini-batches need (some twenty over
-cells x genes, see docs/scaling.md), beside what copying within the device reaches.
+an epoch, and of its steps alone, without Lightning and scvi-tools around them. With cells on the
+device or sent by scvi-tools' loader, in single precision, TF32 and automatic mixed precision.
+Memory traffic is what passes over mini-batches need (some twenty over cells x genes, see
+docs/scaling.md), beside what copying within the device reaches.
 
     python benchmarks/gpu.py [--accelerator gpu] [--cells 100000] [--genes 2000]
 """
