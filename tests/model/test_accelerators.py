@@ -39,7 +39,5 @@ def test_bound_and_effects_are_those_of_a_processor(monkeypatch):
         effects[is_accelerator] = [m.predict_ate(n_samples=300).X for m in models]
     here, there = np.array(ends[True]), np.array(ends[False])
     assert abs(here.mean() - there.mean()) < 3 * max(here.std(ddof=1), there.std(ddof=1))
-    a, b = (np.mean(effects[key], axis=0).ravel() for key in (True, False))
-    between = np.corrcoef(a, b)[0, 1]
-    within = np.corrcoef(effects[False][0].ravel(), effects[False][1].ravel())[0, 1]
-    assert between > within - 0.02
+    for one, other in zip(effects[True], effects[False], strict=True):  # of one seed
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.98
