@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "scvi_sams").rglob("*.py"))
-MODULES = {"pyro-ppl": "pyro", "scikit-learn": "sklearn", "scvi-tools": "scvi"}
+MODULES = {"scikit-learn": "sklearn", "scvi-tools": "scvi"}
 # Held below a version for scanpy's sake.
 NOT_IMPORTED = {"pynndescent"}
 # Beside scvi-tools' own, for types or where it is installed: no dependencies.

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
@@ -54,59 +53,68 @@ _LOG = tuple(
     )
 )
 
-_INTEGER, _FLOAT = ir.IntType(32), ir.FloatType()
 _SQRT_HALF_BITS = 0x3F3504F3
 _MANTISSA_BITS = 0x7FFFFF
 _N_MANTISSA_BITS = 23
 
 
-def _on_bits(formula: Callable[[ir.IRBuilder, Any], Any]) -> Any:
-    """Make a function of a single-precision number out of one of its 32 bits.
+class _Bits:
+    """Writes instructions for the 32 bits of a single-precision number, taken for an integer."""
+
+    def __init__(self, context: Any, builder: Any, number: Any) -> None:
+        self.context, self.builder = context, builder
+        self.value = builder.bitcast(number, context.get_value_type(types.int32))
+
+    def whole(self, value: int) -> Any:
+        """Return a constant."""
+        return self.context.get_constant(types.int32, value)
+
+    def above_sqrt_half(self) -> Any:
+        """Return the bits less those of the square root of a half."""
+        return self.builder.sub(self.value, self.whole(_SQRT_HALF_BITS))
+
+    def as_number(self, bits: Any) -> Any:
+        """Return the number that has these bits."""
+        return self.builder.bitcast(bits, self.context.get_value_type(types.float32))
+
+
+def _on_bits(formula: Callable[[Any, _Bits], Any]) -> Any:
+    """Make a function of a single-precision number out of one of its bits.
 
     Numba would widen such integers to 64 bits, for which many processors lack instructions.
     """
 
     @intrinsic
     def function(typing_context: Any, value: Any) -> Any:
-        def code(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-            return formula(builder, builder.bitcast(arguments[0], _INTEGER))
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return formula(builder, _Bits(context, builder, arguments[0]))
 
         return types.float32(types.float32), code
 
     return function
 
 
-def _whole(value: int) -> ir.Constant:
-    return ir.Constant(_INTEGER, value)
-
-
-def _above_sqrt_half(builder: ir.IRBuilder, bits: Any) -> Any:
-    return builder.sub(bits, _whole(_SQRT_HALF_BITS))
-
-
-_power_of_two = _on_bits(
+def _power_of_two_code(builder: Any, bits: _Bits) -> Any:
     # The low bits of n + _TO_WHOLE are those of n; an exponent is stored plus 127.
-    lambda builder, bits: builder.bitcast(
-        builder.add(builder.shl(bits, _whole(_N_MANTISSA_BITS)), _whole(127 << _N_MANTISSA_BITS)),
-        _FLOAT,
-    )
-)
+    exponent = builder.shl(bits.value, bits.whole(_N_MANTISSA_BITS))
+    return bits.as_number(builder.add(exponent, bits.whole(127 << _N_MANTISSA_BITS)))
+
+
+def _exponent_code(builder: Any, bits: _Bits) -> Any:
+    exponent = builder.ashr(bits.above_sqrt_half(), bits.whole(_N_MANTISSA_BITS))
+    return builder.sitofp(exponent, bits.context.get_value_type(types.float32))
+
+
+def _mantissa_code(builder: Any, bits: _Bits) -> Any:
+    rest = builder.and_(bits.above_sqrt_half(), bits.whole(_MANTISSA_BITS))
+    return bits.as_number(builder.add(rest, bits.whole(_SQRT_HALF_BITS)))
+
+
+_power_of_two = _on_bits(_power_of_two_code)
 """2**n of ``n + _TO_WHOLE``."""
-_exponent = _on_bits(
-    lambda builder, bits: builder.sitofp(
-        builder.ashr(_above_sqrt_half(builder, bits), _whole(_N_MANTISSA_BITS)), _FLOAT
-    )
-)
+_exponent = _on_bits(_exponent_code)
 """n of ``m * 2**n``, with m between the square roots of a half and of two."""
-_mantissa = _on_bits(
-    lambda builder, bits: builder.bitcast(
-        builder.add(
-            builder.and_(_above_sqrt_half(builder, bits), _whole(_MANTISSA_BITS)),
-            _whole(_SQRT_HALF_BITS),
-        ),
-        _FLOAT,
-    )
-)
+_mantissa = _on_bits(_mantissa_code)
 """m of it."""
 
 
