@@ -227,14 +227,17 @@ class _ChunkOfLoops(_Chunk):
     def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
         terms = torch.empty_like(part[..., 0])
         scratch = torch.empty_like(self.theta)
+        # Added at once: of large counts it cancels against the slopes of the rising factorial.
+        total = torch.zeros_like(self.theta)
         for logits, of_cells, written in zip(part, weights, terms, strict=True):
             if self.softmax_size is None:
                 size, bounds = torch.ones_like(written), torch.full_like(written, _MAX_LOG_MEAN)
             else:
                 size, bounds = self.softmax_size, logits.amax(-1)
             given = [logits, self.counts, self.theta, self.inverse_theta, size, of_cells, bounds]
-            arrays = (array.numpy() for array in (*given, of_theta, written, scratch))
+            arrays = (array.numpy() for array in (*given, total, written, scratch))
             loops.terms_and_slopes(self.softmax_size is not None, *arrays)
+        of_theta += total
         return terms
 
 

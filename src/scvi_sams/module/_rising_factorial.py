@@ -65,9 +65,10 @@ class _TableOfLoops:
         loops.read_table(counts.numpy(), self.starts, self.table, sums.numpy(), slopes.numpy())
         if not self.has_all:
             cells, genes = (counts >= TABLE_SIZE).nonzero(as_tuple=True)
-            value, slope = _beyond_table(counts[cells, genes], self.theta[genes])
-            sums.index_add_(0, cells, value)
-            slopes[cells, genes] += slope
+            # In double precision: they are few, and slopes cancel against those of the mean.
+            value, slope = _beyond_table(counts[cells, genes].double(), self.theta[genes].double())
+            sums.index_add_(0, cells, value.to(sums.dtype))
+            slopes[cells, genes] = (slopes[cells, genes] + slope).to(slopes.dtype)
         return sums, slopes
 
 
