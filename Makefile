@@ -5,7 +5,7 @@
 #   make demo DEMO_ARGS=--quick   pass further arguments to demo/run.py
 #   make test PYTEST_ARGS="-k ate"
 #   make coverage                 the tests, and which lines and branches they take; below 95 % it fails
-#   make lint                     ruff and mypy; `make format` repairs what ruff can
+#   make lint                     ruff, mypy and the layers; `make format` repairs what ruff can
 #   make docs                     the documentation, in docs/_build/html
 #   make setup                    only the environment, with all that development needs
 #   make audit                    known vulnerabilities of what is installed (asks a database over the network)
@@ -81,6 +81,7 @@ lint: $(DEV_STAMP)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 format: $(DEV_STAMP)
 	$(VENV_PYTHON) -m ruff check --fix .

@@ -31,7 +31,8 @@ from scipy import sparse
 from scvi.dataloaders import AnnDataLoader
 
 import scvi_sams
-from scvi_sams.data import BlockReader, StreamingDataModule, open_screen
+from scvi_sams.counts._block_reader import BlockReader
+from scvi_sams.data import StreamingDataModule, open_screen
 
 N_GENES = 2_000
 BATCH_SIZE = 512

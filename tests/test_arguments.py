@@ -5,63 +5,63 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from scvi_sams._arguments import (
+from scvi_sams._checks import (
     as_names,
     as_positions,
-    refuse_other_choices,
-    refuse_other_than_flag,
-    refuse_other_than_key,
-    refuse_other_than_number,
-    refuse_other_than_whole,
+    check_bool,
+    check_choice,
+    check_integer,
+    check_key,
+    check_number,
 )
 from scvi_sams.exceptions import InvalidArgumentError
 
 
 @pytest.mark.parametrize("value", [1, 7, np.int64(3), np.uint8(1)])
 def test_whole_numbers_of_any_type_are_accepted(value):
-    refuse_other_than_whole(n_samples=value)
+    check_integer(n_samples=value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "1", None, True, np.float64(2), np.nan, [1]])
 def test_anything_else_is_refused_by_name_and_value(value):
     with pytest.raises(InvalidArgumentError) as error:
-        refuse_other_than_whole(n_epochs=5, n_samples=value)
+        check_integer(n_epochs=5, n_samples=value)
     assert str(error.value) == f"`n_samples` must be a whole number of at least 1, not {value!r}."
 
 
 @pytest.mark.parametrize("value", [0.5, np.float32(0.5), Fraction(1, 2), 1e-30])
 def test_numbers_of_any_type_are_accepted(value):
-    refuse_other_than_number(above=0, below=1, share=value)
+    check_number(above=0, below=1, share=value)
 
 
 @pytest.mark.parametrize("value", [0, 1, 2, -1, np.nan, np.inf, "0.5", None, True, 1j])
 def test_numbers_out_of_bounds_are_refused_with_the_bounds(value):
     with pytest.raises(InvalidArgumentError) as error:
-        refuse_other_than_number(above=0, below=1, share=value)
+        check_number(above=0, below=1, share=value)
     assert str(error.value) == f"`share` must be a number above 0 and below 1, not {value!r}."
 
 
 def test_bounds_may_be_reached_where_they_say_so():
-    refuse_other_than_number(at_least=0, at_most=1, share=0)
-    refuse_other_than_number(at_least=0, at_most=1, share=1)
+    check_number(at_least=0, at_most=1, share=0)
+    check_number(at_least=0, at_most=1, share=1)
     with pytest.raises(InvalidArgumentError, match=r"of at least 0 and of at most 1, not -0\.1"):
-        refuse_other_than_number(at_least=0, at_most=1, share=-0.1)
+        check_number(at_least=0, at_most=1, share=-0.1)
     with pytest.raises(InvalidArgumentError, match="a number that is finite, not inf"):
-        refuse_other_than_number(share=np.inf)
+        check_number(share=np.inf)
 
 
 def test_choices_flags_and_keys():
-    refuse_other_choices("mode", "a", ("a", "b"))
-    refuse_other_than_flag(on=True, off=np.bool_(False))
-    refuse_other_than_key(layer=None, batch_key="lane")
+    check_choice("mode", "a", ("a", "b"))
+    check_bool(on=True, off=np.bool_(False))
+    check_key(layer=None, batch_key="lane")
     with pytest.raises(
         InvalidArgumentError, match=r"`mode` must be one of \['a', 'b'\], not \['a'\]"
     ):
-        refuse_other_choices("mode", ["a"], ("a", "b"))
+        check_choice("mode", ["a"], ("a", "b"))
     with pytest.raises(InvalidArgumentError, match="`on` must be True or False, not 1"):
-        refuse_other_than_flag(on=1)
+        check_bool(on=1)
     with pytest.raises(InvalidArgumentError, match=r"`layer` must be one name .*not 3"):
-        refuse_other_than_key(batch_key="lane", layer=3)
+        check_key(batch_key="lane", layer=3)
 
 
 def test_one_name_is_a_list_of_one():

@@ -11,7 +11,7 @@ from anndata import AnnData
 from bad_input.cases import Case, legal, refused
 from bad_input.method_cases import READ_CELLS, SCORE, asked, no_rows, wrong
 from bad_input.situation import Situation, elbo, full_screen
-from scvi_sams.data import refuse_invalid_expression
+from scvi_sams.counts._validation import validate_expression
 from scvi_sams.exceptions import (
     InvalidArgumentError,
     InvalidCountsError,
@@ -253,7 +253,7 @@ OTHER_DATA: list[Case] = [
     ),
     refused(
         "a lazy (dask) matrix",
-        lambda situation: refuse_invalid_expression(Lazy(), counts=True, location="adata.X"),
+        lambda situation: validate_expression(Lazy(), counts=True, location="adata.X"),
         InvalidCountsError,
         "Lazy",
         "to_memory",

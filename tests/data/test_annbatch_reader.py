@@ -12,7 +12,8 @@ import zarr
 from data.on_disk import fingerprint, write_screen
 from model.builders import small_screen, train_small
 from scvi_sams import SAMSVAE
-from scvi_sams.data import BlockLoader, StreamingDataModule, open_screen, registered_expression
+from scvi_sams.data import StreamingDataModule, open_screen
+from scvi_sams.data._block_loader import BlockLoader, registered_expression
 from scvi_sams.exceptions import InvalidArgumentError, UnreadableDataError
 
 # As the extra of the package says: annbatch needs Python 3.12. There it must be installed.

@@ -9,7 +9,8 @@ from scvi.dataloaders import AnnDataLoader
 from data.on_disk import FORMS, fingerprint, write_screen
 from model.builders import COVARIATES, small_screen
 from scvi_sams import SAMSVAE
-from scvi_sams.data import BlockLoader, open_screen
+from scvi_sams.data import open_screen
+from scvi_sams.data._block_loader import BlockLoader
 
 SETUP = {**COVARIATES, "size_factor_key": "transcriptome", "dosage_key": "dosage"}
 
@@ -119,7 +120,7 @@ def test_two_processes_yield_each_cell_once(screen, tmp_path):
 
 def test_memory_is_that_of_a_buffer(screen, tmp_path, monkeypatch):
     """No read asks for more rows than a buffer has, however sparse the cells are."""
-    from scvi_sams.data import BlockReader
+    from scvi_sams.counts._block_reader import BlockReader
 
     manager = manager_of(open_screen(write_screen(screen, tmp_path)))
     asked = []

@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams.data import (
+from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
+from scvi_sams.labels._combinations import (
     combinations_as_perturbations,
-    encode_dosage_matrix,
-    encode_labels,
+    inseparable_perturbations,
     parts_of_combination,
 )
-from scvi_sams.data._combinations import inseparable_perturbations
-from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
+from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
+from scvi_sams.labels._parsing import encode_labels
 
 LABELS = ["B+A", "A", "control", "A+B", "C", "A + control", "C+B+A"]
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scvi_sams.data import encode_dosage_matrix, encode_labels
 from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
+from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
+from scvi_sams.labels._parsing import encode_labels
 
 LABELS = ["ctrl", "A", "B", "C+A", "C+B+A"]
 DOSAGES = ["0", "0.5", "2", "0.25+1", "3+2+1"]

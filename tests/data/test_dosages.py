@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams.data import encode_labels
 from scvi_sams.exceptions import InvalidDosageError
+from scvi_sams.labels._parsing import encode_labels
 
 
 def encode(labels, dosages, *, control=("ctrl",), delimiter="+", vocabulary=None):

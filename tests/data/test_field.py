@@ -14,7 +14,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams import SAMSVAE
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import PerturbationField, registered_perturbations, unpack_perturbations
+from scvi_sams.data._field import PerturbationField, registered_perturbations, unpack_perturbations
 from scvi_sams.exceptions import (
     InvalidDosageError,
     InvalidPerturbationLabelError,

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams.data import canonical_label, control_names, encode_labels
+from scvi_sams.data import canonical_label
 from scvi_sams.exceptions import InvalidPerturbationLabelError, UnknownPerturbationError
+from scvi_sams.labels._parsing import control_names, encode_labels
 
 
 def encode(labels, *, control=("ctrl",), delimiter="+", vocabulary=None):

@@ -6,7 +6,7 @@ import pytest
 import scvi
 
 from scvi_sams import SAMSVAE
-from scvi_sams.data import registered_perturbations
+from scvi_sams.data._field import registered_perturbations
 from scvi_sams.exceptions import (
     InvalidCovariateError,
     InvalidDosageError,

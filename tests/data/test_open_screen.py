@@ -13,7 +13,8 @@ from scipy import sparse
 from data.on_disk import FORMS, fingerprint, write_screen
 from model.builders import small_screen
 from scvi_sams import SAMSVAE
-from scvi_sams.data import BlockReader, is_on_disk, open_screen
+from scvi_sams.counts._block_reader import BlockReader, is_on_disk
+from scvi_sams.data import open_screen
 from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnreadableDataError
 
 
@@ -110,7 +111,7 @@ def test_registration_leaves_expression_on_disk_and_the_file_as_it_is(screen, fo
 
 def test_checks_of_values_read_blocks(screen, tmp_path, monkeypatch):
     """As in memory, with the position in the whole file."""
-    from scvi_sams.data import _validation
+    from scvi_sams.counts import _validation
 
     monkeypatch.setattr(_validation, "_ROWS_PER_CHUNK", 16)
     wrong = screen.copy()

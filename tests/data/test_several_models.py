@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scvi_sams import SAMSVAE
-from scvi_sams.data import registered_perturbations, unpack_perturbations
+from scvi_sams.data._field import registered_perturbations, unpack_perturbations
 from scvi_sams.exceptions import UnknownPerturbationError
 
 LABELS = ["control", "A", "B", "B+A"] * 6

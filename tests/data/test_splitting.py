@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams.data import stratified_split
+from scvi_sams.data._splitting import stratified_split
 from scvi_sams.exceptions import InvalidSplitError
 
 

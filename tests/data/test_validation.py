@@ -6,7 +6,8 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from scvi_sams.data import _validation, refuse_invalid_expression, unchanged_on_error
+from scvi_sams.counts import _validation
+from scvi_sams.counts._validation import unchanged_on_error, validate_expression
 from scvi_sams.exceptions import InvalidCountsError
 
 COUNTS = np.array([[1, 0, 3], [0, 2, 0], [4, 0, 0], [0, 0, 7]], dtype=np.float32)
@@ -43,7 +44,7 @@ def form(request):
 
 
 def check(values, *, counts=True):
-    refuse_invalid_expression(values, counts=counts, location="adata.layers['counts']")
+    validate_expression(values, counts=counts, location="adata.layers['counts']")
 
 
 def changed(value, row=2, column=0):

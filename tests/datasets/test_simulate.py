@@ -3,12 +3,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from scvi_sams.datasets import (
-    _decoder,
-    simulate_benchmark_screen,
-    simulate_screen,
-    simulated_rates,
-)
+from scvi_sams.datasets import _decoder, simulate_benchmark_screen, simulate_screen, simulated_rates
 from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
 
 SMALL = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import sparse
 
-from scvi_sams.evaluation.baselines._linear import PCARidge
-from scvi_sams.evaluation.baselines._networks import LatentAdditive, LinearAdditive
-from scvi_sams.evaluation.baselines._simple import (
+from scvi_sams.baselines._linear import PCARidge
+from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
+from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
     MatchingMean,

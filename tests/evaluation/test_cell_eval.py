@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 from scipy import sparse, stats
 
-from scvi_sams.evaluation.metrics import _cell_eval
-from scvi_sams.evaluation.metrics._cell_eval import (
+from scvi_sams.metrics import _cell_eval
+from scvi_sams.metrics._cell_eval import (
     de_overlap,
     discrimination_scores,
     log2_fold_change,
     wilcoxon_fdr,
 )
-from scvi_sams.evaluation.metrics._scoring import score_predictions
+from scvi_sams.metrics._scoring import score_predictions
 
 
 def test_discrimination_by_hand():
@@ -54,7 +54,7 @@ def test_discrimination_of_collapsed_and_failed_predictions():
 
 
 def test_discrimination_is_the_rank_with_sides_exchanged():
-    from scvi_sams.evaluation.metrics._perturbench import rank_scores
+    from scvi_sams.metrics._perturbench import rank_scores
 
     observed, predicted = np.random.default_rng(1).normal(size=(2, 9, 12))
     exchanged = rank_scores(observed, predicted, "mae", version="2024")

@@ -7,14 +7,9 @@ import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist, pdist
 
-from scvi_sams.evaluation.metrics import _distances
-from scvi_sams.evaluation.metrics._distances import (
-    energy_distance,
-    median_bandwidth,
-    mmd,
-    principal_axes,
-)
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.metrics import _distances
+from scvi_sams.metrics._distances import energy_distance, median_bandwidth, mmd, principal_axes
 
 
 def two_samples(n=30, m=40, n_genes=5, shift=0.5):

@@ -11,8 +11,8 @@ from model.builders import TRAINING, VARIANTS, set_effects, small_screen, train_
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulate_screen
 from scvi_sams.evaluation import basal_leakage
-from scvi_sams.evaluation._leakage import _states
 from scvi_sams.exceptions import MissingControlError, UnknownPerturbationError
+from scvi_sams.interpretation._leakage import _states
 
 LABELS = ["P001", "P001+P003", "P001+P004", "P002", "P003", "P004"]
 
@@ -25,7 +25,7 @@ def score_known(monkeypatch):
         def given(model, adata, positions, seed):
             return basal[positions], (basal if total is None else total)[positions]
 
-        monkeypatch.setattr("scvi_sams.evaluation._leakage._states", given)
+        monkeypatch.setattr("scvi_sams.interpretation._leakage._states", given)
         return basal_leakage(model, **kwargs)
 
     return score

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from scvi_sams.data import open_screen
-from scvi_sams.evaluation import _observed, observed_ate
+from scvi_sams.evaluation import observed_ate
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidPerturbationLabelError,
@@ -16,6 +16,7 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
+from scvi_sams.metrics import _observed
 
 
 def make_cells(counts, labels, **obs) -> ad.AnnData:

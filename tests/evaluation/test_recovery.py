@@ -6,12 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams.evaluation.metrics._recovery import (
-    mask_recovery,
-    match_latents,
-    mean_correlation_coefficient,
-)
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.metrics._recovery import mask_recovery, match_latents, mean_correlation_coefficient
 
 TRUE_MASKS = np.array([[1, 0], [1, 1], [0, 1], [0, 1]])
 

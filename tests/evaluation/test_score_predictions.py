@@ -6,15 +6,6 @@ import pandas as pd
 import pytest
 from scipy import sparse, stats
 
-from scvi_sams.evaluation.metrics._distances import (
-    energy_distance,
-    median_bandwidth,
-    mmd,
-    principal_axes,
-)
-from scvi_sams.evaluation.metrics._perturbench import deg_recall
-from scvi_sams.evaluation.metrics._registry import describe_metrics
-from scvi_sams.evaluation.metrics._scoring import position, score_predictions
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidCovariateError,
@@ -22,6 +13,10 @@ from scvi_sams.exceptions import (
     MissingKeyError,
     SAMSError,
 )
+from scvi_sams.metrics._distances import energy_distance, median_bandwidth, mmd, principal_axes
+from scvi_sams.metrics._perturbench import deg_recall
+from scvi_sams.metrics._registry import describe_metrics
+from scvi_sams.metrics._scoring import position, score_predictions
 
 PROFILE_MODES = ["sams", "perturbench", "cell-eval", "systema"]
 ALL_MODES = [*PROFILE_MODES, "distances"]

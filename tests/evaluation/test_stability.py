@@ -11,12 +11,7 @@ import torch
 
 from model.builders import TRAINING, small_screen, train_small
 from scvi_sams import SAMSVAE
-from scvi_sams.evaluation import (
-    active_at_fdr,
-    align_latents,
-    consensus_masks,
-    mask_stability,
-)
+from scvi_sams.evaluation import active_at_fdr, align_latents, consensus_masks, mask_stability
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
 
 NAMES = ["A", "B", "C", "D"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scvi_sams.evaluation.metrics._systema import (
+from scvi_sams.metrics._systema import (
     centroid_accuracy,
     pearson_delta,
     pearson_delta_top,

@@ -32,7 +32,7 @@ def test_bound_and_effects_are_those_of_a_processor(monkeypatch):
     ends, effects = {}, {}
     for is_accelerator in (False, True):
         monkeypatch.setattr(
-            "scvi_sams._devices.is_accelerator", lambda device, answer=is_accelerator: answer
+            "scvi_sams._torch.is_accelerator", lambda device, answer=is_accelerator: answer
         )
         models = [train(seed) for seed in range(3)]
         ends[is_accelerator] = [float(m.history["elbo_validation"].iloc[-1, 0]) for m in models]

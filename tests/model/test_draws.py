@@ -38,7 +38,7 @@ def test_what_is_not_a_number_stays_none():
 @pytest.mark.parametrize("shape", [(2,), (7, 4), (100, 300, 5)])
 @pytest.mark.parametrize("device", ["processor", "accelerator"])
 def test_mean_and_error_are_those_of_torch(shape, device, monkeypatch):
-    monkeypatch.setattr("scvi_sams._devices.is_accelerator", lambda _: device == "accelerator")
+    monkeypatch.setattr("scvi_sams._torch.is_accelerator", lambda _: device == "accelerator")
     draws = 3 + torch.randn(shape, generator=torch.Generator().manual_seed(0))
     mean, error = summary(draws, None)
     torch.testing.assert_close(mean, draws.mean(0))

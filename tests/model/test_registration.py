@@ -11,7 +11,7 @@ from scipy import sparse
 
 from scvi_sams import SAMSVAE
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import registered_perturbations, unpack_perturbations
+from scvi_sams.data._field import registered_perturbations, unpack_perturbations
 from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnknownPerturbationError
 
 LABELS = ["control", "A", "B", "B+A"] * 6

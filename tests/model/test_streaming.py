@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import LambdaCallback
 from data.on_disk import FORMS, fingerprint, write_screen
 from model.builders import COVARIATES, N_LATENT, TRAINING, small_screen
 from scvi_sams import SAMSVAE
-from scvi_sams.data import BlockLoader, StreamingDataModule, is_on_disk, open_screen
+from scvi_sams.counts._block_reader import is_on_disk
+from scvi_sams.data import StreamingDataModule, open_screen
+from scvi_sams.data._block_loader import BlockLoader
 from scvi_sams.exceptions import (
     InvalidSplitError,
     MissingKeyError,
@@ -226,7 +228,7 @@ def test_sparse_batches_are_densified_on_the_device(path):
 
 
 def test_rows_that_become_unreadable_are_named(path, monkeypatch):
-    from scvi_sams.data import BlockReader
+    from scvi_sams.counts._block_reader import BlockReader
 
     model = make(open_screen(path))
     read_sparse = BlockReader._read_sparse

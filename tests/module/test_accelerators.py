@@ -50,7 +50,7 @@ EVERY_MODEL = pytest.mark.parametrize("name", list(MODELS))
 
 
 def pretend(monkeypatch, is_accelerator=True):
-    monkeypatch.setattr("scvi_sams._devices.is_accelerator", lambda device: is_accelerator)
+    monkeypatch.setattr("scvi_sams._torch.is_accelerator", lambda device: is_accelerator)
 
 
 @pytest.fixture(autouse=True)

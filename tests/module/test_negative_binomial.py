@@ -9,10 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.distributions import NegativeBinomial, Poisson
 
 from module.reference import negative_binomial_log_pmf
-from scvi_sams.module._negative_binomial import (
-    mean_decoded_log_prob,
-    negative_binomial_log_prob,
-)
+from scvi_sams.module._negative_binomial import mean_decoded_log_prob, negative_binomial_log_prob
 from scvi_sams.module._rising_factorial import TABLE_SIZE
 
 COUNTS = [0, 1, 2, 17, 126, 127, 128, 129, 130, 5000]
@@ -23,7 +20,7 @@ COUNTS = [0, 1, 2, 17, 126, 127, 128, 129, 130, 5000]
 def _device(request, monkeypatch):
     """All of it twice: by compiled loops, and by the operations that accelerators get, run here."""
     if request.param == "accelerator":
-        monkeypatch.setattr("scvi_sams._devices.is_accelerator", lambda device: True)
+        monkeypatch.setattr("scvi_sams._torch.is_accelerator", lambda device: True)
 
 
 TWO_MODES = pytest.mark.parametrize("softmax", [False, True], ids=["log mean", "softmax"])
@@ -405,7 +402,7 @@ def test_nan_among_counts_shows_and_is_no_place_in_memory(softmax):
 @TWO_MODES
 def test_an_accelerator_is_asked_nothing(softmax, monkeypatch):
     """Tensors without values raise an error where a size or a branch depends on values."""
-    monkeypatch.setattr("scvi_sams._devices.is_accelerator", lambda device: True)
+    monkeypatch.setattr("scvi_sams._torch.is_accelerator", lambda device: True)
     real = make_last_layer(torch.float32)
     with FakeTensorMode() as without_values:
         x, size = (without_values.from_tensor(value) for value in real[:2])

@@ -69,7 +69,7 @@ def test_the_error_names_step_epoch_term_and_learning_rates():
 @pytest.mark.parametrize("steps_between_looks", [1, 3, 50])
 def test_an_accelerator_is_asked_now_and_then(steps_between_looks, monkeypatch):
     """At some steps, and for its weights at the end of each epoch."""
-    monkeypatch.setattr("scvi_sams._devices.is_accelerator", lambda device: True)
+    monkeypatch.setattr("scvi_sams._torch.is_accelerator", lambda device: True)
     monkeypatch.setattr(_plan, "_STEPS_BETWEEN_LOOKS", steps_between_looks)
     model = make_model(CPAVAE)
     with pytest.raises(TrainingDivergedError) as error:

@@ -10,7 +10,7 @@ from scvi.train import SaveCheckpoint
 
 from module.reference import ReferenceELBO, recorded_draws
 from scvi_sams import CPAVAE
-from scvi_sams._random import fixed_seed
+from scvi_sams._torch import fixed_seed
 from scvi_sams.module import LatentSurvey, SAMSVAEModule
 from scvi_sams.train import PerturbationTrainingPlan, _plan
 from train.screens import carriers, make_model, make_screen

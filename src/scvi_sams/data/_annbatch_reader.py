@@ -10,7 +10,7 @@ import zarr
 from anndata.abc import CSRDataset
 from scipy import sparse
 
-from scvi_sams.data._block_reader import READING_ERRORS, BlockReader, refuse_damaged_rows
+from scvi_sams.counts._block_reader import READING_ERRORS, BlockReader, check_rows
 from scvi_sams.exceptions import InvalidArgumentError
 
 
@@ -51,7 +51,7 @@ class AnnbatchReader(BlockReader):
             read = next(iter(self._loader))["X"]
             if sparse.issparse(read):
                 read = sparse.csr_matrix(read)
-                refuse_damaged_rows(read)
+                check_rows(read)
         except READING_ERRORS:
             # Block by block, to find and name the rows.
             return super().read_rows(rows, rows_per_read)

@@ -10,11 +10,11 @@ import torch
 from scipy import sparse
 from scvi.data import AnnDataManager
 
-from scvi_sams._arguments import refuse_other_choices
+from scvi_sams._checks import check_choice
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.counts._block_reader import BlockReader
 from scvi_sams.data._annbatch_reader import AnnbatchReader
 from scvi_sams.data._block_order import BlockOrder
-from scvi_sams.data._block_reader import BlockReader
 
 _READERS = {"blocks": BlockReader, "annbatch": AnnbatchReader}
 
@@ -127,7 +127,7 @@ class BlockLoader:
 
 def registered_expression(manager: AnnDataManager, reader: str = "blocks") -> BlockReader:
     """Return a reader of the expression that is registered: ``"blocks"`` or ``"annbatch"``."""
-    refuse_other_choices("reader", reader, tuple(_READERS))
+    check_choice("reader", reader, tuple(_READERS))
     location = manager.data_registry[REGISTRY_KEYS.X]
     name = f"adata.{location.attr_name}" + (
         f"[{location.attr_key!r}]" if location.attr_name == "layers" else ""

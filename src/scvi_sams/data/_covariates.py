@@ -9,16 +9,16 @@ import pandas as pd
 from anndata import AnnData
 
 from scvi_sams._constants import LARGEST_INPUT
-from scvi_sams.data._codes import factorize, listing, shown
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidCovariateError,
     MissingKeyError,
     RegistrationError,
 )
+from scvi_sams.labels._codes import factorize, listing, shown
 
 
-def refuse_other_than_anndata(adata: object) -> None:
+def check_adata(adata: object) -> None:
     """Raise an error if this is no AnnData."""
     if not isinstance(adata, AnnData):
         raise RegistrationError(
@@ -28,7 +28,7 @@ def refuse_other_than_anndata(adata: object) -> None:
         )
 
 
-def refuse_missing_keys(adata: AnnData, layer: str | None, keys: Iterable[str]) -> None:
+def check_keys_exist(adata: AnnData, layer: str | None, keys: Iterable[str]) -> None:
     """Raise an error if the layer or a column of obs does not exist."""
     if layer is not None and layer not in adata.layers:
         raise MissingKeyError(
@@ -41,7 +41,7 @@ def refuse_missing_keys(adata: AnnData, layer: str | None, keys: Iterable[str]) 
         )
 
 
-def refuse_unusable_table(adata: AnnData, keys: Iterable[str | None]) -> None:
+def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:
     """Raise an error if there are no cells or genes, or names of genes or columns are not unique.
 
     Parameters
@@ -75,7 +75,7 @@ def refuse_unusable_table(adata: AnnData, keys: Iterable[str | None]) -> None:
         )
 
 
-def refuse_other_genes(adata: AnnData, expected: Sequence[str] | np.ndarray) -> None:
+def check_genes(adata: AnnData, expected: Sequence[str] | np.ndarray) -> None:
     """Raise an error if the genes are not those of the training data, in their order."""
     genes = pd.Index(np.asarray(expected, dtype=object))
     found = pd.Index(np.asarray(adata.var_names, dtype=object))
@@ -94,7 +94,7 @@ def refuse_other_genes(adata: AnnData, expected: Sequence[str] | np.ndarray) -> 
     )
 
 
-def refuse_invalid_categories(
+def validate_categories(
     column: pd.Series, known: Iterable[object] | None, training_key: str
 ) -> None:
     """Raise an error if a category is missing, or is not one of the known ones.
@@ -117,7 +117,7 @@ def refuse_invalid_categories(
         )
     _, categories = factorize(column, InvalidCovariateError)
     if known is None:
-        _refuse_mixed_types(column, categories)
+        _check_one_type(column, categories)
         return
     known = list(known)
     unseen = [category for category in categories if category not in known]
@@ -129,7 +129,7 @@ def refuse_invalid_categories(
         )
 
 
-def _refuse_mixed_types(column: pd.Series, categories: Iterable) -> None:
+def _check_one_type(column: pd.Series, categories: Iterable) -> None:
     try:
         sorted(categories)
     except TypeError:
@@ -156,10 +156,10 @@ def numbers_of(column: pd.Series) -> np.ndarray:
     return numbers.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
 
 
-def refuse_invalid_covariate(column: pd.Series) -> None:
+def validate_covariate(column: pd.Series) -> None:
     """Raise an error if a continuous covariate is text, missing, infinite or huge."""
     numbers = numbers_of(column)
-    _refuse_huge(column, np.abs(numbers))
+    _check_not_huge(column, np.abs(numbers))
     bad = ~np.isfinite(numbers)
     if bad.any():
         raise InvalidCovariateError(
@@ -169,11 +169,11 @@ def refuse_invalid_covariate(column: pd.Series) -> None:
         )
 
 
-def refuse_invalid_size_factor(column: pd.Series) -> None:
+def validate_size_factor(column: pd.Series) -> None:
     """Raise an error if a size factor is text, missing, infinite, zero, negative or extreme."""
     sizes = numbers_of(column)
-    _refuse_huge(column, sizes)
-    _refuse_huge(column, 1 / np.where(sizes > 0, sizes, np.nan))
+    _check_not_huge(column, sizes)
+    _check_not_huge(column, 1 / np.where(sizes > 0, sizes, np.nan))
     bad = ~((sizes > 0) & np.isfinite(sizes))
     if bad.any():
         raise InvalidCountsError(
@@ -183,7 +183,7 @@ def refuse_invalid_size_factor(column: pd.Series) -> None:
         )
 
 
-def _refuse_huge(column: pd.Series, sizes: np.ndarray) -> None:
+def _check_not_huge(column: pd.Series, sizes: np.ndarray) -> None:
     huge = np.isfinite(sizes) & (sizes > LARGEST_INPUT)
     if huge.any():
         raise InvalidCovariateError(

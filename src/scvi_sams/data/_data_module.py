@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from scvi.data import AnnDataManager
 
-from scvi_sams.data._splitting import default_seed, refuse_invalid_split, split_cells
+from scvi_sams.data._splitting import check_positions, default_seed, split_cells
 
 
 class ScreenDataModule(LightningDataModule):
@@ -44,7 +44,7 @@ class ScreenDataModule(LightningDataModule):
             split = split_cells(
                 adata_manager, train_size, validation_size, shuffle=shuffle_set_split
             )
-        refuse_invalid_split(split, self.n_obs)
+        check_positions(split, self.n_obs)
         given = [*split, None, None][:3]
         self.train_idx, self.val_idx, self.test_idx = (
             np.asarray([] if part is None else part, dtype=np.int64) for part in given

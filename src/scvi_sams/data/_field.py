@@ -12,23 +12,23 @@ from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
-from scvi_sams._arguments import refuse_other_than_key
+from scvi_sams._checks import check_key
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._codes import (
-    PerturbationCodes,
-    listing,
-    refuse_missing_control_label,
-    refuse_missing_control_row,
-)
-from scvi_sams.data._combinations import combinations_as_perturbations, distinct_combinations
-from scvi_sams.data._dosage_matrix import encode_dosage_matrix
-from scvi_sams.data._parsing import control_names, encode_labels
 from scvi_sams.exceptions import (
     InvalidArgumentError,
     InvalidDosageError,
     InvalidPerturbationLabelError,
     MissingKeyError,
 )
+from scvi_sams.labels._codes import (
+    PerturbationCodes,
+    check_control_label,
+    check_control_row,
+    listing,
+)
+from scvi_sams.labels._combinations import combinations_as_perturbations, distinct_combinations
+from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
+from scvi_sams.labels._parsing import control_names, encode_labels
 
 
 class PerturbationField(BaseAnnDataField):
@@ -73,7 +73,7 @@ class PerturbationField(BaseAnnDataField):
         additive: bool = True,
     ) -> None:
         super().__init__()
-        _refuse_invalid_arguments(
+        _validate_arguments(
             control=control,
             perturbation_names=perturbation_names,
             perturbation_key=perturbation_key,
@@ -141,11 +141,11 @@ class PerturbationField(BaseAnnDataField):
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data and remember its vocabulary."""
         encoded = self._encode(adata, vocabulary=None)
-        self._refuse_other_names(adata)
+        self._check_same_names(adata)
         if self.dosage_obsm_key is None:
-            refuse_missing_control_label(encoded, self.control)
+            check_control_label(encoded, self.control)
         else:
-            refuse_missing_control_row(encoded, f"adata.obsm[{self.dosage_obsm_key!r}]")
+            check_control_row(encoded, f"adata.obsm[{self.dosage_obsm_key!r}]")
         if encoded.is_control.all():
             raise InvalidPerturbationLabelError(
                 "Every cell is a control cell: there is no perturbation to learn about. Check "
@@ -191,7 +191,7 @@ class PerturbationField(BaseAnnDataField):
     ) -> PerturbationCodes:
         if self.dosage_obsm_key is not None:
             names = self._column_names(adata)
-            self._refuse_unusable_names(names)
+            self._check_names(names)
             return encode_dosage_matrix(
                 adata.obsm[self.dosage_obsm_key],
                 names,
@@ -224,7 +224,7 @@ class PerturbationField(BaseAnnDataField):
             )
         return list(self.perturbation_names)
 
-    def _refuse_unusable_names(self, names: Sequence[Any]) -> None:
+    def _check_names(self, names: Sequence[Any]) -> None:
         unusable = [
             name
             for name in names
@@ -240,7 +240,7 @@ class PerturbationField(BaseAnnDataField):
                 "another `delimiter`."
             )
 
-    def _refuse_other_names(self, adata: AnnData) -> None:
+    def _check_same_names(self, adata: AnnData) -> None:
         """Raise an error if a table in the training data has other names than were given."""
         if self.dosage_obsm_key is None or self.perturbation_names is None:
             return
@@ -269,10 +269,10 @@ class PerturbationField(BaseAnnDataField):
         }
 
 
-def _refuse_invalid_arguments(
+def _validate_arguments(
     *, control: object, perturbation_names: object, dosage_obsm_key: object, **keys: object
 ) -> None:
-    refuse_other_than_key(dosage_obsm_key=dosage_obsm_key, **keys)
+    check_key(dosage_obsm_key=dosage_obsm_key, **keys)
     labels = list(control) if isinstance(control, Iterable) else [control]
     missing = [label for label in labels if label is None or label != label]
     if missing:

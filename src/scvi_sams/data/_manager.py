@@ -18,17 +18,17 @@ from scvi_sams._compat import (
     STATE_REGISTRY_KEY,
 )
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.counts._validation import unchanged_on_error
 from scvi_sams.data._covariates import (
+    check_adata,
+    check_genes,
+    check_keys_exist,
     numbers_of,
-    refuse_invalid_categories,
-    refuse_invalid_covariate,
-    refuse_missing_keys,
-    refuse_other_genes,
-    refuse_other_than_anndata,
-    refuse_unusable_table,
+    validate_categories,
+    validate_covariate,
+    validate_table,
 )
 from scvi_sams.data._field import PerturbationField
-from scvi_sams.data._validation import unchanged_on_error
 from scvi_sams.exceptions import RegistrationError
 
 
@@ -63,12 +63,12 @@ class ScreenManager(AnnDataManager):
             Naming what cannot be read; the AnnData is then as it was.
         """
         source = self._learned or source_registry
-        refuse_other_than_anndata(adata)
+        check_adata(adata)
         if adata.is_view:
             raise RegistrationError("A view cannot be registered. Pass a copy: adata.copy().")
         if source_registry is not None and self._learned is None:
-            _refuse_other_genes(adata, source_registry)
-        self.refuse_unreadable(adata, source)
+            _check_same_genes(adata, source_registry)
+        self.check_fields(adata, source)
         with unchanged_on_error(adata):
             super().register_fields(adata, source, **transfer_kwargs)
         if self._learned is None:
@@ -90,7 +90,7 @@ class ScreenManager(AnnDataManager):
         self.validate()
         return super().get_from_registry(registry_key)
 
-    def refuse_unreadable(self, adata: AnnData, source_registry: dict | None) -> None:
+    def check_fields(self, adata: AnnData, source_registry: dict | None) -> None:
         """Raise an error, naming values, if a field could not be registered; nothing is written.
 
         Parameters
@@ -104,44 +104,42 @@ class ScreenManager(AnnDataManager):
         continuous = arguments["continuous_covariate_keys"] or []
         categorical = arguments["categorical_covariate_keys"] or []
         single = [arguments[key] for key in ("batch_key", "size_factor_key") if arguments[key]]
-        refuse_missing_keys(adata, arguments["layer"], [*single, *categorical, *continuous])
+        check_keys_exist(adata, arguments["layer"], [*single, *categorical, *continuous])
         if source_registry is None:
             labels = [arguments[key] for key in ("perturbation_key", "dosage_key")]
-            refuse_unusable_table(adata, [*labels, *single, *categorical, *continuous])
-        _refuse_invalid_categories(adata, arguments["batch_key"], categorical, source_registry)
+            validate_table(adata, [*labels, *single, *categorical, *continuous])
+        _validate_categories(adata, arguments["batch_key"], categorical, source_registry)
         for key in continuous:
-            refuse_invalid_covariate(adata.obs[key])
+            validate_covariate(adata.obs[key])
         if arguments["size_factor_key"]:
             numbers_of(adata.obs[arguments["size_factor_key"]])
         if source_registry is not None:
-            self._refuse_unknown_perturbations(adata, source_registry)
+            self._check_known_perturbations(adata, source_registry)
 
-    def _refuse_unknown_perturbations(self, adata: AnnData, source_registry: dict) -> None:
+    def _check_known_perturbations(self, adata: AnnData, source_registry: dict) -> None:
         state = _state_of(source_registry, REGISTRY_KEYS.PERTURBATIONS)
         for field in self.fields:
             if isinstance(field, PerturbationField):
                 field.encode(adata, state)
 
 
-def _refuse_invalid_categories(
+def _validate_categories(
     adata: AnnData, batch_key: str | None, covariate_keys: list[str], source_registry: dict | None
 ) -> None:
     if batch_key:
         known = _state_of(source_registry, REGISTRY_KEYS.BATCH).get("categorical_mapping")
-        refuse_invalid_categories(adata.obs[batch_key], known, "batch_key")
+        validate_categories(adata.obs[batch_key], known, "batch_key")
     state = _state_of(source_registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES)
     known_by_key = state.get("mappings", {})
     for key in covariate_keys:
-        refuse_invalid_categories(
-            adata.obs[key], known_by_key.get(key), "categorical_covariate_keys"
-        )
+        validate_categories(adata.obs[key], known_by_key.get(key), "categorical_covariate_keys")
 
 
-def _refuse_other_genes(adata: AnnData, source_registry: dict) -> None:
+def _check_same_genes(adata: AnnData, source_registry: dict) -> None:
     genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
     # Genes that were all renamed, such as from identifiers to symbols, are the user's affair.
     if adata.n_vars != len(genes) or adata.var_names.isin(genes).any():
-        refuse_other_genes(adata, genes)
+        check_genes(adata, genes)
 
 
 def _state_of(registry: dict | None, registry_key: str) -> Mapping[str, Any]:

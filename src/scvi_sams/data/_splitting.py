@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from numbers import Real
 
 import numpy as np
 from scvi import settings
 from scvi.data import AnnDataManager
 
-from scvi_sams._arguments import as_positions
+from scvi_sams._checks import as_positions
 from scvi_sams.data._field import registered_perturbations
-from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError
-
-_ROUNDING = 1e-9
+from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.labels._stratified import stratified_split
 
 
 def split_cells(
@@ -95,7 +93,7 @@ def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
         raise InvalidSplitError(
             f"The split has {len(parts)} parts; there are training, validation and test cells."
         )
-    refuse_invalid_split(parts, n_cells)
+    check_positions(parts, n_cells)
     parts += [np.array([], dtype=np.int64)] * (3 - len(parts))
     left_out = np.setdiff1d(np.arange(n_cells), np.concatenate(parts))
     parts[2] = np.concatenate([parts[2], left_out])
@@ -111,7 +109,7 @@ def _as_part(part: object, n_cells: int) -> np.ndarray:
     return as_positions("external_indexing", array, n_cells)
 
 
-def refuse_invalid_split(split: Sequence[np.ndarray | None], n_cells: int) -> None:
+def check_positions(split: Sequence[np.ndarray | None], n_cells: int) -> None:
     """Raise an error if there are no training cells, or parts overlap or name no cells.
 
     Parameters
@@ -136,69 +134,6 @@ def refuse_invalid_split(split: Sequence[np.ndarray | None], n_cells: int) -> No
             f"The split names {(times > 1).sum()} cells more than once, such as the cell at "
             f"position {times.argmax()}. A cell belongs to one part, once."
         )
-
-
-def stratified_split(
-    groups: np.ndarray, fractions: Sequence[float], *, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split cells at random within each group.
-
-    Parameters
-    ----------
-    groups
-        Group of every cell, shape ``(n_cells,)``; any type that sorts.
-    fractions
-        Shares of training, validation and test cells; they sum to one. What rounding left below
-        zero, as in ``1 - 0.9 - 0.1``, counts as zero.
-    seed
-        Of the random order. The global random state is neither used nor changed.
-
-    Returns
-    -------
-    Positions of training, validation and test cells, each ascending. In each group the shares are
-    rounded up or down at random, so that they also hold over many small groups; every group keeps
-    at least one training cell.
-
-    Raises
-    ------
-    InvalidSplitError
-        If the fractions are not three non-negative numbers that sum to one, the first above 0.
-    """
-    if isinstance(fractions, str) or not isinstance(fractions, Iterable):
-        raise InvalidArgumentError(
-            "`fractions` must be the shares of training, validation and test cells, not "
-            f"{fractions!r}."
-        )
-    fractions = tuple(fractions)
-    if not all(isinstance(share, Real) for share in fractions):
-        raise InvalidArgumentError(f"`fractions` must be numbers, not {fractions!r}.")
-    if (
-        len(fractions) != 3
-        or min(fractions) < -_ROUNDING
-        or not np.isclose(sum(fractions), 1)
-        or not fractions[0] > 0
-    ):
-        raise InvalidSplitError(
-            f"The shares of training, validation and test cells are {tuple(fractions)}; give three "
-            "non-negative numbers that sum to 1, the first above 0."
-        )
-    rng = np.random.default_rng(seed)
-    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = rng.permutation(len(group))
-    order = order[np.argsort(group[order], kind="stable")]
-    rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # One random offset for both boundaries: each part gets its share rounded up or down.
-    boundaries = np.floor(
-        np.outer(sizes, np.cumsum(np.clip(fractions, 0, 1))[:2])
-        + rng.random((len(sizes), 1))
-        - _ROUNDING
-    )
-    boundaries = np.clip(boundaries, 1, sizes[:, None])
-    end_of_train, end_of_validation = np.repeat(boundaries, sizes, axis=0).T
-    train = rank < end_of_train
-    validation = ~train & (rank < end_of_validation)
-    test = ~train & ~validation
-    return np.sort(order[train]), np.sort(order[validation]), np.sort(order[test])
 
 
 def _sequential_split(n_cells: int, fractions: tuple[float, ...]) -> list[np.ndarray]:

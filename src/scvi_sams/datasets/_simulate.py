@@ -10,11 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
-from scvi_sams.exceptions import (
-    InvalidCountsError,
-    InvalidDosageError,
-    SAMSError,
-)
+from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
 
 from ._decoder import chunks_of_cells, proportions
 

@@ -1,7 +1,7 @@
 """Splits, observed effects, baselines and metrics, and what can be asked of trained models.
 
-Splits, effects, baselines and metrics know no model: :mod:`scvi_sams.evaluation.splits`,
-:mod:`scvi_sams.evaluation.baselines` and :mod:`scvi_sams.evaluation.metrics`.
+Splits, effects, baselines and metrics know no model: :mod:`scvi_sams.splits`,
+:mod:`scvi_sams.baselines` and :mod:`scvi_sams.metrics`.
 :func:`mask_stability`, :func:`consensus_masks` and :func:`basal_leakage` take trained models;
 :func:`mask_calibration` takes simulated truth.
 
@@ -12,68 +12,45 @@ An *ATE table*, which models predict and these functions make and compare, is an
 ``target_sum`` and ``units``.
 """
 
-from scvi_sams.evaluation._benchmark import BenchmarkResult, ModelMethod, benchmark
-from scvi_sams.evaluation._calibration import Calibration, active_at_fdr, mask_calibration
-from scvi_sams.evaluation._leakage import basal_leakage
-from scvi_sams.evaluation._observed import observed_ate
-from scvi_sams.evaluation._stability import (
+from scvi_sams._fdr import active_at_fdr
+from scvi_sams.baselines._ate import additive_ate, mean_ate
+from scvi_sams.baselines._base import BaselineMethod
+from scvi_sams.baselines._linear import PCARidge
+from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
+from scvi_sams.baselines._simple import (
+    Additive,
+    ControlMean,
+    MatchingMean,
+    PerturbationMean,
+    TrainingMean,
+    split_half,
+)
+from scvi_sams.benchmark._model import ModelMethod
+from scvi_sams.benchmark._result import BenchmarkResult
+from scvi_sams.benchmark._run import benchmark
+from scvi_sams.interpretation._leakage import basal_leakage
+from scvi_sams.interpretation._stability import (
     ConsensusMasks,
     MaskStability,
     align_latents,
     consensus_masks,
     mask_stability,
 )
-from scvi_sams.evaluation.baselines import (
-    Additive,
-    BaselineMethod,
-    ControlMean,
-    LatentAdditive,
-    LinearAdditive,
-    MatchingMean,
-    PCARidge,
-    PerturbationMean,
-    TrainingMean,
-    additive_ate,
-    mean_ate,
-    split_half,
-)
-from scvi_sams.evaluation.metrics import (
-    align_ate,
-    centroid_accuracy,
-    compare_ate,
-    de_overlap,
-    deg_recall,
-    describe_metrics,
-    discrimination_scores,
-    effect_metrics,
-    energy_distance,
-    logfc,
-    mask_recovery,
-    match_latents,
-    mean_correlation_coefficient,
-    median_bandwidth,
-    mmd,
-    pearson_delta,
-    perturbed_centroid,
-    position,
-    rank_scores,
-    score_predictions,
-    wilcoxon_fdr,
-)
-from scvi_sams.evaluation.splits import (
-    Split,
-    canonical_labels,
-    check_split,
-    combination_hold_out,
-    covariate_transfer,
-    hold_out_combinations,
-    make_split,
-    norman_data_efficiency,
-    norman_ood,
-    random_cells,
-    single_hold_out,
-    split_cells,
-)
+from scvi_sams.metrics._ate import align_ate, compare_ate, effect_metrics
+from scvi_sams.metrics._calibration import Calibration, mask_calibration
+from scvi_sams.metrics._cell_eval import de_overlap, discrimination_scores, wilcoxon_fdr
+from scvi_sams.metrics._distances import energy_distance, median_bandwidth, mmd
+from scvi_sams.metrics._observed import observed_ate
+from scvi_sams.metrics._perturbench import deg_recall, logfc, rank_scores
+from scvi_sams.metrics._recovery import mask_recovery, match_latents, mean_correlation_coefficient
+from scvi_sams.metrics._registry import describe_metrics
+from scvi_sams.metrics._scoring import position, score_predictions
+from scvi_sams.metrics._systema import centroid_accuracy, pearson_delta, perturbed_centroid
+from scvi_sams.splits._cells import canonical_labels, hold_out_combinations, split_cells
+from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells
+from scvi_sams.splits._perturbench import combination_hold_out, single_hold_out
+from scvi_sams.splits._split import Split, check_split, make_split
+from scvi_sams.splits._transfer import covariate_transfer
 
 __all__ = [
     "Additive",

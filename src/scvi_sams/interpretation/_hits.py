@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scvi_sams._argument_types import refuse_other_than_model
-from scvi_sams._arguments import refuse_other_than_key, refuse_other_than_whole
+from scvi_sams._checks import check_integer, check_key, check_model
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.evaluation import active_at_fdr
+from scvi_sams._fdr import active_at_fdr
 
 if TYPE_CHECKING:
     from scvi_sams.model._counterfactual import CounterfactualMixin
@@ -82,10 +81,10 @@ def perturbation_hits(
     >>> hits.columns.tolist()[:4]
     ['n_cells', 'few_cells', 'expected_active_latents', 'active_latents']
     """
-    refuse_other_than_model("predict_ate", model=model)
-    refuse_other_than_whole(n_genes=n_genes)
-    refuse_other_than_whole(at_least=0, min_cells=min_cells)
-    refuse_other_than_key(key_added=key_added)
+    check_model("predict_ate", model=model)
+    check_integer(n_genes=n_genes)
+    check_integer(at_least=0, min_cells=min_cells)
+    check_key(key_added=key_added)
     n_cells = model.module.cells_per_perturbation.cpu().numpy().astype(int)
     columns: dict[str, Any] = {"n_cells": n_cells, "few_cells": n_cells < min_cells}
     if hasattr(model, "get_perturbation_masks"):

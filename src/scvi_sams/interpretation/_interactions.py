@@ -10,17 +10,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse, stats
 
-from scvi_sams._argument_types import refuse_other_than_anndata, refuse_other_than_model
-from scvi_sams._arguments import as_names, refuse_other_than_key, refuse_other_than_number
+from scvi_sams._checks import as_names, check_anndata, check_key, check_model, check_number
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.data import canonical_label, control_names, parts_of_combination
-from scvi_sams.evaluation._observed import (
-    Method,
-    labelled_cells,
-    normalised_expression,
-    refuse_repeated,
-)
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
+from scvi_sams.labels._combinations import parts_of_combination
+from scvi_sams.labels._parsing import canonical_label, control_names
+from scvi_sams.metrics._observed import Method, check_unique, labelled_cells, normalised_expression
 
 if TYPE_CHECKING:
     from scvi_sams.model._interactions import InteractionsMixin
@@ -85,9 +80,9 @@ def observed_interactions(
     >>> observed.obs[["n_cells", "n_cells_single"]].values.tolist()
     [[30, 60]]
     """
-    refuse_other_than_number(target_sum=target_sum, above=0)
+    check_number(target_sum=target_sum, above=0)
     if direction is not None:
-        refuse_other_than_anndata(direction=direction)
+        check_anndata(direction=direction)
     cells, labels = labelled_cells(
         adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
     )
@@ -102,7 +97,7 @@ def observed_interactions(
     if not combinations:
         raise InvalidArgumentError("`combinations` is empty: name combinations, or None for all.")
     names = [canonical_label(c, delimiter=delimiter, control=control) for c in combinations]
-    refuse_repeated(names)
+    check_unique(names)
     directions = None
     if direction is not None:
         rows = [
@@ -115,7 +110,7 @@ def observed_interactions(
     summaries = []
     for place, name in enumerate(names):
         parts = parts_of_combination(name, delimiter)
-        _refuse_unmeasured([name, *parts, base], cells_of)
+        _check_measured([name, *parts, base], cells_of)
         for group in (name, *parts, base):
             if group not in means:
                 means[group] = _mean_and_squared_error(values[cells_of[group]])
@@ -204,8 +199,8 @@ def genetic_interactions(
     >>> "predicted_score" in table and "observed_score" in table
     True
     """
-    refuse_other_than_model("predict_interactions", model=model)
-    refuse_other_than_key(key_added=key_added)
+    check_model("predict_interactions", model=model)
+    check_key(key_added=key_added)
     arguments = model._setup_arguments
     for key in ("dosage_key", "dosage_obsm_key"):
         if arguments[key] is not None:
@@ -223,7 +218,7 @@ def genetic_interactions(
         key: arguments[key]
         for key in ("perturbation_key", "control", "layer", "size_factor_key", "delimiter")
     } | {"indices": indices}
-    model._refuse_without_data("indices")
+    model._check_has_data("indices")
     if combinations is None:
         combinations = list(observed_interactions(model.adata, **settings).obs_names)
     predicted = model.predict_interactions(combinations, **predict_kwargs)
@@ -272,7 +267,7 @@ def _complete_combinations(cells_of: dict[str, np.ndarray], delimiter: str | Non
     return sorted(found)
 
 
-def _refuse_unmeasured(groups: list[str], cells_of: dict[str, np.ndarray]) -> None:
+def _check_measured(groups: list[str], cells_of: dict[str, np.ndarray]) -> None:
     missing = [group for group in groups if group not in cells_of]
     if missing:
         raise UnknownPerturbationError(

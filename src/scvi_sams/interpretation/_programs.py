@@ -7,9 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from scvi_sams._argument_types import refuse_other_than_table, refuse_other_than_text
-from scvi_sams._arguments import refuse_other_choices, refuse_other_than_whole
-from scvi_sams.evaluation import active_at_fdr
+from scvi_sams._checks import check_choice, check_integer, check_table, check_text
+from scvi_sams._fdr import active_at_fdr
 from scvi_sams.exceptions import MissingKeyError, SAMSError
 
 Direction = Literal["both", "up", "down"]
@@ -52,10 +51,10 @@ def top_genes(
     1  latent_0     2    C     1.0
     2  latent_1     1    C     0.3
     """
-    refuse_other_than_table(programs=programs)
-    refuse_other_than_whole(n_genes=n_genes)
-    refuse_other_choices("direction", direction, get_args(Direction))
-    _refuse_nan(programs)
+    check_table(programs=programs)
+    check_integer(n_genes=n_genes)
+    check_choice("direction", direction, get_args(Direction))
+    _check_not_nan(programs)
     sign = {"both": programs.abs(), "up": programs, "down": -programs}[direction]
     tables = []
     for latent in programs.columns:
@@ -116,7 +115,7 @@ def latent_perturbations(
     0  latent_0       IFNGR1                2
     1  latent_0         JAK2                2
     """
-    refuse_other_than_table(masks=masks)
+    check_table(masks=masks)
     active = active_at_fdr(masks, fdr).to_numpy()
     columns, rows = np.nonzero(active.T)
     table = pd.DataFrame(
@@ -136,7 +135,7 @@ def latent_perturbations(
 
 def aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
     """Rows and columns of ``effects`` in the order of ``masks``; an error if one is not there."""
-    refuse_other_than_table(effects=effects, masks=masks)
+    check_table(effects=effects, masks=masks)
     absent = [
         *masks.index.difference(effects.index),
         *masks.columns.difference(effects.columns),
@@ -184,21 +183,21 @@ def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
     >>> gseapy.prerank(rnk=ranking, gene_sets={"interferon": ["A", "B"]})  # doctest: +SKIP
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
     """
-    refuse_other_than_table(programs=programs)
-    refuse_other_than_text(latent=latent)
+    check_table(programs=programs)
+    check_text(latent=latent)
     if latent not in programs:
         raise MissingKeyError(
             f"There is no latent dimension {latent!r}; there are {programs.columns[0]!r} to "
             f"{programs.columns[-1]!r}."
         )
-    _refuse_nan(programs)
+    _check_not_nan(programs)
     changes = programs[latent]
     strongest_first = changes.iloc[np.argsort(-changes.abs().to_numpy(), kind="stable")]
     distinct = strongest_first[~strongest_first.index.duplicated()]
     return distinct.sort_values(ascending=False, kind="stable")
 
 
-def _refuse_nan(programs: pd.DataFrame) -> None:
+def _check_not_nan(programs: pd.DataFrame) -> None:
     bad = programs.isna().any(axis=1)
     if bad.any():
         raise SAMSError(

@@ -10,12 +10,7 @@ from anndata import AnnData
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import cdist, squareform
 
-from scvi_sams._argument_types import (
-    refuse_other_than_ate,
-    refuse_other_than_matrix,
-    refuse_other_than_table,
-)
-from scvi_sams._arguments import refuse_other_choices, refuse_other_than_flag
+from scvi_sams._checks import check_ate, check_bool, check_choice, check_matrix, check_table
 from scvi_sams.exceptions import SAMSError
 
 _MOST_FOR_OPTIMAL_ORDER = 1000
@@ -65,13 +60,13 @@ def perturbation_similarity(
     B  1.0  1.0  0.0
     C  0.0  0.0  1.0
     """
-    refuse_other_choices("metric", metric, ("cosine", "jaccard"))
-    refuse_other_than_flag(order=order)
+    check_choice("metric", metric, ("cosine", "jaccard"))
+    check_bool(order=order)
     if isinstance(table, AnnData):
-        refuse_other_than_ate(table=table)
+        check_ate(table=table)
         names, values = table.obs_names, np.asarray(table.X, dtype=np.float64)
     else:
-        refuse_other_than_table(table=table)
+        check_table(table=table)
         names, values = table.index, table.to_numpy(np.float64)
     if np.isnan(values).any():
         bad = names[np.isnan(values).any(axis=1)]
@@ -94,7 +89,7 @@ def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
     >>> abs(order.index(0) - order.index(2))  # the similar ones are neighbours
     1
     """
-    refuse_other_than_matrix(similarity=similarity)
+    check_matrix(similarity=similarity)
     if len(similarity) < 3:
         return np.arange(len(similarity))
     distance = np.clip(1 - (similarity + similarity.T) / 2, 0, None)

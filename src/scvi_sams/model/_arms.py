@@ -7,11 +7,12 @@ from typing import Literal
 
 import torch
 
-from scvi_sams import _devices
-from scvi_sams._arguments import refuse_other_choices, refuse_other_than_number
+from scvi_sams import _torch as _devices
+from scvi_sams._checks import check_choice, check_number
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._expected_lognorm import ExpectedLognorm
-from scvi_sams.module import Likelihood, PerturbationModule
+from scvi_sams.module._likelihoods import Likelihood
+from scvi_sams.module._perturbation_module import PerturbationModule
 
 _VALUES_AT_ONCE = 2**18
 """Numbers in an array (draws x genes) of a step: one megabyte, which a processor's cache holds."""
@@ -97,8 +98,8 @@ class Statistic:
         target_sum: float,
         device: torch.device,
     ) -> None:
-        refuse_other_choices("method", method, ("lognorm", "lograte", "mean"))
-        refuse_other_than_number(above=0, library_size=library_size, target_sum=target_sum)
+        check_choice("method", method, ("lognorm", "lograte", "mean"))
+        check_number(above=0, library_size=library_size, target_sum=target_sum)
         if method != "mean" and not likelihood.is_count_likelihood:
             raise SAMSError("A normal likelihood has no counts to normalise: use method='mean'.")
         self.likelihood = likelihood

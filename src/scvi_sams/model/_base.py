@@ -11,30 +11,23 @@ import torch
 from anndata import AnnData
 from scvi import settings
 
-from scvi_sams._arguments import (
-    as_positions,
-    refuse_other_than_whole,
-)
+from scvi_sams._checks import as_positions, check_integer
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import (
-    BlockLoader,
-    PerturbationCodes,
-    PerturbationField,
-    combinations_as_perturbations,
-    control_names,
-    encode_labels,
-    is_on_disk,
-    registered_perturbations,
-)
+from scvi_sams.counts._block_reader import is_on_disk
+from scvi_sams.data._block_loader import BlockLoader
+from scvi_sams.data._field import PerturbationField, registered_perturbations
 from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.labels._codes import PerturbationCodes
+from scvi_sams.labels._combinations import combinations_as_perturbations
+from scvi_sams.labels._parsing import control_names, encode_labels
 from scvi_sams.model._card import CardMixin
 from scvi_sams.model._registration import RegistrationMixin
 from scvi_sams.model._saving import SavingMixin
-from scvi_sams.model._settings import refuse_invalid_settings
+from scvi_sams.model._settings import validate_settings
 from scvi_sams.model._training import TrainingMixin
-from scvi_sams.module import CellBatch, PerturbationModule
-from scvi_sams.train import PerturbationTrainingPlan
+from scvi_sams.module._perturbation_module import CellBatch, PerturbationModule
+from scvi_sams.train._plan import PerturbationTrainingPlan
 
 
 class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationMixin):
@@ -71,13 +64,13 @@ class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationM
         registry: dict[str, Any] | None = None,
         **module_kwargs: Any,
     ) -> None:
-        refuse_invalid_settings(gene_likelihood=gene_likelihood, **module_kwargs)
-        self._refuse_unregistered(adata, registry)
+        validate_settings(gene_likelihood=gene_likelihood, **module_kwargs)
+        self._check_registered(adata, registry)
         super().__init__(adata, registry)
         self.gene_likelihood = gene_likelihood
         self._checked: set[str] = set()
         if adata is not None:
-            self._refuse_invalid_cells(self.adata_manager)
+            self._validate_cells(self.adata_manager)
         summary = self.summary_stats
         self.module = self._module_cls(
             n_genes=summary.n_vars,
@@ -146,7 +139,7 @@ class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationM
         """
         if batch_size is None:
             batch_size = settings.batch_size
-        refuse_other_than_whole(batch_size=batch_size)
+        check_integer(batch_size=batch_size)
         order = np.argsort(indices, kind="stable")
         manager = self.get_anndata_manager(adata, required=True)
         if is_on_disk(manager.get_from_registry(REGISTRY_KEYS.X)):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from anndata import AnnData
 
-from scvi_sams._arguments import as_names, as_positions, refuse_other_than_key
+from scvi_sams._checks import as_names, as_positions, check_key
 from scvi_sams.exceptions import (
     InvalidArgumentError,
     MissingKeyError,
@@ -30,7 +30,7 @@ def groups_of_cells(
     SAMSError
         If all cells are in one group.
     """
-    refuse_other_than_key(groupby=groupby, group2=group2)
+    check_key(groupby=groupby, group2=group2)
     if groupby not in adata.obs:
         raise MissingKeyError(f"obs has no column {groupby!r} to group the cells by.")
     group_of_cell = adata.obs[groupby].astype(str).to_numpy()

@@ -11,7 +11,7 @@ from scvi_sams.model._dose_response import DoseResponseMixin
 from scvi_sams.model._interactions import UnseenPairsMixin
 from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
-from scvi_sams.module import ConditionalVAEModule
+from scvi_sams.module._conditional_vae import ConditionalVAEModule
 
 
 class ConditionalVAE(

@@ -12,14 +12,15 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from scipy import sparse
 
-from scvi_sams._arguments import as_names, refuse_other_choices, refuse_other_than_number
+from scvi_sams._checks import as_names, check_choice, check_number
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.data import PerturbationCodes
 from scvi_sams.exceptions import MissingControlError, SAMSError
+from scvi_sams.labels._codes import PerturbationCodes
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._base import BasePerturbationModel
-from scvi_sams.model._draws import bounds, refuse_invalid_draws, summary
-from scvi_sams.module import draw_particles, positions_in, sum_of_rows, sum_over_slots
+from scvi_sams.model._draws import bounds, check_sampling, summary
+from scvi_sams.module._normals import draw_particles
+from scvi_sams.module._slots import positions_in, sum_of_rows, sum_over_slots
 
 _PERTURBATIONS_AT_ONCE = 256
 """Whose masks and effects are drawn in one go: some 20 MB an array for a hundred draws."""
@@ -130,9 +131,9 @@ class CounterfactualMixin(BasePerturbationModel):
         ...
         scvi_sams.exceptions.UnknownPerturbationError: Unknown perturbation: 'P009'. ...
         """
-        refuse_invalid_draws(n_samples, n_posterior_samples, basal)
+        check_sampling(n_samples, n_posterior_samples, basal)
         if interval is not None:
-            refuse_other_than_number(above=0, below=1, interval=interval)
+            check_number(above=0, below=1, interval=interval)
         self._check_if_trained(warn=True)
         labels = as_names(
             "perturbations", self.perturbations if perturbations is None else perturbations
@@ -252,8 +253,8 @@ class CounterfactualMixin(BasePerturbationModel):
         ... ).shape
         (10, 100)
         """
-        refuse_other_choices("output", output, ("lognorm", "rate", "counts"))
-        refuse_other_than_number(above=0, target_sum=target_sum)
+        check_choice("output", output, ("lognorm", "rate", "counts"))
+        check_number(above=0, target_sum=target_sum)
         self._check_if_trained(warn=True)
         likelihood = self.module.likelihood
         if output == "lognorm" and not likelihood.is_count_likelihood:
@@ -261,7 +262,7 @@ class CounterfactualMixin(BasePerturbationModel):
         labels = as_names("perturbations", perturbations)
         requested = self._encode_requested(labels, dosages)
         if adata is None:
-            self._refuse_without_data("adata")
+            self._check_has_data("adata")
         from_controls = adata is None and indices is None
         adata = self._validate_anndata(adata)
         positions = self._control_cells() if from_controls else self._indices(adata, indices)
@@ -326,7 +327,7 @@ class CounterfactualMixin(BasePerturbationModel):
         shape = (n_posterior, n_basal, -1)
         if basal == "prior" and not self.module.covariates.n_out:
             return z_basal.reshape(shape), None
-        self._refuse_without_data("basal")
+        self._check_has_data("basal")
         control = self._control_cells()
         if basal == "control" and not len(control):
             raise MissingControlError(
@@ -347,7 +348,7 @@ class CounterfactualMixin(BasePerturbationModel):
             covariates.reshape(shape) if self.module.covariates.n_out else None,
         )
 
-    def _refuse_without_data(self, argument: str) -> None:
+    def _check_has_data(self, argument: str) -> None:
         if self.adata is None:
             raise SAMSError(
                 f"The model was loaded without data, which `{argument}` needs here: load it with "

@@ -13,7 +13,7 @@ from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.model._mechanisms import EffectsMixin
 from scvi_sams.model._programs import ProgramsMixin
-from scvi_sams.module import CPAVAEModule
+from scvi_sams.module._cpa_vae import CPAVAEModule
 
 
 class CPAVAE(

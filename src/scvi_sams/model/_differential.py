@@ -11,17 +11,12 @@ import torch
 from anndata import AnnData
 from scvi.model.base import DifferentialComputation
 
-from scvi_sams._arguments import (
-    as_names,
-    refuse_other_choices,
-    refuse_other_than_key,
-    refuse_other_than_number,
-    refuse_other_than_whole,
-)
+from scvi_sams._checks import as_names, check_choice, check_integer, check_key, check_number
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import canonical_label, control_names, registered_labels
-from scvi_sams.evaluation import active_at_fdr
+from scvi_sams._fdr import active_at_fdr
+from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
+from scvi_sams.labels._parsing import canonical_label, control_names
 from scvi_sams.model._arms import Arms, Statistic
 from scvi_sams.model._cell_groups import groups_of_cells, positions_of_groups
 from scvi_sams.model._counterfactual import CounterfactualMixin
@@ -144,12 +139,12 @@ class DifferentialExpressionMixin(CounterfactualMixin, ExpressionMixin):
         >>> genes["proba_de"].is_monotonic_decreasing
         True
         """
-        refuse_other_choices("mode", mode, ("vanilla", "change"))
-        refuse_other_than_whole(n_samples=n_samples)
-        refuse_other_than_number(at_least=0, delta=delta)
-        refuse_other_than_number(above=0, below=1, fdr_target=fdr_target)
+        check_choice("mode", mode, ("vanilla", "change"))
+        check_integer(n_samples=n_samples)
+        check_number(at_least=0, delta=delta)
+        check_number(above=0, below=1, fdr_target=fdr_target)
         if pseudocounts is not None:
-            refuse_other_than_number(at_least=0, pseudocounts=pseudocounts)
+            check_number(at_least=0, pseudocounts=pseudocounts)
         if not self.module.likelihood.is_count_likelihood:
             raise SAMSError(
                 "Fold changes are those of rates, and a normal likelihood has none. Use "
@@ -215,7 +210,7 @@ class DifferentialExpressionMixin(CounterfactualMixin, ExpressionMixin):
         first = as_names("group1", group1)
         if not first:
             raise InvalidArgumentError("`group1` is empty: there is nothing to compare.")
-        refuse_other_than_key(group2=group2)
+        check_key(group2=group2)
         requested = self._encode_requested([second, *first], None)
         statistic = Statistic(self.module.likelihood, "mean", 1.0, 1.0, self.module.device)
         basal = "control" if len(self._control_cells()) else "prior"

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scvi_sams._arguments import as_names, refuse_other_than_whole
+from scvi_sams._checks import as_names, check_integer
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.data import registered_perturbations
+from scvi_sams.data._field import registered_perturbations
 from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
 from scvi_sams.model._arms import Method
 from scvi_sams.model._counterfactual import CounterfactualMixin
@@ -83,7 +83,7 @@ class DoseResponseMixin(CounterfactualMixin):
         >>> float(abs(curves.X[0]).max())  # dose 0
         0.0
         """
-        self._refuse_without_doses()
+        self._check_has_doses()
         names = as_names(
             "perturbations", self.perturbations if perturbations is None else perturbations
         )
@@ -116,8 +116,8 @@ class DoseResponseMixin(CounterfactualMixin):
             self._keep_effects(result, key_added, perturbations=labels.copy(), doses=grid.copy())
         return result
 
-    def _refuse_without_doses(self) -> None:
-        self._refuse_without_data("doses")
+    def _check_has_doses(self) -> None:
+        self._check_has_data("doses")
         arguments = self._setup_arguments
         _, doses = registered_perturbations(self.adata_manager)
         registered = arguments["dosage_key"] or arguments["dosage_obsm_key"]
@@ -148,7 +148,7 @@ class DoseResponseMixin(CounterfactualMixin):
 
 def _grid(doses: Sequence[float] | np.ndarray | None, n_doses: int, largest: float) -> np.ndarray:
     if doses is None:
-        refuse_other_than_whole(at_least=2, n_doses=n_doses)
+        check_integer(at_least=2, n_doses=n_doses)
         return np.linspace(0, largest, n_doses)
     try:
         grid = np.asarray(doses, dtype=np.float64)

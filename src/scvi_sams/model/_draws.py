@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scvi_sams import _devices
-from scvi_sams._arguments import refuse_other_choices, refuse_other_than_whole
+from scvi_sams import _torch as _devices
+from scvi_sams._checks import check_choice, check_integer
 from scvi_sams.model import _draws_loops as loops
 
 
-def refuse_invalid_draws(n_samples: int, n_posterior_samples: int, basal: str) -> None:
+def check_sampling(n_samples: int, n_posterior_samples: int, basal: str) -> None:
     """Raise an error if draws cannot be made as they were asked for.
 
     Raises
@@ -21,9 +21,9 @@ def refuse_invalid_draws(n_samples: int, n_posterior_samples: int, basal: str) -
     InvalidArgumentError
         Naming the argument.
     """
-    refuse_other_than_whole(n_samples=n_samples)
-    refuse_other_than_whole(at_least=2, n_posterior_samples=n_posterior_samples)
-    refuse_other_choices("basal", basal, ("prior", "control"))
+    check_integer(n_samples=n_samples)
+    check_integer(at_least=2, n_posterior_samples=n_posterior_samples)
+    check_choice("basal", basal, ("prior", "control"))
 
 
 def summary(draws: Tensor, interval: float | None) -> list[Tensor]:

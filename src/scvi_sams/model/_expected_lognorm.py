@@ -10,7 +10,7 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from scvi_sams.module import Likelihood
+from scvi_sams.module._likelihoods import Likelihood
 
 _LOW, _HIGH = -16.0, 20.0
 """Log means of the table: from where hardly a cell has a count to half a billion counts."""

@@ -9,15 +9,12 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._arguments import (
-    as_names,
-    refuse_other_than_number,
-    refuse_other_than_whole,
-)
+from scvi_sams._checks import as_names, check_integer, check_number
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.exceptions import MissingKeyError
 from scvi_sams.model._base import BasePerturbationModel, rows_of_all_cells
-from scvi_sams.module import draw_particles, positions_in, sum_over_slots
+from scvi_sams.module._normals import draw_particles
+from scvi_sams.module._slots import positions_in, sum_over_slots
 
 
 class ExpressionMixin(BasePerturbationModel):
@@ -82,8 +79,8 @@ class ExpressionMixin(BasePerturbationModel):
         >>> np.allclose(shares.sum(axis=1), 1)
         True
         """
-        refuse_other_than_whole(n_samples=n_samples)
-        refuse_other_than_number(above=0, library_size=library_size)
+        check_integer(n_samples=n_samples)
+        check_number(above=0, library_size=library_size)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._indices(adata, indices)
@@ -152,7 +149,7 @@ class ExpressionMixin(BasePerturbationModel):
         >>> model.posterior_predictive_sample(indices=[0, 1, 2], n_samples=5).shape
         (3, 100, 5)
         """
-        refuse_other_than_whole(n_samples=n_samples)
+        check_integer(n_samples=n_samples)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._indices(adata, indices)

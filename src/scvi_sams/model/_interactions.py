@@ -11,20 +11,16 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._arguments import as_names, refuse_other_choices, refuse_other_than_number
+from scvi_sams._checks import as_names, check_choice, check_number
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import (
-    PerturbationField,
-    canonical_label,
-    distinct_combinations,
-    parts_of_combination,
-    refuse_unknown,
-    registered_perturbations,
-)
+from scvi_sams.data._field import PerturbationField, registered_perturbations
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.labels._codes import check_known
+from scvi_sams.labels._combinations import distinct_combinations, parts_of_combination
+from scvi_sams.labels._parsing import canonical_label
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._counterfactual import CounterfactualMixin
-from scvi_sams.model._draws import bounds, refuse_invalid_draws, summary
+from scvi_sams.model._draws import bounds, check_sampling, summary
 
 _PAIRS_PER_CHUNK = 32
 """Combinations whose single effects are held in memory at a time."""
@@ -154,8 +150,8 @@ class InteractionsMixin(CounterfactualMixin):
         target_sum: float,
         interval: float,
     ) -> tuple[Arms, dict]:
-        refuse_invalid_draws(n_samples, n_posterior_samples, basal)
-        refuse_other_than_number(above=0, below=1, interval=interval)
+        check_sampling(n_samples, n_posterior_samples, basal)
+        check_number(above=0, below=1, interval=interval)
         self._check_if_trained(warn=True)
         likelihood = self.module.likelihood
         if method == "lograte" and not likelihood.is_count_likelihood:
@@ -195,7 +191,7 @@ class InteractionsMixin(CounterfactualMixin):
 
     def _measured_combinations(self) -> list[str]:
         """Canonical labels of the combinations in the training data, sorted."""
-        self._refuse_without_data("combinations")
+        self._check_has_data("combinations")
         delimiter = self._setup_arguments["delimiter"] or "+"
         codes, _ = registered_perturbations(self.adata_manager)
         names, _ = distinct_combinations(np.sort(codes, axis=1), self.perturbations)
@@ -266,7 +262,7 @@ class UnseenPairsMixin(InteractionsMixin):
         >>> ranking["effect_norm"].is_monotonic_decreasing
         True
         """
-        refuse_other_choices("by", by, ("effect", "interaction"))
+        check_choice("by", by, ("effect", "interaction"))
         rows = self._rows_of(perturbations)
         measured = self._measured_pairs()
         arms, _ = self._interaction_arms(
@@ -300,14 +296,14 @@ class UnseenPairsMixin(InteractionsMixin):
         names = as_names(
             "perturbations", self.perturbations if perturbations is None else perturbations
         )
-        refuse_unknown(names, self.perturbations)
+        check_known(names, self.perturbations)
         rows = pd.Index(self.perturbations).get_indexer(pd.Index(names))
         if len(set(rows)) < 2:
             raise SAMSError("Pairs need at least two perturbations.")
         return sorted({int(row) for row in rows})
 
     def _measured_pairs(self) -> set[tuple[int, int]]:
-        self._refuse_without_data("perturbations")
+        self._check_has_data("perturbations")
         codes, _ = registered_perturbations(self.adata_manager)
         pairs = codes[(codes >= 0).sum(axis=1) == 2]
         distinct = np.unique(np.sort(pairs, axis=1)[:, -2:], axis=0)

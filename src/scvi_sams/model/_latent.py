@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from scvi_sams._arguments import refuse_other_choices, refuse_other_than_whole
+from scvi_sams._checks import check_choice, check_integer
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._base import BasePerturbationModel, rows_of_all_cells
-from scvi_sams.module import LatentShiftModule, draw_particles, positions_in, sum_over_slots
+from scvi_sams.module._latent_shift_module import LatentShiftModule
+from scvi_sams.module._normals import draw_particles
+from scvi_sams.module._slots import positions_in, sum_over_slots
 
 
 class LatentMixin(BasePerturbationModel):
@@ -82,8 +84,8 @@ class LatentMixin(BasePerturbationModel):
         >>> np.allclose(perturbed[controls], adata.obsm["X_sams"][controls])
         True
         """
-        refuse_other_choices("representation", representation, ("basal", "perturbed"))
-        refuse_other_than_whole(n_samples=n_samples)
+        check_choice("representation", representation, ("basal", "perturbed"))
+        check_integer(n_samples=n_samples)
         if representation == "perturbed" and not isinstance(self.module, LatentShiftModule):
             raise SAMSError(
                 f"{type(self).__name__} has no perturbed state: perturbations act on its networks, "

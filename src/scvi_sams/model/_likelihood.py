@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from scvi_sams._arguments import refuse_other_than_whole
+from scvi_sams._checks import check_integer
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.model._base import BasePerturbationModel, rows_of_all_cells
-from scvi_sams.module import positions_in, sum_over_slots
+from scvi_sams.module._slots import positions_in, sum_over_slots
 
 _MAX_ELEMENTS = 2**23
 """Numbers in the largest array (particles x cells x genes) of a step: 32 MB in float32."""
@@ -134,13 +134,13 @@ class LikelihoodMixin(BasePerturbationModel):
         >>> loose < tight
         True
         """
-        refuse_other_than_whole(n_samples=n_samples)
+        check_integer(n_samples=n_samples)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._scored_cells(adata, indices)
         rows = self._perturbations_of(adata, positions)
         batch_size = 128 if batch_size is None else batch_size
-        refuse_other_than_whole(batch_size=batch_size)
+        check_integer(batch_size=batch_size)
         n_chunk = max(1, min(n_samples, _MAX_ELEMENTS // (batch_size * adata.n_vars)))
         chunks = [min(n_chunk, n_samples - start) for start in range(0, n_samples, n_chunk)]
         shifts = [self.module.global_posterior(rows, size).shifts for size in chunks]
@@ -166,7 +166,7 @@ class LikelihoodMixin(BasePerturbationModel):
         n_samples: int,
     ) -> tuple[np.ndarray, AnnData, np.ndarray]:
         """Reconstruction error and divergences per cell, ``(2, n_cells)``."""
-        refuse_other_than_whole(n_samples=n_samples)
+        check_integer(n_samples=n_samples)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._scored_cells(adata, indices)

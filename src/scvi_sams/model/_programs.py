@@ -11,16 +11,12 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._arguments import (
-    refuse_other_choices,
-    refuse_other_than_number,
-    refuse_other_than_whole,
-)
+from scvi_sams._checks import check_choice, check_integer, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._arms import expected_expression
 from scvi_sams.model._base import BasePerturbationModel
-from scvi_sams.module import positions_in, sum_over_slots
+from scvi_sams.module._slots import positions_in, sum_over_slots
 
 _SUBSET_SEED = 4021
 
@@ -88,10 +84,10 @@ class ProgramsMixin(BasePerturbationModel):
         >>> adata.varm["sams_programs"].equals(programs)
         True
         """
-        refuse_other_choices("method", method, ("lograte", "mean"))
-        refuse_other_than_number(above=0, target_sum=target_sum)
+        check_choice("method", method, ("lograte", "mean"))
+        check_number(above=0, target_sum=target_sum)
         if n_cells is not None:
-            refuse_other_than_whole(n_cells=n_cells)
+            check_integer(n_cells=n_cells)
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         positions = self._indices(adata, indices)

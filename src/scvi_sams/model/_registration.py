@@ -19,18 +19,13 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
-from scvi_sams._arguments import refuse_other_than_key
+from scvi_sams._checks import check_key
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import (
-    PerturbationField,
-    ScreenManager,
-    refuse_invalid_expression,
-    refuse_invalid_size_factor,
-    refuse_other_genes,
-    refuse_other_than_anndata,
-    unchanged_on_error,
-)
+from scvi_sams.counts._validation import unchanged_on_error, validate_expression
+from scvi_sams.data._covariates import check_adata, check_genes, validate_size_factor
+from scvi_sams.data._field import PerturbationField
+from scvi_sams.data._manager import ScreenManager
 from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
 from scvi_sams.model._registration_warnings import warn_of_what_is_unusual
 
@@ -137,7 +132,7 @@ class RegistrationMixin(BaseModelClass):
                 "other columns are `batch_key`, `categorical_covariate_keys` and "
                 "`continuous_covariate_keys`."
             )
-        refuse_other_than_key(layer=layer, batch_key=batch_key, size_factor_key=size_factor_key)
+        check_key(layer=layer, batch_key=batch_key, size_factor_key=size_factor_key)
         categorical_covariate_keys = _as_keys(
             "categorical_covariate_keys", categorical_covariate_keys
         )
@@ -170,10 +165,10 @@ class RegistrationMixin(BaseModelClass):
             warn_of_what_is_unusual(manager)
 
     @classmethod
-    def _refuse_unregistered(cls, adata: object, registry: dict[str, Any] | None) -> None:
+    def _check_registered(cls, adata: object, registry: dict[str, Any] | None) -> None:
         if adata is None and registry:
             return
-        refuse_other_than_anndata(adata)
+        check_adata(adata)
         if cls._get_most_recent_anndata_manager(adata) is None:
             raise RegistrationError(
                 f"`adata` is not registered. Say what its labels are first: {cls.__name__}."
@@ -187,37 +182,37 @@ class RegistrationMixin(BaseModelClass):
             raise RegistrationError(
                 "The model was loaded without cells. Pass `adata`: cells with the same genes."
             )
-        refuse_other_than_anndata(target)
+        check_adata(target)
         if target is not self.adata:
-            refuse_other_genes(target, self.get_var_names())
+            check_genes(target, self.get_var_names())
         if target.is_view:
-            self._refuse_invalid_view(target)
+            self._validate_view(target)
         with unchanged_on_error(target):
             validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
-            self._refuse_invalid_cells(self.get_anndata_manager(validated, required=True))
+            self._validate_cells(self.get_anndata_manager(validated, required=True))
         return validated
 
-    def _refuse_invalid_view(self, view: AnnData) -> None:
+    def _validate_view(self, view: AnnData) -> None:
         # scvi-tools makes data of its own out of a view before it reads anything.
         if self.adata_manager is not None:
-            self.adata_manager.refuse_unreadable(view, self.adata_manager.registry)
-            self._refuse_invalid_values(view)
+            self.adata_manager.check_fields(view, self.adata_manager.registry)
+            self._validate_values(view)
 
-    def _refuse_invalid_cells(self, manager: AnnDataManager) -> None:
+    def _validate_cells(self, manager: AnnDataManager) -> None:
         if manager.id not in self._checked:
-            self._refuse_invalid_values(manager.adata)
+            self._validate_values(manager.adata)
             self._checked.add(manager.id)
 
-    def _refuse_invalid_values(self, adata: AnnData) -> None:
+    def _validate_values(self, adata: AnnData) -> None:
         arguments = self.registry_[SETUP_ARGUMENTS_KEY]
         layer, size_factor_key = arguments["layer"], arguments["size_factor_key"]
-        refuse_invalid_expression(
+        validate_expression(
             adata.X if layer is None else adata.layers[layer],
             counts=self.gene_likelihood != "normal",
             location="adata.X" if layer is None else f"adata.layers[{layer!r}]",
         )
         if size_factor_key is not None:
-            refuse_invalid_size_factor(adata.obs[size_factor_key])
+            validate_size_factor(adata.obs[size_factor_key])
 
 
 def _as_keys(argument: str, keys: object) -> list[str] | None:
@@ -230,7 +225,7 @@ def _as_keys(argument: str, keys: object) -> list[str] | None:
         raise InvalidArgumentError(f"`{argument}` must be names of columns, not {keys!r}.")
     listed = list(keys)
     for key in listed:
-        refuse_other_than_key(**{argument: key})
+        check_key(**{argument: key})
     if len(set(listed)) < len(listed):
         raise InvalidArgumentError(f"`{argument}` names a column twice: {listed}.")
     return listed

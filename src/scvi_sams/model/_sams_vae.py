@@ -13,7 +13,7 @@ from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.model._mechanisms import MasksMixin
 from scvi_sams.model._programs import ProgramsMixin
-from scvi_sams.module import SAMSVAEModule
+from scvi_sams.module._sams_vae import SAMSVAEModule
 
 
 class SAMSVAE(

@@ -14,7 +14,7 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from scvi_sams._compat import MODEL_FILE_NAME, MODEL_NAME_KEY
-from scvi_sams.data import refuse_other_than_anndata
+from scvi_sams.data._covariates import check_adata
 from scvi_sams.exceptions import SavingError, UnreadableDataError
 
 _PARTS = ("model_state_dict", "var_names", "attr_dict")
@@ -123,10 +123,10 @@ class SavingMixin(BaseModelClass):
             If ``adata`` does not fit the model.
         """
         if adata is not None and adata is not False:
-            refuse_other_than_anndata(adata)
+            check_adata(adata)
         folder = Path(dir_path)
         if kwargs.get("backup_url") is None:
-            _refuse_other_than_model(folder, kwargs.get("prefix") or "", cls.__name__)
+            _check_saved_model(folder, kwargs.get("prefix") or "", cls.__name__)
         try:
             return super().load(str(folder), adata, *args, **kwargs)
         except OSError as error:
@@ -136,7 +136,7 @@ class SavingMixin(BaseModelClass):
             ) from error
 
 
-def _refuse_other_than_model(folder: Path, prefix: str, class_name: str) -> None:
+def _check_saved_model(folder: Path, prefix: str, class_name: str) -> None:
     path = folder / f"{prefix}{MODEL_FILE_NAME}"
     if not path.is_file():
         found = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else "nothing"

@@ -12,7 +12,7 @@ from scvi_sams.model._latent import LatentMixin
 from scvi_sams.model._likelihood import LikelihoodMixin
 from scvi_sams.model._mechanisms import MasksMixin
 from scvi_sams.model._programs import ProgramsMixin
-from scvi_sams.module import SVAEPlusModule
+from scvi_sams.module._svae_plus import SVAEPlusModule
 
 
 class SVAEPlus(

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scvi.model.base import UnsupervisedTrainingMixin
 
-from scvi_sams._arguments import refuse_other_than_number, refuse_other_than_whole
+from scvi_sams._checks import check_integer, check_number
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import (
-    ResidentDataModule,
-    StreamingDataModule,
-    complete_split,
-    is_on_disk,
-    refuse_other_genes,
-    registered_perturbations,
-    split_cells,
-)
+from scvi_sams.counts._block_reader import is_on_disk
+from scvi_sams.data._covariates import check_genes
+from scvi_sams.data._field import registered_perturbations
+from scvi_sams.data._resident import ResidentDataModule
+from scvi_sams.data._splitting import complete_split, split_cells
+from scvi_sams.data._streaming import StreamingDataModule
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, RegistrationError
 from scvi_sams.model._registration import logger
-from scvi_sams.train import weights_kept_on_error
+from scvi_sams.train._divergence import weights_kept_on_error
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
@@ -132,7 +129,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         >>> longer.history["dense_phase"].squeeze().tolist()
         [1.0, 1.0, 0.0, 0.0]
         """
-        _refuse_invalid_training(
+        _validate_training(
             max_epochs, train_size, validation_size, batch_size, plan_kwargs, datasplitter_kwargs
         )
         if datamodule is None:
@@ -167,7 +164,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                     f"`datamodule` is {datamodule!r}, which has no `adata_manager`. Pass a "
                     "scvi_sams.data.StreamingDataModule, or leave it out."
                 )
-            self._refuse_other_registration(datamodule.adata_manager)
+            self._check_same_registration(datamodule.adata_manager)
             # Data modules of others may split only when training begins.
             split = [getattr(datamodule, name, None) for name in ("train_idx", "val_idx")]
         if split[0] is not None:
@@ -216,11 +213,11 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             **trainer_kwargs,
         )
 
-    def _refuse_other_registration(self, manager: AnnDataManager) -> None:
+    def _check_same_registration(self, manager: AnnDataManager) -> None:
         """Raise an error if a data module numbers perturbations, genes or categories otherwise."""
         if manager is self.adata_manager:
             return
-        refuse_other_genes(manager.adata, self.get_var_names())
+        check_genes(manager.adata, self.get_var_names())
         for name, field in self.registry_[FIELD_REGISTRIES_KEY].items():
             theirs = manager.registry[FIELD_REGISTRIES_KEY].get(name, {})
             try:
@@ -246,7 +243,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             )
 
 
-def _refuse_invalid_training(
+def _validate_training(
     max_epochs: int | None,
     train_size: float | None,
     validation_size: float | None,
@@ -261,11 +258,11 @@ def _refuse_invalid_training(
         if options is not None and not isinstance(options, Mapping):
             raise InvalidArgumentError(f"`{name}` must be a dict, not {options!r}.")
     if max_epochs is not None:
-        refuse_other_than_whole(max_epochs=max_epochs)
-    refuse_other_than_whole(batch_size=batch_size)
+        check_integer(max_epochs=max_epochs)
+    check_integer(batch_size=batch_size)
     for name, share in (("train_size", train_size), ("validation_size", validation_size)):
         if share is not None:
-            refuse_other_than_number(**{name: share})
+            check_number(**{name: share})
 
 
 def _as_path(checkpoint_path: object) -> str | os.PathLike[str]:

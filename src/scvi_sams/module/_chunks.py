@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from scvi_sams import _devices
+from scvi_sams import _torch as _devices
 
 _VALUES_PER_CHUNK = 2**19
 """Two megabytes in float32, the whole mini-batch of a small screen. Half of it was 4 to 8 % slower

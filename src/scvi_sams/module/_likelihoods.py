@@ -8,10 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from scvi_sams.module._negative_binomial import (
-    mean_decoded_log_prob,
-    negative_binomial_log_prob,
-)
+from scvi_sams.module._negative_binomial import mean_decoded_log_prob, negative_binomial_log_prob
 
 _MAX_LOG_MEAN = 30.0
 """Of Poisson counts: a mean a million times the largest count that is accepted."""

@@ -27,11 +27,7 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._likelihoods import LIKELIHOODS
 from scvi_sams.module._networks import BasalEncoder, CovariateEncoding, Decoder
-from scvi_sams.module._normals import (
-    divergence_from_prior,
-    draw_particles,
-    log_ratio_to_prior,
-)
+from scvi_sams.module._normals import divergence_from_prior, draw_particles, log_ratio_to_prior
 from scvi_sams.module._slots import perturbations_of_batch, sum_over_slots
 
 KLEstimator = Literal["closed_form", "monte_carlo"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scvi_sams import _devices
+from scvi_sams import _torch as _devices
 from scvi_sams.module import _negative_binomial_loops as loops
 from scvi_sams.module._chunks import chunks_of_cells
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from scvi_sams._random import fixed_seed
+from scvi_sams._torch import fixed_seed
 from scvi_sams.module._curvature import LatentSurvey, curvature, following
 from scvi_sams.module._effects import CorrelatedEffects, EffectPosterior, MeanFieldEffects
 from scvi_sams.module._latent_shift_module import LatentShiftModule

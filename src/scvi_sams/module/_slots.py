@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scvi_sams import _devices
+from scvi_sams import _torch as _devices
 
 
 def perturbations_of_batch(codes: Tensor, n_perturbations: int) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from scvi_sams._argument_types import refuse_other_than_axes
-from scvi_sams._arguments import refuse_other_than_whole
-from scvi_sams.evaluation import align_ate, effect_metrics
+from scvi_sams._checks import check_axes, check_integer
+from scvi_sams.metrics._ate import align_ate, effect_metrics
 from scvi_sams.plotting._point_names import FONT_SIZE, label_points
 
 _MANY = 3000
@@ -56,8 +55,8 @@ def ate_scatter(
     >>> ax = scvi_sams.pl.ate_scatter(predicted, observed)
     >>> ax.figure.savefig("ate.png")
     """
-    refuse_other_than_whole(at_least=0, label_top=label_top)
-    refuse_other_than_axes(ax=ax)
+    check_integer(at_least=0, label_top=label_top)
+    check_axes(ax=ax)
     predicted_effects, observed_effects, missing = align_ate(
         predicted, observed, delimiter=delimiter
     )

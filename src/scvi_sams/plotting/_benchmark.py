@@ -9,12 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scvi_sams._argument_types import (
-    refuse_other_than_axes,
-    refuse_other_than_frame,
-    refuse_other_than_text,
-)
-from scvi_sams._arguments import refuse_other_than_key, refuse_other_than_whole
+from scvi_sams._checks import check_axes, check_frame, check_integer, check_key, check_text
 from scvi_sams.exceptions import MissingKeyError, SAMSError
 
 _CONTROLS = ("control mean", "mean of perturbations", "half of the test cells")
@@ -56,10 +51,10 @@ def benchmark_metric(
     --------
     >>> ax = scvi_sams.pl.benchmark_metric(benchmark.summary(), "rmse_average")
     """
-    refuse_other_than_frame(summary=summary)
-    refuse_other_than_text(metric=metric)
-    refuse_other_than_key(mode=mode)
-    refuse_other_than_axes(ax=ax)
+    check_frame(summary=summary)
+    check_text(metric=metric)
+    check_key(mode=mode)
+    check_axes(ax=ax)
     rows = _rows_of(summary, metric, mode).iloc[::-1]
     if ax is None:
         _, ax = plt.subplots(figsize=(4.2, 0.6 + 0.25 * len(rows)), layout="constrained")
@@ -130,10 +125,10 @@ def benchmark_specificity(
     --------
     >>> ax = scvi_sams.pl.benchmark_specificity(benchmark.summary())
     """
-    refuse_other_than_frame(summary=summary)
-    refuse_other_than_text(fit=fit, specificity=specificity)
-    refuse_other_than_key(mode=mode)
-    refuse_other_than_axes(ax=ax)
+    check_frame(summary=summary)
+    check_text(fit=fit, specificity=specificity)
+    check_key(mode=mode)
+    check_axes(ax=ax)
     x_rows = _rows_of(summary, fit, mode).set_index("method")
     y_rows = _rows_of(summary, specificity, mode).set_index("method").reindex(x_rows.index)
     if ax is None:
@@ -219,12 +214,12 @@ def benchmark_perturbations(
     --------
     >>> ax = scvi_sams.pl.benchmark_perturbations(benchmark.scores, "additive")
     """
-    refuse_other_than_frame(scores=scores)
-    _refuse_other_table("scores", scores)
-    refuse_other_than_text(method=method, metric=metric, reference=reference)
-    refuse_other_than_key(mode=mode)
-    refuse_other_than_whole(at_least=0, label_worst=label_worst)
-    refuse_other_than_axes(ax=ax)
+    check_frame(scores=scores)
+    _check_same_table("scores", scores)
+    check_text(method=method, metric=metric, reference=reference)
+    check_key(mode=mode)
+    check_integer(at_least=0, label_worst=label_worst)
+    check_axes(ax=ax)
     chosen = scores[(scores["metric"] == metric) & (scores["perturbation"] != "all")]
     if mode is not None:
         chosen = chosen[chosen["mode"] == mode]
@@ -270,7 +265,7 @@ def benchmark_perturbations(
     return ax
 
 
-def _refuse_other_table(name: str, table: pd.DataFrame) -> None:
+def _check_same_table(name: str, table: pd.DataFrame) -> None:
     absent = [column for column in ("method", "metric", "mode") if column not in table]
     if absent:
         raise MissingKeyError(
@@ -280,7 +275,7 @@ def _refuse_other_table(name: str, table: pd.DataFrame) -> None:
 
 
 def _rows_of(summary: pd.DataFrame, metric: str, mode: str | None) -> pd.DataFrame:
-    _refuse_other_table("summary", summary)
+    _check_same_table("summary", summary)
     rows = summary[summary["metric"] == metric]
     if mode is not None:
         rows = rows[rows["mode"] == mode]

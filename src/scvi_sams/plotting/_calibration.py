@@ -8,9 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from scvi_sams._argument_types import refuse_other_than_axes
-from scvi_sams.evaluation import Calibration
+from scvi_sams._checks import check_axes
 from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.metrics._calibration import Calibration
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LARGEST_POINT = 120
@@ -45,7 +45,7 @@ def mask_calibration(
     ... )
     >>> ax = scvi_sams.pl.mask_calibration({"small screen": calibration})
     """
-    refuse_other_than_axes(ax=ax)
+    check_axes(ax=ax)
     several = {"": calibration} if isinstance(calibration, Calibration) else calibration
     if not isinstance(several, Mapping) or not all(
         isinstance(one, Calibration) for one in several.values()

@@ -11,15 +11,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from scvi_sams._argument_types import (
-    refuse_other_than_ate,
-    refuse_other_than_axes,
-    refuse_other_than_table,
-    refuse_other_than_text,
+from scvi_sams._checks import (
+    as_names,
+    check_ate,
+    check_axes,
+    check_integer,
+    check_number,
+    check_table,
+    check_text,
 )
-from scvi_sams._arguments import as_names, refuse_other_than_number, refuse_other_than_whole
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
-from scvi_sams.interpretation import top_genes
+from scvi_sams.interpretation._programs import top_genes
 from scvi_sams.plotting._point_names import FONT_SIZE, label_points
 
 _UP, _DOWN, _REST = "#D55E00", "#0072B2", "#BBBBBB"
@@ -64,9 +66,9 @@ def program_genes(
     --------
     >>> ax = scvi_sams.pl.program_genes(model.get_latent_programs(), "latent_0")
     """
-    refuse_other_than_table(programs=programs)
-    refuse_other_than_text(latent=latent)
-    refuse_other_than_axes(ax=ax)
+    check_table(programs=programs)
+    check_text(latent=latent)
+    check_axes(ax=ax)
     if latent not in programs:
         raise MissingKeyError(f"There is no latent dimension {latent!r} in the programs.")
     genes = top_genes(programs[[latent]], n_genes).sort_values("change", kind="stable")
@@ -129,11 +131,11 @@ def effect_volcano(
     >>> ate = model.predict_ate(["P001"], method="lograte", n_samples=200)
     >>> ax = scvi_sams.pl.effect_volcano(ate, "P001")
     """
-    refuse_other_than_ate(ate=ate)
-    refuse_other_than_text(perturbation=perturbation)
-    refuse_other_than_number(min_effect=min_effect, at_least=0)
-    refuse_other_than_whole(at_least=0, label_top=label_top)
-    refuse_other_than_axes(ax=ax)
+    check_ate(ate=ate)
+    check_text(perturbation=perturbation)
+    check_number(min_effect=min_effect, at_least=0)
+    check_integer(at_least=0, label_top=label_top)
+    check_axes(ax=ax)
     if perturbation not in ate.obs_names:
         raise MissingKeyError(f"The table has no row {perturbation!r}.")
     if "standard_error" not in ate.layers:
@@ -219,10 +221,10 @@ def dose_response(
     >>> curves = dosed_model.predict_dose_response(["P001"], n_samples=200)
     >>> ax = scvi_sams.pl.dose_response(curves, "P001", n_genes=3)
     """
-    refuse_other_than_ate(curves=curves)
-    refuse_other_than_text(perturbation=perturbation)
-    refuse_other_than_whole(n_genes=n_genes)
-    refuse_other_than_axes(ax=ax)
+    check_ate(curves=curves)
+    check_text(perturbation=perturbation)
+    check_integer(n_genes=n_genes)
+    check_axes(ax=ax)
     rows = np.flatnonzero(curves.obs["perturbation"].astype(str) == perturbation)
     if not len(rows):
         raise MissingKeyError(f"There are no curves of {perturbation!r}.")

@@ -12,8 +12,7 @@ import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from scvi_sams._argument_types import as_axes, refuse_other_than_anndata, refuse_other_than_text
-from scvi_sams._arguments import as_names
+from scvi_sams._checks import as_axes, as_names, check_anndata, check_text
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 
@@ -78,13 +77,13 @@ def latent(
     >>> latent = model.get_latent_representation()  # adata.obsm["X_sams"]
     >>> axes = scvi_sams.pl.latent(adata, basis=["X_sams"], highlight=["P001"])  # doctest: +SKIP
     """
-    refuse_other_than_anndata(adata=adata)
+    check_anndata(adata=adata)
     basis = as_names("basis", basis)
     if not basis:
         raise InvalidArgumentError("`basis` is empty: name representations of adata.obsm.")
     highlight = None if highlight is None else as_names("highlight", highlight)
-    refuse_other_than_text(color=color)
-    _refuse_missing_keys(adata, basis, color)
+    check_text(color=color)
+    _check_keys_exist(adata, basis, color)
     labels = adata.obs[color].astype(str)
     color_of_label = dict(zip(_highlighted(labels, highlight), _COLORS, strict=False))
     if axes is None:
@@ -106,7 +105,7 @@ def latent(
     return panels
 
 
-def _refuse_missing_keys(adata: ad.AnnData, basis: Sequence[str], color: str) -> None:
+def _check_keys_exist(adata: ad.AnnData, basis: Sequence[str], color: str) -> None:
     absent = [key for key in basis if key not in adata.obsm]
     if absent:
         raise MissingKeyError(

@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from scvi_sams._argument_types import refuse_other_than_axes, refuse_other_than_table
-from scvi_sams._arguments import refuse_other_than_flag, refuse_other_than_number
+from scvi_sams._checks import check_axes, check_bool, check_number, check_table
 from scvi_sams.interpretation._programs import aligned_effects
 from scvi_sams.plotting._heatmap import label_rows_and_columns
 
@@ -58,11 +57,11 @@ def masks(
     >>> ax.get_title() or ax.get_ylabel()
     'perturbation (8)'
     """
-    refuse_other_than_table(masks=masks)
+    check_table(masks=masks)
     if threshold is not None:
-        refuse_other_than_number(threshold=threshold)
-    refuse_other_than_flag(order=order)
-    refuse_other_than_axes(ax=ax)
+        check_number(threshold=threshold)
+    check_bool(order=order)
+    check_axes(ax=ax)
     table = masks if effects is None else aligned_effects(effects, masks)
     if threshold is not None:
         table = table.where(masks > threshold, 0)

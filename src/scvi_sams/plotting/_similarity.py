@@ -8,15 +8,16 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from scvi_sams._argument_types import (
-    refuse_other_than_axes,
-    refuse_other_than_frame,
-    refuse_other_than_table,
-    refuse_other_than_text,
+from scvi_sams._checks import (
+    check_axes,
+    check_bool,
+    check_frame,
+    check_key,
+    check_table,
+    check_text,
 )
-from scvi_sams._arguments import refuse_other_than_flag, refuse_other_than_key
 from scvi_sams.exceptions import MissingKeyError, SAMSError
-from scvi_sams.interpretation import hierarchical_order
+from scvi_sams.interpretation._similarity import hierarchical_order
 from scvi_sams.plotting._heatmap import FONT_SIZE, label_rows_and_columns
 
 _NOT_KNOWN = "0.88"
@@ -53,9 +54,9 @@ def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None 
     >>> table = scvi_sams.tl.perturbation_similarity(model.get_perturbation_effects().mean)
     >>> ax = scvi_sams.pl.similarity(table)
     """
-    refuse_other_than_table(similarity=similarity)
-    refuse_other_than_flag(order=order)
-    refuse_other_than_axes(ax=ax)
+    check_table(similarity=similarity)
+    check_bool(order=order)
+    check_axes(ax=ax)
     if not similarity.index.equals(similarity.columns):
         raise SAMSError(
             "Rows and columns of a similarity are the same perturbations; these differ."
@@ -114,11 +115,11 @@ def interaction_matrix(
     >>> table = scvi_sams.tl.genetic_interactions(model, n_samples=200)
     >>> ax = scvi_sams.pl.interaction_matrix(table, "observed_relative", lower="predicted_relative")
     """
-    refuse_other_than_frame(interactions=interactions)
-    refuse_other_than_text(score=score, delimiter=delimiter)
-    refuse_other_than_key(lower=lower)
-    refuse_other_than_flag(order=order)
-    refuse_other_than_axes(ax=ax)
+    check_frame(interactions=interactions)
+    check_text(score=score, delimiter=delimiter)
+    check_key(lower=lower)
+    check_bool(order=order)
+    check_axes(ax=ax)
     for column in (score, lower):
         if column is not None and column not in interactions:
             raise MissingKeyError(

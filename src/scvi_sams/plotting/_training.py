@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scvi_sams._argument_types import as_axes
-from scvi_sams._arguments import as_names
+from scvi_sams._checks import as_axes, as_names
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 
 _TERMS = {

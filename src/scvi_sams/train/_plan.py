@@ -12,16 +12,17 @@ from lightning.pytorch import Callback
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
-from scvi_sams import _devices
-from scvi_sams._arguments import refuse_other_choices
-from scvi_sams._random import fixed_seed
+from scvi_sams import _torch as _devices
+from scvi_sams._checks import check_choice
+from scvi_sams._torch import fixed_seed
 from scvi_sams.exceptions import TrainingDivergedError
-from scvi_sams.module import CellBatch, LatentSurvey, PerturbationModule
+from scvi_sams.module._curvature import LatentSurvey
+from scvi_sams.module._perturbation_module import CellBatch, PerturbationModule
 from scvi_sams.train._checkpoint import ResumableCheckpoint, keep_state, restore_state
 from scvi_sams.train._divergence import GoodWeights, diverged_term, diverged_weights
 from scvi_sams.train._interruption import StopOnInterrupt
 from scvi_sams.train._phases import forget_best_states, forget_stopping_score
-from scvi_sams.train._plan_settings import refuse_invalid_plan, refuse_unknown_arguments
+from scvi_sams.train._plan_settings import check_argument_names, validate_plan
 from scvi_sams.train._statistics import training_statistics
 
 logger = logging.getLogger("scvi.sams")
@@ -105,7 +106,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         checkpoint_path: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        refuse_invalid_plan(
+        validate_plan(
             lr=lr,
             table_lr=table_lr,
             lr_schedule=lr_schedule,
@@ -114,10 +115,8 @@ class PerturbationTrainingPlan(TrainingPlan):
             eps=eps,
             weight_decay=weight_decay,
         )
-        refuse_unknown_arguments(kwargs, module)
-        refuse_other_choices(
-            "optimizer", kwargs.get("optimizer", "Adam"), ("Adam", "AdamW", "Custom")
-        )
+        check_argument_names(kwargs, module)
+        check_choice("optimizer", kwargs.get("optimizer", "Adam"), ("Adam", "AdamW", "Custom"))
         super().__init__(
             module,
             lr=lr,

@@ -8,14 +8,14 @@ from inspect import signature
 
 from scvi.train import TrainingPlan
 
-from scvi_sams._arguments import refuse_other_choices, refuse_other_than_number
+from scvi_sams._checks import check_choice, check_number
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.module import PerturbationModule
+from scvi_sams.module._perturbation_module import PerturbationModule
 
 OWN_ARGUMENTS = ("lr", "table_lr", "lr_schedule", "dense_fraction", "max_curvature")
 
 
-def refuse_invalid_plan(
+def validate_plan(
     *,
     lr: object,
     table_lr: object,
@@ -26,16 +26,14 @@ def refuse_invalid_plan(
     weight_decay: object,
 ) -> None:
     """Raise an error that names the first argument which is of the wrong type or out of range."""
-    refuse_other_than_number(
-        at_least=0, lr=lr, table_lr=table_lr, eps=eps, weight_decay=weight_decay
-    )
-    refuse_other_than_number(at_least=0, at_most=1, dense_fraction=dense_fraction)
-    refuse_other_choices("lr_schedule", lr_schedule, ("cosine", "constant"))
+    check_number(at_least=0, lr=lr, table_lr=table_lr, eps=eps, weight_decay=weight_decay)
+    check_number(at_least=0, at_most=1, dense_fraction=dense_fraction)
+    check_choice("lr_schedule", lr_schedule, ("cosine", "constant"))
     if max_curvature is not None:
-        refuse_other_than_number(at_least=0, max_curvature=max_curvature)
+        check_number(at_least=0, max_curvature=max_curvature)
 
 
-def refuse_unknown_arguments(names: Iterable[str], module: PerturbationModule) -> None:
+def check_argument_names(names: Iterable[str], module: PerturbationModule) -> None:
     """Raise an error if an argument is known neither to the plans nor to the module's loss.
 
     scvi-tools would pass it to the loss, where it fails after training has begun.

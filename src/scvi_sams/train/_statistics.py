@@ -10,8 +10,9 @@ from scipy import sparse
 from scvi.data import AnnDataManager
 
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import registered_expression, registered_perturbations
-from scvi_sams.module import TrainingStatistics
+from scvi_sams.data._block_loader import registered_expression
+from scvi_sams.data._field import registered_perturbations
+from scvi_sams.module._perturbation_module import TrainingStatistics
 
 _ROWS_PER_CHUNK = 16_384
 

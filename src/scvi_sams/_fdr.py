@@ -1,0 +1,78 @@
+"""Which entries to call at a false discovery rate."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from scvi_sams._checks import as_numbers, check_number
+from scvi_sams.exceptions import SAMSError
+
+_ROUNDING = 1e-7
+"""Inclusion probabilities are of single precision: 1 - 0.95 may come out above 0.05."""
+
+Table = TypeVar("Table", pd.DataFrame, np.ndarray)
+
+
+def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
+    """Call as many mask entries active as the false discovery rate allows.
+
+    Entries are taken in the order of their inclusion probability as long as the mean of
+    ``1 - probability`` over all that were taken, the expected share of false discoveries, is at
+    most ``fdr``. Equal probabilities are called alike.
+
+    Parameters
+    ----------
+    masks
+        Posterior inclusion probabilities of any shape, such as perturbations x latent.
+    fdr
+        Bound on the posterior expected false discovery rate over all entries of ``masks``.
+
+    Returns
+    -------
+    Booleans of the shape (and, for a DataFrame, with the names) of ``masks``.
+
+    Raises
+    ------
+    SAMSError
+        If ``fdr`` is not between 0 and 1, or an entry is NaN or no probability.
+
+    Notes
+    -----
+    Newton, Noueiry, Sarkar and Ahlquist (2004), Biostatistics 5, 155-176; Mueller, Parmigiani and
+    Rice (2006), Bayesian Statistics 8. The rate holds if the probabilities are calibrated
+    (:func:`mask_calibration`).
+
+    Examples
+    --------
+    The mean of ``1 - probability`` over the first three is .04, over all four .28:
+
+    >>> masks = np.array([0.99, 0.97, 0.92, 0.01])
+    >>> scvi_sams.evaluation.active_at_fdr(masks, fdr=0.05).tolist()
+    [True, True, True, False]
+    >>> scvi_sams.evaluation.active_at_fdr(masks, fdr=0.03).tolist()
+    [True, True, False, False]
+    """
+    check_number(fdr=fdr, above=0, below=1)
+    probability = as_numbers("masks", masks)
+    check_probabilities(probability)
+    levels, counts = np.unique(-probability, return_counts=True)
+    levels = -levels
+    expected_false = np.cumsum(counts * (1 - levels))
+    allowed = levels[expected_false <= (fdr + _ROUNDING) * np.cumsum(counts)]
+    active = probability >= allowed.min(initial=np.inf)
+    if isinstance(masks, pd.DataFrame):
+        return pd.DataFrame(active, index=masks.index, columns=masks.columns)
+    return active
+
+
+def check_probabilities(values: np.ndarray) -> None:
+    bad = ~((values >= 0) & (values <= 1))
+    if bad.any():
+        raise SAMSError(
+            f"{bad.sum()} of {values.size} entries are no probabilities, for example "
+            f"{values[bad][0]:g}. Pass inclusion probabilities (get_perturbation_masks), not "
+            "effects; NaN means that training diverged."
+        )

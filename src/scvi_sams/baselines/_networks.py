@@ -1,0 +1,254 @@
+"""The trained baselines of PerturBench: linear additive and latent additive."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+from torch.nn import functional
+
+from scvi_sams._torch import fixed_seed
+from scvi_sams.baselines._base import BaselineMethod, LabelledCells, multi_hot
+from scvi_sams.exceptions import SAMSError
+
+
+class NetworkBaseline(BaselineMethod):
+    """A network of control expression and perturbations, trained on the squared error.
+
+    Each perturbed training cell is paired in every epoch with a control cell drawn at random; the
+    network turns the control cell and the perturbations into the perturbed cell. The prediction is
+    the mean of its outputs over all training control cells.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: int = 100,
+        batch_size: int = 128,
+        learning_rate: float = 5e-3,
+        weight_decay: float = 1e-8,
+        softplus: bool = True,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        perturbation_key: str = "perturbation",
+        control: str | Sequence[str] = "control",
+        delimiter: str | None = "+",
+    ) -> None:
+        super().__init__(perturbation_key=perturbation_key, control=control, delimiter=delimiter)
+        if epochs < 1 or batch_size < 1:
+            raise SAMSError(f"epochs is {epochs} and batch_size {batch_size}; both are at least 1.")
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.softplus = softplus
+        self.seed = seed
+        self.device = torch.device(device)
+
+    @abstractmethod
+    def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
+        """Make the network of (control expression, perturbations) before training."""
+
+    def _learn(self, cells: LabelledCells) -> None:
+        self._controls = cells.expression[cells.is_control]
+        perturbed = cells.expression[~cells.is_control]
+        indicators, self._vocabulary = multi_hot(
+            cells.labels[~cells.is_control], control=self.control, delimiter=self.delimiter
+        )
+        with fixed_seed(self.seed, self.device):
+            network = self._build(perturbed.shape[1], indicators.shape[1]).to(self.device)
+            self._train(network, perturbed, indicators)
+        self._network = network.eval()
+
+    def _train(
+        self, network: nn.Module, perturbed: np.ndarray | sparse.csr_matrix, indicators: np.ndarray
+    ) -> None:
+        optimizer = torch.optim.Adam(
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        network.train()
+        for _ in range(self.epochs):
+            for batch in torch.randperm(len(indicators)).split(self.batch_size):
+                rows = batch.numpy()
+                partners = torch.randint(self._controls.shape[0], (len(rows),)).numpy()
+                output = self._output(
+                    network, self._tensor(self._controls[partners]), self._tensor(indicators[rows])
+                )
+                loss = functional.mse_loss(output, self._tensor(perturbed[rows]))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    @torch.no_grad()
+    def _profiles(self, labels: list[str]) -> np.ndarray:
+        indicators, _ = multi_hot(
+            labels, control=self.control, delimiter=self.delimiter, vocabulary=self._vocabulary
+        )
+        n_controls, n_genes = self._controls.shape
+        sums = np.zeros((len(labels), n_genes))
+        for start in range(0, n_controls, self.batch_size):
+            controls = self._tensor(self._controls[start : start + self.batch_size])
+            for row, indicator in enumerate(self._tensor(indicators)):
+                repeated = indicator.expand(len(controls), -1)
+                output = self._output(self._network, controls, repeated)
+                sums[row] += output.sum(dim=0, dtype=torch.float64).cpu().numpy()
+        return sums / n_controls
+
+    def _output(
+        self, network: nn.Module, controls: torch.Tensor, indicators: torch.Tensor
+    ) -> torch.Tensor:
+        output = network(controls, indicators)
+        return functional.softplus(output) if self.softplus else output
+
+    def _tensor(self, rows: np.ndarray | sparse.csr_matrix) -> torch.Tensor:
+        dense = rows if isinstance(rows, np.ndarray) else rows.toarray()
+        return torch.as_tensor(dense, dtype=torch.float32, device=self.device)
+
+
+class LinearAdditive(NetworkBaseline):
+    """PerturBench's linear additive model: a control cell plus a linear map of the perturbations.
+
+    ``softplus(x_control + W d + b)``, with ``d`` the perturbations of a cell, 0 or 1 each. The
+    bias ``b`` is common to all perturbed cells: it enters a combination once. A perturbation in no
+    training label raises :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the perturbed training cells. There is no early stopping.
+    batch_size
+        Cells per step.
+    learning_rate, weight_decay
+        Of Adam.
+    softplus
+        Whether the output passes through softplus, as PerturBench's does, which keeps it positive.
+        Without it the model is exactly linear in the expression.
+    seed
+        Of initial weights, batches and control cells. The global random state is not changed.
+    device
+        Where to train, for example ``"cuda"``.
+    perturbation_key, control, delimiter
+        As for :class:`BaselineMethod`.
+
+    Notes
+    -----
+    PerturBench (Wu et al., arXiv 2408.10609v4). Control cells are drawn from all of training,
+    not from the same covariate level: fit one model per level where there are several.
+    """
+
+    def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
+        return _LinearAdditiveNetwork(n_genes, n_perturbations)
+
+
+class LatentAdditive(NetworkBaseline):
+    """PerturBench's latent additive model: encoded control plus encoded perturbations, decoded.
+
+    ``softplus(decoder(encoder(x_control) + perturbation_encoder(d)))``, three multilayer
+    perceptrons. All perturbations of a cell enter the perturbation encoder together, so that
+    effects need not add up, even in latent space. A perturbation in no training label raises
+    :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the hidden layers.
+    n_latent
+        Dimensions of the latent space.
+    n_layers
+        Hidden layers of each perceptron: linear, layer norm, ReLU, dropout.
+    dropout
+        Share of hidden units dropped in training.
+    epochs, batch_size, learning_rate, weight_decay, softplus, seed, device
+        As for :class:`LinearAdditive`.
+    perturbation_key, control, delimiter
+        As for :class:`BaselineMethod`.
+
+    Notes
+    -----
+    PerturBench (Wu et al., arXiv 2408.10609v4). The defaults are quick. Their best on Norman
+    has ``n_hidden=5376, n_latent=64, n_layers=1, dropout=0.1, learning_rate=6.8e-5,
+    weight_decay=1e-8`` and up to 500 epochs with early stopping. Control cells are drawn from all
+    of training, not from the same covariate level.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_hidden: int = 256,
+        n_latent: int = 64,
+        n_layers: int = 1,
+        dropout: float = 0.1,
+        epochs: int = 50,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-8,
+        softplus: bool = True,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        perturbation_key: str = "perturbation",
+        control: str | Sequence[str] = "control",
+        delimiter: str | None = "+",
+    ) -> None:
+        super().__init__(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            softplus=softplus,
+            seed=seed,
+            device=device,
+            perturbation_key=perturbation_key,
+            control=control,
+            delimiter=delimiter,
+        )
+        self.n_hidden = n_hidden
+        self.n_latent = n_latent
+        self.n_layers = n_layers
+        self.dropout = dropout
+
+    def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
+        hidden = [self.n_hidden] * self.n_layers
+        return _LatentAdditiveNetwork(
+            _perceptron([n_genes, *hidden, self.n_latent], self.dropout),
+            _perceptron([n_perturbations, *hidden, self.n_latent], self.dropout),
+            _perceptron([self.n_latent, *hidden, n_genes], self.dropout),
+        )
+
+
+class _LinearAdditiveNetwork(nn.Module):
+    def __init__(self, n_genes: int, n_perturbations: int) -> None:
+        super().__init__()
+        self.effect = nn.Linear(n_perturbations, n_genes)
+
+    def forward(self, controls: torch.Tensor, indicators: torch.Tensor) -> torch.Tensor:
+        return controls + self.effect(indicators)
+
+
+class _LatentAdditiveNetwork(nn.Module):
+    def __init__(
+        self, encoder: nn.Module, perturbation_encoder: nn.Module, decoder: nn.Module
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.perturbation_encoder = perturbation_encoder
+        self.decoder = decoder
+
+    def forward(self, controls: torch.Tensor, indicators: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.encoder(controls) + self.perturbation_encoder(indicators))
+
+
+def _perceptron(sizes: Sequence[int], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(sizes[:-1]):
+        layers += [
+            nn.Linear(n_in, n_out),
+            nn.LayerNorm(n_out, elementwise_affine=False),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        ]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))

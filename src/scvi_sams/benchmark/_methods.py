@@ -1,0 +1,255 @@
+"""What can take part: built-in methods by name, baselines, functions and models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scvi_sams.baselines._base import BaselineMethod
+from scvi_sams.baselines._linear import PCARidge
+from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
+from scvi_sams.baselines._simple import (
+    Additive,
+    ControlMean,
+    MatchingMean,
+    PerturbationMean,
+    TrainingMean,
+)
+from scvi_sams.benchmark._extras import Extra
+from scvi_sams.benchmark._model import ModelMethod
+from scvi_sams.benchmark._screen import Fold
+from scvi_sams.exceptions import SAMSError
+
+NO_CHANGE = "control mean"
+NEGATIVE_CONTROL = "mean of perturbations"
+POSITIVE_CONTROL = "half of the test cells"
+
+BASELINES: dict[str, Callable[[], BaselineMethod]] = {
+    NO_CHANGE: ControlMean,
+    NEGATIVE_CONTROL: PerturbationMean,
+    "training mean": TrainingMean,
+    "additive": Additive,
+    "matching mean": MatchingMean,
+    "ridge on principal components": PCARidge,
+    "linear additive": LinearAdditive,
+    "latent additive": LatentAdditive,
+}
+MODELS = ("SAMSVAE", "CPAVAE", "SVAEPlus", "ConditionalVAE")
+
+_MOST_CONTROL_CELLS = 1000
+
+PredictFunction = Callable[[ad.AnnData, Sequence[str]], ad.AnnData]
+
+
+class Fitted(Protocol):
+    """A method that has learned from the cells of a fold."""
+
+    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
+        """Predict one perturbation: log1p-normalised profile or cells, named in ``obs``."""
+
+    def extras(self) -> list[Extra]:
+        """Score what only this kind of method has, such as a likelihood."""
+
+
+@runtime_checkable
+class PredictsCells(Protocol):
+    """A method whose profiles are means of more cells than are worth keeping."""
+
+    def predict_cells(self, level: str | None) -> sparse.csr_matrix:
+        """Predict cells of a level, the same for every perturbation."""
+
+
+class Method(Protocol):
+    """What the benchmark runs."""
+
+    def fit(self, fold: Fold, seed: int) -> Fitted:
+        """Learn from the cells of a fold that are not tested."""
+
+    def description(self) -> dict[str, Any]:
+        """Say what defines the method, for its fingerprint."""
+
+
+def resolve_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Method]:
+    """Give every method the same interface; add the negative controls.
+
+    Raises
+    ------
+    SAMSError
+        If a string names no built-in method, a value is no method, or a name is reserved.
+    """
+    named = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+    for name in (NO_CHANGE, NEGATIVE_CONTROL, POSITIVE_CONTROL):
+        given = named.pop(name, name)
+        if given != name:
+            raise SAMSError(
+                f"{name!r} is a control that is always run; give the method another name."
+            )
+    named = {NO_CHANGE: NO_CHANGE, NEGATIVE_CONTROL: NEGATIVE_CONTROL} | named
+    return {
+        name: NoChange() if name == NO_CHANGE else _resolve(name, method)
+        for name, method in named.items()
+    }
+
+
+def _resolve(name: str, method: Any) -> Method:
+    if not isinstance(name, str) or not name.strip():
+        raise SAMSError(f"A method is named by text, not by {name!r}.")
+    if isinstance(method, str):
+        if method in BASELINES:
+            method = BASELINES[method]()
+        elif method in MODELS:
+            method = ModelMethod(_model_class(method))
+        else:
+            raise SAMSError(
+                f"There is no built-in method {method!r}; choose from "
+                f"{', '.join(map(repr, [*BASELINES, *MODELS]))}."
+            )
+    if isinstance(method, ModelMethod):
+        return method
+    if isinstance(method, type):
+        raise SAMSError(
+            f"The method {name!r} is the class {method.__name__}. Pass an object of it, or "
+            "ModelMethod(class) if it is a model."
+        )
+    if hasattr(method, "fit") and hasattr(method, "predict"):
+        return EstimatorMethod(method)
+    if callable(method):
+        return FunctionMethod(name, method)
+    raise SAMSError(
+        f"The method {name!r} is of type {type(method).__name__}. Pass a built-in name, an object "
+        "with fit and predict, a function predict(train_adata, perturbations), or ModelMethod."
+    )
+
+
+def _model_class(name: str) -> type:
+    # Only here and only when asked for by name: evaluation knows no model.
+    from scvi_sams import model
+
+    return getattr(model, name)
+
+
+class EstimatorMethod:
+    """An object with ``fit(train_adata)`` and ``predict(perturbations)``."""
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+
+    def fit(self, fold: Fold, seed: int) -> Fitted:
+        """Fit a copy to the training cells."""
+        estimator = copy.deepcopy(self.estimator)
+        if isinstance(estimator, BaselineMethod):
+            # Those of the cells it is given: labels are canonical there.
+            estimator.perturbation_key = fold.columns.perturbation_key
+            estimator.control = fold.columns.control
+            estimator.delimiter = fold.columns.delimiter
+            if hasattr(estimator, "seed"):
+                estimator.seed = seed
+        estimator.fit(fold.train.copy())
+        return _FittedEstimator(estimator)
+
+    def description(self) -> dict[str, Any]:
+        """Class and settings."""
+        settings = {k: v for k, v in vars(self.estimator).items() if not k.startswith("_")}
+        if isinstance(self.estimator, BaselineMethod):
+            # The benchmark sets them.
+            for key in ("perturbation_key", "control", "delimiter", "seed"):
+                settings.pop(key, None)
+        return {"class": type(self.estimator), "settings": settings}
+
+
+class _FittedEstimator:
+    def __init__(self, estimator: Any) -> None:
+        self._estimator = estimator
+
+    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
+        return self._estimator.predict([perturbation])
+
+    def extras(self) -> list[Extra]:
+        return []
+
+
+class NoChange(EstimatorMethod):
+    """The control mean as profile, and control cells as cells: the negative control of both."""
+
+    def __init__(self) -> None:
+        super().__init__(ControlMean())
+
+    def fit(self, fold: Fold, seed: int) -> Fitted:
+        """Take the training control cells."""
+        return _FittedNoChange(super().fit(fold, seed), fold, seed)
+
+
+class _FittedNoChange:
+    def __init__(self, profile: Fitted, fold: Fold, seed: int) -> None:
+        self._profile = profile
+        self._fold = fold
+        self._seed = seed
+
+    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
+        return self._profile.predict(perturbation, level)
+
+    def predict_cells(self, level: str | None) -> sparse.csr_matrix:
+        controls = self._fold.training_controls(level)
+        shuffled = np.random.default_rng(self._seed).permutation(controls)
+        return self._fold.train.X[np.sort(shuffled[:_MOST_CONTROL_CELLS])]
+
+    def extras(self) -> list[Extra]:
+        return []
+
+
+class FunctionMethod:
+    """A function ``predict(train_adata, perturbations)``, called once for all perturbations."""
+
+    def __init__(self, name: str, function: PredictFunction) -> None:
+        self.name = name
+        self.function = function
+
+    def fit(self, fold: Fold, seed: int) -> Fitted:
+        """Call the function."""
+        train = fold.train.copy()
+        train.uns["benchmark"] = {
+            "seed": seed,
+            "target_sum": fold.target_sum,
+            "perturbation_key": fold.columns.perturbation_key,
+            "control": fold.control,
+            "delimiter": fold.columns.delimiter,
+            "covariate_key": fold.columns.covariate_key,
+        }
+        labels = list(dict.fromkeys(label for _, label in fold.perturbations))
+        prediction = self.function(train, labels)
+        key = fold.columns.perturbation_key
+        if not isinstance(prediction, ad.AnnData):
+            raise SAMSError(
+                f"The function returned {type(prediction).__name__}; it must return an AnnData of "
+                f"predictions with labels in obs[{key!r}]."
+            )
+        if key not in prediction.obs:
+            raise SAMSError(
+                f"The function returned an AnnData without obs[{key!r}], which must name the "
+                "perturbation of each row."
+            )
+        return _FittedFunction(prediction, key)
+
+    def description(self) -> dict[str, Any]:
+        """Its name: code cannot be fingerprinted."""
+        return {"function": self.name}
+
+
+class _FittedFunction:
+    def __init__(self, prediction: ad.AnnData, perturbation_key: str) -> None:
+        self._prediction = prediction
+        self._rows = pd.Series(prediction.obs[perturbation_key].to_numpy(), dtype=object).astype(
+            str
+        )
+
+    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
+        return self._prediction[(self._rows == perturbation).to_numpy()]
+
+    def extras(self) -> list[Extra]:
+        return []

@@ -1,0 +1,204 @@
+"""A model of scvi-tools as a method: it trains on counts and predicts normalised expression."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from scvi_sams.benchmark._extras import Extra, likelihood_extras, truth_extras
+from scvi_sams.benchmark._screen import Fold, lognorm, sizes
+from scvi_sams.exceptions import SAMSError
+
+_PREDICTION_SEED = 20231
+
+
+@dataclass(frozen=True, eq=False)
+class ModelMethod:
+    """A model class of this package, or one with the same methods, as a method to benchmark.
+
+    The model is registered (``setup_anndata``) on a copy that holds training and validation cells
+    only, and trained with that split. A perturbation is predicted by cells: training control cells
+    (of the same level of the covariate) in random order are given the perturbation instead
+    of none (``model.predict``), counts are drawn at each cell's own size, and
+    ``log(1 + target_sum * x / size)`` is taken of these counts and averaged. Draws are needed
+    because the mean of a logarithm is not the logarithm of the mean: ``log1p`` of expected
+    expression would be above what cells show, the more the fewer counts a gene has. All
+    perturbations use the same cells and the same random numbers.
+
+    Parameters
+    ----------
+    model_class
+        With ``setup_anndata``, ``train`` and ``predict``; where it has ``get_iwelbo``,
+        ``get_perturbation_masks``, ``get_perturbation_effects`` and ``get_latent_representation``,
+        these are scored as well.
+    model_kwargs
+        For the model, such as ``n_latent``.
+    train_kwargs
+        For ``train``, such as ``max_epochs``. There is no progress bar unless asked for.
+    setup_kwargs
+        For ``setup_anndata``, besides labels, ``batch_key`` and ``size_factor_key``; ``None`` takes
+        the covariate of the benchmark, if there is one, as categorical covariate.
+    n_samples
+        Cells drawn per perturbation (and level); control cells are used again where they are fewer.
+    n_posterior_samples
+        Into how many draws of masks and effects these cells are divided.
+    n_iwelbo_samples
+        Importance samples of the bound per test cell (paper: 100); ``None`` leaves it out.
+    data
+        What to train on: ``"counts"``, or ``"lognorm"`` for the normalised expression, which a
+        normal likelihood needs.
+
+    Raises
+    ------
+    SAMSError
+        If a number is not positive.
+
+    Examples
+    --------
+    >>> wide = scvi_sams.evaluation.ModelMethod(
+    ...     scvi_sams.SAMSVAE, model_kwargs={"n_latent": 100}, train_kwargs={"max_epochs": 60}
+    ... )
+
+    It goes into the ``methods`` of :func:`benchmark`: ``{"100 latents": wide}``.
+    """
+
+    model_class: type
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    train_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    setup_kwargs: Mapping[str, Any] | None = None
+    n_samples: int = 1000
+    n_posterior_samples: int = 50
+    n_iwelbo_samples: int | None = 100
+    data: Literal["counts", "lognorm"] = "counts"
+
+    def __post_init__(self) -> None:
+        if min(self.n_samples, self.n_posterior_samples, self.n_iwelbo_samples or 1) < 1:
+            raise SAMSError("Numbers of samples must be positive.")
+        if self.data not in ("counts", "lognorm"):
+            raise SAMSError(f"`data` is 'counts' or 'lognorm', not {self.data!r}.")
+
+    def description(self) -> dict[str, Any]:
+        """Class and settings."""
+        return {"class": self.model_class} | {
+            key: value for key, value in vars(self).items() if key != "model_class"
+        }
+
+    def fit(self, fold: Fold, seed: int) -> FittedModel:
+        """Register and train a model on the cells of a fold that are not tested."""
+        cells = self._registered(fold, fold.fitted)
+        positions = np.split(np.arange(cells.n_obs), [fold.n_train])
+        split = positions if len(positions[1]) else positions[:1]
+        arguments = {"enable_progress_bar": False} | dict(self.train_kwargs)
+        arguments["datasplitter_kwargs"] = {
+            **arguments.get("datasplitter_kwargs", {}),
+            "external_indexing": split,
+        }
+        with _seeded(seed):
+            model = self.model_class(cells, **self.model_kwargs)
+            try:
+                model.train(**arguments)
+            except SystemExit as exit_:  # what Lightning makes of an interrupt
+                raise KeyboardInterrupt from exit_
+        return FittedModel(model, self, fold, seed)
+
+    def _registered(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
+        cells = counts.copy()
+        if self.data == "lognorm":
+            cells.X = lognorm(cells.X, sizes(cells.X, cells.obs, fold.columns), fold.target_sum)
+        columns = fold.columns
+        setup = self.setup_kwargs
+        if setup is None:
+            key = columns.covariate_key
+            setup = {} if key is None else {"categorical_covariate_keys": [key]}
+        self.model_class.setup_anndata(  # type: ignore[attr-defined]
+            cells,
+            perturbation_key=columns.perturbation_key,
+            control=list(columns.control),
+            delimiter=columns.delimiter,
+            **{
+                "batch_key": columns.batch_key,
+                "size_factor_key": columns.size_factor_key if self.data == "counts" else None,
+            }
+            | dict(setup),
+        )
+        return cells
+
+
+class FittedModel:
+    """A trained model that predicts by cells."""
+
+    def __init__(self, model: Any, method: ModelMethod, fold: Fold, seed: int) -> None:
+        self.model = model
+        self._method = method
+        self._fold = fold
+        self._seed = seed
+
+    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
+        """Predict cells: training control cells of a level, had they been perturbed."""
+        sources = self._sources(level)
+        # The same numbers for every perturbation, whichever were asked for before.
+        with _seeded(_PREDICTION_SEED + self._seed):
+            drawn = [
+                self.model.predict([perturbation], indices=part, output="counts").X
+                for part in np.array_split(sources, self._method.n_posterior_samples)
+                if len(part)
+            ]
+        labels = {self._fold.columns.perturbation_key: perturbation}
+        if level is not None:
+            labels[str(self._fold.columns.covariate_key)] = level
+        return ad.AnnData(
+            self._normalised(drawn, sources),
+            obs=pd.DataFrame(labels, index=[str(row) for row in range(len(sources))]),
+            var=pd.DataFrame(index=self._fold.train.var_names.copy()),
+        )
+
+    def extras(self) -> list[Extra]:
+        """Score likelihoods of test cells and, where the screen is simulated, the truth."""
+        # Models register data of theirs with what is passed; test cells are copied for that.
+        cells = self._fold.tested.copy()
+        if self._method.data == "lognorm":
+            cells.X = lognorm(
+                cells.X, sizes(cells.X, cells.obs, self._fold.columns), self._fold.target_sum
+            )
+        with _seeded(_PREDICTION_SEED + self._seed):
+            return [
+                *likelihood_extras(self.model, self._fold, cells, self._method.n_iwelbo_samples),
+                *truth_extras(self.model, cells),
+            ]
+
+    def _sources(self, level: str | None) -> np.ndarray:
+        """Positions of training control cells, each as often as any other but for one time."""
+        controls = self._fold.training_controls(level)
+        shuffled = np.random.default_rng(self._seed).permutation(controls)
+        return np.resize(shuffled, self._method.n_samples)
+
+    def _normalised(self, drawn: list[Any], sources: np.ndarray) -> Any:
+        if self._method.data == "lognorm":
+            return np.concatenate([np.asarray(part) for part in drawn])
+        counts = sparse.csr_matrix(sparse.vstack([sparse.csr_matrix(part) for part in drawn]))
+        size = sizes(counts, self._fold.train.obs.iloc[sources], self._fold.columns)
+        return lognorm(counts, np.maximum(size, 1), self._fold.target_sum)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed every global generator that models draw from; restore all of them afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the generator that scvi-tools and Lightning use
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

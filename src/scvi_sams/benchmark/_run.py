@@ -1,0 +1,349 @@
+"""Many methods, one screen, the same cells: the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import joblib
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from scvi_sams._versions import installed_versions
+from scvi_sams.benchmark._fingerprint import (
+    fingerprint,
+    screen_fingerprint,
+    settings_text,
+    split_fingerprint,
+)
+from scvi_sams.benchmark._fit import Outcome, Task, run_task
+from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
+from scvi_sams.benchmark._model import ModelMethod
+from scvi_sams.benchmark._result import BenchmarkResult
+from scvi_sams.benchmark._scoring import ScoreOptions
+from scvi_sams.benchmark._screen import Screen, make_screen
+from scvi_sams.benchmark._store import FitStore, write_whole
+from scvi_sams.exceptions import InvalidSplitError, SAMSError
+from scvi_sams.labels._parsing import control_names
+from scvi_sams.metrics._registry import MODES
+from scvi_sams.splits._split import Split, check_split
+
+
+def benchmark(
+    adata: ad.AnnData,
+    *,
+    methods: Mapping[str, Any] | Sequence[str],
+    split: Split | Callable[[int], Split],
+    seeds: Sequence[int] = (0, 1, 2),
+    modes: Sequence[str] = ("sams", "perturbench", "cell-eval", "systema"),
+    perturbation_key: str = "perturbation",
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
+    layer: str | None = None,
+    covariate_key: str | None = None,
+    batch_key: str | None = None,
+    size_factor_key: str | None = None,
+    target_sum: float | None = None,
+    target_genes: Mapping[str, str | Sequence[str]] | None = None,
+    n_top_genes: int = 20,
+    versions: Mapping[str, str] | None = None,
+    folder: str | Path | None = None,
+    n_jobs: int | None = None,
+    progress_bar: bool = True,
+) -> BenchmarkResult:
+    """Fit methods on the same training cells, score their predictions on the same test cells.
+
+    Always among them are two negative controls, ``"control mean"`` (nothing changes) and ``"mean
+    of perturbations"`` (every perturbation does the same), and a positive one, ``"half of the test
+    cells"``, which predicts the other half. A method that fits as well as the mean of perturbations
+    and is at chance in the metrics of specificity tells no perturbations apart.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes counts. Not changed.
+    methods
+        Names and methods (or the names of built-in methods only). A method is one of
+
+        - a built-in one, by name: ``"SAMSVAE"``, ``"CPAVAE"``, ``"SVAEPlus"``,
+          ``"ConditionalVAE"``, ``"training mean"``, ``"additive"``, ``"matching mean"``, ``"ridge
+          on principal components"``, ``"linear additive"``, ``"latent additive"``, with defaults;
+        - :class:`ModelMethod`, a model class with settings;
+        - an object with ``fit(train_adata)`` and ``predict(perturbations)``, such as the baselines
+          of :mod:`scvi_sams.baselines`. A copy is fitted; a baseline of this package
+          takes the labels and the seed of the benchmark;
+        - a function ``predict(train_adata, perturbations)``, called once per seed.
+
+        ``train_adata`` holds training cells only: ``X`` is ``log(1 + target_sum * x / size)``,
+        ``layers["counts"]`` the counts, ``obs[perturbation_key]`` canonical labels; for a function,
+        ``uns["benchmark"]`` has ``seed``, ``target_sum`` and the names of columns and controls.
+        Predicted is an AnnData in the units of ``X`` with labels in ``obs[perturbation_key]`` and
+        one row (a profile) or many (cells) per perturbation.
+    split
+        Which cells train, validate and test, or a function of the seed that makes it.
+    seeds
+        Of methods and, if ``split`` is a function, of splits.
+    modes
+        Metrics, as for :func:`score_predictions`. All methods are compared by mean profiles;
+        ``"distances"`` is scored for those that predict cells.
+    perturbation_key, control, delimiter
+        Labels, as for :func:`score_predictions`.
+    layer
+        Layer of ``adata`` that holds the counts; ``None`` for ``X``.
+    covariate_key
+        Column of ``obs`` with groups, such as cell types, that are scored one by one. Predictions
+        that do not name it are taken as an effect: they are moved by the difference of the training
+        control cells of the group from all of them (and not below 0).
+    batch_key, size_factor_key
+        Columns of ``obs`` for models; the size factor is also the size that counts are normalised
+        by, in place of their sum.
+    target_sum
+        Total that cells are normalised to; ``None`` takes the median size of the training cells of
+        each split.
+    target_genes, n_top_genes
+        As for :func:`score_predictions`.
+    versions
+        Versions of methods by name, of your choice. The code of a function (or of a class of
+        your own) has no fingerprint: change its version when it changes, or results of the
+        earlier code are taken from ``folder``.
+    folder
+        Where finished fits are kept: predictions (``.h5ad``), scores and a record. A later call
+        takes from it what has the same data, split, settings, seed and package version; other modes
+        or target genes are scored anew without fitting. Each fit is written aside and renamed, so
+        that a killed process loses only what it was at. Fits that raised an error are tried again.
+        One call at a time may use a folder.
+    n_jobs
+        Fits at a time, each in a process of its own; ``None`` is 1, or what
+        :func:`joblib.parallel_config` says.
+    progress_bar
+        Show one.
+
+    Returns
+    -------
+    The scores. A method that fails is not left out: its rows have a status and a message.
+
+    Raises
+    ------
+    InvalidSplitError
+        If a split leaks, or does not fit the data or the labels; before anything is fitted.
+    MissingKeyError, InvalidCountsError, InvalidCovariateError, InvalidPerturbationLabelError
+        If columns, counts or labels are missing or malformed.
+    SAMSError
+        If there is no such method or mode, seeds are not unique, or names are reserved.
+
+    Notes
+    -----
+    The unit of work is a fit, minutes to hours long and independent of all others, so processes
+    with one fit each use the machine best; the cores are shared out among them, because numerical
+    libraries that each start a thread per core slow each other down. joblib does this on one
+    machine without further dependencies, and on a cluster with the same code::
+
+        with joblib.parallel_config(backend="dask"):  # or "ray", once registered
+            benchmark(..., folder="a folder that all workers see")
+
+    Controls of the observed data, which stand on both sides of every effect, are all control cells
+    of the split, those in training too: with few test controls, their noise would be
+    common to all observed effects and look like something to predict.
+
+    Examples
+    --------
+    >>> from scvi_sams import evaluation
+    >>> labels = adata.obs["perturbation"]
+    >>> def no_change(train_adata, perturbations):
+    ...     controls = train_adata[train_adata.obs["perturbation"] == "control"]
+    ...     mean = np.asarray(controls.X.mean(axis=0)).reshape(1, -1)
+    ...     return AnnData(
+    ...         np.repeat(mean, len(perturbations), axis=0),
+    ...         obs=pd.DataFrame({"perturbation": perturbations}, index=perturbations),
+    ...         var=train_adata.var,
+    ...     )
+    >>> result = evaluation.benchmark(
+    ...     adata,
+    ...     methods={"additive": "additive", "mine": no_change},
+    ...     split=lambda seed: evaluation.combination_hold_out(labels, seed=seed),
+    ...     seeds=[0],
+    ...     progress_bar=False,
+    ... )
+    >>> summary = result.summary()
+    >>> sorted(summary["method"].unique())
+    ['additive', 'control mean', 'half of the test cells', 'mean of perturbations', 'mine']
+    >>> result.to_html("report.html")
+    """
+    chosen = resolve_methods(methods)
+    options = ScoreOptions(_checked_modes(modes), target_genes, n_top_genes)
+    seeds = _checked_seeds(seeds)
+    screen = make_screen(
+        adata,
+        perturbation_key=perturbation_key,
+        control=control,
+        delimiter=delimiter,
+        layer=layer,
+        covariate_key=covariate_key,
+        batch_key=batch_key,
+        size_factor_key=size_factor_key,
+        target_sum=target_sum,
+        other_columns=_columns_of_models(chosen.values(), adata),
+    )
+    splits = {seed: split if isinstance(split, Split) else split(seed) for seed in seeds}
+    for made in splits.values():
+        _check(made, screen)
+    data_key = screen_fingerprint(screen)
+    tasks = _tasks(chosen, splits, data_key, options, dict(versions or {}))
+    store = None if folder is None else FitStore(folder)
+    if store is not None:
+        store.prepare()
+        _keep_splits(store, splits)
+    outcomes = _run_all(tasks, screen, options, store, n_jobs, progress_bar)
+    tables = [outcome.scores for outcome in outcomes]
+    scores = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    return BenchmarkResult(
+        # Messages of scores just made and of scores read from files alike.
+        scores=scores.astype({"message": str}),
+        runs=pd.DataFrame([outcome.run for outcome in outcomes]),
+        settings=_settings(screen, data_key, splits, options, chosen),
+    )
+
+
+def _run_all(
+    tasks: list[Task],
+    screen: Screen,
+    options: ScoreOptions,
+    store: FitStore | None,
+    n_jobs: int | None,
+    progress_bar: bool,
+) -> list[Outcome]:
+    n_workers = joblib.effective_n_jobs(n_jobs)
+    n_threads = None if n_workers == 1 else max(1, joblib.cpu_count() // n_workers)
+    parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+    order = {(task.name, task.seed): place for place, task in enumerate(tasks)}
+    outcomes = []
+    with Progress(disable=not progress_bar, transient=True) as progress:
+        bar = progress.add_task("benchmark", total=len(tasks))
+        for outcome in parallel(
+            joblib.delayed(run_task)(task, screen, options, store, n_threads) for task in tasks
+        ):
+            outcomes.append(outcome)
+            text = f"{outcome.run['method']}, seed {outcome.run['seed']}: {outcome.run['status']}"
+            progress.update(bar, advance=1, description=text)
+    return sorted(outcomes, key=lambda o: order[str(o.run["method"]), int(str(o.run["seed"]))])
+
+
+def _tasks(
+    methods: Mapping[str, Method],
+    splits: Mapping[int, Split],
+    data_key: str,
+    options: ScoreOptions,
+    versions: dict[str, str],
+) -> list[Task]:
+    unknown = sorted(set(versions) - set(methods))
+    if unknown:
+        raise SAMSError(
+            f"`versions` names {', '.join(map(repr, unknown))}: no method of that name."
+        )
+    installed = installed_versions()
+    tasks = []
+    for name, method in [*methods.items(), (POSITIVE_CONTROL, None)]:
+        described = None if method is None else method.description()
+        for seed, split in splits.items():
+            key = fingerprint(
+                data_key,
+                split_fingerprint(split),
+                name,
+                described,
+                versions.get(name),
+                seed,
+                options.keep_cells,
+                installed["scvi_sams"],
+            )
+            tasks.append(Task(name, method, seed, split, key, installed))
+    return tasks
+
+
+def _checked_modes(modes: Sequence[str]) -> tuple[str, ...]:
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown or not modes or isinstance(modes, str):
+        raise SAMSError(f"`modes` is {modes!r}; give a list of {', '.join(map(repr, MODES))}.")
+    return tuple(dict.fromkeys(modes))
+
+
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    checked = [int(seed) for seed in seeds]
+    if not checked or len(set(checked)) < len(checked):
+        raise SAMSError(f"`seeds` is {list(seeds)}; give at least one, each once.")
+    return checked
+
+
+def _check(split: Split, screen: Screen) -> None:
+    if not isinstance(split, Split):
+        raise InvalidSplitError(
+            f"`split` gave {type(split).__name__}; it must be a Split (make_split, norman_ood, "
+            "random_cells, ...) or a function of the seed that returns one."
+        )
+    columns = screen.columns
+    if control_names(split.control) != columns.control or split.delimiter != columns.delimiter:
+        raise InvalidSplitError(
+            f"The split was made with control {split.control} and delimiter {split.delimiter!r}, "
+            f"the benchmark is run with {columns.control} and {columns.delimiter!r}. Use the same."
+        )
+    check_split(split, screen.labels, covariate=screen.levels)
+
+
+def _columns_of_models(methods: Iterable[Method], adata: ad.AnnData) -> list[str]:
+    """Columns of obs that settings of models name: covariates of theirs."""
+    named: list[Any] = []
+    for method in methods:
+        if isinstance(method, ModelMethod):
+            for value in dict(method.setup_kwargs or {}).values():
+                named += list(value) if isinstance(value, (list, tuple)) else [value]
+    return [name for name in named if isinstance(name, str) and name in adata.obs]
+
+
+def _keep_splits(store: FitStore, splits: Mapping[int, Split]) -> None:
+    for split in splits.values():
+        path = store.folder.parent / "splits" / f"{split_fingerprint(split)[:16]}.npz"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            write_whole(path, split.save)
+
+
+def _settings(
+    screen: Screen,
+    data_key: str,
+    splits: Mapping[int, Split],
+    options: ScoreOptions,
+    methods: Mapping[str, Method],
+) -> dict[str, Any]:
+    labels = screen.labels
+    return {
+        "versions": installed_versions(),
+        "data": {
+            "n_cells": screen.counts.n_obs,
+            "n_genes": screen.counts.n_vars,
+            "n_perturbations": len(np.unique(labels.astype(str))) - 1,
+            "n_control_cells": int((labels == screen.columns.control[0]).sum()),
+            "fingerprint": data_key,
+        },
+        "columns": vars(screen.columns),
+        "seeds": list(splits),
+        "splits": {seed: _described(split) for seed, split in splits.items()},
+        "modes": list(options.modes),
+        "n_top_genes": options.n_top_genes,
+        "target_sum": screen.target_sum or "median size of the training cells",
+        "methods": {name: settings_text(m.description()) for name, m in methods.items()},
+    }
+
+
+def _described(split: Split) -> dict[str, Any]:
+    return {
+        "name": split.name,
+        "settings": dict(split.settings),
+        "seed": split.seed,
+        "n_train": len(split.train),
+        "n_validation": len(split.validation),
+        "n_test": len(split.test),
+        "held_out": list(split.held_out),
+        "fingerprint": split_fingerprint(split),
+    }

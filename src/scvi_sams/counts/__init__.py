@@ -1,0 +1,1 @@
+"""Counts of cells: validated, and read in blocks."""

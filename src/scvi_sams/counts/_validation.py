@@ -1,0 +1,172 @@
+"""Checks of the expression values, and a guard that undoes half-done registrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from scvi_sams._constants import LARGEST_COUNT, LARGEST_INPUT
+from scvi_sams.counts._block_reader import BlockReader, is_on_disk
+from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnreadableDataError
+
+_ROWS_PER_CHUNK = 16_384
+
+
+@contextmanager
+def unchanged_on_error(adata: AnnData) -> Iterator[None]:
+    """Give the AnnData back as it was if registration fails half-way.
+
+    scvi-tools registers field by field and writes as it goes; only the slots that it writes
+    (``_scvi_*`` columns, matrices and identifiers) are restored, nothing is copied. A view that is
+    still a view was not written to.
+    """
+    slots = (adata.obs, adata.obsm, adata.uns)
+    before = [{key: slot[key] for key in _keys(slot)} for slot in slots]
+    try:
+        yield
+    except BaseException:
+        if adata.is_view:
+            raise
+        for slot, kept in zip((adata.obs, adata.obsm, adata.uns), before, strict=True):
+            for key in _keys(slot):
+                if key not in kept:
+                    del slot[key]
+            for key, value in kept.items():
+                slot[key] = value
+        raise
+
+
+def _keys(slot: object) -> list[str]:
+    return [key for key in slot if str(key).startswith("_scvi_")]  # type: ignore[attr-defined]
+
+
+def validate_expression(
+    values: np.ndarray | sparse.spmatrix | None, *, counts: bool, location: str
+) -> None:
+    """Raise an error if the values cannot be what the likelihood assumes.
+
+    Parameters
+    ----------
+    values
+        Expression of shape ``(n_cells, n_genes)``; dense or sparse, in memory or on disk.
+        Read in chunks of rows.
+    counts
+        Whether the likelihood is one of counts: whole, non-negative, not too large to be held
+        exactly in single precision, and no cell without any.
+    location
+        Where the values stand, for the message.
+
+    Raises
+    ------
+    InvalidCountsError
+        Naming the first offending values and what to do.
+    MissingKeyError
+        If there are no values.
+    UnreadableDataError
+        If values on disk cannot be read, or a sparse matrix in memory is damaged.
+    """
+    if values is None:
+        raise MissingKeyError(f"{location} is empty. Name the layer with the values as `layer`.")
+    _check_numeric(values, location)
+    _check_matrix_intact(values, location)
+    reader = BlockReader(values, location)
+    for start in range(0, reader.n_rows, _ROWS_PER_CHUNK):
+        chunk = reader.read(start, min(start + _ROWS_PER_CHUNK, reader.n_rows))
+        entries = np.asarray(chunk.data if sparse.issparse(chunk) else chunk)
+        _check_finite(entries, location)
+        if counts:
+            _check_counts(entries, location)
+            _check_no_empty_cells(chunk, start, location)
+        else:
+            _check_not_huge(entries, LARGEST_INPUT, location)
+
+
+def _check_numeric(values: Any, location: str) -> None:
+    if np.ma.isMaskedArray(values):
+        raise InvalidCountsError(f"{location} is a masked array. Fill it: adata.X.filled(0).")
+    in_memory = isinstance(values, np.ndarray) or getattr(values, "format", "") in ("csr", "csc")
+    if not in_memory and not is_on_disk(values):
+        raise InvalidCountsError(
+            f"{location} is a {type(values).__module__}.{type(values).__name__}, which cannot be "
+            "read. Make it a numpy array or a csr matrix (adata.to_memory() loads what is lazy)."
+        )
+    if values.dtype.kind not in "biuf":
+        raise InvalidCountsError(
+            f"{location} is of type {values.dtype}, and expression is numbers. Convert it: "
+            "adata.X = adata.X.astype('float32')."
+        )
+
+
+def _check_matrix_intact(values: Any, location: str) -> None:
+    """Raise an error if indices of a sparse matrix in memory lead out of it.
+
+    scipy does not check them and would read memory that is not the matrix's.
+    """
+    if not sparse.issparse(values):
+        return
+    n_rows = values.shape[0 if values.format == "csr" else 1]
+    n_columns = values.shape[1 if values.format == "csr" else 0]
+    pointers, indices = values.indptr, values.indices
+    is_damaged = (
+        len(pointers) != n_rows + 1
+        or pointers[0] != 0
+        or (np.diff(pointers) < 0).any()
+        or pointers[-1] > min(len(indices), len(values.data))
+        or (len(indices) and (indices.min() < 0 or indices.max() >= n_columns))
+    )
+    if is_damaged:
+        raise UnreadableDataError(
+            f"The sparse matrix in {location} has indices that lead out of its {values.shape[0]} "
+            f"cells x {values.shape[1]} genes. It is damaged: read or make it again."
+        )
+
+
+def _check_finite(entries: np.ndarray, location: str) -> None:
+    if np.issubdtype(entries.dtype, np.floating) and not np.isfinite(entries).all():
+        n_bad = entries.size - int(np.isfinite(entries).sum())
+        raise InvalidCountsError(
+            f"{location} holds {n_bad} values that are NaN or infinite. Remove or fill them."
+        )
+
+
+def _check_counts(entries: np.ndarray, location: str) -> None:
+    if entries.size and entries.min() < 0:
+        raise InvalidCountsError(
+            f"{location} holds negative values (such as {entries.min():g}), which are no counts. "
+            "Pass the layer with raw counts as `layer`, or, for values that are already "
+            "normalised, use gene_likelihood='normal'."
+        )
+    fractional = entries[entries != np.rint(entries)]
+    if fractional.size:
+        raise InvalidCountsError(
+            f"{location} holds fractional values (such as {fractional.flat[0]:g}), which are no "
+            "counts. Pass the layer with raw counts as `layer`, or, for values that are already "
+            "normalised, use gene_likelihood='normal'."
+        )
+    _check_not_huge(entries, LARGEST_COUNT, location)
+
+
+def _check_not_huge(entries: np.ndarray, largest: float, location: str) -> None:
+    if not entries.size:
+        return
+    # As Python numbers: the negative of an unsigned one is none.
+    worst = max(float(entries.max()), float(entries.min()), key=abs)
+    if abs(worst) > largest:
+        raise InvalidCountsError(
+            f"{location} holds values as large as {worst:g}; up to {largest:g} can be computed "
+            "with. Check what the values are, and scale or remove them."
+        )
+
+
+def _check_no_empty_cells(chunk: np.ndarray | sparse.spmatrix, start: int, location: str) -> None:
+    empty = np.flatnonzero(np.asarray(chunk.sum(axis=1)).ravel() == 0)
+    if empty.size:
+        raise InvalidCountsError(
+            f"{empty.size} cells have no counts in {location}, the first at position "
+            f"{start + int(empty[0])}. Remove them: scanpy.pp.filter_cells(adata, min_counts=1)."
+        )

@@ -1,0 +1,186 @@
+"""Whether basal states still tell which cells were perturbed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from scvi_sams._checks import check_integer, check_model
+from scvi_sams._torch import fixed_seed
+from scvi_sams.data._field import registered_labels
+from scvi_sams.exceptions import MissingControlError
+
+if TYPE_CHECKING:
+    from scvi_sams.model._latent import LatentMixin
+
+logger = logging.getLogger("scvi.sams")
+
+_MIN_CELLS = 10
+_N_FOLDS = 5
+_CONTROL = ""
+
+
+def basal_leakage(
+    model: LatentMixin,
+    adata: AnnData | None = None,
+    indices: Sequence[int] | Sequence[bool] | None = None,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure how well basal states tell perturbed cells from control cells.
+
+    The model says that a cell's basal state is what it would be without its perturbations, drawn
+    alike for all cells. If a classifier finds perturbed cells by it, some of the effect is
+    explained by the basal state: masks and effects then miss it, and so do predictions of what a
+    perturbation would do to other cells. The score is the area under the ROC curve (AUC) of a
+    logistic regression on standardised states, on cells that it was not fitted to (mean over five
+    stratified folds). 0.5: nothing leaks; 1: the basal state gives the perturbation away.
+
+    Compare it with the AUC of the whole state (basal plus effects), which says how much there is to
+    leak: a perturbation that does nothing has 0.5 in both. The AUC of few cells is noisy; single
+    values somewhat above or below 0.5 are to be expected. It is no sign of leaking where perturbed
+    and control cells were sampled from different basal states, such as other donors or batches
+    that the model was not told of.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    adata
+        Registered data, or other data with the same genes; ``None`` for the training data.
+    indices
+        Cells (positions or a boolean mask). ``None``: of the training data the model's validation
+        and test cells, if these are at least 10 control cells, and 10 cells of at least half of
+        the perturbations that have as many at all; otherwise, and for other data, all cells.
+    seed
+        Of the draws and of the folds; the global random state plays no part.
+
+    Returns
+    -------
+    One row per label (perturbation or combination, each cell in one row; doses are pooled), sorted,
+    and last the row ``"all"``, any perturbation against control:
+
+    - ``auc_basal``: of basal states, drawn from the posterior of each cell under its own
+      perturbations, ``encoder(x, shift)`` also where the encoder sees the shift.
+    - ``auc_total``: of the same states with the shift added.
+    - ``n_cells``: perturbed cells scored. With fewer than 10 there is no AUC (NaN).
+
+    Raises
+    ------
+    MissingControlError
+        If fewer than 10 of the cells are control cells.
+
+    Notes
+    -----
+    Shifts are at their posterior mean, so that an effect the model is unsure of does not count as
+    leaking. Basal states are drawn, because that is what is decoded. Their posterior means would
+    exaggerate: in a dimension that the decoder hardly uses, traces of the shift in the mean are
+    small next to the noise of a draw, but not next to the spread of the other means.
+
+    Examples
+    --------
+    >>> leakage = scvi_sams.evaluation.basal_leakage(model)
+    >>> leakage.columns.tolist(), leakage.index[-1]
+    (['auc_basal', 'auc_total', 'n_cells'], 'all')
+    """
+    check_model("get_latent_representation", model=model)
+    check_integer(at_least=0, seed=seed)
+    # The AnnData that scvi-tools makes of a view is what is registered.
+    adata = model._validate_anndata(adata)
+    labels = registered_labels(
+        model.get_anndata_manager(adata, required=True),
+        model.perturbations,
+        delimiter=model._setup_arguments["delimiter"],
+        control=_CONTROL,
+    )
+    if indices is None:
+        positions = _default_cells(model, adata, labels)
+    else:
+        positions = model._indices(adata, indices)
+    scored = labels[positions]
+    is_control = scored == _CONTROL
+    if is_control.sum() < _MIN_CELLS:
+        raise MissingControlError(
+            f"{is_control.sum()} of the {len(scored)} cells are control cells; at least "
+            f"{_MIN_CELLS} are needed to compare with. Pass more cells as `indices`."
+        )
+    basal, total = _states(model, adata, positions, seed)
+    groups = {label: scored == label for label in np.unique(labels[labels != _CONTROL])}
+    groups["all"] = ~is_control
+    return pd.DataFrame(
+        {
+            "auc_basal": [_auc(basal, g, is_control, seed) for g in groups.values()],
+            "auc_total": [_auc(total, g, is_control, seed) for g in groups.values()],
+            "n_cells": [group.sum() for group in groups.values()],
+        },
+        index=pd.Index(list(groups), name="perturbation"),
+    )
+
+
+def _states(
+    model: LatentMixin, adata: AnnData, positions: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw basal states, and add the mean shifts; both of shape ``(n_cells, n_latent)``."""
+    states = []
+    for representation in ("basal", "perturbed"):
+        # The same seed: both are of the same draws.
+        with fixed_seed(seed, model.module.device):
+            states.append(
+                model.get_latent_representation(
+                    adata,
+                    positions.tolist(),
+                    representation=representation,
+                    give_mean=False,
+                    mean_shifts=True,
+                    key_added=None,
+                )
+            )
+    return states[0], states[1]
+
+
+def _default_cells(model: LatentMixin, adata: AnnData, labels: np.ndarray) -> np.ndarray:
+    everything = np.arange(len(labels))
+    if adata is not model.adata:
+        return everything
+    parts = [part for part in (model.validation_indices, model.test_indices) if part is not None]
+    held_out = np.sort(np.concatenate([np.empty(0, dtype=int), *parts]))
+    n_all = pd.Series(labels).value_counts()
+    n_held_out = pd.Series(labels[held_out]).value_counts().reindex(n_all.index, fill_value=0)
+    enough = (n_held_out >= _MIN_CELLS)[n_all >= _MIN_CELLS]
+    if enough.get(_CONTROL, False) and enough.drop(_CONTROL).mean() >= 0.5:
+        return held_out
+    logger.info(
+        "Too few control or perturbed cells were held out of training to score basal states on "
+        "them alone; all cells are scored."
+    )
+    return everything
+
+
+def _auc(states: np.ndarray, is_perturbed: np.ndarray, is_control: np.ndarray, seed: int) -> float:
+    """Area under the ROC curve on held-out cells.
+
+    It is averaged over folds: scores of different folds are on scales of their own, and ranking
+    them together would put the AUC of states that tell nothing below 0.5.
+    """
+    if is_perturbed.sum() < _MIN_CELLS:
+        return float("nan")
+    cells = is_perturbed | is_control
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=seed)
+    scores = cross_val_score(
+        classifier,
+        states[cells],
+        is_perturbed[cells],
+        cv=folds,
+        scoring="roc_auc",
+    )
+    return float(scores.mean())

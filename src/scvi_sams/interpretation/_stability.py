@@ -1,0 +1,392 @@
+"""Whether runs agree on their masks, and what they agree on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
+
+from scvi_sams._checks import check_integer, check_models, check_table
+from scvi_sams._fdr import active_at_fdr
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.metrics._alignment import check_same_rows
+from scvi_sams.metrics._similarity import ratio
+
+_REPRODUCIBLE = 0.5
+"""Mean Jaccard index of active entries below which masks are reported as not reproducible."""
+_N_WORST = 5
+
+
+class MaskedModel(Protocol):
+    """A trained model with masks and effects."""
+
+    def get_perturbation_masks(self, *, key_added: str | None = ...) -> pd.DataFrame:
+        """Return inclusion probabilities, perturbations x latent."""
+        ...
+
+    def get_perturbation_effects(
+        self, *, key_added: str | None = ...
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return mean and standard deviation of the masked effects, perturbations x latent."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class MaskStability:
+    """How far runs agree on which latent dimensions each perturbation moves.
+
+    Attributes
+    ----------
+    pairs
+        One row per pair of runs, ``first`` and ``second`` (their positions): ``jaccard`` of the
+        active entries of matched latents (entries of latents without a partner disagree),
+        ``cosine`` of the mean effects, and ``adjusted_rand_index`` of the groups that the strongest
+        active latent of each perturbation makes. The last needs no matching.
+    perturbations
+        Per perturbation: ``jaccard`` of its active latents, averaged over the pairs (two empty
+        masks agree: 1), and ``n_active``, their number, averaged over the runs.
+    latents
+        Per latent of the first run: ``cosine``, the absolute cosine similarity of its effects to
+        those of its partner, averaged over the other runs (0 where there is no partner; NaN for a
+        latent that moves nothing in the first run), and ``n_active`` perturbations in the first
+        run.
+    """
+
+    pairs: pd.DataFrame
+    perturbations: pd.DataFrame
+    latents: pd.DataFrame
+
+
+class ConsensusMasks(NamedTuple):
+    """What runs agree on: perturbations of the first run x latents of the reference run.
+
+    Attributes
+    ----------
+    masks
+        Inclusion probability, averaged over the runs.
+    effects
+        Mean effect with the sign of the reference run, averaged over the runs.
+    support
+        Share of the runs that call the entry active.
+    """
+
+    masks: pd.DataFrame
+    effects: pd.DataFrame
+    support: pd.DataFrame
+
+
+class _Run(NamedTuple):
+    masks: pd.DataFrame
+    effects: pd.DataFrame
+    active: pd.DataFrame
+
+    @property
+    def effects_of_live_latents(self) -> np.ndarray:
+        """Mean effects; 0 in latents that move nothing, so that they match nothing.
+
+        What is left in them is noise. Among few perturbations, noise is often more similar to noise
+        by chance than what two runs found, and would take its partners away.
+        """
+        return np.where(self.active.any(axis=0), self.effects, 0).astype(np.float64)
+
+
+class _Matching(NamedTuple):
+    """Partner of every latent of a reference: position (-1: none), sign and cosine (0: none)."""
+
+    positions: np.ndarray
+    signs: np.ndarray
+    cosines: np.ndarray
+
+    def place(self, table: pd.DataFrame) -> np.ndarray:
+        """Bring a table to the order of the reference; 0 where a latent has no partner."""
+        values = table.to_numpy(np.float64)
+        padded = np.column_stack([values, np.zeros(len(values))])
+        return padded[:, self.positions]
+
+
+def align_latents(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Match the latent dimensions of one run one to one to those of a reference run.
+
+    Latent dimensions have no order and no sign: another run may find the same ones elsewhere and
+    mirrored. Of all matchings it takes one with the largest sum of absolute cosine similarities
+    between columns, by the Hungarian algorithm.
+
+    Parameters
+    ----------
+    effects, reference
+        Perturbations x latent, of the same perturbations: mean effects (or masks, which have no
+        sign). The numbers of latents may differ. Set latents that move nothing to 0
+        (:func:`active_at_fdr` says which), or their noise may be matched with noise.
+
+    Returns
+    -------
+    One row per latent of ``reference``, in its order: ``latent``, the column of ``effects`` that
+    matches it (``None`` if none does), ``sign`` (1 or -1; 0 if none) and ``cosine``, their absolute
+    cosine similarity. Columns that are all zero, and those with a similarity of 0 to all that is
+    left, match nothing.
+
+    Raises
+    ------
+    UnknownPerturbationError
+        If a perturbation is in one table only.
+    SAMSError
+        If an effect is not finite.
+
+    Examples
+    --------
+    The second run has the same two latents, swapped, and one of them mirrored:
+
+    >>> reference = pd.DataFrame({"a": [1.0, 0.0, 2.0], "b": [0.0, 3.0, 0.0]})
+    >>> effects = pd.DataFrame({"x": [0.0, 2.0, 0.0], "y": [-1.0, 0.0, -2.0]})
+    >>> scvi_sams.evaluation.align_latents(effects, reference)
+      latent  sign  cosine
+    a      y    -1     1.0
+    b      x     1     1.0
+    """
+    check_table(effects=effects, reference=reference)
+    sides = "the effects and the reference"
+    check_same_rows(effects.index, reference.index, sides, "perturbations")
+    matching = _match(
+        effects.loc[reference.index].to_numpy(np.float64), reference.to_numpy(np.float64)
+    )
+    partners = [None if p < 0 else effects.columns[p] for p in matching.positions]
+    return pd.DataFrame(
+        {
+            "latent": pd.Series(partners, index=reference.columns, dtype=object),
+            "sign": matching.signs,
+            "cosine": matching.cosines,
+        },
+        index=reference.columns,
+    )
+
+
+def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskStability:
+    """Measure how far masks can be reproduced, by models of one screen trained with other seeds.
+
+    Entries are active at a false discovery rate (:func:`active_at_fdr`); latents are matched
+    between each pair of runs by their mean effects (:func:`align_latents`), except for latents
+    without any active entry, which match nothing.
+
+    Parameters
+    ----------
+    models
+        At least two trained models with the same perturbations; their numbers of latents may
+        differ. Runs over random splits of the cells count the sampling of cells too.
+    fdr
+        False discovery rate of each run's active entries.
+
+    Returns
+    -------
+    Agreement per pair of runs, per perturbation and per latent.
+
+    Raises
+    ------
+    SAMSError
+        If there are fewer than two models, ``fdr`` is not between 0 and 1, or masks or effects are
+        not finite.
+    UnknownPerturbationError
+        If the models know different perturbations.
+
+    Warns
+    -----
+    UserWarning
+        If the mean Jaccard index over the pairs is below 0.5, or no run has an active entry.
+
+    Examples
+    --------
+    Models of one screen with other seeds; here a model and itself:
+
+    >>> stability = scvi_sams.evaluation.mask_stability([model, model])
+    >>> stability.pairs[["first", "second", "jaccard"]].values.tolist()
+    [[0.0, 1.0, 1.0]]
+    """
+    check_models("get_perturbation_masks", "get_perturbation_effects", models=models)
+    runs = _read_runs(models, fdr)
+    pairs, jaccards, cosines = [], [], []
+    for first, second in combinations(range(len(runs)), 2):
+        matching = _match_runs(runs[second], runs[first])
+        agreement, jaccard = _compare(runs[first], runs[second], matching)
+        pairs.append({"first": first, "second": second, **agreement})
+        jaccards.append(jaccard)
+        if first == 0:
+            cosines.append(matching.cosines)
+    names = runs[0].masks.index
+    perturbations = pd.DataFrame(
+        {
+            "jaccard": np.mean(jaccards, axis=0),
+            "n_active": np.mean([run.active.sum(axis=1) for run in runs], axis=0),
+        },
+        index=names,
+    )
+    latents = _stability_of_latents(runs[0], np.mean(cosines, axis=0))
+    stability = MaskStability(pd.DataFrame(pairs), perturbations, latents)
+    _warn_of_instability(stability, fdr)
+    return stability
+
+
+def consensus_masks(
+    models: Sequence[MaskedModel], *, reference: int = 0, fdr: float = 0.05
+) -> ConsensusMasks:
+    """Average masks and effects over runs, in the latent dimensions of one of them.
+
+    Latents of every run are matched to those of the reference run as in :func:`mask_stability`,
+    and take their sign. A run without a partner for a latent contributes 0 to it.
+
+    Parameters
+    ----------
+    models
+        At least two trained models with the same perturbations.
+    reference
+        Position of the run whose latents are kept, in ``models``.
+    fdr
+        False discovery rate at which a run supports an entry.
+
+    Returns
+    -------
+    Mean inclusion probabilities, mean effects and support.
+
+    Raises
+    ------
+    SAMSError
+        As for :func:`mask_stability`, and if there is no model at ``reference``.
+    UnknownPerturbationError
+        If the models know different perturbations.
+
+    Examples
+    --------
+    >>> consensus = scvi_sams.evaluation.consensus_masks([model, model])
+    >>> consensus.masks.shape, consensus.support.shape
+    ((8, 6), (8, 6))
+    """
+    check_models("get_perturbation_masks", "get_perturbation_effects", models=models)
+    check_integer(at_least=None, reference=reference)
+    runs = _read_runs(models, fdr)
+    if not 0 <= reference < len(runs):
+        raise SAMSError(
+            f"`reference` is the position of one of the {len(runs)} models, not {reference}."
+        )
+    kept = runs[reference]
+    totals = [np.zeros(kept.masks.shape) for _ in ConsensusMasks._fields]
+    for position, run in enumerate(runs):
+        matching = _identity(kept) if position == reference else _match_runs(run, kept)
+        placed = (
+            matching.place(run.masks),
+            matching.place(run.effects) * matching.signs,
+            matching.place(run.active),
+        )
+        for total, values in zip(totals, placed, strict=True):
+            total += values / len(runs)
+    return ConsensusMasks(
+        *(pd.DataFrame(t, index=kept.masks.index, columns=kept.masks.columns) for t in totals)
+    )
+
+
+def _read_runs(models: Sequence[MaskedModel], fdr: float) -> list[_Run]:
+    models = list(models)
+    if len(models) < 2:
+        raise SAMSError(
+            f"Runs can only be compared if there are at least two; there is {len(models)}. Train "
+            "the model again with another scvi.settings.seed."
+        )
+    tables = [model.get_perturbation_masks(key_added=None) for model in models]
+    names = tables[0].index
+    for position, table in enumerate(tables):
+        check_same_rows(names, table.index, f"run 0 and run {position}", "perturbations")
+    runs = []
+    for model, table in zip(models, tables, strict=True):
+        masks = table.loc[names]
+        effects = model.get_perturbation_effects(key_added=None)[0]
+        runs.append(
+            _Run(masks, effects.loc[names], active_at_fdr(masks, fdr)),
+        )
+    return runs
+
+
+def _match(effects: np.ndarray, reference: np.ndarray) -> _Matching:
+    if not (np.isfinite(effects).all() and np.isfinite(reference).all()):
+        raise SAMSError("Some effects are not finite: training diverged. Leave out that run.")
+    cosine = _directions(reference).T @ _directions(effects)
+    rows, columns = linear_sum_assignment(np.abs(cosine), maximize=True)
+    found = cosine[rows, columns] != 0
+    rows, columns = rows[found], columns[found]
+    n_reference = reference.shape[1]
+    positions, cosines = np.full(n_reference, -1), np.zeros(n_reference)
+    positions[rows], cosines[rows] = columns, cosine[rows, columns]
+    return _Matching(positions, np.sign(cosines).astype(int), np.abs(cosines))
+
+
+def _directions(effects: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(effects, axis=0)
+    return effects / np.where(norms > 0, norms, 1)
+
+
+def _match_runs(run: _Run, reference: _Run) -> _Matching:
+    return _match(run.effects_of_live_latents, reference.effects_of_live_latents)
+
+
+def _identity(run: _Run) -> _Matching:
+    n_latent = run.masks.shape[1]
+    return _Matching(np.arange(n_latent), np.ones(n_latent, dtype=int), np.ones(n_latent))
+
+
+def _compare(first: _Run, second: _Run, matching: _Matching) -> tuple[dict[str, float], np.ndarray]:
+    """Return the agreement of two matched runs, and the Jaccard index of each perturbation."""
+    shared = (first.active.to_numpy() & (matching.place(second.active) > 0)).sum(axis=1)
+    # What is active in a latent without a partner is in the union but cannot be shared.
+    union = first.active.sum(axis=1).to_numpy() + second.active.sum(axis=1).to_numpy() - shared
+    product = np.vdot(first.effects, matching.place(second.effects) * matching.signs)
+    agreement = {
+        "jaccard": float(_jaccard(shared.sum(), union.sum())),
+        "cosine": ratio(product, np.linalg.norm(first.effects) * np.linalg.norm(second.effects)),
+        "adjusted_rand_index": float(adjusted_rand_score(_groups(first), _groups(second))),
+    }
+    return agreement, _jaccard(shared, union)
+
+
+def _jaccard(shared: np.ndarray, union: np.ndarray) -> np.ndarray:
+    return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+
+
+def _groups(run: _Run) -> np.ndarray:
+    """Group perturbations by their strongest active latent; -1 for those that have none."""
+    strength = run.effects.abs().where(run.active, -1).to_numpy()
+    return np.where(run.active.any(axis=1), strength.argmax(axis=1), -1)
+
+
+def _stability_of_latents(first: _Run, cosine: np.ndarray) -> pd.DataFrame:
+    n_active = first.active.sum(axis=0)
+    return pd.DataFrame(
+        {"cosine": np.where(n_active > 0, cosine, np.nan), "n_active": n_active},
+        index=first.masks.columns,
+    )
+
+
+def _warn_of_instability(stability: MaskStability, fdr: float) -> None:
+    """Warn the caller of :func:`mask_stability`."""
+    if not stability.perturbations["n_active"].any():
+        warnings.warn(
+            f"No run has an active mask entry at a false discovery rate of {fdr:g}: that the runs "
+            "agree means nothing. Train for longer, on more cells, or allow a higher rate.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return
+    jaccard = stability.pairs["jaccard"].mean()
+    if jaccard < _REPRODUCIBLE:
+        worst = stability.perturbations["jaccard"].sort_values(kind="stable").head(_N_WORST)
+        listed = ", ".join(f"{name} ({value:.2f})" for name, value in worst[worst < 1].items())
+        warnings.warn(
+            f"The masks are not reproducible: runs share {jaccard:.2f} of their active entries "
+            f"(Jaccard index, mean over {len(stability.pairs)} pairs). Least of all for {listed}. "
+            "Do not read single masks of one run: keep entries that most runs support "
+            "(consensus_masks), or measure more cells of these perturbations.",
+            UserWarning,
+            stacklevel=3,
+        )

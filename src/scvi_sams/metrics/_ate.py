@@ -1,0 +1,208 @@
+"""How close predicted effects are to observed ones: the metrics of the SAMS-VAE paper."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from sklearn.metrics import r2_score
+
+from scvi_sams._checks import check_ate, check_integer
+from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.labels._parsing import canonical_label
+from scvi_sams.metrics._observed import check_unique
+from scvi_sams.metrics._similarity import centred, cosine, largest, pearson, ratio, rmse
+
+
+def compare_ate(
+    predicted: ad.AnnData,
+    observed: ad.AnnData,
+    *,
+    n_top_genes: int = 20,
+    delimiter: str | None = "+",
+) -> pd.DataFrame:
+    """Compare predicted with observed effects, per perturbation and over all of them.
+
+    A perturbation of ``observed`` that ``predicted`` lacks, or whose prediction has an entry that
+    is not finite, is a failed prediction. It is never skipped: it is scored as if no effect at all
+    had been predicted, in its own row and in ``"all"``, and counted in ``missing``.
+
+    Parameters
+    ----------
+    predicted
+        ATE table of predictions. Genes and perturbations that ``observed`` lacks are ignored.
+    observed
+        ATE table of observations, for example of :func:`observed_ate`.
+    n_top_genes
+        Number of genes with the largest absolute observed effect, chosen for each perturbation
+        anew, that the ``_top`` columns use (all genes if there are fewer).
+    delimiter
+        What joins the perturbations of a combination: ``"B+A"`` is scored against ``"A+B"``.
+
+    Returns
+    -------
+    One row per perturbation of ``observed``, in its order, and the row ``"all"``, which flattens
+    perturbations x genes into one vector (the number that the paper reports). Columns, with ``x``
+    the predicted and ``y`` the observed effects:
+
+    - ``pearson``, ``r2``, ``slope``, ``cosine``, ``rmse``: see :func:`effect_metrics`.
+    - ``pearson_top``, ``r2_top``: the same over the top genes of each perturbation; in ``"all"``
+      flattened over perturbations x top genes.
+    - ``n_cells``: observed cells (their sum in ``"all"``); NaN if ``observed`` does not say.
+    - ``missing``: number of failed predictions in the row (0 or 1; their sum in ``"all"``).
+
+    Raises
+    ------
+    SAMSError
+        If the tables are of different methods or target sums, a label occurs twice, an observed
+        effect is not finite, or there are no perturbations or fewer than two genes to compare.
+    MissingKeyError
+        If a gene of ``observed`` is not in ``predicted``, or a table has no ``uns["ate"]``.
+
+    Examples
+    --------
+    >>> from scvi_sams import evaluation
+    >>> observed = evaluation.observed_ate(adata, perturbations=["P001", "P003"])
+    >>> scores = evaluation.compare_ate(observed, observed)
+    >>> scores[["pearson", "rmse", "n_cells"]].round(6).values.tolist()
+    [[1.0, 0.0, 60.0], [1.0, 0.0, 60.0], [1.0, 0.0, 120.0]]
+
+    A missing prediction counts as no effect:
+
+    >>> scores = evaluation.compare_ate(observed[:1], observed)
+    >>> scores.loc["P003", ["pearson", "missing"]].tolist()
+    [0.0, 1.0]
+    """
+    check_integer(n_top_genes=n_top_genes)
+    x, y, missing = align_ate(predicted, observed, delimiter=delimiter)
+    n_top = min(n_top_genes, observed.n_vars)
+    if n_top < 2:
+        raise SAMSError(f"At least two genes are needed to compare effects, not {n_top}.")
+    top = largest(y, n_top)
+    x_top, y_top = np.take_along_axis(x, top, axis=1), np.take_along_axis(y, top, axis=1)
+
+    # One more "perturbation" for the row "all": everything, flattened.
+    pairs = [*zip(x, y, strict=True), (x.ravel(), y.ravel())]
+    top_pairs = [*zip(x_top, y_top, strict=True), (x_top.ravel(), y_top.ravel())]
+    scores = pd.DataFrame(
+        [effect_metrics(*pair) for pair in pairs], index=[*observed.obs_names, "all"]
+    )
+    top_scores = pd.DataFrame([effect_metrics(*pair) for pair in top_pairs], index=scores.index)
+    scores["pearson_top"] = top_scores["pearson"]
+    scores["r2_top"] = top_scores["r2"]
+    n_cells = (
+        observed.obs["n_cells"].to_numpy()
+        if "n_cells" in observed.obs
+        else np.full(observed.n_obs, np.nan)
+    )
+    scores["n_cells"] = np.append(n_cells, n_cells.sum())
+    scores["missing"] = np.append(missing, missing.sum()).astype(int)
+    return scores
+
+
+def effect_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
+    """Score predicted effects ``x`` against observed effects ``y``, both flattened.
+
+    Parameters
+    ----------
+    predicted, observed
+        Finite numbers of one shape and at least two entries, in the same units.
+
+    Returns
+    -------
+    - ``pearson``: correlation of ``x`` and ``y``.
+    - ``r2``: ``1 - sum((y - x)^2) / sum((y - mean(y))^2)``
+      (``sklearn.metrics.r2_score(observed, predicted)``); not the square of ``pearson``.
+    - ``slope``: ``cov(x, y) / var(y)``, the least-squares slope of predicted on observed effects;
+      below 1 where predictions are shrunken.
+    - ``cosine``: ``sum(x * y) / (|x| * |y|)``.
+    - ``rmse``: ``sqrt(mean((x - y)^2))``, in the units of the effects.
+
+    Where a ratio has no value because a side is constant (or zero, for ``cosine``), it is 0: no
+    relation was shown (``r2`` is 1 if the prediction is exact). None of the values is ever NaN.
+
+    Examples
+    --------
+    A prediction of half the effects correlates perfectly and is half too small:
+
+    >>> observed = np.array([1.0, -2.0, 3.0])
+    >>> metrics = scvi_sams.evaluation.effect_metrics(observed / 2, observed)
+    >>> round(metrics["pearson"], 6), round(metrics["slope"], 6)
+    (1.0, 0.5)
+    """
+    x, y = (np.ravel(effects).astype(np.float64) for effects in (predicted, observed))
+    y_centred = centred(y)
+    spread = np.vdot(y_centred, y_centred)
+    # scikit-learn would divide by the rounding error of a constant's mean.
+    r2 = r2_score(y, x) if spread > 0 else np.array_equal(x, y)
+    return {
+        "pearson": float(pearson(x, y)),
+        "r2": float(r2),
+        "slope": ratio(np.vdot(centred(x), y_centred), spread),
+        "cosine": float(cosine(x, y)),
+        "rmse": float(rmse(x, y)),
+    }
+
+
+def align_ate(
+    predicted: ad.AnnData, observed: ad.AnnData, *, delimiter: str | None = "+"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring two ATE tables to the perturbations and genes of the observed one.
+
+    Parameters
+    ----------
+    predicted, observed
+        ATE tables of the same method.
+    delimiter
+        What joins the perturbations of a combination.
+
+    Returns
+    -------
+    Predicted and observed effects, both perturbations x genes in the order of ``observed``, and
+    which perturbations have no finite prediction (boolean). The predicted effect of those is zero.
+
+    Raises
+    ------
+    SAMSError, MissingKeyError
+        As for :func:`compare_ate`.
+    """
+    check_ate(predicted=predicted, observed=observed)
+    _check_same_method(predicted, observed)
+    absent_genes = observed.var_names.difference(predicted.var_names)
+    if len(absent_genes):
+        raise MissingKeyError(
+            f"{len(absent_genes)} genes of the observed table have no prediction, for example "
+            f"{absent_genes[0]!r}. Subset the observed table to the predicted genes if you mean to."
+        )
+    y = np.asarray(observed.X, np.float64)
+    if y.size == 0:
+        raise SAMSError("The observed table is empty: there is nothing to compare with.")
+    if not np.isfinite(y).all():
+        raise SAMSError("The observed table has effects that are not finite: nothing to score.")
+
+    predicted_labels, observed_labels = (
+        [canonical_label(name, delimiter=delimiter) for name in table.obs_names]
+        for table in (predicted, observed)
+    )
+    check_unique(predicted_labels)
+    check_unique(observed_labels)
+    effects = pd.DataFrame(predicted.X, index=predicted_labels, columns=predicted.var_names)
+    x = effects.reindex(index=observed_labels, columns=observed.var_names).to_numpy(np.float64)
+    missing = ~np.isfinite(x).all(axis=1)
+    return np.where(missing[:, None], 0, x), y, missing
+
+
+def _check_same_method(predicted: ad.AnnData, observed: ad.AnnData) -> None:
+    for name, table in (("predicted", predicted), ("observed", observed)):
+        if "ate" not in table.uns:
+            raise MissingKeyError(
+                f"The {name} table has no uns['ate'] that says what its effects are. Make it with "
+                "observed_ate or predict_ate."
+            )
+    for key in ("method", "target_sum"):
+        ours, theirs = predicted.uns["ate"].get(key), observed.uns["ate"].get(key)
+        if ours != theirs:
+            raise SAMSError(
+                f"The tables cannot be compared: {key} is {ours!r} in the predicted and {theirs!r} "
+                "in the observed one. Compute both in the same way."
+            )

@@ -1,0 +1,194 @@
+"""Metrics of cell-eval (Arc Institute, Virtual Cell Challenge 2025), as version 0.8 computes them.
+
+Mean absolute error is :func:`~scvi_sams.metrics._similarity.mae` of mean profiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import false_discovery_control, norm
+
+from scvi_sams.metrics._matrix import Matrix, to_dense
+from scvi_sams.metrics._ranking import not_finite, own_positions
+
+FDR = 0.05
+"""False discovery rate below which a gene is differentially expressed."""
+_GENES_AT_ONCE = 500
+"""Genes tested together: bounds the memory for dense values."""
+
+
+def discrimination_scores(
+    predicted: np.ndarray,
+    observed: np.ndarray,
+    *,
+    target_genes: Sequence[Sequence[int] | np.ndarray] | None = None,
+) -> np.ndarray:
+    """Perturbation discrimination score (PDS): how near each prediction is to its own observation.
+
+    ``1 - position / n``, with the position, from 0, of the true effect among the ``n`` observed
+    effects sorted by their L1 distance to the predicted one. It is PerturBench's rank with the
+    sides exchanged.
+
+    Parameters
+    ----------
+    predicted, observed
+        Effects (or means: the control cancels), perturbations x genes, in the same order. A row of
+        ``predicted`` with NaN is a failed prediction and takes the last position.
+    target_genes
+        For each perturbation the positions of genes that are left out of its distances, its own
+        targets: they are too easy. ``None`` leaves out nothing.
+
+    Returns
+    -------
+    One score per perturbation: 1 is best, ``1 / n`` worst, and chance is ``(n + 1) / (2 n)``.
+
+    Notes
+    -----
+    Ties take their mean position; cell-eval breaks them by the order in which perturbations are
+    sorted.
+
+    Examples
+    --------
+    Of three perturbations the predictions of the last two are swapped:
+
+    >>> observed = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 7.0]])
+    >>> scvi_sams.evaluation.discrimination_scores(observed[[0, 2, 1]], observed).round(2).tolist()
+    [1.0, 0.33, 0.33]
+    """
+    excluded = target_genes if target_genes is not None else [()] * len(predicted)
+    distances = np.empty((len(observed), len(predicted)))
+    for column, (effect, genes) in enumerate(zip(predicted, excluded, strict=True)):
+        gaps = np.abs(observed - effect)
+        gaps[:, list(genes)] = 0
+        distances[:, column] = gaps.sum(axis=1)
+    return 1 - own_positions(distances, not_finite(predicted)) / len(observed)
+
+
+def log2_fold_change(mean: np.ndarray, control_mean: np.ndarray) -> np.ndarray:
+    """Log fold change of geometric means, ``log2(expm1(mean)) - log2(expm1(control_mean))``.
+
+    Parameters
+    ----------
+    mean, control_mean
+        Mean log1p expression, genes.
+
+    Returns
+    -------
+    Infinite where only one side is expressed, 0 where none is (as pdex with ``epsilon=0``, which
+    cell-eval calls). Means below 0 count as not expressed.
+    """
+    perturbed, control = (np.expm1(np.maximum(means, 0)) for means in (mean, control_mean))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = np.log2(perturbed) - np.log2(control)
+    return np.where((perturbed == 0) & (control == 0), 0, change)
+
+
+def wilcoxon_fdr(groups: Sequence[Matrix], control_cells: Matrix) -> np.ndarray:
+    """False discovery rate of each gene's difference between groups of cells and control cells.
+
+    Wilcoxon rank-sum (Mann-Whitney) test, two-sided, by its normal approximation with corrections
+    for ties and continuity, adjusted over the genes of each group by Benjamini and Hochberg. It
+    gives the p-values of :func:`scipy.stats.mannwhitneyu` (``method="asymptotic"``) and of pdex,
+    which cell-eval calls; scanpy's test has no correction for continuity, and none for ties unless
+    asked.
+
+    Parameters
+    ----------
+    groups
+        Cells x genes of each group, dense or sparse.
+    control_cells
+        Cells x genes.
+
+    Returns
+    -------
+    Groups x genes; 1 for a gene that is the same in all cells.
+    """
+    p_values = np.ones((len(groups), control_cells.shape[1]))
+    for start in range(0, control_cells.shape[1], _GENES_AT_ONCE):
+        genes = slice(start, start + _GENES_AT_ONCE)
+        # Control cells are sorted once, not again with each group as in scipy's test: 25 times as
+        # fast for groups of 400 cells beside 8,000 control cells.
+        control = np.ascontiguousarray(np.sort(to_dense(control_cells[:, genes]), axis=0).T)
+        control_ties = np.array([_ties(np.unique(x, return_counts=True)[1]) for x in control])
+        for row, cells in enumerate(groups):
+            p_values[row, genes] = _rank_sum_p_values(
+                to_dense(cells[:, genes]).T, control, control_ties
+            )
+    return false_discovery_control(p_values, axis=1)
+
+
+def de_overlap(
+    predicted_change: np.ndarray,
+    observed_fdr: np.ndarray,
+    *,
+    predicted_fdr: np.ndarray | None = None,
+    fdr: float = FDR,
+) -> float:
+    """Share of the differentially expressed (DE) genes that the prediction finds: overlap at N.
+
+    With ``N`` observed genes below ``fdr``: how many of the ``N`` predicted genes with the largest
+    absolute fold change are among them, over ``N``.
+
+    Parameters
+    ----------
+    predicted_change
+        Log fold changes, genes (:func:`log2_fold_change`).
+    observed_fdr
+        False discovery rates of the observed cells, genes (:func:`wilcoxon_fdr`).
+    predicted_fdr
+        Those of predicted cells: only predicted genes below ``fdr`` are candidates, as in
+        cell-eval. ``None``, for a predicted profile that cannot be tested, makes every gene that
+        changes a candidate.
+    fdr
+        Threshold on the false discovery rate.
+
+    Returns
+    -------
+    From 0 to 1; 0 too if no observed gene is DE, as in cell-eval. Genes are chosen among equal
+    fold changes in their order.
+
+    Examples
+    --------
+    Two genes are differential; one of them is among the two with the largest predicted change:
+
+    >>> scvi_sams.evaluation.de_overlap(np.array([3.0, 0.1, -2.0]), np.array([0.01, 0.02, 0.8]))
+    0.5
+    """
+    wanted = np.flatnonzero(observed_fdr < fdr)
+    if not len(wanted):
+        return 0.0
+    candidates = predicted_change != 0 if predicted_fdr is None else predicted_fdr < fdr
+    found = np.flatnonzero(candidates)
+    order = np.argsort(-np.abs(predicted_change[found]), kind="stable")
+    return len(np.intersect1d(found[order][: len(wanted)], wanted)) / len(wanted)
+
+
+def _rank_sum_p_values(
+    cells: np.ndarray, control: np.ndarray, control_ties: np.ndarray
+) -> np.ndarray:
+    """Test each row, a gene, of the cells against that of the control cells, which is sorted."""
+    statistics = np.array([_rank_sum(x, y) for x, y in zip(cells, control, strict=True)])
+    u, ties = statistics.T
+    n_cells, n_control = cells.shape[1], control.shape[1]
+    product, n = n_cells * n_control, n_cells + n_control
+    deviation = np.sqrt(product / 12 * (n + 1 - (control_ties + ties) / (n * (n - 1))))
+    excess = np.abs(u - product / 2) - 0.5
+    # A gene that is the same in all cells has no deviation, and no difference either.
+    z = np.divide(excess, deviation, out=np.zeros_like(excess), where=deviation > 0)
+    return np.minimum(2 * norm.sf(z), 1)
+
+
+def _rank_sum(x: np.ndarray, control: np.ndarray) -> tuple[float, float]:
+    """Mann-Whitney U of ``x``, and what its cells add to the ties of the sorted control cells."""
+    values, counts = np.unique(x, return_counts=True)
+    below = np.searchsorted(control, values, side="left")
+    shared = np.searchsorted(control, values, side="right") - below
+    return float(counts @ (below + shared / 2)), _ties(counts + shared) - _ties(shared)
+
+
+def _ties(counts: np.ndarray) -> float:
+    """Sum of ``t^3 - t`` over the values that ``t`` cells share."""
+    sizes = counts.astype(np.float64)
+    return float(np.sum(sizes**3 - sizes))

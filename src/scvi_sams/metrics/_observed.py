@@ -1,0 +1,338 @@
+"""Average treatment effects (ATE) as the cells show them, without any model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scvi_sams._checks import (
+    as_names,
+    as_positions,
+    check_anndata,
+    check_choice,
+    check_key,
+    check_number,
+    check_text,
+)
+from scvi_sams.counts._block_reader import BlockReader, is_on_disk
+from scvi_sams.exceptions import (
+    InvalidCountsError,
+    MissingControlError,
+    MissingKeyError,
+    SAMSError,
+    UnknownPerturbationError,
+)
+from scvi_sams.labels._parsing import canonical_label, control_names
+from scvi_sams.splits._cells import canonical_labels
+
+Method = Literal["lognorm", "mean"]
+
+_CELLS_AT_ONCE = 16_384
+
+
+def observed_ate(
+    adata: ad.AnnData,
+    *,
+    perturbation_key: str = "perturbation",
+    control: str | Sequence[str] = "control",
+    perturbations: Sequence[str] | None = None,
+    method: Method = "lognorm",
+    layer: str | None = None,
+    size_factor_key: str | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
+    target_sum: float = 1e4,
+    delimiter: str | None = "+",
+) -> ad.AnnData:
+    """Average treatment effect of each perturbation: mean over its cells minus mean over controls.
+
+    The mean is taken of ``f(x)``, where ``x`` is a count of a cell and ``size`` that cell's size:
+
+    - ``"lognorm"``: ``f(x) = log2(1 + target_sum * x / size)``, the effect that the paper reports.
+    - ``"mean"``: ``f(x) = target_sum * x / size``, expected counts of a cell of size
+      ``target_sum``. The paper's ``f(x) = x`` compares raw counts and so confounds the effect with
+      sequencing depth; here cells of different depth are comparable.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes counts, dense or sparse. Not changed. Counts on disk (of
+        :func:`scvi_sams.data.open_screen`) are read in blocks.
+    perturbation_key
+        Column of ``adata.obs`` with the label of each cell.
+    control
+        Label or labels of the control cells.
+    perturbations
+        Labels to report, combinations in any spelling. ``None`` takes every label of the cells
+        used, except controls, in its canonical spelling, sorted.
+    method
+        Which ``f`` to average.
+    layer
+        Layer of ``adata`` that holds the counts; ``None`` for ``adata.X``.
+    size_factor_key
+        Column of ``adata.obs`` with the size of each cell; ``None`` takes the sum of its counts
+        over the genes of ``adata``.
+    indices
+        Positions (or a boolean mask) of the cells to use, for example the held-out ones; ``None``
+        uses all. It must include control cells.
+    target_sum
+        Size that cells are scaled to.
+    delimiter
+        What joins the perturbations of a combination; ``None`` if labels are never split.
+
+    Returns
+    -------
+    An ATE table, perturbations x genes: ``X`` is the effect in the units that ``uns["ate"]`` names,
+    ``layers["standard_error"]`` its standard error for unequal variances (Welch),
+    ``sqrt(var_t / n_t + var_c / n_c)``, NaN where either side has a single cell,
+    ``obs["n_cells"]`` the number of cells averaged. ``uns["ate"]`` holds ``method``,
+    ``target_sum`` and ``units``.
+
+    Raises
+    ------
+    MissingKeyError
+        If a column or layer is not in ``adata``.
+    MissingControlError
+        If none of the cells used is a control cell.
+    UnknownPerturbationError
+        If none of the cells used carries a label of ``perturbations``.
+    SAMSError
+        If ``perturbations`` names a label twice, or ``method`` is unknown.
+    InvalidCountsError
+        If counts are negative or not finite, or a cell's size is not positive.
+
+    Notes
+    -----
+    Section 4 of Bereket & Karaletsos, NeurIPS 2023.
+
+    Examples
+    --------
+    >>> observed = scvi_sams.evaluation.observed_ate(adata, perturbations=["P001", "P007+P001"])
+    >>> observed.obs["n_cells"].tolist()
+    [60, 30]
+    >>> observed.uns["ate"]["method"]
+    'lognorm'
+    """
+    check_number(target_sum=target_sum, above=0)
+    cells, labels = labelled_cells(
+        adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
+    )
+    groups, names = _groups(labels, perturbations, control_names(control), delimiter)
+    moments = _GroupMoments(groups, adata.n_vars)
+    for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
+        block = slice(start, start + _CELLS_AT_ONCE)
+        values = normalised_expression(
+            cells[block],
+            method,
+            layer=layer,
+            size_factor_key=size_factor_key,
+            target_sum=target_sum,
+        )
+        moments.add(values, labels[block])
+    n_cells, mean, variance = moments.result()
+
+    squared_error = variance / n_cells[:, None]
+    return ate_table(
+        mean[1:] - mean[0],
+        names,
+        adata.var_names,
+        description={
+            "method": method,
+            "target_sum": float(target_sum),
+            "units": _units(method, target_sum, size_factor_key),
+        },
+        layers={"standard_error": np.sqrt(squared_error[1:] + squared_error[0])},
+        obs={"n_cells": n_cells[1:]},
+    )
+
+
+def labelled_cells(
+    adata: ad.AnnData,
+    indices: Sequence[int] | np.ndarray | None,
+    *,
+    perturbation_key: str,
+    control: str | Sequence[str],
+    delimiter: str | None,
+) -> tuple[ad.AnnData, np.ndarray]:
+    """Return the cells to use and their canonical labels; an error if none is a control cell."""
+    check_anndata(adata=adata)
+    check_text(perturbation_key=perturbation_key)
+    cells = _select_cells(adata, indices)
+    labels = canonical_labels(
+        obs_column(cells, perturbation_key), control=control, delimiter=delimiter
+    )
+    names = control_names(control)
+    if not (labels == names[0]).any():
+        raise MissingControlError(
+            f"No cell used is labelled {' or '.join(map(repr, names))}. Pass the label of the "
+            "control cells as `control`, or `indices` that include control cells."
+        )
+    return cells, labels
+
+
+def normalised_expression(
+    cells: ad.AnnData,
+    method: Method,
+    *,
+    layer: str | None,
+    size_factor_key: str | None,
+    target_sum: float,
+) -> sparse.csr_array:
+    """Return f(x) of every cell, as :func:`observed_ate` averages it."""
+    check_key(layer=layer, size_factor_key=size_factor_key)
+    check_choice("method", method, get_args(Method))
+    values = _normalised(_counts(cells, layer), cells, size_factor_key, target_sum)
+    if method == "lognorm":
+        values.data = np.log2(1 + values.data)
+    return values
+
+
+def check_unique(labels: Sequence[str]) -> None:
+    """Raise an error if a label, in its canonical spelling, occurs more than once."""
+    repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
+    if repeated:
+        raise SAMSError(
+            f"{', '.join(map(repr, repeated))} occurs more than once ('B+A' equals 'A+B'). Name "
+            "each perturbation once."
+        )
+
+
+def ate_table(
+    effect: np.ndarray,
+    perturbations: Sequence[str],
+    genes: pd.Index,
+    *,
+    description: dict[str, Any],
+    layers: dict[str, np.ndarray],
+    obs: dict[str, np.ndarray] | None = None,
+) -> ad.AnnData:
+    """Build an ATE table: perturbations x genes, with what it means in ``uns["ate"]``."""
+    return ad.AnnData(
+        effect,
+        obs=pd.DataFrame(obs or {}, index=list(perturbations)),
+        var=pd.DataFrame(index=genes.copy()),
+        layers=layers,
+        uns={"ate": description},
+    )
+
+
+def _select_cells(adata: ad.AnnData, indices: Sequence[int] | np.ndarray | None) -> ad.AnnData:
+    if indices is not None:
+        adata = adata[as_positions("indices", indices, adata.n_obs)]
+    return adata.to_memory() if adata.isbacked else adata
+
+
+def obs_column(adata: ad.AnnData, key: str) -> pd.Series:
+    """Column of ``obs``; an error that names the others if it is not there."""
+    if key not in adata.obs:
+        raise MissingKeyError(
+            f"obs has no column {key!r}; its columns are {', '.join(map(repr, adata.obs.columns))}."
+        )
+    return adata.obs[key]
+
+
+def _groups(
+    labels: np.ndarray,
+    perturbations: Sequence[str] | None,
+    control: tuple[str, ...],
+    delimiter: str | None,
+) -> tuple[list[str], list[str]]:
+    """Return the labels to average, the control first, and the names to report them under."""
+    present = set(labels) - {control[0]}
+    if perturbations is None:
+        groups = sorted(present)
+        return [control[0], *groups], groups
+    perturbations = as_names("perturbations", perturbations)
+    groups = [canonical_label(p, delimiter=delimiter, control=control) for p in perturbations]
+    unknown = sorted(set(groups) - present)
+    if unknown:
+        raise UnknownPerturbationError(
+            f"No cell used carries {', '.join(map(repr, unknown))}. Ask for labels of the "
+            "perturbed cells, or check `indices` and `delimiter`."
+        )
+    check_unique(groups)
+    return [control[0], *groups], list(perturbations)
+
+
+def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
+    """Return ``X``, or a layer, as it stands or read from disk; an error if it is not there."""
+    if layer is not None and layer not in cells.layers:
+        raise MissingKeyError(
+            f"There is no layer {layer!r}; the layers are {', '.join(map(repr, cells.layers))}."
+        )
+    if layer is None and cells.X is None:
+        raise MissingKeyError("X is empty. Pass the layer that holds the counts as `layer`.")
+    matrix = cells.X if layer is None else cells.layers[layer]
+    return BlockReader(matrix).read(0, cells.n_obs) if is_on_disk(matrix) else matrix
+
+
+def _counts(cells: ad.AnnData, layer: str | None) -> sparse.csr_array:
+    counts = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
+    if not np.isfinite(counts.data).all() or (counts.data < 0).any():
+        raise InvalidCountsError(
+            "The counts hold negative or non-finite values (smallest: "
+            f"{counts.data.min():g}). Pass the layer that holds the raw counts as `layer`."
+        )
+    return counts
+
+
+def _normalised(
+    counts: sparse.csr_array, cells: ad.AnnData, size_factor_key: str | None, target_sum: float
+) -> sparse.csr_array:
+    if size_factor_key is None:
+        size = counts.sum(axis=1)
+        advice = "Remove cells without counts (scanpy.pp.filter_cells)."
+    else:
+        size = obs_column(cells, size_factor_key).to_numpy(dtype=np.float64)
+        advice = f"Check obs[{size_factor_key!r}]."
+    bad = ~(size > 0) | ~np.isfinite(size)
+    if bad.any():
+        raise InvalidCountsError(
+            f"{bad.sum()} cells have a size that is not a positive number, for example "
+            f"{cells.obs_names[bad][0]!r}. {advice}"
+        )
+    return sparse.csr_array(sparse.diags_array(target_sum / size) @ counts)
+
+
+class _GroupMoments:
+    """Means and variances of groups of cells, over blocks of cells.
+
+    Values stay sparse: the sums over cells are products with a groups x cells indicator.
+    """
+
+    def __init__(self, groups: list[str], n_genes: int) -> None:
+        self._groups = pd.Index(groups)
+        self._n_cells = np.zeros(len(groups), dtype=np.int64)
+        self._sums = np.zeros((len(groups), n_genes))
+        self._sums_of_squares = np.zeros((len(groups), n_genes))
+
+    def add(self, values: sparse.csr_array, labels: np.ndarray) -> None:
+        group_of_cell = self._groups.get_indexer(pd.Index(labels))
+        used = np.flatnonzero(group_of_cell >= 0)
+        indicator = sparse.csr_array(
+            (np.ones(len(used)), (group_of_cell[used], used)),
+            shape=(len(self._groups), len(labels)),
+        )
+        self._n_cells += np.bincount(group_of_cell[used], minlength=len(self._groups))
+        self._sums += (indicator @ values).toarray()
+        self._sums_of_squares += (indicator @ values.power(2)).toarray()
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the number of cells, and per gene the mean and unbiased variance of each group."""
+        n_cells = self._n_cells
+        mean = self._sums / n_cells[:, None]
+        # The difference of nearly equal numbers may come out below zero by rounding.
+        biased = np.maximum(self._sums_of_squares / n_cells[:, None] - mean**2, 0)
+        unbiased = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
+        return n_cells, mean, unbiased
+
+
+def _units(method: Method, target_sum: float, size_factor_key: str | None) -> str:
+    size = "total counts" if size_factor_key is None else size_factor_key
+    normalised = f"{target_sum:g} * counts / {size}"
+    return f"difference of mean {f'log2(1 + {normalised})' if method == 'lognorm' else normalised}"

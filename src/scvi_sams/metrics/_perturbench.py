@@ -1,0 +1,189 @@
+"""Metrics of PerturBench (Wu et al., arXiv:2408.10609), as its code computes them.
+
+Profiles are means over cells of log1p-normalised expression, perturbations x genes, of one group
+of cells (such as a cell type); :func:`~scvi_sams.metrics._similarity.rmse`, ``mae``,
+``pearson`` and ``cosine`` compare them or their log fold changes row by row.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.metrics._ranking import not_finite, own_positions
+from scvi_sams.metrics._similarity import centred
+
+RankMetric = Literal["rmse", "mae", "cosine", "pearson"]
+RankVersion = Literal["2025", "2024"]
+
+_DISTANCE = {"rmse": "euclidean", "mae": "cityblock", "cosine": "euclidean", "pearson": "euclidean"}
+"""Distances that sort as the metric does; similarities are taken between unit vectors."""
+
+
+def logfc(mean: np.ndarray, control_mean: np.ndarray, *, pseudocount: float = 0.1) -> np.ndarray:
+    """Log fold change, ``log2(mean + 0.1) - log2(control_mean + 0.1)``, of means of log1p values.
+
+    The pseudocount is added to means that are logarithms already: that is what PerturBench does
+    (``logFC_adata``, ``exp=False``), and not the log fold change of normalised counts.
+
+    Parameters
+    ----------
+    mean
+        Mean log1p expression, perturbations x genes (or genes).
+    control_mean
+        Mean log1p expression of the control cells, genes.
+    pseudocount
+        Added to both.
+
+    Returns
+    -------
+    Effects of the shape of ``mean``. NaN stays NaN; a mean that is so negative that its logarithm
+    is undefined counts as no change (0), as in their code.
+
+    Examples
+    --------
+    >>> scvi_sams.evaluation.logfc(np.array([0.3]), np.array([0.1])).tolist()  # log2(0.4 / 0.2)
+    [1.0]
+    """
+    shifted, control = mean + pseudocount, control_mean + pseudocount
+    defined = (shifted > 0) & (control > 0)
+    change = np.log2(np.where(defined, shifted, 1)) - np.log2(np.where(defined, control, 1))
+    return np.where(np.isnan(mean), np.nan, change)
+
+
+def rank_scores(
+    predicted: np.ndarray,
+    observed: np.ndarray,
+    metric: RankMetric = "cosine",
+    *,
+    version: RankVersion = "2025",
+) -> np.ndarray:
+    """Whether each observation is closer to its own prediction than to the other predictions.
+
+    Position, from 0, of perturbation ``p``'s prediction among all predictions sorted by their
+    closeness to the observation of ``p``, as a share of the number of perturbations. A model that
+    predicts the same for all of them stands at 0.5, however well it fits.
+
+    Parameters
+    ----------
+    predicted, observed
+        Perturbations x genes, in the same order: means, or log fold changes (:func:`logfc`). A row
+        of ``predicted`` with NaN is a failed prediction: it takes the last position, and is farther
+        from the other observations than any prediction.
+    metric
+        Closeness of two profiles: distances ``"rmse"`` and ``"mae"``, or similarities ``"cosine"``
+        and ``"pearson"``. A similarity that is undefined because a profile is zero (or constant) is
+        the lowest of all.
+    version
+        ``"2025"`` divides by ``n - 1``, the ``"2024"`` code by ``n``.
+
+    Returns
+    -------
+    One value per perturbation: 0 is best; chance is 0.5 (2024: ``(n - 1) / (2 n)``). NaN for a
+    single perturbation (2025).
+
+    Raises
+    ------
+    SAMSError
+        If the shapes differ, or ``metric`` or ``version`` is unknown.
+
+    Notes
+    -----
+    Ties take their mean position. PerturBench's code breaks them at random without a seed, its
+    paper counts them against the model.
+
+    Examples
+    --------
+    The same prediction for all three is at chance, whatever it is:
+
+    >>> observed = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> scvi_sams.evaluation.rank_scores(observed, observed).tolist()
+    [0.0, 0.0, 0.0]
+    >>> scvi_sams.evaluation.rank_scores(np.ones((3, 2)), observed).tolist()
+    [0.5, 0.5, 0.5]
+    """
+    if predicted.shape != observed.shape or predicted.ndim != 2:
+        raise SAMSError(
+            "Pass one profile per perturbation on both sides; the shapes are "
+            f"{predicted.shape} and {observed.shape}."
+        )
+    if metric not in _DISTANCE:
+        raise SAMSError(f"Unknown metric {metric!r}; choose one of {', '.join(_DISTANCE)}.")
+    if version not in ("2025", "2024"):
+        raise SAMSError(f"Unknown version {version!r}; choose '2025' or '2024'.")
+    failed = not_finite(predicted)
+    if metric == "pearson":
+        predicted, observed = centred(predicted), centred(observed)
+    if metric in ("cosine", "pearson"):
+        predicted, observed = _directions(predicted), _directions(observed)
+    positions = own_positions(cdist(predicted, observed, _DISTANCE[metric]), failed)
+    n = len(observed) - 1 if version == "2025" else len(observed)
+    return positions / n if n else np.full(len(observed), np.nan)
+
+
+def deg_recall(
+    predicted: np.ndarray,
+    observed: np.ndarray,
+    control_mean: np.ndarray,
+    control_variance: np.ndarray,
+    *,
+    n_genes: int = 20,
+) -> np.ndarray:
+    """Share of the top differentially expressed genes that are among the predicted top genes.
+
+    Genes are sorted by the absolute t-statistic whose variance is that of the control cells, as
+    PerturBench takes it. Of one perturbation it is then ``(mean - control_mean) /
+    sqrt(control_variance)`` up to a constant, so no number of cells enters and profiles will do.
+
+    Parameters
+    ----------
+    predicted, observed
+        Mean log1p expression, perturbations x genes.
+    control_mean, control_variance
+        Of log1p expression over control cells, genes.
+    n_genes
+        Number of top genes: 20 in the paper of 2025, 50 in its code.
+
+    Returns
+    -------
+    One share per perturbation, from 0 to 1; chance is ``n_genes`` over the number of genes. Genes
+    that do not change are never among the top: predicting no effect recovers nothing. 0 if no
+    observed gene changes.
+
+    Notes
+    -----
+    Equal t-statistics, such as the infinite ones of genes that no control cell varies in, are
+    sorted by the absolute difference.
+
+    Examples
+    --------
+    >>> observed, control = np.array([[3.0, 0.0, 0.0]]), np.zeros(3)
+    >>> predicted = np.array([[2.0, 1.0, 0.0]])
+    >>> scvi_sams.evaluation.deg_recall(
+    ...     predicted, observed, control, np.ones(3), n_genes=1
+    ... ).tolist()
+    [1.0]
+    """
+    shares = np.zeros(len(observed))
+    for row, (x, y) in enumerate(zip(predicted, observed, strict=True)):
+        found, wanted = (
+            _top_genes(mean - control_mean, control_variance, n_genes) for mean in (x, y)
+        )
+        if len(wanted):
+            shares[row] = len(np.intersect1d(found, wanted)) / len(wanted)
+    return shares
+
+
+def _directions(profiles: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(profiles, axis=1, keepdims=True)
+    return profiles / np.where(norms > 0, norms, np.nan)
+
+
+def _top_genes(difference: np.ndarray, variance: np.ndarray, n_genes: int) -> np.ndarray:
+    size = np.abs(difference)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(size > 0, size / np.sqrt(variance), 0)
+    return np.lexsort((-size, -t))[: min(n_genes, np.count_nonzero(t))]

@@ -1,0 +1,128 @@
+"""Metrics of Systema (Vinas Torne et al., Nature Biotechnology 2025), as its code computes them.
+
+Cells that were perturbed at all differ from controls in a way that is common to most
+perturbations. These metrics ask for what is specific to each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from scvi_sams._checks import check_same_columns
+from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.metrics._ranking import not_finite, own_positions
+from scvi_sams.metrics._similarity import largest, pearson
+
+
+def perturbed_centroid(profiles: np.ndarray) -> np.ndarray:
+    """Mean of the mean profiles of all perturbations: each perturbation counts once.
+
+    Parameters
+    ----------
+    profiles
+        Mean expression, perturbations x genes. Systema takes the training perturbations.
+
+    Returns
+    -------
+    Mean expression, genes.
+
+    Examples
+    --------
+    >>> scvi_sams.evaluation.perturbed_centroid(np.array([[0.0, 2.0], [4.0, 2.0]])).tolist()
+    [2.0, 2.0]
+    """
+    return profiles.mean(axis=0)
+
+
+def pearson_delta(predicted: np.ndarray, observed: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Pearson correlation over genes of ``predicted - reference`` with ``observed - reference``.
+
+    Parameters
+    ----------
+    predicted, observed
+        Mean expression, perturbations x genes.
+    reference
+        Mean expression, genes: the perturbed centroid (:func:`perturbed_centroid`) instead of the
+        control cells that others take.
+
+    Returns
+    -------
+    One correlation per perturbation; 0 where a side has no variation, such as a prediction of the
+    reference itself.
+
+    Examples
+    --------
+    >>> observed = np.array([[1.0, 2.0, 4.0]])
+    >>> reference = np.array([1.0, 1.0, 1.0])
+    >>> scvi_sams.evaluation.pearson_delta(observed, observed, reference).round(6).tolist()
+    [1.0]
+    """
+    return pearson(predicted - reference, observed - reference)
+
+
+def pearson_delta_top(
+    predicted: np.ndarray,
+    observed: np.ndarray,
+    reference: np.ndarray,
+    control_mean: np.ndarray,
+    *,
+    n_genes: int = 20,
+) -> np.ndarray:
+    """:func:`pearson_delta` over the genes that differ most from control in each perturbation.
+
+    Parameters
+    ----------
+    predicted, observed, reference
+        As for :func:`pearson_delta`.
+    control_mean
+        Mean expression of the control cells, genes.
+    n_genes
+        Number of genes with the largest ``|observed - control_mean|``.
+
+    Returns
+    -------
+    One correlation per perturbation.
+    """
+    top = largest(observed - control_mean, n_genes)
+    deltas = (
+        np.take_along_axis(profiles - reference, top, axis=1) for profiles in (predicted, observed)
+    )
+    return pearson(*deltas)
+
+
+def centroid_accuracy(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Share of the other perturbations whose observed centroid is farther from the prediction.
+
+    Parameters
+    ----------
+    predicted, observed
+        Mean expression, perturbations x genes, in the same order. A row of ``predicted`` with NaN
+        is a failed prediction: its accuracy is 0.
+
+    Returns
+    -------
+    One share per perturbation, by Euclidean distance: 1 if its own centroid is the nearest; chance
+    is 0.5. NaN for a single perturbation.
+
+    Notes
+    -----
+    Ties count half; Systema counts them against the prediction.
+
+    Examples
+    --------
+    >>> observed = np.array([[0.0], [1.0], [5.0]])
+    >>> scvi_sams.evaluation.centroid_accuracy(observed, observed).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    check_same_columns(predicted=predicted, observed=observed)
+    predicted, observed = np.asarray(predicted), np.asarray(observed)
+    if len(predicted) != len(observed):
+        raise InvalidArgumentError(
+            f"`predicted` has {len(predicted)} rows and `observed` {len(observed)}: they must be "
+            "the same perturbations, in the same order."
+        )
+    n = len(observed)
+    if n == 1:
+        return np.full(1, np.nan)
+    return 1 - own_positions(cdist(observed, predicted), not_finite(predicted)) / (n - 1)

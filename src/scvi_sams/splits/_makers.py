@@ -1,0 +1,268 @@
+"""The splits of the SAMS-VAE paper: held-out combinations, few combination cells, random cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+import numpy as np
+
+from scvi_sams._checks import check_bool, check_integer, check_number, check_text
+from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.labels._stratified import stratified_split
+from scvi_sams.splits._cells import canonical_labels, shuffled_combinations
+from scvi_sams.splits._split import Labels, Split, make_split
+
+_TESTED = 0.25
+_TRAIN_AND_VALIDATION = (0.8, 0.2, 0.0)
+
+
+def norman_ood(
+    labels: Labels,
+    fraction: float,
+    *,
+    seed: int = 0,
+    control: str | Sequence[str] = "control",
+    delimiter: str = "+",
+) -> Split:
+    """Test on a quarter of the combinations; let a fraction of all combinations train.
+
+    The n combinations are sorted and shuffled by the seed. The first ``int(fraction * n)`` train,
+    the last ``ceil(n / 4)`` are tested with all their cells; the cells of combinations
+    between the two are not used. Cells of singles, controls and training combinations are split
+    80/20 into training and validation within each label, and never tested.
+
+    Parameters
+    ----------
+    labels
+        One label per cell.
+    fraction
+        Of all combinations, from 0 (training on singles only) to 0.75 (all that are not tested).
+    seed
+        Of the order of the combinations and of the cells. With the same seed the tested
+        combinations are the same for every fraction, and those that train are nested.
+    control
+        Label or labels of the control cells.
+    delimiter
+        What joins the perturbations of a combination.
+
+    Returns
+    -------
+    The split; ``held_out`` are the tested combinations.
+
+    Raises
+    ------
+    InvalidSplitError
+        If there are no combinations, no training control, or the fraction leaves too few to test.
+
+    Notes
+    -----
+    Norman-OOD of Bereket & Karaletsos, NeurIPS 2023. Their "100 % of the combinations" are those
+    that are not tested: a fraction of 0.75 here.
+
+    Examples
+    --------
+    Six combinations: two are tested, three train, one is not used.
+
+    >>> split = scvi_sams.evaluation.norman_ood(adata.obs["perturbation"], fraction=0.5)
+    >>> len(split.held_out), len(split.test)
+    (2, 60)
+    """
+    check_number(fraction=fraction)
+    check_integer(at_least=0, seed=seed)
+    check_text(delimiter=delimiter)
+    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
+    order = _combinations(label_of_cell, seed, control, delimiter)
+    n_tested = ceil(_TESTED * len(order))
+    n_trained = int(fraction * len(order))
+    if not 0 <= fraction <= 1 - _TESTED:
+        raise InvalidSplitError(
+            f"A fraction of {fraction} of the combinations cannot train: {_TESTED} of them are "
+            f"always tested. Choose from 0 to {1 - _TESTED}."
+        )
+    tested = order[len(order) - n_tested :]
+    unused = set(order[n_trained:])
+    known = np.flatnonzero(~np.isin(label_of_cell, list(unused)))
+    train, validation, _ = _stratified(label_of_cell, known, _TRAIN_AND_VALIDATION, seed)
+    return make_split(
+        labels,
+        train,
+        validation,
+        np.flatnonzero(np.isin(label_of_cell, tested)),
+        name="norman_ood",
+        held_out=sorted(tested),
+        seed=seed,
+        settings={"fraction": fraction},
+        control=control,
+        delimiter=delimiter,
+    )
+
+
+def norman_data_efficiency(
+    labels: Labels,
+    fraction: float,
+    *,
+    fractions: tuple[float, float, float] = (0.64, 0.16, 0.2),
+    seed: int = 0,
+    control: str | Sequence[str] = "control",
+    delimiter: str = "+",
+) -> Split:
+    """Test every combination; keep a fraction of the combinations' other cells.
+
+    The cells of each combination are split into training, validation and test cells; of
+    its training and of its validation cells the fraction is kept (at least one each, where there
+    are any and the fraction is above 0), the others are not used. Cells of singles and controls
+    are split 80/20 into training and validation within each label, and never tested.
+
+    Parameters
+    ----------
+    labels
+        One label per cell.
+    fraction
+        Of the training and validation cells of each combination that is kept, from 0 to 1.
+    fractions
+        Shares of training, validation and test cells among the cells of each combination.
+    seed
+        Of the order of the cells. With the same seed the tested cells are the same for every
+        fraction, and those that train are nested.
+    control
+        Label or labels of the control cells.
+    delimiter
+        What joins the perturbations of a combination.
+
+    Returns
+    -------
+    The split; ``held_out`` is empty, or all combinations if the fraction is 0.
+
+    Raises
+    ------
+    InvalidSplitError
+        If there are no combinations, no training control, or a share is not possible.
+
+    Notes
+    -----
+    Norman data efficiency of Bereket & Karaletsos, NeurIPS 2023.
+
+    Examples
+    --------
+    >>> split = scvi_sams.evaluation.norman_data_efficiency(adata.obs["perturbation"], fraction=0.5)
+    >>> adata.obs["perturbation"].iloc[split.test].nunique()  # every combination
+    6
+    """
+    check_number(fraction=fraction)
+    check_integer(at_least=0, seed=seed)
+    check_text(delimiter=delimiter)
+    if not 0 <= fraction <= 1:
+        raise InvalidSplitError(f"The fraction of cells to keep is {fraction}: choose from 0 to 1.")
+    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
+    combinations = sorted(_combinations(label_of_cell, seed, control, delimiter))
+    combined = np.isin(label_of_cell, combinations)
+    train, validation, _ = _stratified(
+        label_of_cell, np.flatnonzero(~combined), _TRAIN_AND_VALIDATION, seed
+    )
+    pool, validation_pool, test = _stratified(
+        label_of_cell, np.flatnonzero(combined), fractions, seed
+    )
+    if fraction > 0:
+        shares = (fraction, 0.0, 1 - fraction)
+        kept, _, _ = _stratified(label_of_cell, pool, shares, seed)
+        kept_for_validation, _, _ = _stratified(label_of_cell, validation_pool, shares, seed)
+        train = np.concatenate([train, kept])
+        validation = np.concatenate([validation, kept_for_validation])
+    return make_split(
+        labels,
+        train,
+        validation,
+        test,
+        name="norman_data_efficiency",
+        # A combination with a single cell keeps it for training, so it cannot be tested.
+        held_out=sorted(set(label_of_cell[test])) if fraction == 0 else (),
+        seed=seed,
+        settings={"fraction": fraction, "fractions": list(fractions)},
+        control=control,
+        delimiter=delimiter,
+    )
+
+
+def random_cells(
+    labels: Labels,
+    *,
+    fractions: tuple[float, float, float] = (0.64, 0.16, 0.2),
+    stratified: bool = True,
+    seed: int = 0,
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
+) -> Split:
+    """Split cells at random; every perturbation may train and is tested.
+
+    Parameters
+    ----------
+    labels
+        One label per cell.
+    fractions
+        Shares of training, validation and test cells.
+    stratified
+        Whether the shares hold within each label, so that every label keeps a training cell. Else
+        only among all cells, as in the paper, where a rare label may be absent from a part.
+    seed
+        Of the order of the cells.
+    control
+        Label or labels of the control cells.
+    delimiter
+        What joins the perturbations of a combination; ``None`` if labels are never split.
+
+    Returns
+    -------
+    The split; ``held_out`` is empty.
+
+    Raises
+    ------
+    InvalidSplitError
+        If the shares do not sum to 1, no control cell trains, or no cell is tested.
+
+    Notes
+    -----
+    64/16/20 by cell: Replogle in Bereket & Karaletsos, NeurIPS 2023.
+
+    Examples
+    --------
+    >>> split = scvi_sams.evaluation.random_cells(adata.obs["perturbation"])
+    >>> adata.obs["perturbation"].iloc[split.train].nunique()  # every label
+    15
+    """
+    check_bool(stratified=stratified)
+    check_integer(at_least=0, seed=seed)
+    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
+    groups = label_of_cell.astype(str) if stratified else np.zeros(len(label_of_cell))
+    train, validation, test = stratified_split(groups, fractions, seed=seed)
+    return make_split(
+        labels,
+        train,
+        validation,
+        test,
+        name="random_cells",
+        seed=seed,
+        settings={"fractions": list(fractions), "stratified": stratified},
+        control=control,
+        delimiter=delimiter,
+    )
+
+
+def _combinations(
+    label_of_cell: np.ndarray, seed: int, control: str | Sequence[str], delimiter: str
+) -> list[str]:
+    order = shuffled_combinations(label_of_cell, seed, control=control, delimiter=delimiter)
+    if not order:
+        raise InvalidSplitError(
+            f"No label is a combination joined by {delimiter!r}. Pass the `delimiter` of your "
+            "labels, or split single perturbations with random_cells."
+        )
+    return order
+
+
+def _stratified(
+    label_of_cell: np.ndarray, cells: np.ndarray, fractions: tuple[float, float, float], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split the cells at the given positions within each label."""
+    parts = stratified_split(label_of_cell[cells].astype(str), fractions, seed=seed)
+    return cells[parts[0]], cells[parts[1]], cells[parts[2]]

@@ -1,0 +1,373 @@
+"""A split as a value: checked for leaks, saved beside the result, loaded for the same data only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from scvi_sams._checks import as_labels, as_names, as_numbers, check_integer, check_text
+from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
+from scvi_sams.labels._parsing import control_names
+from scvi_sams.splits._cells import canonical_labels
+
+Labels = Sequence[str] | np.ndarray | pd.Series
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which cells train, validate and test, and what was held out of training.
+
+    A cell may be in none of the three. Make one with a function of this package or with
+    :func:`make_split`, which check it.
+
+    Attributes
+    ----------
+    train, validation, test
+        Positions of cells.
+    held_out
+        Canonical labels that no training cell carries.
+    held_out_levels
+        Level of the covariate in which each label of ``held_out`` is held out; training cells may
+        carry it in other levels. ``None`` if labels are held out everywhere.
+    name
+        Of the kind of split.
+    seed
+        It was made with; ``None`` if it was not drawn.
+    settings
+        Other arguments it was made with.
+    control
+        Labels of the control cells.
+    delimiter
+        What joins the perturbations of a combination; ``None`` if labels are never split.
+    fingerprint
+        SHA-256 of the canonical labels (and levels) of all cells in their order.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    held_out: tuple[str, ...]
+    name: str
+    seed: int | None
+    settings: Mapping[str, Any]
+    control: tuple[str, ...]
+    delimiter: str | None
+    fingerprint: str
+    held_out_levels: tuple[str, ...] | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write the split to a file that is read without pickle.
+
+        Parameters
+        ----------
+        path
+            Ends in ``.json``, or in ``.npz`` where cells are many.
+
+        Raises
+        ------
+        InvalidSplitError
+            If the path ends otherwise.
+        """
+        path = _checked_path(path)
+        record = {key: value for key, value in vars(self).items() if key not in PARTS}
+        record["settings"] = dict(self.settings)
+        positions = {part: getattr(self, part) for part in PARTS}
+        if path.suffix == ".npz":
+            np.savez_compressed(path, record=np.array(json.dumps(record)), **positions)
+        else:
+            lists = {part: cells.tolist() for part, cells in positions.items()}
+            path.write_text(json.dumps(record | lists), encoding="utf-8")
+
+    @classmethod
+    def load(
+        cls, path: str | Path, labels: Labels | None = None, *, covariate: Labels | None = None
+    ) -> Self:
+        """Read a split that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            Of the file, ending in ``.json`` or ``.npz``.
+        labels
+            One label per cell of the data that the split is to be used on. If given, the split is
+            checked against them (:func:`check_split`).
+        covariate
+            One level per cell, for a split that holds labels out in some levels only.
+
+        Returns
+        -------
+        The split.
+
+        Raises
+        ------
+        InvalidSplitError
+            If the file holds no split, or the split does not fit the labels.
+        """
+        path = _checked_path(path)
+        try:
+            if path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as arrays:
+                    fields = json.loads(arrays["record"].item())
+                    fields |= {part: arrays[part] for part in PARTS}
+            else:
+                fields = json.loads(path.read_text(encoding="utf-8"))
+            for part in PARTS:
+                fields[part] = np.asarray(fields[part], dtype=np.int64)
+            for key in ("held_out", "held_out_levels", "control"):
+                fields[key] = fields[key] if fields[key] is None else tuple(fields[key])
+            split = cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidSplitError(
+                f"{str(path)!r} holds no split ({error}). Load a file that Split.save wrote."
+            ) from error
+        if labels is not None:
+            check_split(split, labels, covariate=covariate)
+        return split
+
+
+def make_split(
+    labels: Labels,
+    train: np.ndarray,
+    validation: np.ndarray,
+    test: np.ndarray,
+    *,
+    name: str,
+    held_out: Sequence[str] = (),
+    held_out_levels: Sequence[str] | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    covariate: Labels | None = None,
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
+) -> Split:
+    """Make a split of given cells, for example of those that :func:`split_cells` returns.
+
+    Parameters
+    ----------
+    labels
+        One label per cell.
+    train, validation, test
+        Positions of cells.
+    name, seed, settings
+        How the split came about; ``settings`` holds what JSON can hold.
+    held_out
+        Labels, in any spelling, that no training cell may carry.
+    held_out_levels
+        Level in which each of them is held out, if not in all.
+    covariate
+        One level per cell, needed with ``held_out_levels``.
+    control
+        Label or labels of the control cells.
+    delimiter
+        What joins the perturbations of a combination; ``None`` if labels are never split.
+
+    Returns
+    -------
+    The split; positions are ascending.
+
+    Raises
+    ------
+    InvalidSplitError
+        If it leaks or cannot be used (:func:`check_split`).
+
+    Examples
+    --------
+    >>> labels = ["control", "control", "A", "A", "B", "B"]
+    >>> split = scvi_sams.evaluation.make_split(
+    ...     labels, train=[0, 2, 3], validation=[], test=[1, 4, 5], name="B is new", held_out=["B"]
+    ... )
+    >>> split.held_out
+    ('B',)
+    """
+    check_text(name=name)
+    if seed is not None:
+        check_integer(at_least=0, seed=seed)
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InvalidArgumentError(f"`settings` must be a dict, not {settings!r}.")
+    if held_out_levels is not None:
+        held_out_levels = as_names("held_out_levels", held_out_levels)
+    labels = as_labels("labels", labels)
+    split = Split(
+        train=_positions("train", train),
+        validation=_positions("validation", validation),
+        test=_positions("test", test),
+        held_out=tuple(canonical_labels(held_out, control=control, delimiter=delimiter)),
+        held_out_levels=None if held_out_levels is None else tuple(map(str, held_out_levels)),
+        name=name,
+        seed=None if seed is None else int(seed),
+        settings=dict(settings or {}),
+        control=control_names(control),
+        delimiter=delimiter,
+        fingerprint=labels_fingerprint(
+            canonical_labels(labels, control=control, delimiter=delimiter),
+            None if held_out_levels is None else levels_of_cells(covariate, len(labels)),
+        ),
+    )
+    check_split(split, labels, covariate=covariate)
+    return split
+
+
+def _positions(part: str, cells: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return positions in ascending order; whether there are such cells is checked later."""
+    array = as_numbers(part, cells)
+    if array.ndim != 1 or (array != np.rint(array)).any():
+        raise InvalidArgumentError(f"`{part}` must be a list of positions of cells, not {cells!r}.")
+    return np.sort(array.astype(np.int64))
+
+
+def _checked_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix not in (".json", ".npz"):
+        raise InvalidSplitError(
+            f"A split is saved as .json or .npz, not as {path.name!r}. Choose one of the two."
+        )
+    return path
+
+
+def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None) -> None:
+    """Refuse a split that leaks, or that was made for other data.
+
+    Parameters
+    ----------
+    split
+        To check.
+    labels
+        One label per cell of the data.
+    covariate
+        One level per cell, needed if the split holds labels out in some levels only.
+
+    Raises
+    ------
+    InvalidSplitError
+        If the split was made for other labels (or for another order of the cells); a cell is in
+        two parts, or twice in one; no control cell trains, or no cell is tested; a held-out label
+        is the control, has no cells, is carried by training cells, or by both validation and test
+        cells. Messages name the labels.
+    InvalidCovariateError
+        If levels are needed but missing.
+
+    Examples
+    --------
+    >>> from scvi_sams import evaluation
+    >>> labels = adata.obs["perturbation"]
+    >>> split = evaluation.combination_hold_out(labels)
+    >>> evaluation.check_split(split, labels)
+
+    The same split for cells in another order is refused:
+
+    >>> evaluation.check_split(split, labels.iloc[::-1])
+    Traceback (most recent call last):
+    ...
+    scvi_sams.exceptions.InvalidSplitError: ...
+    """
+    if not hasattr(split, "fingerprint"):
+        raise InvalidArgumentError(
+            f"`split` must be a Split (make_split, Split.load), not {type(split).__name__}."
+        )
+    label_of_cell = canonical_labels(labels, control=split.control, delimiter=split.delimiter)
+    levels = None
+    if split.held_out_levels is not None:
+        levels = levels_of_cells(covariate, len(label_of_cell))
+    if labels_fingerprint(label_of_cell, levels) != split.fingerprint:
+        raise InvalidSplitError(
+            f"The split {split.name!r} was made for other labels, or for these in another order of "
+            "the cells. Use it on the data it was made for, or make a new one."
+        )
+    _check_positions(split, len(label_of_cell))
+    control = split.control[0]
+    if control not in label_of_cell[split.train]:
+        raise InvalidSplitError(
+            f"No training cell is labelled {control!r}: without control cells in training no "
+            "effect is defined. Put control cells into training, or pass their label as `control`."
+        )
+    if len(split.test) == 0:
+        raise InvalidSplitError("No cell is tested. Hold out more, or ask for a larger test share.")
+    _check_no_leaks(split, label_of_cell, levels)
+
+
+def levels_of_cells(covariate: Labels | None, n_cells: int) -> np.ndarray:
+    """Return the level of every cell as text, refusing missing ones."""
+    levels = pd.Series([] if covariate is None else as_labels("covariate", covariate), dtype=object)
+    if len(levels) != n_cells or levels.isna().any():
+        raise InvalidCovariateError(
+            "The split holds labels out in some levels of a covariate only: pass the level of each "
+            f"of the {n_cells} cells, none missing, as `covariate`."
+        )
+    return levels.map(str).to_numpy(dtype=object)
+
+
+def labels_fingerprint(label_of_cell: np.ndarray, levels: np.ndarray | None) -> str:
+    """Return the SHA-256 of the canonical labels of all cells, and of their levels if given."""
+    content = [label_of_cell.tolist(), None if levels is None else levels.tolist()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _check_positions(split: Split, n_cells: int) -> None:
+    for part in PARTS:
+        cells = getattr(split, part)
+        if len(cells) and (cells.min() < 0 or cells.max() >= n_cells):
+            raise InvalidSplitError(
+                f"{part} has position {cells.max() if cells.min() >= 0 else cells.min()}, but "
+                f"there are {n_cells} cells. Positions run from 0 to {n_cells - 1}."
+            )
+        if len(np.unique(cells)) < len(cells):
+            raise InvalidSplitError(f"{part} has a cell more than once. Name each cell once.")
+    for first, second in combinations(PARTS, 2):
+        shared = np.intersect1d(getattr(split, first), getattr(split, second))
+        if len(shared):
+            raise InvalidSplitError(
+                f"{len(shared)} cells are in both {first} and {second}, for example the cell at "
+                f"position {shared[0]}. Every cell is in at most one part."
+            )
+
+
+def _check_no_leaks(split: Split, label_of_cell: np.ndarray, levels: np.ndarray | None) -> None:
+    held_out: set[Any] = set(split.held_out)
+    group_of_cell = label_of_cell
+    if levels is not None and split.held_out_levels is not None:
+        if len(split.held_out) != len(split.held_out_levels):
+            raise InvalidSplitError(
+                f"{len(split.held_out)} labels are held out in {len(split.held_out_levels)} levels"
+                ". Give one level for each."
+            )
+        held_out = set(zip(split.held_out, split.held_out_levels, strict=True))
+        group_of_cell = np.empty(len(label_of_cell), dtype=object)
+        group_of_cell[:] = list(zip(label_of_cell, levels, strict=True))
+    if split.control[0] in split.held_out:
+        raise InvalidSplitError(
+            f"The control ({split.control[0]!r}) cannot be held out. Remove it from `held_out`."
+        )
+    groups = {part: held_out.intersection(group_of_cell[getattr(split, part)]) for part in PARTS}
+    absent = held_out.difference(group_of_cell)
+    if absent:
+        raise InvalidSplitError(
+            f"No cell carries the held-out {_listed(absent)}. Hold out labels that occur."
+        )
+    if groups["train"]:
+        raise InvalidSplitError(
+            f"The split leaks: training cells carry the held-out {_listed(groups['train'])}. "
+            "Remove these cells from training."
+        )
+    both = groups["validation"] & groups["test"]
+    if both:
+        raise InvalidSplitError(
+            f"The split leaks: validation and test cells both carry the held-out {_listed(both)}, "
+            "so that what is tested also chooses the model. Leave it in one of the two."
+        )
+
+
+def _listed(groups: set[Any]) -> str:
+    return ", ".join(
+        repr(group) if isinstance(group, str) else f"{group[0]!r} in {group[1]!r}"
+        for group in sorted(groups)
+    )
