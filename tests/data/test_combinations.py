@@ -12,6 +12,7 @@ from scvi_sams.labels._combinations import (
 )
 from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
 from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling
 
 LABELS = ["B+A", "A", "control", "A+B", "C", "A + control", "C+B+A"]
 
@@ -20,10 +21,9 @@ def encode(labels, dosages=None, *, delimiter="+", vocabulary=None):
     singles = encode_labels(
         pd.Series(labels),
         None if dosages is None else pd.Series(dosages),
-        control="control",
-        delimiter=delimiter,
+        spelling=Spelling.of("control", delimiter),
     )
-    return combinations_as_perturbations(singles, delimiter=delimiter, vocabulary=vocabulary)
+    return combinations_as_perturbations(singles, vocabulary=vocabulary)
 
 
 def test_every_combination_has_one_code_whatever_its_spelling():
@@ -55,9 +55,10 @@ def test_a_perturbation_at_dose_zero_was_not_given():
 
 def test_a_matrix_of_zeros_and_ones_gives_the_same_codes():
     matrix = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1]])
-    singles = encode_dosage_matrix(matrix[:, ::-1], ["C", "B", "A"])
     for delimiter in ("+", None):
-        encoded = combinations_as_perturbations(singles, delimiter=delimiter)
+        spelling = Spelling(("control",), delimiter)
+        singles = encode_dosage_matrix(matrix[:, ::-1], ["C", "B", "A"], spelling=spelling)
+        encoded = combinations_as_perturbations(singles)
         assert encoded.vocabulary == encode(LABELS).vocabulary
         np.testing.assert_array_equal(encoded.codes, encode(LABELS).codes)
 

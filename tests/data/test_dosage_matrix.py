@@ -8,6 +8,7 @@ from scipy import sparse
 from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
 from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
 from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling
 
 LABELS = ["ctrl", "A", "B", "C+A", "C+B+A"]
 DOSAGES = ["0", "0.5", "2", "0.25+1", "3+2+1"]
@@ -34,7 +35,7 @@ def doses_by_name(encoded):
 
 @pytest.fixture
 def from_labels(cells):
-    return encode_labels(cells(LABELS), cells(DOSAGES), control=("ctrl",), delimiter="+")
+    return encode_labels(cells(LABELS), cells(DOSAGES), spelling=Spelling(("ctrl",), "+"))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -242,4 +243,4 @@ def test_names_need_not_be_text():
 )
 def test_what_is_no_number_is_no_dose(matrix, named):
     with pytest.raises(InvalidDosageError, match=named):
-        encode_dosage_matrix(matrix, ["A", "B"], control=("control",))
+        encode_dosage_matrix(matrix, ["A", "B"], spelling=Spelling(("control",), "+"))

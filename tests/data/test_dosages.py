@@ -6,11 +6,12 @@ import pytest
 
 from scvi_sams.exceptions import InvalidDosageError
 from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling
 
 
 def encode(labels, dosages, *, control=("ctrl",), delimiter="+", vocabulary=None):
     return encode_labels(
-        labels, dosages, control=control, delimiter=delimiter, vocabulary=vocabulary
+        labels, dosages, spelling=Spelling.of(control, delimiter), vocabulary=vocabulary
     )
 
 

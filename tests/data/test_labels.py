@@ -8,11 +8,12 @@ import pytest
 
 from scvi_sams.data import canonical_label
 from scvi_sams.exceptions import InvalidPerturbationLabelError, UnknownPerturbationError
-from scvi_sams.labels._parsing import control_names, encode_labels
+from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling, control_names
 
 
 def encode(labels, *, control=("ctrl",), delimiter="+", vocabulary=None):
-    return encode_labels(labels, control=control, delimiter=delimiter, vocabulary=vocabulary)
+    return encode_labels(labels, spelling=Spelling.of(control, delimiter), vocabulary=vocabulary)
 
 
 def test_codes_are_positions_in_the_sorted_names_and_doses_are_one(cells):

@@ -10,14 +10,14 @@ from properties.schemes import CONTROL, DELIMITERS, as_kept, decoded, names, scr
 from scvi_sams.data import canonical_label
 from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
 from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling
 
 
 def read(written, vocabulary=None):
     return encode_labels(
         written.labels,
         written.doses,
-        control=CONTROL,
-        delimiter=written.delimiter,
+        spelling=Spelling.of(CONTROL, written.delimiter),
         vocabulary=vocabulary,
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scvi_sams._checks import as_names, check_ate
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
-from scvi_sams.labels._parsing import canonical_label
+from scvi_sams.labels._spelling import canonical_label
 from scvi_sams.metrics._observed import ate_table, check_unique
 
 

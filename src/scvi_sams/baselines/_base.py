@@ -20,8 +20,9 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
-from scvi_sams.labels._codes import NO_PERTURBATION
-from scvi_sams.labels._parsing import canonical_label, control_names, encode_labels
+from scvi_sams.labels._labels import NO_PERTURBATION
+from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling, canonical_label, control_names
 from scvi_sams.metrics._observed import ate_table, check_unique
 from scvi_sams.splits._cells import canonical_labels
 
@@ -123,8 +124,7 @@ def multi_hot(
     """
     encoded = encode_labels(
         pd.Series(labels, dtype=object),
-        control=control,
-        delimiter=delimiter,
+        spelling=Spelling.of(control, delimiter),
         vocabulary=vocabulary,
     )
     indicators = np.zeros((len(encoded.codes), len(encoded.vocabulary)), dtype=np.float32)

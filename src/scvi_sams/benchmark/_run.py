@@ -27,7 +27,7 @@ from scvi_sams.benchmark._scoring import ScoreOptions
 from scvi_sams.benchmark._screen import Screen, make_screen
 from scvi_sams.benchmark._store import FitStore, write_whole
 from scvi_sams.exceptions import InvalidSplitError, SAMSError
-from scvi_sams.labels._parsing import control_names
+from scvi_sams.labels._spelling import control_names
 from scvi_sams.metrics._registry import MODES
 from scvi_sams.splits._split import Split, check_split
 

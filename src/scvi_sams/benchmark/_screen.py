@@ -19,7 +19,7 @@ from scvi_sams.exceptions import (
     MissingControlError,
     SAMSError,
 )
-from scvi_sams.labels._parsing import control_names
+from scvi_sams.labels._spelling import control_names
 from scvi_sams.metrics._observed import matrix_of_counts, obs_column
 from scvi_sams.splits._cells import canonical_labels
 from scvi_sams.splits._split import Split

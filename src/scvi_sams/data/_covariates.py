@@ -15,7 +15,7 @@ from scvi_sams.exceptions import (
     MissingKeyError,
     RegistrationError,
 )
-from scvi_sams.labels._codes import factorize, listing, shown
+from scvi_sams.labels._names import factorize, listing, shown
 
 
 def check_adata(adata: object) -> None:

@@ -20,22 +20,24 @@ from scvi_sams.exceptions import (
     InvalidPerturbationLabelError,
     MissingKeyError,
 )
-from scvi_sams.labels._codes import (
-    PerturbationCodes,
+from scvi_sams.labels._combinations import combinations_as_perturbations
+from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
+from scvi_sams.labels._labels import (
+    Labels,
     check_control_label,
     check_control_row,
-    listing,
+    distinct_combinations,
 )
-from scvi_sams.labels._combinations import combinations_as_perturbations, distinct_combinations
-from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
-from scvi_sams.labels._parsing import control_names, encode_labels
+from scvi_sams.labels._names import listing
+from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling
 
 
 class PerturbationField(BaseAnnDataField):
     """Labels in obs, or a dosage matrix in obsm, as padded codes and doses.
 
     Writes ``obsm["_scvi_perturbations"]``, float32 of shape ``(n_cells, 2 * n_slots)``: codes, then
-    doses (see :class:`~scvi_sams.data.PerturbationCodes`). One matrix, so that a mini-batch carries
+    doses (see :class:`~scvi_sams.labels._labels.Labels`). One matrix, so that a mini-batch carries
     it whatever the loader. The vocabulary is kept in the registry; other data is encoded by name.
 
     Parameters
@@ -82,8 +84,7 @@ class PerturbationField(BaseAnnDataField):
             dosage_obsm_key=dosage_obsm_key,
         )
         self.perturbation_key = perturbation_key
-        self.control = control_names(control)
-        self.delimiter = delimiter
+        self.spelling = Spelling.of(control, delimiter)
         self.dosage_key = dosage_key
         self.dosage_obsm_key = dosage_obsm_key
         self.additive = additive
@@ -143,14 +144,14 @@ class PerturbationField(BaseAnnDataField):
         encoded = self._encode(adata, vocabulary=None)
         self._check_same_names(adata)
         if self.dosage_obsm_key is None:
-            check_control_label(encoded, self.control)
+            check_control_label(encoded)
         else:
             check_control_row(encoded, f"adata.obsm[{self.dosage_obsm_key!r}]")
         if encoded.is_control.all():
             raise InvalidPerturbationLabelError(
                 "Every cell is a control cell: there is no perturbation to learn about. Check "
-                f"`perturbation_key` and `control` ({', '.join(self.control)}), and that not all "
-                "doses are 0."
+                f"`perturbation_key` and `control` ({', '.join(self.spelling.control)}), and that "
+                "not all doses are 0."
             )
         return self._write(adata, encoded)
 
@@ -158,7 +159,7 @@ class PerturbationField(BaseAnnDataField):
         """Encode other data by the names of the training data."""
         return self._write(adata_target, self.encode(adata_target, state_registry))
 
-    def encode(self, adata: AnnData, state_registry: Mapping[str, Any]) -> PerturbationCodes:
+    def encode(self, adata: AnnData, state_registry: Mapping[str, Any]) -> Labels:
         """Encode data by the names of the training data; nothing is written."""
         return self._encode(adata, vocabulary=list(state_registry[self.VOCABULARY_KEY]))
 
@@ -172,37 +173,35 @@ class PerturbationField(BaseAnnDataField):
         table.add_column("Perturbation")
         table.add_column("Cells", justify="right")
         table.add_column("scvi-tools Encoding", justify="right")
-        table.add_row(" or ".join(self.control), str(state_registry[self.N_CONTROL_KEY]), "none")
+        control = " or ".join(self.spelling.control)
+        table.add_row(control, str(state_registry[self.N_CONTROL_KEY]), "none")
         counts = state_registry[self.CELLS_PER_PERTURBATION_KEY]
         for code, name in enumerate(state_registry[self.VOCABULARY_KEY]):
             table.add_row(name, str(counts[code]), str(code))
         return table
 
-    def _encode(self, adata: AnnData, vocabulary: Sequence[str] | None) -> PerturbationCodes:
+    def _encode(self, adata: AnnData, vocabulary: Sequence[str] | None) -> Labels:
         self.validate_field(adata)
         if self.additive:
             return self._encode_singles(adata, vocabulary)
         return combinations_as_perturbations(
-            self._encode_singles(adata, None), delimiter=self.delimiter, vocabulary=vocabulary
+            self._encode_singles(adata, None), vocabulary=vocabulary
         )
 
-    def _encode_singles(
-        self, adata: AnnData, vocabulary: Sequence[str] | None
-    ) -> PerturbationCodes:
+    def _encode_singles(self, adata: AnnData, vocabulary: Sequence[str] | None) -> Labels:
         if self.dosage_obsm_key is not None:
             names = self._column_names(adata)
             self._check_names(names)
             return encode_dosage_matrix(
                 adata.obsm[self.dosage_obsm_key],
                 names,
-                control=self.control,
+                spelling=self.spelling,
                 vocabulary=vocabulary,
             )
         return encode_labels(
             adata.obs[self.perturbation_key],
             None if self.dosage_key is None else adata.obs[self.dosage_key],
-            control=self.control,
-            delimiter=self.delimiter,
+            spelling=self.spelling,
             vocabulary=vocabulary,
         )
 
@@ -225,18 +224,19 @@ class PerturbationField(BaseAnnDataField):
         return list(self.perturbation_names)
 
     def _check_names(self, names: Sequence[Any]) -> None:
+        delimiter = self.spelling.delimiter
         unusable = [
             name
             for name in names
             if pd.isna(name)
             or not str(name).strip()
-            or (self.delimiter and self.delimiter in str(name) and str(name) not in self.control)
+            or (delimiter and delimiter in str(name) and str(name) not in self.spelling.control)
         ]
         if unusable:
             raise InvalidPerturbationLabelError(
                 f"Columns of adata.obsm[{self.dosage_obsm_key!r}] are named {listing(unusable)}: "
                 "names may be neither missing nor empty, nor contain the delimiter "
-                f"({self.delimiter!r}), with which combinations are written. Rename them, or pass "
+                f"({delimiter!r}), with which combinations are written. Rename them, or pass "
                 "another `delimiter`."
             )
 
@@ -254,7 +254,7 @@ class PerturbationField(BaseAnnDataField):
                 "Leave them out: a table has its own."
             )
 
-    def _write(self, adata: AnnData, encoded: PerturbationCodes) -> dict:
+    def _write(self, adata: AnnData, encoded: Labels) -> dict:
         packed = np.concatenate([encoded.codes.astype(np.float32), encoded.doses], axis=1)
         adata.obsm[self.attr_key] = packed
         present = encoded.codes[encoded.codes >= 0]

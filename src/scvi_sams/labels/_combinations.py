@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
-from scvi_sams.labels._codes import NO_PERTURBATION, PerturbationCodes, check_known, listing
+from scvi_sams.labels._labels import NO_PERTURBATION, Labels, distinct_combinations
+from scvi_sams.labels._names import check_known, listing
 
 
 def combinations_as_perturbations(
-    encoded: PerturbationCodes, *, delimiter: str | None, vocabulary: Sequence[str] | None = None
-) -> PerturbationCodes:
+    encoded: Labels, *, vocabulary: Sequence[str] | None = None
+) -> Labels:
     """Give every combination a code of its own, whatever the order that it was written in.
 
     Parameters
     ----------
     encoded
         Cells, encoded by the single perturbations that they carry.
-    delimiter
-        What joins the sorted names of a combination to its name; ``None`` for ``"+"``, which only
-        a dosage matrix needs: labels that are not split are names already.
     vocabulary
         Known perturbations and combinations; codes refer to it. ``None`` makes it from the cells,
         sorted.
@@ -40,7 +39,7 @@ def combinations_as_perturbations(
     """
     _check_unit_doses(encoded.doses)
     parts_of_row, row_of_cell = distinct_combinations(encoded.codes, encoded.vocabulary)
-    name_of_row = [(delimiter or "+").join(parts) for parts in parts_of_row]
+    name_of_row = [encoded.spelling.join(parts) if parts else "" for parts in parts_of_row]
     if vocabulary is None:
         vocabulary = sorted({name for name in name_of_row if name})
     positions = {name: code for code, name in enumerate(vocabulary)}
@@ -49,21 +48,12 @@ def combinations_as_perturbations(
     check_known((name for name, n_parts in named if n_parts == 1), positions)
     code_of_row = np.array([positions.get(name, NO_PERTURBATION) for name in name_of_row], np.int32)
     codes = code_of_row[row_of_cell][:, None]
-    return PerturbationCodes(
-        codes, (codes != NO_PERTURBATION).astype(np.float32), tuple(vocabulary)
+    return replace(
+        encoded,
+        codes=codes,
+        doses=(codes != NO_PERTURBATION).astype(np.float32),
+        vocabulary=tuple(vocabulary),
     )
-
-
-def distinct_combinations(
-    codes: np.ndarray, vocabulary: Sequence[str]
-) -> tuple[list[list[str]], np.ndarray]:
-    """Names of the perturbations of every distinct row of codes, and the row of every cell.
-
-    Names are sorted; control cells have none.
-    """
-    rows, row_of_cell = np.unique(codes, axis=0, return_inverse=True)
-    parts = [sorted(vocabulary[code] for code in row if code != NO_PERTURBATION) for row in rows]
-    return parts, row_of_cell.ravel()
 
 
 def inseparable_perturbations(codes: np.ndarray, vocabulary: Sequence[str]) -> list[list[str]]:

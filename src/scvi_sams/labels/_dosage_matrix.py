@@ -10,16 +10,18 @@ from scipy import sparse
 
 from scvi_sams._constants import LARGEST_INPUT
 from scvi_sams.exceptions import InvalidDosageError
-from scvi_sams.labels._codes import NO_PERTURBATION, PerturbationCodes, check_known, listing
+from scvi_sams.labels._labels import NO_PERTURBATION, Labels
+from scvi_sams.labels._names import check_known, listing
+from scvi_sams.labels._spelling import DEFAULT_SPELLING, Spelling
 
 
 def encode_dosage_matrix(
     matrix: np.ndarray | sparse.spmatrix | pd.DataFrame,
     names: Sequence[str],
     *,
-    control: Sequence[str] = (),
+    spelling: Spelling = DEFAULT_SPELLING,
     vocabulary: Sequence[str] | None = None,
-) -> PerturbationCodes:
+) -> Labels:
     """Encode a cells x perturbations dosage matrix; an all-zero row is a control cell.
 
     Parameters
@@ -28,8 +30,8 @@ def encode_dosage_matrix(
         Dosages of shape ``(n_cells, n_names)``; left as it is.
     names
         Perturbation of each column.
-    control
-        Names that stand for "nothing": their columns are left out.
+    spelling
+        How labels are written: columns of its control names stand for "nothing" and are left out.
     vocabulary
         Known perturbations; codes refer to it by name, whatever the order of the columns. ``None``
         takes the columns that have a non-zero entry, in their order.
@@ -51,7 +53,7 @@ def encode_dosage_matrix(
     # As doses are kept: what is too small for that was not given either.
     table = table.astype(np.float32)
     table.eliminate_zeros()
-    kept = [column for column, name in enumerate(names) if name not in control]
+    kept = [column for column, name in enumerate(names) if name not in spelling.control]
     if len(kept) < len(names):
         table, names = table[:, kept], [names[column] for column in kept]
     used = np.unique(table.indices)
@@ -60,7 +62,7 @@ def encode_dosage_matrix(
     positions = {name: code for code, name in enumerate(vocabulary)}
     check_known((names[column] for column in used), positions)
     column_codes = np.array([positions.get(name, NO_PERTURBATION) for name in names], np.int32)
-    return PerturbationCodes(*_pad_rows(table, column_codes), tuple(vocabulary))
+    return Labels(*_pad_rows(table, column_codes), tuple(vocabulary), spelling)
 
 
 def _pad_rows(table: sparse.csr_matrix, column_codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from scvi_sams._constants import LARGEST_INPUT
 from scvi_sams.exceptions import InvalidDosageError
-from scvi_sams.labels._codes import NO_PERTURBATION, factorize, shown
+from scvi_sams.labels._labels import NO_PERTURBATION
+from scvi_sams.labels._names import factorize, shown
 
 
 def align_dosages(

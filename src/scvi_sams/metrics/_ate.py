@@ -9,7 +9,7 @@ from sklearn.metrics import r2_score
 
 from scvi_sams._checks import check_ate, check_integer
 from scvi_sams.exceptions import MissingKeyError, SAMSError
-from scvi_sams.labels._parsing import canonical_label
+from scvi_sams.labels._spelling import canonical_label
 from scvi_sams.metrics._observed import check_unique
 from scvi_sams.metrics._similarity import centred, cosine, largest, pearson, ratio, rmse
 

@@ -17,7 +17,7 @@ from scvi_sams.exceptions import (
     MissingKeyError,
     SAMSError,
 )
-from scvi_sams.labels._parsing import control_names
+from scvi_sams.labels._spelling import control_names
 from scvi_sams.metrics._matrix import Matrix, mean_over_cells, squared
 from scvi_sams.metrics._ranking import not_finite
 from scvi_sams.splits._cells import canonical_labels

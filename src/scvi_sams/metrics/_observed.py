@@ -28,7 +28,7 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
-from scvi_sams.labels._parsing import canonical_label, control_names
+from scvi_sams.labels._spelling import canonical_label, control_names
 from scvi_sams.splits._cells import canonical_labels
 
 Method = Literal["lognorm", "mean"]

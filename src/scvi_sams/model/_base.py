@@ -18,9 +18,10 @@ from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._block_loader import BlockLoader
 from scvi_sams.data._field import PerturbationField, registered_perturbations
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.labels._codes import PerturbationCodes
 from scvi_sams.labels._combinations import combinations_as_perturbations
-from scvi_sams.labels._parsing import control_names, encode_labels
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling
 from scvi_sams.model._card import CardMixin
 from scvi_sams.model._registration import RegistrationMixin
 from scvi_sams.model._saving import SavingMixin
@@ -107,22 +108,18 @@ class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationM
 
     def _encode_requested(
         self, labels: Sequence[str], dosages: Sequence[float | str] | None
-    ) -> PerturbationCodes:
+    ) -> Labels:
         """Encode labels that a user asks for; where effects add up, unseen combinations too."""
         arguments = self._setup_arguments
-        delimiter = arguments["delimiter"]
         singles = encode_labels(
             pd.Series([str(label) for label in labels]),
             None if dosages is None else _as_dosages(dosages),
-            control=control_names(arguments["control"]),
-            delimiter=delimiter,
+            spelling=Spelling.of(arguments["control"], arguments["delimiter"]),
             vocabulary=self.perturbations if self._additive else None,
         )
         if self._additive:
             return singles
-        return combinations_as_perturbations(
-            singles, delimiter=delimiter, vocabulary=self.perturbations
-        )
+        return combinations_as_perturbations(singles, vocabulary=self.perturbations)
 
     def _control_cells(self) -> np.ndarray:
         """Positions of control cells in the training data."""

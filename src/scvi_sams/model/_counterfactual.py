@@ -15,7 +15,7 @@ from scipy import sparse
 from scvi_sams._checks import as_names, check_choice, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import MissingControlError, SAMSError
-from scvi_sams.labels._codes import PerturbationCodes
+from scvi_sams.labels._labels import Labels
 from scvi_sams.model._arms import Arms, Method, Statistic
 from scvi_sams.model._base import BasePerturbationModel
 from scvi_sams.model._draws import bounds, check_sampling, summary
@@ -355,7 +355,7 @@ class CounterfactualMixin(BasePerturbationModel):
                 "`adata`, or pass data."
             )
 
-    def _drawn_shifts(self, requested: PerturbationCodes, n_draws: int) -> Iterator[torch.Tensor]:
+    def _drawn_shifts(self, requested: Labels, n_draws: int) -> Iterator[torch.Tensor]:
         """Yield the total shift of each label in ``n_draws`` posterior samples."""
         device = self.module.device
         rows = torch.as_tensor(
@@ -373,7 +373,7 @@ class CounterfactualMixin(BasePerturbationModel):
         for start in range(0, len(requested.codes), n_labels):
             labels = slice(start, start + n_labels)
             codes = torch.as_tensor(requested.codes[labels].astype(np.int64), device=device)
-            doses = torch.as_tensor(requested.doses[labels], device=device)
+            doses = torch.tensor(requested.doses[labels], device=device)  # a copy: they are kept
             shifts = sum_of_rows(table, positions_in(rows, codes), doses)
             yield from shifts.unflatten(1, (-1, n_shift)).expand(-1, n_draws, -1)
 

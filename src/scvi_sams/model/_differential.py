@@ -16,7 +16,7 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
-from scvi_sams.labels._parsing import canonical_label, control_names
+from scvi_sams.labels._spelling import canonical_label, control_names
 from scvi_sams.model._arms import Arms, Statistic
 from scvi_sams.model._cell_groups import groups_of_cells, positions_of_groups
 from scvi_sams.model._counterfactual import CounterfactualMixin

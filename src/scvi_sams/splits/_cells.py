@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from scvi_sams._checks import as_labels, as_names, check_bool, check_integer, check_key, check_text
-from scvi_sams.exceptions import InvalidPerturbationLabelError, InvalidSplitError
-from scvi_sams.labels._parsing import canonical_label, control_names
+from scvi_sams._checks import as_names, check_bool, check_integer, check_text
+from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.labels._parsing import read_labels
+from scvi_sams.labels._spelling import control_names
 from scvi_sams.labels._stratified import stratified_split
 
 
@@ -44,17 +45,7 @@ def canonical_labels(
     >>> scvi_sams.evaluation.canonical_labels(["B+A", "A+B", "A+control"]).tolist()
     ['A+B', 'A+B', 'A']
     """
-    labels = as_labels("labels", labels)
-    check_key(delimiter=delimiter)
-    control = control_names(control)
-    codes, distinct = pd.factorize(np.asarray(labels, dtype=object))
-    if (codes < 0).any():
-        raise InvalidPerturbationLabelError(
-            f"{(codes < 0).sum()} of {len(codes)} cells have no perturbation label (NaN). Drop "
-            "them, or label them as controls if they are."
-        )
-    spelled = [canonical_label(str(x), delimiter=delimiter, control=control) for x in distinct]
-    return np.array(spelled, dtype=object)[codes]
+    return read_labels(labels, control, delimiter).canonical
 
 
 def hold_out_combinations(

@@ -11,7 +11,7 @@ import numpy as np
 
 from scvi_sams._checks import check_integer, check_number, check_text
 from scvi_sams.exceptions import InvalidSplitError
-from scvi_sams.labels._parsing import control_names
+from scvi_sams.labels._spelling import control_names
 from scvi_sams.labels._stratified import stratified_split
 from scvi_sams.splits._cells import canonical_labels, shuffled_combinations
 from scvi_sams.splits._split import Labels, Split, make_split

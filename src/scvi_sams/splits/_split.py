@@ -15,7 +15,7 @@ import pandas as pd
 
 from scvi_sams._checks import as_labels, as_names, as_numbers, check_integer, check_text
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
-from scvi_sams.labels._parsing import control_names
+from scvi_sams.labels._spelling import control_names
 from scvi_sams.splits._cells import canonical_labels
 
 Labels = Sequence[str] | np.ndarray | pd.Series

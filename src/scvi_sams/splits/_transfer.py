@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 
 from scvi_sams._checks import check_integer, check_number
-from scvi_sams.labels._parsing import control_names
+from scvi_sams.labels._spelling import control_names
 from scvi_sams.splits._cells import canonical_labels
 from scvi_sams.splits._perturbench import assemble_split, check_fractions
 from scvi_sams.splits._split import Labels, Split, levels_of_cells

@@ -1,52 +1,16 @@
-"""Codes and doses of cells, and what their encoders share: pure functions."""
+"""Names of perturbations: distinct ones, unknown ones, and how they are shown in messages."""
 
 from __future__ import annotations
 
 import difflib
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from scvi_sams.exceptions import MissingControlError, SAMSError, UnknownPerturbationError
-
-NO_PERTURBATION = -1
-"""Code that pads the rows of cells with fewer perturbations than the widest combination."""
-
-_WORD_FOR_CONTROL = re.compile(
-    r"(?<![a-z])(control|ctrl|ctl|ntc?|neg(ative)?|(non)?targeting|dmso|vehicle|scrambled?|mock"
-    r"|untreated|safe)(?![a-z])"
-)
-
-
-@dataclass(frozen=True)
-class PerturbationCodes:
-    """Which perturbations each cell received, and how much of each.
-
-    Attributes
-    ----------
-    codes
-        Integers of shape ``(n_cells, n_slots)``: positions in ``vocabulary``, ascending in each
-        row, or :data:`NO_PERTURBATION` where a slot is empty. ``n_slots`` is the size of the
-        largest combination (at least 1).
-    doses
-        Dosages of shape ``(n_cells, n_slots)`` in the user's units; 0 where a slot is empty.
-    vocabulary
-        Names of the perturbations, without controls.
-    """
-
-    codes: np.ndarray
-    doses: np.ndarray
-    vocabulary: tuple[str, ...]
-
-    @property
-    def is_control(self) -> np.ndarray:
-        """Boolean of shape ``(n_cells,)``: cells that carry no perturbation."""
-        return (self.codes == NO_PERTURBATION).all(axis=1)
+from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
 
 
 def factorize(values: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, list]:
@@ -81,30 +45,6 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
         " combination. If this is a control label, pass it as `control`; if it is a combination,"
         " check `delimiter`."
     )
-
-
-def check_control_label(encoded: PerturbationCodes, control: Iterable[str]) -> None:
-    """Raise an error if no label is a control label; names that look like one are shown first."""
-    if encoded.is_control.any():
-        return
-    names = sorted(
-        encoded.vocabulary, key=lambda name: _WORD_FOR_CONTROL.search(name.lower()) is None
-    )
-    sought = " or ".join(map(repr, control)) or "any of an empty list"
-    raise MissingControlError(
-        f"No control cell was found: no label equals {sought}. "
-        f"Labels name {listing(names)}. Pass the label (or a list of labels) of the control cells "
-        "as `control`."
-    )
-
-
-def check_control_row(encoded: PerturbationCodes, location: str) -> None:
-    """Raise an error if no row of a dosage matrix is that of a control cell."""
-    if not encoded.is_control.any():
-        raise MissingControlError(
-            f"No control cell was found: every row of {location} has a non-zero dose. A control "
-            "cell is a row of zeros; if controls have a column, name it in `control`."
-        )
 
 
 def similar_names(names: Iterable[str]) -> list[list[str]]:
