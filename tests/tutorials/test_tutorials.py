@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "docs" / "tutorials"
+FOLDER = Path(__file__).parents[2] / "tutorials"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 
 
