@@ -74,7 +74,7 @@ coverage: $(TEST_STAMP)
 
 # From nothing each time: pages of functions that are gone would stay, and warnings are shown once only.
 docs: $(DOC_STAMP)
-	rm -rf docs/_build docs/api/generated
+	rm -rf docs/_build docs/api/generated docs/tutorials
 	$(ONE_THREAD) $(VENV_PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(DEV_STAMP)
@@ -119,7 +119,7 @@ $(DOC_STAMP): $(TEST_STAMP)
 	@touch $@
 
 clean:
-	rm -rf docs/_build docs/api/generated
+	rm -rf docs/_build docs/api/generated docs/tutorials
 	rm -rf build dist demo_output mutants .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find src tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

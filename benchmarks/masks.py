@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mean-field effects": {"settings": {"correlated_effects": False}},
     "no rotation": {"plan": NO_ROTATION},
     "no coarsening": {"settings": {"evidence_cells": None}},
-    "bends left on": {"plan": {"max_curvature": None}},
+    "curved dimensions left on": {"plan": {"max_curvature": None}},
     "plain, correlated": {"settings": PAPER, "plan": NO_ROTATION},
     "plain, correlated basal states": {
         "settings": PAPER | {"correlated_effects": False},

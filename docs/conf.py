@@ -1,5 +1,6 @@
 """Configuration of the documentation, for ``make docs``. Nothing is fetched while building."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from sphinx.application import Sphinx
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 import scvi_sams
+
+# Tutorials lie at the top of the repository; Sphinx reads only what is below this folder.
+shutil.rmtree(Path(__file__).parent / "tutorials", ignore_errors=True)
+shutil.copytree(Path(__file__).parents[1] / "tutorials", Path(__file__).parent / "tutorials")
 
 project = "scvi_sams"
 author = "scvi_sams developers"
@@ -69,6 +74,7 @@ def link_within_the_site(app: Sphinx, docname: str, source: list[str]) -> None:
         ("../CHANGELOG.md", "changelog.md"),
     ):
         source[0] = source[0].replace(f"({path})", f"({page})")
+    source[0] = source[0].replace("(../tutorials/", "(tutorials/")
 
 
 def setup(app: Sphinx) -> None:
