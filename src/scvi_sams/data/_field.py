@@ -20,16 +20,14 @@ from scvi_sams.exceptions import (
     InvalidPerturbationLabelError,
     MissingKeyError,
 )
-from scvi_sams.labels._combinations import combinations_as_perturbations
-from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
 from scvi_sams.labels._labels import (
     Labels,
-    check_control_label,
-    check_control_row,
+    check_has_control,
+    combinations_as_perturbations,
     distinct_combinations,
 )
 from scvi_sams.labels._names import listing
-from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._spelling import Spelling
 
 
@@ -143,10 +141,8 @@ class PerturbationField(BaseAnnDataField):
         """Encode the training data and remember its vocabulary."""
         encoded = self._encode(adata, vocabulary=None)
         self._check_same_names(adata)
-        if self.dosage_obsm_key is None:
-            check_control_label(encoded)
-        else:
-            check_control_row(encoded, f"adata.obsm[{self.dosage_obsm_key!r}]")
+        matrix = self.dosage_obsm_key
+        check_has_control(encoded, None if matrix is None else f"adata.obsm[{matrix!r}]")
         if encoded.is_control.all():
             raise InvalidPerturbationLabelError(
                 "Every cell is a control cell: there is no perturbation to learn about. Check "

@@ -1,4 +1,4 @@
-"""Perturbation labels, with or without doses, to padded codes and doses: pure functions.
+"""Perturbation labels and doses, or a dosage matrix, to padded codes and doses: pure functions.
 
 A screen of a million cells has few distinct labels, so labels are parsed once each and then spread
 over the cells; no cells x perturbations matrix is ever made.
@@ -6,17 +6,19 @@ over the cells; no cells x perturbations matrix is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from scvi_sams._checks import as_labels
-from scvi_sams.exceptions import InvalidPerturbationLabelError
-from scvi_sams.labels._dosages import align_dosages
+from scvi_sams._constants import LARGEST_INPUT
+from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
-from scvi_sams.labels._names import check_known, factorize, listing
-from scvi_sams.labels._spelling import Spelling
+from scvi_sams.labels._names import check_known, factorize, listing, numbers_in, shown
+from scvi_sams.labels._spelling import DEFAULT_SPELLING, Spelling
 
 
 def read_labels(
@@ -80,7 +82,13 @@ def encode_labels(
     UnknownPerturbationError
         If a label names a perturbation that ``vocabulary`` lacks.
     """
-    _check_no_missing_labels(labels)
+    missing = labels.isna().to_numpy()
+    if missing.any():
+        raise InvalidPerturbationLabelError(
+            f"{missing.sum()} of {len(labels)} cells have no perturbation label (NaN), for example "
+            f"{listing(labels.index[missing])}. Drop cells whose perturbation is unknown, or "
+            "label them as controls if they are."
+        )
     label_of_cell, distinct = factorize(labels, InvalidPerturbationLabelError)
     names_of_label = [spelling.split(label) for label in distinct]
     # In the order of the labels, so that what is made of it does not depend on hashing.
@@ -99,7 +107,7 @@ def encode_labels(
         doses = (codes != NO_PERTURBATION).astype(np.float32)
     else:
         n_names = np.array([len(names) for names in names_of_label], dtype=np.intp)
-        doses = align_dosages(
+        doses = _align_dosages(
             dosages,
             codes,
             label_places[label_of_cell],
@@ -110,6 +118,56 @@ def encode_labels(
         # A perturbation given at dose zero was not given.
         codes[doses == 0] = NO_PERTURBATION
     return Labels(codes, doses, tuple(vocabulary), spelling)
+
+
+def encode_dosage_matrix(
+    matrix: np.ndarray | sparse.spmatrix | pd.DataFrame,
+    names: Sequence[str],
+    *,
+    spelling: Spelling = DEFAULT_SPELLING,
+    vocabulary: Sequence[str] | None = None,
+) -> Labels:
+    """Encode a cells x perturbations dosage matrix; an all-zero row is a control cell.
+
+    Parameters
+    ----------
+    matrix
+        Dosages of shape ``(n_cells, n_names)``; left as it is.
+    names
+        Perturbation of each column.
+    spelling
+        How labels are written: columns of its control names stand for "nothing" and are left out.
+    vocabulary
+        Known perturbations; codes refer to it by name, whatever the order of the columns. ``None``
+        takes the columns that have a non-zero entry, in their order.
+
+    Raises
+    ------
+    InvalidDosageError
+        If the matrix has negative, missing, infinite or huge entries, or names do not fit its
+        columns.
+    UnknownPerturbationError
+        If a column with non-zero entries is not in ``vocabulary``.
+    """
+    # A copy, because what is tidied here is the user's.
+    table = sparse.csr_matrix(_numeric(matrix), dtype=np.float64, copy=True)
+    table.sum_duplicates()
+    names = [str(name).strip() for name in names]
+    _check_names(names, table.shape[1])
+    _check_doses(table.data)
+    # As doses are kept: what is too small for that was not given either.
+    table = table.astype(np.float32)
+    table.eliminate_zeros()
+    kept = [column for column, name in enumerate(names) if name not in spelling.control]
+    if len(kept) < len(names):
+        table, names = table[:, kept], [names[column] for column in kept]
+    used = np.unique(table.indices)
+    if vocabulary is None:
+        vocabulary = [names[column] for column in used]
+    positions = {name: code for code, name in enumerate(vocabulary)}
+    check_known((names[column] for column in used), positions)
+    column_codes = np.array([positions.get(name, NO_PERTURBATION) for name in names], np.int32)
+    return Labels(*_pad_rows(table, column_codes), tuple(vocabulary), spelling)
 
 
 def _codes_of_labels(
@@ -141,11 +199,151 @@ def _codes_of_labels(
     return codes, places
 
 
-def _check_no_missing_labels(labels: pd.Series) -> None:
-    missing = labels.isna().to_numpy()
-    if missing.any():
-        raise InvalidPerturbationLabelError(
-            f"{missing.sum()} of {len(labels)} cells have no perturbation label (NaN), for example "
-            f"{listing(labels.index[missing])}. Drop cells whose perturbation is unknown, or "
-            "label them as controls if they are."
+def _align_dosages(
+    dosages: pd.Series,
+    codes: np.ndarray,
+    places: np.ndarray,
+    n_names: np.ndarray,
+    labels: pd.Series,
+    delimiter: str | None,
+) -> np.ndarray:
+    """Give every code the dose that stood at the same place of the label as written.
+
+    Parameters
+    ----------
+    dosages, labels
+        One value per cell. Doses of cells without codes are not read.
+    codes, places
+        Perturbations of each cell and where each stood in its label, ``(n_cells, n_slots)``.
+    n_names
+        Names in each cell's label, controls included, shape ``(n_cells,)``.
+    delimiter
+        What joins the numbers of a dosage.
+
+    Returns
+    -------
+    Doses of shape ``(n_cells, n_slots)``, float32; 0 where a slot is empty.
+    """
+    if len(dosages) != len(labels):
+        raise InvalidDosageError(
+            f"{len(dosages)} dosages were given for {len(labels)} labels. Give one per label."
+        )
+    perturbed = np.flatnonzero((codes != NO_PERTURBATION).any(axis=1))
+    dosages, labels, n_names = dosages.iloc[perturbed], labels.iloc[perturbed], n_names[perturbed]
+    given, places = codes[perturbed] != NO_PERTURBATION, places[perturbed]
+
+    def check(bad: np.ndarray, says: Callable[[int], str], advice: str = "") -> None:
+        if bad.any():
+            cell = int(np.flatnonzero(bad)[0])
+            raise InvalidDosageError(
+                f"The dosage {shown(dosages.iloc[cell])} of cell {shown(labels.index[cell])} "
+                f"({shown(labels.iloc[cell])}) {says(cell)} ({bad.sum()} such cells).{advice}"
+            )
+
+    value_of_cell, values = factorize(dosages, InvalidDosageError)
+    numbers = [_read_numbers(value, delimiter) for value in values]
+    n_numbers = np.array([len(row) for row in numbers], dtype=np.intp)[value_of_cell]
+    check(n_numbers == 0, lambda _: f"is not a number, nor numbers joined by {delimiter!r}")
+    check(
+        (n_numbers != 1) & (n_numbers != n_names),
+        lambda cell: f"has {n_numbers[cell]} values for the {n_names[cell]} names of its label",
+        " Give one value for all names, or one per name in the order of the label.",
+    )
+    table = np.full((len(numbers), max(map(len, numbers), default=1)), np.nan)
+    for row, parsed in enumerate(numbers):
+        table[row, : len(parsed)] = parsed
+    places = np.where((n_numbers[:, None] > 1) & given, places, 0)
+    aligned = np.where(given, table[value_of_cell[:, None], places], 0)
+    check(
+        ~((aligned >= 0) & (aligned <= LARGEST_INPUT)).all(axis=1),
+        lambda _: f"is not finite, is negative, or is larger than {LARGEST_INPUT:g}",
+    )
+    doses = np.zeros(codes.shape, dtype=np.float32)
+    doses[perturbed] = aligned
+    return doses
+
+
+def _read_numbers(value: object, delimiter: str | None) -> list[float]:
+    """Read the numbers of a dosage; an empty list means that it holds anything else."""
+    parts: list[object] = [value]
+    if value is None or value is pd.NA:
+        parts = [np.nan]
+    elif isinstance(value, str) and delimiter and _number(value) is None:
+        # The sign of an exponent, as in "1e-3-2e-1", joins no numbers.
+        parts = list(re.split(r"(?<![0-9.][eE])" + re.escape(delimiter), value))
+    numbers = [number for number in map(_number, parts) if number is not None]
+    return numbers if len(numbers) == len(parts) else []
+
+
+def _number(value: object) -> float | None:
+    # Python reads "1_2" as 12.
+    if isinstance(value, str) and "_" in value:
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _pad_rows(table: sparse.csr_matrix, column_codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes, ascending in each row, and their doses, ``(n_cells, n_slots)`` each."""
+    n_given = np.diff(table.indptr)
+    n_slots = max(1, int(n_given.max(initial=0)))
+    codes = np.full((table.shape[0], n_slots), NO_PERTURBATION, dtype=np.int32)
+    doses = np.zeros((table.shape[0], n_slots), dtype=np.float32)
+    filled = np.arange(n_slots) < n_given[:, None]
+    codes[filled] = column_codes[table.indices]
+    doses[filled] = table.data
+    # Columns may stand in another order than the vocabulary: sort each row, empty slots last.
+    order = np.argsort(np.where(filled, codes, np.iinfo(np.int32).max), axis=1, kind="stable")
+    return np.take_along_axis(codes, order, axis=1), np.take_along_axis(doses, order, axis=1)
+
+
+def _numeric(
+    matrix: np.ndarray | sparse.spmatrix | pd.DataFrame,
+) -> np.ndarray | sparse.spmatrix:
+    """Return the values of a table as numbers; an error shows text and missing values."""
+    values = matrix.to_numpy() if isinstance(matrix, pd.DataFrame) else matrix
+    if values.ndim != 2:
+        raise InvalidDosageError(
+            f"The dosage matrix has {values.ndim} dimensions. Give one row per cell and one column "
+            "per perturbation."
+        )
+    if values.dtype.kind in "biuf":
+        return values
+    if sparse.issparse(values) or values.dtype.kind in "mMc":
+        raise InvalidDosageError(
+            f"The dosage matrix is of type {values.dtype}: dosages are numbers. Convert it."
+        )
+    entries = pd.Series(values.ravel())
+    numbers, _ = numbers_in(entries)
+    bad = entries[np.isnan(numbers)]
+    if len(bad):
+        raise InvalidDosageError(
+            f"The dosage matrix holds {listing(bad.unique())}: dosages are numbers. Write 0 where "
+            "a perturbation was not given."
+        )
+    return numbers.reshape(values.shape)
+
+
+def _check_names(names: list[str], n_columns: int) -> None:
+    if len(names) != n_columns:
+        raise InvalidDosageError(
+            f"{len(names)} perturbation names were given for a dosage matrix with "
+            f"{n_columns} columns. Give one name per column."
+        )
+    index = pd.Index(names)
+    if index.has_duplicates:
+        raise InvalidDosageError(
+            f"Columns of the dosage matrix share a name: {listing(index[index.duplicated()])}."
+        )
+
+
+def _check_doses(doses: np.ndarray) -> None:
+    bad = np.unique(doses[~((doses >= 0) & (doses <= LARGEST_INPUT))])
+    if len(bad):
+        raise InvalidDosageError(
+            f"Dosages must be finite, not negative and at most {LARGEST_INPUT:g}; the dosage "
+            f"matrix holds {', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a "
+            "perturbation was not given."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -45,8 +46,31 @@ class Spelling:
         return self.control[0]
 
     def split(self, label: object) -> list[str]:
-        """Names of a label as written, controls included; see :func:`split_label`."""
-        return split_label(str(label), delimiter=self.delimiter, control=self.control)
+        """Names of a label as written, controls included.
+
+        Control labels may hold the delimiter, on their own and inside a combination.
+        """
+        text = str(label).strip()
+        if text in self.control or not self.delimiter:
+            names = [text]
+        else:
+            parts = [name.strip() for name in text.split(self.delimiter)]
+            names = _rejoin_controls(parts, self.delimiter, self.control)
+        if not all(names):
+            raise InvalidPerturbationLabelError(
+                f"The perturbation label {str(label)!r} has an empty name"
+                + (f" beside the delimiter {self.delimiter!r}" if self.delimiter else "")
+                + ". Fix the label, or pass the delimiter that your labels use (None to never "
+                "split)."
+            )
+        counts = Counter(name for name in names if name not in self.control)
+        repeated = sorted(name for name, times in counts.items() if times > 1)
+        if repeated:
+            raise InvalidPerturbationLabelError(
+                f"The perturbation label {str(label)!r} names {', '.join(repeated)} twice. Write "
+                "each perturbation once and give its amount as a dosage."
+            )
+        return names
 
     def perturbations(self, label: object) -> list[str]:
         """Sorted names of the perturbations of a label; none for a control label."""
@@ -76,33 +100,6 @@ def control_names(control: object) -> tuple[str, ...]:
         raise MissingControlError(
             "`control` is an empty list. Name the label of the control cells, such as "
             "control='control'."
-        )
-    return names
-
-
-def split_label(label: str, *, delimiter: str | None, control: Sequence[str]) -> list[str]:
-    """Split a label into perturbation names as written, controls included.
-
-    Control labels may hold the delimiter, on their own and inside a combination.
-    """
-    text = label.strip()
-    if text in control or not delimiter:
-        names = [text]
-    else:
-        parts = [name.strip() for name in text.split(delimiter)]
-        names = _rejoin_controls(parts, delimiter, control)
-    if not all(names):
-        raise InvalidPerturbationLabelError(
-            f"The perturbation label {label!r} has an empty name"
-            + (f" beside the delimiter {delimiter!r}" if delimiter else "")
-            + ". Fix the label, or pass the delimiter that your labels use (None to never split)."
-        )
-    perturbations = [name for name in names if name not in control]
-    if len(set(perturbations)) < len(perturbations):
-        repeated = sorted({name for name in perturbations if perturbations.count(name) > 1})
-        raise InvalidPerturbationLabelError(
-            f"The perturbation label {label!r} names {', '.join(repeated)} twice. Write each "
-            "perturbation once and give its amount as a dosage."
         )
     return names
 

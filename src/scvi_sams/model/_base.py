@@ -18,8 +18,7 @@ from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._block_loader import BlockLoader
 from scvi_sams.data._field import PerturbationField, registered_perturbations
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.labels._combinations import combinations_as_perturbations
-from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._labels import Labels, combinations_as_perturbations
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.model._card import CardMixin

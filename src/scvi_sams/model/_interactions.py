@@ -15,8 +15,7 @@ from scvi_sams._checks import as_names, check_choice, check_number
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._field import PerturbationField, registered_perturbations
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.labels._combinations import parts_of_combination
-from scvi_sams.labels._labels import distinct_combinations
+from scvi_sams.labels._labels import distinct_combinations, parts_of_combination
 from scvi_sams.labels._names import check_known
 from scvi_sams.labels._spelling import canonical_label
 from scvi_sams.model._arms import Arms, Method, Statistic

@@ -10,7 +10,7 @@ from scvi.data import AnnDataManager
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._field import PerturbationField, registered_perturbations
-from scvi_sams.labels._combinations import inseparable_perturbations
+from scvi_sams.labels._labels import inseparable_perturbations
 from scvi_sams.labels._names import similar_names
 from scvi_sams.labels._spelling import control_names
 
