@@ -13,7 +13,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from scipy import sparse
 
-from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 
 
 def check_integer(at_least: int | None = 1, **arguments: object) -> None:
@@ -159,11 +159,15 @@ def as_positions(argument: str, cells: object, n_cells: int) -> np.ndarray:
     return np.arange(n_cells)[array.astype(int)]
 
 
-def check_anndata(**arguments: object) -> None:
-    """Raise an error if an argument is no AnnData."""
+def check_anndata(error: type[SAMSError] = InvalidArgumentError, /, **arguments: object) -> None:
+    """Raise an error, of the given type, if an argument is no AnnData."""
     for name, value in arguments.items():
         if not isinstance(value, AnnData):
-            raise InvalidArgumentError(f"`{name}` must be an AnnData, not {_described(value)}.")
+            raise error(
+                f"`{name}` must be an AnnData, not {type(value).__name__}. Read a file with "
+                "anndata.read_h5ad or scvi_sams.data.open_screen; a matrix goes into "
+                "anndata.AnnData(counts)."
+            )
 
 
 def check_ate(**arguments: object) -> None:

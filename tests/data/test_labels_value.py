@@ -57,9 +57,9 @@ def test_some_cells_keep_the_vocabulary(labels, cells, kept):
 
 
 def test_labels_cannot_be_changed(labels):
-    for array in (labels.codes, labels.doses, labels[:2].codes):
+    for array in (labels.codes, labels.doses, labels[:2].codes, labels.canonical):
         with pytest.raises(ValueError, match="read-only"):
-            array[0, 0] = 1
+            array[0] = 1
     with pytest.raises(AttributeError):
         labels.codes = np.zeros((8, 2))
 

@@ -6,7 +6,7 @@ import pytest
 import scvi
 
 from scvi_sams import SAMSVAE
-from scvi_sams.data._field import registered_perturbations
+from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import (
     InvalidCovariateError,
     InvalidDosageError,
@@ -32,7 +32,7 @@ def create(adata, **arguments):
 
 
 def codes_of(model):
-    return registered_perturbations(model.adata_manager)[0]
+    return registered_labels(model.adata_manager).codes
 
 
 def batches_of(model):

@@ -9,7 +9,7 @@ from scvi import settings
 from scvi.data import AnnDataManager
 
 from scvi_sams._checks import as_positions
-from scvi_sams.data._field import registered_perturbations
+from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._stratified import stratified_split
 
@@ -50,7 +50,7 @@ def split_cells(
     validation = 1 - train if validation_size is None else float(validation_size)
     # Rounded, so that 0.7 and 0.3 leave nothing rather than a negative crumb.
     fractions = (train, validation, round(1 - train - validation, 9))
-    codes, _ = registered_perturbations(manager)
+    codes = registered_labels(manager).codes
     if not shuffle:
         return _sequential_split(len(codes), fractions)
     _, groups = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)

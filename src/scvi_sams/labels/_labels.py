@@ -96,10 +96,12 @@ class Labels:
         """Position of each cell's label in ``names``, shape ``(n_cells,)``."""
         return self._distinct[1]
 
-    @property
+    @cached_property
     def canonical(self) -> np.ndarray:
         """Canonical label of every cell, an array of text of shape ``(n_cells,)``."""
-        return np.array(self.names, dtype=object)[self.name_of_cell]
+        canonical = np.array(self.names, dtype=object)[self.name_of_cell]
+        canonical.flags.writeable = False
+        return canonical
 
     @cached_property
     def _distinct(self) -> tuple[list[str], np.ndarray]:

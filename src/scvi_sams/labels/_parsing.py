@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -232,7 +233,7 @@ def _align_dosages(
     dosages, labels, n_names = dosages.iloc[perturbed], labels.iloc[perturbed], n_names[perturbed]
     given, places = codes[perturbed] != NO_PERTURBATION, places[perturbed]
 
-    def check(bad: np.ndarray, says: Callable[[int], str], advice: str = "") -> None:
+    def check_cells(bad: Any, says: Callable[[int], str], advice: str = "") -> None:
         if bad.any():
             cell = int(np.flatnonzero(bad)[0])
             raise InvalidDosageError(
@@ -243,8 +244,8 @@ def _align_dosages(
     value_of_cell, values = factorize(dosages, InvalidDosageError)
     numbers = [_read_numbers(value, delimiter) for value in values]
     n_numbers = np.array([len(row) for row in numbers], dtype=np.intp)[value_of_cell]
-    check(n_numbers == 0, lambda _: f"is not a number, nor numbers joined by {delimiter!r}")
-    check(
+    check_cells(n_numbers == 0, lambda _: f"is not a number, nor numbers joined by {delimiter!r}")
+    check_cells(
         (n_numbers != 1) & (n_numbers != n_names),
         lambda cell: f"has {n_numbers[cell]} values for the {n_names[cell]} names of its label",
         " Give one value for all names, or one per name in the order of the label.",
@@ -254,7 +255,7 @@ def _align_dosages(
         table[row, : len(parsed)] = parsed
     places = np.where((n_numbers[:, None] > 1) & given, places, 0)
     aligned = np.where(given, table[value_of_cell[:, None], places], 0)
-    check(
+    check_cells(
         ~((aligned >= 0) & (aligned <= LARGEST_INPUT)).all(axis=1),
         lambda _: f"is not finite, is negative, or is larger than {LARGEST_INPUT:g}",
     )

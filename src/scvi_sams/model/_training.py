@@ -15,7 +15,7 @@ from scvi_sams._compat import FIELD_REGISTRIES_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._covariates import check_genes
-from scvi_sams.data._field import registered_perturbations
+from scvi_sams.data._field import registered_labels
 from scvi_sams.data._resident import ResidentDataModule
 from scvi_sams.data._splitting import complete_split, split_cells
 from scvi_sams.data._streaming import StreamingDataModule
@@ -232,7 +232,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 ) from difference
 
     def _report_untrained_perturbations(self, train_indices: np.ndarray) -> None:
-        codes, _ = registered_perturbations(self.adata_manager)
+        codes = registered_labels(self.adata_manager).codes
         trained = np.unique(codes[train_indices])
         untrained = np.setdiff1d(np.arange(len(self.perturbations)), trained)
         if len(untrained):
