@@ -10,11 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
+from scvi_sams.datasets._simulated_truth import CONTROL, chunks_of_cells, proportions
 from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
 
-from ._decoder import chunks_of_cells, proportions
-
-_CONTROL = "control"
 _BENCHMARK: dict[str, Any] = {
     "n_genes": 2000,
     "n_controls": 1000,
@@ -235,7 +233,7 @@ def _assign_perturbations(
     values = rng.choice(settings.get("dosages", [1.0]), size=len(columns))
     doses = csr_matrix((values, columns, indptr), shape=(len(members_of), len(names)))
 
-    labels = ["+".join(names[t] for t in members) or _CONTROL for members in members_of]
+    labels = ["+".join(names[t] for t in members) or CONTROL for members in members_of]
     obs = pd.DataFrame(
         {"perturbation": pd.Categorical(labels), "n_perturbations": n_carried},
         index=_numbered("cell_", len(labels), 5),
