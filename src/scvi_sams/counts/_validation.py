@@ -135,19 +135,14 @@ def _check_finite(entries: np.ndarray, location: str) -> None:
 
 
 def _check_counts(entries: np.ndarray, location: str) -> None:
-    if entries.size and entries.min() < 0:
-        raise InvalidCountsError(
-            f"{location} holds negative values (such as {entries.min():g}), which are no counts. "
-            "Pass the layer with raw counts as `layer`, or, for values that are already "
-            "normalised, use gene_likelihood='normal'."
-        )
-    fractional = entries[entries != np.rint(entries)]
-    if fractional.size:
-        raise InvalidCountsError(
-            f"{location} holds fractional values (such as {fractional.flat[0]:g}), which are no "
-            "counts. Pass the layer with raw counts as `layer`, or, for values that are already "
-            "normalised, use gene_likelihood='normal'."
-        )
+    negative, fractional = entries[entries < 0], entries[entries != np.rint(entries)]
+    for kind, bad in (("negative", negative[:1]), ("fractional", fractional[:1])):
+        if bad.size:
+            raise InvalidCountsError(
+                f"{location} holds {kind} values (such as {bad[0]:g}), which are no counts. Pass "
+                "the layer with raw counts as `layer`, or, for values that are already "
+                "normalised, use gene_likelihood='normal'."
+            )
     _check_not_huge(entries, LARGEST_COUNT, location)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
-from scvi_sams._checks import check_key
+from scvi_sams._checks import as_names, check_key
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._covariates import check_keys_exist
 from scvi_sams.exceptions import (
@@ -58,6 +58,11 @@ class PerturbationField(BaseAnnDataField):
         Whether a combination is the sum of its perturbations, or a perturbation of its own.
     """
 
+    registry_key = REGISTRY_KEYS.PERTURBATIONS
+    attr_name = "obsm"
+    attr_key = f"_scvi_{REGISTRY_KEYS.PERTURBATIONS}"
+    is_empty = False
+
     VOCABULARY_KEY = "vocabulary"
     N_CONTROL_KEY = "n_control_cells"
     N_COMBINATIONS_KEY = "n_combinations"
@@ -75,38 +80,26 @@ class PerturbationField(BaseAnnDataField):
         additive: bool = True,
     ) -> None:
         super().__init__()
-        _validate_arguments(
-            perturbation_key, control, delimiter, dosage_key, dosage_obsm_key, perturbation_names
+        check_key(
+            perturbation_key=perturbation_key,
+            dosage_key=dosage_key,
+            dosage_obsm_key=dosage_obsm_key,
         )
+        if perturbation_names is not None and not isinstance(perturbation_names, str):
+            as_names("perturbation_names", perturbation_names)
+            # A tuple of its own: the caller may change a list later.
+            perturbation_names = tuple(perturbation_names)
+        if perturbation_names is not None and dosage_obsm_key is None:
+            raise InvalidArgumentError(
+                "`perturbation_names` are those of the columns of a dosage matrix. Pass its key as "
+                "`dosage_obsm_key`, or leave them out."
+            )
         self.perturbation_key = perturbation_key
         self.spelling = Spelling.of(control, delimiter)
         self.dosage_key = dosage_key
         self.dosage_obsm_key = dosage_obsm_key
         self.additive = additive
-        if perturbation_names is not None and not isinstance(perturbation_names, str):
-            # A tuple of its own: the caller may change a list later.
-            perturbation_names = tuple(perturbation_names)
         self.perturbation_names = perturbation_names
-
-    @property
-    def registry_key(self) -> str:
-        """Key of the tensor in a mini-batch."""
-        return REGISTRY_KEYS.PERTURBATIONS
-
-    @property
-    def attr_name(self) -> str:
-        """The field lives in obsm."""
-        return "obsm"
-
-    @property
-    def attr_key(self) -> str:
-        """Key in obsm."""
-        return f"_scvi_{self.registry_key}"
-
-    @property
-    def is_empty(self) -> bool:
-        """A screen always has perturbations."""
-        return False
 
     def validate_field(self, adata: AnnData) -> None:
         """Check that what the field reads is named, and exists."""
@@ -126,17 +119,17 @@ class PerturbationField(BaseAnnDataField):
 
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data and remember its vocabulary."""
-        encoded = self._encode(adata, vocabulary=None)
-        self._check_same_names(adata)
-        matrix = self.dosage_obsm_key
-        check_has_control(encoded, None if matrix is None else f"adata.obsm[{matrix!r}]")
-        if encoded.is_control.all():
+        labels = self._encode(adata, vocabulary=None)
+        if self.dosage_obsm_key is not None:
+            self._check_same_names(adata)
+        check_has_control(labels, self.dosage_obsm_key)
+        if labels.is_control.all():
             raise InvalidPerturbationLabelError(
                 "Every cell is a control cell: there is no perturbation to learn about. Check "
                 f"`perturbation_key` and `control` ({', '.join(self.spelling.control)}), and that "
                 "not all doses are 0."
             )
-        return self._write(adata, encoded)
+        return self._write(adata, labels)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: object) -> dict:
         """Encode other data by the names of the training data."""
@@ -217,16 +210,14 @@ class PerturbationField(BaseAnnDataField):
 
     def _check_same_names(self, adata: AnnData) -> None:
         """Raise an error if a table in the training data has other names than were given."""
-        if self.dosage_obsm_key is None or self.perturbation_names is None:
+        table, names = adata.obsm[self.dosage_obsm_key], self.perturbation_names
+        if not isinstance(table, pd.DataFrame) or names is None or isinstance(names, str):
             return
-        matrix = adata.obsm[self.dosage_obsm_key]
-        if not isinstance(matrix, pd.DataFrame) or isinstance(self.perturbation_names, str):
-            return
-        if [str(name) for name in matrix.columns] != [str(n) for n in self.perturbation_names]:
+        if list(map(str, table.columns)) != list(map(str, names)):
             raise InvalidDosageError(
-                f"`perturbation_names` ({listing(self.perturbation_names)}) are not the columns of "
-                f"the table adata.obsm[{self.dosage_obsm_key!r}] ({listing(matrix.columns)}). "
-                "Leave them out: a table has its own."
+                f"`perturbation_names` ({listing(names)}) are not the columns of the table "
+                f"adata.obsm[{self.dosage_obsm_key!r}] ({listing(table.columns)}). Leave them out: "
+                "a table has its own."
             )
 
     def _write(self, adata: AnnData, labels: Labels) -> dict:
@@ -244,48 +235,21 @@ class PerturbationField(BaseAnnDataField):
         }
 
 
-def _validate_arguments(
-    perturbation_key: object,
-    control: object,
-    delimiter: object,
-    dosage_key: object,
-    dosage_obsm_key: object,
-    perturbation_names: object,
-) -> None:
-    check_key(
-        perturbation_key=perturbation_key,
-        delimiter=delimiter,
-        dosage_key=dosage_key,
-        dosage_obsm_key=dosage_obsm_key,
-    )
-    labels = list(control) if isinstance(control, Iterable) else [control]
-    if any(label is None or label != label for label in labels):
-        raise InvalidArgumentError(
-            f"`control` is {control!r}. Pass the label, or a list of labels, of control cells."
-        )
-    if perturbation_names is None:
-        return
-    if not isinstance(perturbation_names, Iterable):
-        raise InvalidArgumentError(
-            "`perturbation_names` must be a list of names, or a key of adata.uns, not "
-            f"{perturbation_names!r}."
-        )
-    if dosage_obsm_key is None:
-        raise InvalidArgumentError(
-            "`perturbation_names` are those of the columns of a dosage matrix. Pass its key as "
-            "`dosage_obsm_key`, or leave them out."
-        )
-
-
 def unpack_perturbations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split what :class:`PerturbationField` wrote into integer codes and doses."""
     codes, doses = np.split(np.asarray(packed), 2, axis=1)
     return codes.astype(np.int64), doses
 
 
+def perturbation_field(manager: AnnDataManager) -> PerturbationField:
+    """Return the one field of a manager that holds perturbations."""
+    (field,) = (field for field in manager.fields if isinstance(field, PerturbationField))
+    return field
+
+
 def registered_labels(manager: AnnDataManager) -> Labels:
     """Return what every registered cell was perturbed with, by the names of the training data."""
-    (field,) = (field for field in manager.fields if isinstance(field, PerturbationField))
+    field = perturbation_field(manager)
     codes, doses = unpack_perturbations(manager.get_from_registry(field.registry_key))
     vocabulary = manager.get_state_registry(field.registry_key)[field.VOCABULARY_KEY]
     return Labels(codes, doses.copy(), tuple(map(str, vocabulary)), field.spelling)

@@ -29,7 +29,7 @@ from scvi_sams.data._covariates import (
     validate_covariate,
     validate_table,
 )
-from scvi_sams.data._field import PerturbationField
+from scvi_sams.data._field import perturbation_field
 from scvi_sams.exceptions import RegistrationError
 
 
@@ -69,7 +69,10 @@ class ScreenManager(AnnDataManager):
         if adata.is_view:
             raise RegistrationError("A view cannot be registered. Pass a copy: adata.copy().")
         if source_registry is not None and self._learned is None:
-            _check_same_genes(adata, source_registry)
+            genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
+            # Genes that were all renamed, as from identifiers to symbols, are the user's affair.
+            if adata.n_vars != len(genes) or adata.var_names.isin(genes).any():
+                check_genes(adata, genes)
         self.check_fields(adata, source)
         with unchanged_on_error(adata):
             super().register_fields(adata, source, **transfer_kwargs)
@@ -114,47 +117,28 @@ class ScreenManager(AnnDataManager):
             Registry of the training data; ``None`` if these are the training data.
         """
         arguments = self.registry[SETUP_ARGUMENTS_KEY]
+        batch_key, size_factor_key = arguments["batch_key"], arguments["size_factor_key"]
         continuous = arguments["continuous_covariate_keys"] or []
         categorical = arguments["categorical_covariate_keys"] or []
-        single = [arguments[key] for key in ("batch_key", "size_factor_key") if arguments[key]]
-        check_keys_exist(
-            adata, layers=[arguments["layer"]], obs=[*single, *categorical, *continuous]
-        )
+        columns = [batch_key, size_factor_key, *categorical, *continuous]
+        check_keys_exist(adata, layers=[arguments["layer"]], obs=columns)
         if source_registry is None:
             labels = [arguments[key] for key in ("perturbation_key", "dosage_key")]
-            validate_table(adata, [*labels, *single, *categorical, *continuous])
-        _validate_categories(adata, arguments["batch_key"], categorical, source_registry)
+            validate_table(adata, [*labels, *columns])
+        if batch_key:
+            known = _state_of(source_registry, REGISTRY_KEYS.BATCH).get("categorical_mapping")
+            validate_categories(adata.obs[batch_key], known, "batch_key")
+        mappings = _state_of(source_registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES).get("mappings")
+        for key in categorical:
+            known = None if mappings is None else mappings.get(key)
+            validate_categories(adata.obs[key], known, "categorical_covariate_keys")
         for key in continuous:
             validate_covariate(adata.obs[key])
-        if arguments["size_factor_key"]:
-            numbers_of(adata.obs[arguments["size_factor_key"]])
+        if size_factor_key:
+            numbers_of(adata.obs[size_factor_key])
         if source_registry is not None:
-            self._check_known_perturbations(adata, source_registry)
-
-    def _check_known_perturbations(self, adata: AnnData, source_registry: dict) -> None:
-        state = _state_of(source_registry, REGISTRY_KEYS.PERTURBATIONS)
-        for field in self.fields:
-            if isinstance(field, PerturbationField):
-                field.encode(adata, state)
-
-
-def _validate_categories(
-    adata: AnnData, batch_key: str | None, covariate_keys: list[str], source_registry: dict | None
-) -> None:
-    if batch_key:
-        known = _state_of(source_registry, REGISTRY_KEYS.BATCH).get("categorical_mapping")
-        validate_categories(adata.obs[batch_key], known, "batch_key")
-    state = _state_of(source_registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES)
-    known_by_key = state.get("mappings", {})
-    for key in covariate_keys:
-        validate_categories(adata.obs[key], known_by_key.get(key), "categorical_covariate_keys")
-
-
-def _check_same_genes(adata: AnnData, source_registry: dict) -> None:
-    genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
-    # Genes that were all renamed, such as from identifiers to symbols, are the user's affair.
-    if adata.n_vars != len(genes) or adata.var_names.isin(genes).any():
-        check_genes(adata, genes)
+            state = _state_of(source_registry, REGISTRY_KEYS.PERTURBATIONS)
+            perturbation_field(self).encode(adata, state)
 
 
 def _state_of(registry: dict | None, registry_key: str) -> Mapping[str, Any]:

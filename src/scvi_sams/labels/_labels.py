@@ -221,17 +221,18 @@ def parts_of_combination(label: str, delimiter: str | None) -> list[str]:
     return parts
 
 
-def check_has_control(labels: Labels, matrix: str | None = None) -> None:
+def check_has_control(labels: Labels, matrix_key: str | None = None) -> None:
     """Raise an error if no cell is a control cell; names that look like one are shown first.
 
-    ``matrix`` is where the dosage matrix stands, if labels were read from one.
+    ``matrix_key`` is that of obsm, if labels are those of a dosage matrix.
     """
     if labels.is_control.any():
         return
-    if matrix is not None:
+    if matrix_key is not None:
         raise MissingControlError(
-            f"No control cell was found: every row of {matrix} has a non-zero dose. A control "
-            "cell is a row of zeros; if controls have a column, name it in `control`."
+            f"No control cell was found: every row of adata.obsm[{matrix_key!r}] has a non-zero "
+            "dose. A control cell is a row of zeros; if controls have a column, name it in "
+            "`control`."
         )
     names = sorted(
         labels.vocabulary, key=lambda name: _WORD_FOR_CONTROL.search(name.lower()) is None

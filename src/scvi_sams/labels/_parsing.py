@@ -38,14 +38,7 @@ def read_labels(
     control, delimiter
         As users write them; not looked at where ``labels`` was read already.
     argument
-        Name that the user knows the labels by.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If these are no labels.
-    InvalidPerturbationLabelError
-        If a label is missing or malformed.
+        Name that the user knows the labels by, for the message of an InvalidArgumentError.
     """
     if isinstance(labels, Labels):
         return labels
@@ -210,20 +203,8 @@ def _align_dosages(
 ) -> np.ndarray:
     """Give every code the dose that stood at the same place of the label as written.
 
-    Parameters
-    ----------
-    dosages, labels
-        One value per cell. Doses of cells without codes are not read.
-    codes, places
-        Perturbations of each cell and where each stood in its label, ``(n_cells, n_slots)``.
-    n_names
-        Names in each cell's label, controls included, shape ``(n_cells,)``.
-    delimiter
-        What joins the numbers of a dosage.
-
-    Returns
-    -------
-    Doses of shape ``(n_cells, n_slots)``, float32; 0 where a slot is empty.
+    ``places`` says where each perturbation stood, ``n_names`` how many names each label has, with
+    controls. Doses of cells without codes are not read. Returns float32 of the shape of ``codes``.
     """
     if len(dosages) != len(labels):
         raise InvalidDosageError(

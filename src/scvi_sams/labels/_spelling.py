@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Self
 
 from scvi_sams._checks import check_key
-from scvi_sams.exceptions import InvalidPerturbationLabelError, MissingControlError
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidPerturbationLabelError,
+    MissingControlError,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Spelling:
         MissingControlError
             If there is no control label.
         InvalidArgumentError
-            If the delimiter is no text.
+            If a control label is missing, or the delimiter is no text.
         """
         check_key(delimiter=delimiter)
         return cls(control_names(control), delimiter)
@@ -94,14 +98,17 @@ DEFAULT_SPELLING = Spelling(("control",), "+")
 def control_names(control: object) -> tuple[str, ...]:
     """Return the control labels as text, whether one or several, text or numbers were given."""
     several = isinstance(control, Iterable) and not isinstance(control, str)
-    labels: Iterable[object] = control if several else (control,)  # type: ignore[assignment]
-    names = tuple(str(label).strip() for label in labels)
-    if not names:
+    labels = list(control) if several else [control]  # type: ignore[call-overload]
+    if any(label is None or label != label for label in labels):
+        raise InvalidArgumentError(
+            f"`control` is {control!r}. Pass the label, or a list of labels, of control cells."
+        )
+    if not labels:
         raise MissingControlError(
             "`control` is an empty list. Name the label of the control cells, such as "
             "control='control'."
         )
-    return names
+    return tuple(str(label).strip() for label in labels)
 
 
 def canonical_label(
