@@ -8,6 +8,7 @@ must be, and what it is. ``as_*`` also return the argument in the form that is c
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Number, Real
 from typing import Any
@@ -41,21 +42,20 @@ def check_number(
     **arguments: object,
 ) -> None:
     """Check for finite numbers within bounds; a bound that is ``None`` does not apply."""
+    all_bounds = (
+        ("above", above, operator.gt),
+        ("of at least", at_least, operator.ge),
+        ("below", below, operator.lt),
+        ("of at most", at_most, operator.le),
+    )
+    bounds = [(word, bound, holds) for word, bound, holds in all_bounds if bound is not None]
 
     def is_right(value: Any) -> bool:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        return (
-            is_number
-            and math.isfinite(value)
-            and (above is None or value > above)
-            and (at_least is None or value >= at_least)
-            and (below is None or value < below)
-            and (at_most is None or value <= at_most)
-        )
+        return is_number and math.isfinite(value) and all(h(value, b) for _, b, h in bounds)
 
-    bounds = {"above": above, "of at least": at_least, "below": below, "of at most": at_most}
-    wanted = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
-    _check(arguments, is_right, f"a number {' and '.join(wanted) or 'that is finite'}")
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds)
+    _check(arguments, is_right, f"a number {wanted or 'that is finite'}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -90,20 +90,9 @@ def as_names(argument: str, names: object) -> list[str]:
 
 
 def as_positions(argument: str, cells: object, n_cells: int) -> np.ndarray:
-    """Return the positions of cells that are given by position or by a boolean mask.
+    """Return positions from 0 up, in the given order, of some of ``n_cells`` cells.
 
-    Parameters
-    ----------
-    argument
-        Name that the user knows the cells by.
-    cells
-        Positions, negative ones counted from the end, or a boolean for every cell.
-    n_cells
-        Number of cells to choose from.
-
-    Returns
-    -------
-    Positions from 0 up, in the given order.
+    They are given by position, negative ones counted from the end, or as a boolean for every cell.
     """
     array = np.asarray(cells)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):

@@ -32,17 +32,7 @@ def check_keys_exist(adata: AnnData, **keys_of_slot: Iterable[str | None]) -> No
 def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:
     """Raise an error if there are no cells or genes, or names of genes or columns are not unique.
 
-    Parameters
-    ----------
-    adata
-        Screen to learn from.
-    keys
-        Columns of obs that are read; ``None`` is passed over.
-
-    Raises
-    ------
-    RegistrationError
-        Naming what is missing or doubled.
+    ``keys`` are the columns of obs that are read; ``None`` is passed over.
     """
     if 0 in adata.shape:
         raise RegistrationError(
@@ -87,14 +77,8 @@ def validate_categories(
 ) -> None:
     """Raise an error if a category is missing, or is not one of the known ones.
 
-    Parameters
-    ----------
-    column
-        Category of each cell.
-    known
-        Categories of the training data; ``None`` takes them as they are.
-    training_key
-        Argument of ``setup_anndata`` that named the column, for the message.
+    ``known`` are the categories of the training data (``None`` takes them as they are), and
+    ``training_key`` is the argument of ``setup_anndata`` that named the column.
     """
     missing = column.isna().to_numpy()
     if missing.any():
@@ -105,7 +89,13 @@ def validate_categories(
         )
     _, categories = factorize(column, InvalidCovariateError)
     if known is None:
-        _check_one_type(column, categories)
+        try:
+            sorted(categories)
+        except TypeError:
+            raise InvalidCovariateError(
+                f"The column {column.name!r} mixes text and numbers. Make it one of them, for "
+                f"example adata.obs[{column.name!r}].astype(str)."
+            ) from None
         return
     known = list(known)
     unseen = [category for category in categories if category not in known]
@@ -115,16 +105,6 @@ def validate_categories(
             f"training data have not: they have {listing(known, limit=10)}. Remove these cells, or "
             "train a model with them."
         )
-
-
-def _check_one_type(column: pd.Series, categories: Iterable) -> None:
-    try:
-        sorted(categories)
-    except TypeError:
-        raise InvalidCovariateError(
-            f"The column {column.name!r} mixes text and numbers. Make it one of them, for example "
-            f"adata.obs[{column.name!r}].astype(str)."
-        ) from None
 
 
 def numbers_of(column: pd.Series) -> np.ndarray:

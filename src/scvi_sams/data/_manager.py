@@ -109,12 +109,7 @@ class ScreenManager(AnnDataManager):
     def check_fields(self, adata: AnnData, source_registry: dict | None) -> None:
         """Raise an error, naming values, if a field could not be registered; nothing is written.
 
-        Parameters
-        ----------
-        adata
-            Screen, or a view of one.
-        source_registry
-            Registry of the training data; ``None`` if these are the training data.
+        ``adata`` may be a view; ``source_registry`` is as for :meth:`register_fields`.
         """
         arguments = self.registry[SETUP_ARGUMENTS_KEY]
         batch_key, size_factor_key = arguments["batch_key"], arguments["size_factor_key"]

@@ -112,12 +112,7 @@ def _as_part(part: object, n_cells: int) -> np.ndarray:
 def check_training_split(split: Sequence[np.ndarray | None], n_cells: int) -> None:
     """Raise an error if there are no training cells, or parts overlap or name no cells.
 
-    Parameters
-    ----------
-    split
-        Positions of the cells of each part, training cells first; other parts may be ``None``.
-    n_cells
-        Number of cells of the screen.
+    Training cells come first in ``split``; other parts may be ``None``.
     """
     if not len(split) or split[0] is None or not len(split[0]):
         raise InvalidSplitError("The split has no training cells.")

@@ -95,12 +95,19 @@ def encode_labels(
         vocabulary = sorted(perturbations)
     positions = {name: code for code, name in enumerate(vocabulary)}
     check_known(perturbations, positions)
-    label_codes, label_places = _codes_of_labels(names_of_label, positions)
+    n_names = np.array([len(names) for names in names_of_label], dtype=np.intp)
+    label_of_name = np.repeat(np.arange(len(n_names)), n_names)
+    # Where each name stands in its label as written; controls have no code.
+    places = np.arange(len(label_of_name)) - np.repeat(np.cumsum(n_names) - n_names, n_names)
+    found = [positions.get(name, NO_PERTURBATION) for names in names_of_label for name in names]
+    found_codes = np.array(found, dtype=np.int32)
+    has_code = found_codes != NO_PERTURBATION
+    n_found = np.bincount(label_of_name[has_code], minlength=len(n_names))
+    label_codes, label_places = _padded(n_found, found_codes[has_code], places[has_code])
     codes = label_codes[label_of_cell]
     if dosages is None:
         doses = (codes != NO_PERTURBATION).astype(np.float32)
     else:
-        n_names = np.array([len(names) for names in names_of_label], dtype=np.intp)
         doses = _align_dosages(
             dosages,
             codes,
@@ -147,8 +154,21 @@ def encode_dosage_matrix(
     table = sparse.csr_matrix(_numeric(matrix), dtype=np.float64, copy=True)
     table.sum_duplicates()
     names = [str(name).strip() for name in names]
-    _check_names(names, table.shape[1])
-    _check_doses(table.data)
+    if len(names) != table.shape[1]:
+        raise InvalidDosageError(
+            f"{len(names)} perturbation names were given for a dosage matrix with "
+            f"{table.shape[1]} columns. Give one name per column."
+        )
+    repeated = pd.Index(names)[pd.Index(names).duplicated()]
+    if len(repeated):
+        raise InvalidDosageError(f"Columns of the dosage matrix share a name: {listing(repeated)}.")
+    bad = np.unique(table.data[~((table.data >= 0) & (table.data <= LARGEST_INPUT))])
+    if len(bad):
+        raise InvalidDosageError(
+            f"Dosages must be finite, not negative and at most {LARGEST_INPUT:g}; the dosage "
+            f"matrix holds {', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a "
+            "perturbation was not given."
+        )
     # As doses are kept: what is too small for that was not given either.
     table = table.astype(np.float32)
     table.eliminate_zeros()
@@ -161,36 +181,30 @@ def encode_dosage_matrix(
     positions = {name: code for code, name in enumerate(vocabulary)}
     check_known((names[column] for column in used), positions)
     column_codes = np.array([positions.get(name, NO_PERTURBATION) for name in names], np.int32)
-    return Labels(*_pad_rows(table, column_codes), tuple(vocabulary), spelling)
+    codes, doses = _padded(np.diff(table.indptr), column_codes[table.indices], table.data)
+    return Labels(codes, doses, tuple(vocabulary), spelling)
 
 
-def _codes_of_labels(
-    names_of_label: list[list[str]], positions: dict[str, int]
+def _padded(
+    n_of_row: np.ndarray, codes: np.ndarray, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ascending codes of each label, and where each stood in the label as written.
+    """Lay codes, and a value of each, out in rows of one width, ascending by code.
 
-    Both are of shape ``(n_labels, n_slots)``. Names without a position (controls) are left out.
+    ``n_of_row`` says how many belong to each row. Returns two arrays, ``(n_rows, n_slots)``.
     """
-    n_names = np.fromiter(map(len, names_of_label), dtype=np.intp, count=len(names_of_label))
-    found = np.fromiter(
-        (positions.get(name, NO_PERTURBATION) for names in names_of_label for name in names),
-        dtype=np.int32,
-        count=n_names.sum(),
+    n_slots = max(1, int(n_of_row.max(initial=1)))
+    filled = np.arange(n_slots) < n_of_row[:, None]
+    padded_codes = np.full(filled.shape, NO_PERTURBATION, dtype=np.int32)
+    padded_values = np.zeros(filled.shape, dtype=values.dtype)
+    padded_codes[filled] = codes
+    padded_values[filled] = values
+    order = np.argsort(
+        np.where(filled, padded_codes, np.iinfo(np.int32).max), axis=1, kind="stable"
     )
-    rows = np.repeat(np.arange(len(n_names)), n_names)
-    written = np.arange(len(found)) - np.repeat(np.cumsum(n_names) - n_names, n_names)
-    # Those that have a position, ascending within each label.
-    order = np.lexsort((found, rows))
-    order = order[found[order] != NO_PERTURBATION]
-    rows, found, written = rows[order], found[order], written[order]
-    n_found = np.bincount(rows, minlength=len(n_names))
-    columns = np.arange(len(rows)) - np.repeat(np.cumsum(n_found) - n_found, n_found)
-    shape = (len(n_names), max(1, int(n_found.max(initial=1))))
-    codes = np.full(shape, NO_PERTURBATION, dtype=np.int32)
-    places = np.zeros(shape, dtype=np.int32)
-    codes[rows, columns] = found
-    places[rows, columns] = written
-    return codes, places
+    return (
+        np.take_along_axis(padded_codes, order, axis=1),
+        np.take_along_axis(padded_values, order, axis=1),
+    )
 
 
 def _align_dosages(
@@ -267,20 +281,6 @@ def _number(value: object) -> float | None:
         return None
 
 
-def _pad_rows(table: sparse.csr_matrix, column_codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return codes, ascending in each row, and their doses, ``(n_cells, n_slots)`` each."""
-    n_given = np.diff(table.indptr)
-    n_slots = max(1, int(n_given.max(initial=0)))
-    codes = np.full((table.shape[0], n_slots), NO_PERTURBATION, dtype=np.int32)
-    doses = np.zeros((table.shape[0], n_slots), dtype=np.float32)
-    filled = np.arange(n_slots) < n_given[:, None]
-    codes[filled] = column_codes[table.indices]
-    doses[filled] = table.data
-    # Columns may stand in another order than the vocabulary: sort each row, empty slots last.
-    order = np.argsort(np.where(filled, codes, np.iinfo(np.int32).max), axis=1, kind="stable")
-    return np.take_along_axis(codes, order, axis=1), np.take_along_axis(doses, order, axis=1)
-
-
 def _numeric(
     matrix: np.ndarray | sparse.spmatrix | pd.DataFrame,
 ) -> np.ndarray | sparse.spmatrix:
@@ -306,26 +306,3 @@ def _numeric(
             "a perturbation was not given."
         )
     return numbers.reshape(values.shape)
-
-
-def _check_names(names: list[str], n_columns: int) -> None:
-    if len(names) != n_columns:
-        raise InvalidDosageError(
-            f"{len(names)} perturbation names were given for a dosage matrix with "
-            f"{n_columns} columns. Give one name per column."
-        )
-    index = pd.Index(names)
-    if index.has_duplicates:
-        raise InvalidDosageError(
-            f"Columns of the dosage matrix share a name: {listing(index[index.duplicated()])}."
-        )
-
-
-def _check_doses(doses: np.ndarray) -> None:
-    bad = np.unique(doses[~((doses >= 0) & (doses <= LARGEST_INPUT))])
-    if len(bad):
-        raise InvalidDosageError(
-            f"Dosages must be finite, not negative and at most {LARGEST_INPUT:g}; the dosage "
-            f"matrix holds {', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a "
-            "perturbation was not given."
-        )
