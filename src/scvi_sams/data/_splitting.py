@@ -102,9 +102,7 @@ def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
 
 def _as_part(part: object, n_cells: int) -> np.ndarray:
     array = np.asarray([] if part is None else part)
-    if array.ndim == 1 and not array.size:
-        return np.array([], dtype=np.int64)
-    if array.ndim == 1 and array.dtype.kind in "iu":
+    if array.ndim == 1 and (not array.size or array.dtype.kind in "iu"):
         return array.astype(np.int64)
     return as_positions("external_indexing", array, n_cells)
 

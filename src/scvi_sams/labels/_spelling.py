@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -32,15 +31,7 @@ class Spelling:
 
     @classmethod
     def of(cls, control: object, delimiter: str | None) -> Self:
-        """Read the two arguments of a public function.
-
-        Raises
-        ------
-        MissingControlError
-            If there is no control label.
-        InvalidArgumentError
-            If a control label is missing, or the delimiter is no text.
-        """
+        """Read the two arguments of a public function; see :func:`control_names` for errors."""
         check_key(delimiter=delimiter)
         return cls(control_names(control), delimiter)
 
@@ -67,9 +58,9 @@ class Spelling:
                 + ". Fix the label, or pass the delimiter that your labels use (None to never "
                 "split)."
             )
-        counts = Counter(name for name in names if name not in self.control)
-        repeated = sorted(name for name, times in counts.items() if times > 1)
-        if repeated:
+        perturbations = [name for name in names if name not in self.control]
+        if len(set(perturbations)) < len(perturbations):
+            repeated = sorted({name for name in perturbations if perturbations.count(name) > 1})
             raise InvalidPerturbationLabelError(
                 f"The perturbation label {str(label)!r} names {', '.join(repeated)} twice. Write "
                 "each perturbation once and give its amount as a dosage."
@@ -96,7 +87,15 @@ DEFAULT_SPELLING = Spelling(("control",), "+")
 
 
 def control_names(control: object) -> tuple[str, ...]:
-    """Return the control labels as text, whether one or several, text or numbers were given."""
+    """Return the control labels as text, whether one or several, text or numbers were given.
+
+    Raises
+    ------
+    MissingControlError
+        If there is none.
+    InvalidArgumentError
+        If one is missing (None or NaN).
+    """
     several = isinstance(control, Iterable) and not isinstance(control, str)
     labels = list(control) if several else [control]  # type: ignore[call-overload]
     if any(label is None or label != label for label in labels):
