@@ -25,6 +25,7 @@ import torch
 from anndata import AnnData
 
 import scvi_sams
+from scvi_sams.data._resident import ResidentCells, ResidentLoader
 from step_time import simulated_counts
 
 WIDTHS = {"n_hidden": 400, "n_latent": 50, "n_layers": 1}
@@ -80,8 +81,8 @@ def step_seconds(model: Any, batch_size: int, device: torch.device, rounds: int)
     data = scvi_sams.data.ResidentDataModule(
         model.adata_manager, train_size=1.0, batch_size=batch_size, drop_last=True
     )
-    cells = scvi_sams.data.ResidentCells(model.adata_manager, device)
-    loader = scvi_sams.data.ResidentLoader(cells, data.train_dataloader().sampler)
+    cells = ResidentCells(model.adata_manager, device)
+    loader = ResidentLoader(cells, data.train_dataloader().sampler)
     module = model.module.to(device).train()
     plan = model._training_plan_cls(module, lr_schedule="constant")
     optimizer = plan.configure_optimizers()["optimizer"]

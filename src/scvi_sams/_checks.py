@@ -1,10 +1,16 @@
-"""Checks of arguments, one helper per kind: numbers, choices, names, tables, models, axes."""
+"""Checks of arguments, one helper per kind: numbers, choices, names, tables, models, axes.
+
+``check_*`` take arguments by the names that the user knows them by and raise an
+:class:`~scvi_sams.exceptions.InvalidArgumentError` that names the first one that is wrong, what it
+must be, and what it is. ``as_*`` also return the argument in the form that is computed with.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Number, Real
 from typing import Any
 
 import numpy as np
@@ -13,29 +19,18 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from scipy import sparse
 
-from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 
 
 def check_integer(at_least: int | None = 1, **arguments: object) -> None:
-    """Raise an error if an argument is no whole number, or too small a one.
+    """Check for whole numbers, of at least ``at_least`` unless that is ``None``."""
 
-    Parameters
-    ----------
-    at_least
-        Smallest number that is accepted; ``None`` for any.
-    **arguments
-        Values by the names that the user knows them by.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Naming the first such argument.
-    """
-    for name, value in arguments.items():
+    def is_right(value: Any) -> bool:
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if not is_whole or (at_least is not None and value < at_least):  # type: ignore[operator]
-            wanted = "" if at_least is None else f" of at least {at_least}"
-            raise InvalidArgumentError(f"`{name}` must be a whole number{wanted}, not {value!r}.")
+        return is_whole and (at_least is None or value >= at_least)
+
+    wanted = "" if at_least is None else f" of at least {at_least}"
+    _check(arguments, is_right, f"a whole number{wanted}")
 
 
 def check_number(
@@ -46,103 +41,64 @@ def check_number(
     at_most: float | None = None,
     **arguments: object,
 ) -> None:
-    """Raise an error if an argument is no finite number, or outside of the given bounds.
-
-    Parameters
-    ----------
-    above, at_least, below, at_most
-        Bounds; ``None`` for none.
-    **arguments
-        Values by the names that the user knows them by.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Naming the first such argument and the bounds.
-    """
-    bounds = {"above": above, "of at least": at_least, "below": below, "of at most": at_most}
-    wanted = " and ".join(
-        f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None
+    """Check for finite numbers within bounds; a bound that is ``None`` does not apply."""
+    all_bounds = (
+        ("above", above, operator.gt),
+        ("of at least", at_least, operator.ge),
+        ("below", below, operator.lt),
+        ("of at most", at_most, operator.le),
     )
-    for name, value in arguments.items():
+    bounds = [(word, bound, holds) for word, bound, holds in all_bounds if bound is not None]
+
+    def is_right(value: Any) -> bool:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if (
-            not is_number
-            or not math.isfinite(value)  # type: ignore[arg-type]
-            or (above is not None and not value > above)  # type: ignore[operator]
-            or (at_least is not None and not value >= at_least)  # type: ignore[operator]
-            or (below is not None and not value < below)  # type: ignore[operator]
-            or (at_most is not None and not value <= at_most)  # type: ignore[operator]
-        ):
-            raise InvalidArgumentError(
-                f"`{name}` must be a number {wanted or 'that is finite'}, not {value!r}."
-            )
+        return is_number and math.isfinite(value) and all(h(value, b) for _, b, h in bounds)
+
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds)
+    _check(arguments, is_right, f"a number {wanted or 'that is finite'}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise an error that names the choices if ``value`` is none of them."""
-    if not isinstance(value, str) or value not in choices:
-        raise InvalidArgumentError(f"`{name}` must be one of {list(choices)}, not {value!r}.")
+    """Check for one of some words."""
+    is_right = isinstance(value, str) and value in choices
+    _check({name: value}, lambda _: is_right, f"one of {list(choices)}")
 
 
 def check_bool(**arguments: object) -> None:
-    """Raise an error if an argument is neither True nor False."""
-    for name, value in arguments.items():
-        if not isinstance(value, bool | np.bool_):
-            raise InvalidArgumentError(f"`{name}` must be True or False, not {value!r}.")
+    """Check for True or False."""
+    _check(arguments, lambda value: isinstance(value, bool | np.bool_), "True or False")
+
+
+def check_text(**arguments: object) -> None:
+    """Check for text."""
+    _check(arguments, lambda value: isinstance(value, str), "a name (text)")
 
 
 def check_key(**arguments: object) -> None:
-    """Raise an error if the name of a column, layer or matrix cannot be one: a list, a number.
-
-    ``None`` names nothing and is accepted.
-    """
-    for name, value in arguments.items():
-        if value is not None and not isinstance(value, str):
-            raise InvalidArgumentError(f"`{name}` must be one name (text) or None, not {value!r}.")
+    """Check for the name of a column, layer or matrix; ``None`` names nothing and is accepted."""
+    _check(
+        arguments, lambda value: value is None or isinstance(value, str), "one name (text) or None"
+    )
 
 
 def as_names(argument: str, names: object) -> list[str]:
-    """Return names as a list of text, whether one or several were given.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If ``names`` is neither text nor a collection.
-    """
+    """Return names as a list of text, whether one or several were given."""
     if isinstance(names, str):
         return [names]
-    if not isinstance(names, Iterable):
-        raise InvalidArgumentError(f"`{argument}` must be names, not {names!r}.")
-    return [str(name) for name in names]
+    _check({argument: names}, lambda value: isinstance(value, Iterable), "names")
+    return [str(name) for name in names]  # type: ignore[attr-defined]
 
 
 def as_positions(argument: str, cells: object, n_cells: int) -> np.ndarray:
-    """Return the positions of cells that are given by position or by a boolean mask.
+    """Return positions from 0 up, in the given order, of some of ``n_cells`` cells.
 
-    Parameters
-    ----------
-    argument
-        Name that the user knows the cells by.
-    cells
-        Positions, negative ones counted from the end, or a boolean for every cell.
-    n_cells
-        Number of cells to choose from.
-
-    Returns
-    -------
-    Positions from 0 up, in the given order.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If a mask is of another length, or a position is none of a cell.
+    They are given by position, negative ones counted from the end, or as a boolean for every cell.
     """
     array = np.asarray(cells)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
         raise InvalidArgumentError(
             f"`{argument}` must be positions of cells (whole numbers) or a boolean for every cell, "
-            f"not {cells!r}. For names of cells: adata.obs_names.get_indexer(names)."
+            f"not {_shown(cells)}. For names of cells: adata.obs_names.get_indexer(names)."
         )
     if array.dtype == bool:
         if len(array) != n_cells:
@@ -159,18 +115,31 @@ def as_positions(argument: str, cells: object, n_cells: int) -> np.ndarray:
     return np.arange(n_cells)[array.astype(int)]
 
 
-def check_anndata(**arguments: object) -> None:
-    """Raise an error if an argument is no AnnData."""
+def as_labels(argument: str, labels: object) -> pd.Series:
+    """Return labels of cells, one per cell, as a Series."""
+    array = None if isinstance(labels, str | Mapping) else _as_array(labels)
+    is_right = array is not None and array.ndim == 1
+    wanted = "one label per cell, such as adata.obs['perturbation']"
+    _check({argument: labels}, lambda _: is_right, wanted)
+    return pd.Series(labels)
+
+
+def check_anndata(error: type[SAMSError] = InvalidArgumentError, /, **arguments: object) -> None:
+    """Check for an AnnData; ``error`` is what is raised."""
     for name, value in arguments.items():
         if not isinstance(value, AnnData):
-            raise InvalidArgumentError(f"`{name}` must be an AnnData, not {_described(value)}.")
+            raise error(
+                f"`{name}` must be an AnnData, not {type(value).__name__}. Read a file with "
+                "anndata.read_h5ad or scvi_sams.data.open_screen; a matrix goes into "
+                "anndata.AnnData(counts)."
+            )
 
 
-def check_ate(**arguments: object) -> None:
-    """Raise an error if an argument is no ATE table, or has no effects."""
+def check_ate(**arguments: Any) -> None:
+    """Check for a table of average treatment effects, as an AnnData."""
     check_anndata(**arguments)
     for name, value in arguments.items():
-        if value.X is None:  # type: ignore[attr-defined]
+        if value.X is None:
             raise InvalidArgumentError(
                 f"`{name}` has no effects: X is empty. Pass what predict_ate or observed_ate "
                 "returned."
@@ -178,19 +147,17 @@ def check_ate(**arguments: object) -> None:
 
 
 def check_frame(**arguments: object) -> None:
-    """Raise an error if an argument is no table of pandas."""
-    for name, value in arguments.items():
-        if not isinstance(value, pd.DataFrame):
-            raise InvalidArgumentError(f"`{name}` must be a DataFrame, not {_described(value)}.")
+    """Check for a table of pandas."""
+    _check(arguments, lambda value: isinstance(value, pd.DataFrame), "a DataFrame")
 
 
-def check_table(**arguments: object) -> None:
-    """Raise an error if an argument is no table of numbers, or has no rows or no columns."""
+def check_table(**arguments: Any) -> None:
+    """Check for a table of numbers, with rows and columns."""
     check_frame(**arguments)
     for name, value in arguments.items():
-        if not value.size:  # type: ignore[attr-defined]
+        if not value.size:
             raise InvalidArgumentError(f"`{name}` is a DataFrame without rows or without columns.")
-        for column, dtype in value.dtypes.items():  # type: ignore[attr-defined]
+        for column, dtype in value.dtypes.items():
             is_number = pd.api.types.is_any_real_numeric_dtype(dtype)
             if not is_number and not pd.api.types.is_bool_dtype(dtype):
                 raise InvalidArgumentError(
@@ -199,86 +166,27 @@ def check_table(**arguments: object) -> None:
                 )
 
 
-def check_matrix(**arguments: object) -> None:
-    """Raise an error if an argument is no matrix of numbers, or has no rows or no columns.
+def check_matrix(**arguments: Any) -> None:
+    """Check for a table, array, sparse matrix or nested list of numbers, with rows and columns."""
 
-    Accepted are tables, arrays, sparse matrices, and nested lists of numbers.
-    """
+    def is_right(value: Any) -> bool:
+        array = _as_array(value)
+        return array is not None and array.ndim == 2 and bool(array.size) and _is_numeric(array)
+
     for name, value in arguments.items():
         if isinstance(value, pd.DataFrame):
             check_table(**{name: value})
-            continue
-        if sparse.issparse(value):
-            continue
-        array = _as_array(value)
-        if array is None or array.ndim != 2 or not array.size or array.dtype.kind not in "biuf":
-            raise InvalidArgumentError(
-                f"`{name}` must be a matrix of numbers, with rows and columns, not "
-                f"{_described(value)}."
-            )
+        elif not sparse.issparse(value):
+            _check({name: value}, is_right, "a matrix of numbers, with rows and columns")
 
 
-def check_same_columns(**arguments: object) -> None:
-    """Raise an error if arguments are no matrices of numbers with the same number of columns."""
+def check_same_columns(**arguments: Any) -> None:
+    """Check for matrices of numbers with the same number of columns."""
     check_matrix(**arguments)
-    widths = {name: value.shape[1] for name, value in _as_matrices(arguments).items()}
+    widths = {name: as_matrix(value).shape[1] for name, value in arguments.items()}
     if len(set(widths.values())) > 1:
         told = " and ".join(f"`{name}` has {width}" for name, width in widths.items())
         raise InvalidArgumentError(f"The columns must be the same genes: {told}.")
-
-
-def check_text(**arguments: object) -> None:
-    """Raise an error if an argument is no text."""
-    for name, value in arguments.items():
-        if not isinstance(value, str):
-            raise InvalidArgumentError(f"`{name}` must be a name (text), not {_described(value)}.")
-
-
-def check_axes(**arguments: object) -> None:
-    """Raise an error if an argument is neither axes of matplotlib nor ``None``."""
-    for name, value in arguments.items():
-        if value is not None and not isinstance(value, Axes):
-            raise InvalidArgumentError(
-                f"`{name}` must be axes of matplotlib (plt.subplots()[1]) or None, not "
-                f"{_described(value)}."
-            )
-
-
-def check_model(*methods: str, **arguments: object) -> None:
-    """Raise an error if an argument is no model, that is, lacks one of some methods."""
-    for name, value in arguments.items():
-        lacking = [method for method in methods if not hasattr(value, method)]
-        if lacking:
-            raise InvalidArgumentError(
-                f"`{name}` must be a trained model with {', '.join(methods)}, not "
-                f"{_described(value)}."
-            )
-
-
-def check_models(*methods: str, **arguments: object) -> None:
-    """Raise an error if an argument is no list of models; see :func:`check_model`."""
-    for name, value in arguments.items():
-        if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-            raise InvalidArgumentError(f"`{name}` must be several models, not {_described(value)}.")
-        for number, model in enumerate(value):
-            check_model(*methods, **{f"{name}[{number}]": model})
-
-
-def as_labels(argument: str, labels: object) -> pd.Series:
-    """Return labels of cells, one per cell, as a Series.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If ``labels`` is no list, column or array of them.
-    """
-    array = None if isinstance(labels, str | Mapping) else _as_array(labels)
-    if array is None or array.ndim != 1:
-        raise InvalidArgumentError(
-            f"`{argument}` must be one label per cell, such as adata.obs['perturbation'], not "
-            f"{_described(labels)}."
-        )
-    return pd.Series(labels)
 
 
 def as_matrix(value: Any) -> Any:
@@ -287,38 +195,58 @@ def as_matrix(value: Any) -> Any:
 
 
 def as_numbers(argument: str, value: object) -> np.ndarray:
-    """Return numbers, one or several, as an array of floats.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If ``value`` is text, or holds anything else than numbers.
-    """
+    """Return numbers, one or several, as an array of floats."""
     array = None if isinstance(value, str) else _as_array(value)
-    if array is None or (array.size and array.dtype.kind not in "biuf"):
-        raise InvalidArgumentError(f"`{argument}` must be numbers, not {_described(value)}.")
+    if array is None or (array.size and not _is_numeric(array)):
+        raise InvalidArgumentError(f"`{argument}` must be numbers, not {_shown(value)}.")
     return array.astype(np.float64)
 
 
-def as_axes(argument: str, axes: Sequence[Axes] | np.ndarray) -> list[Axes]:
-    """Return several axes as a list.
+def check_model(*methods: str, **arguments: object) -> None:
+    """Check for a model, that is, something with some methods."""
+    _check(
+        arguments,
+        lambda value: all(hasattr(value, method) for method in methods),
+        f"a trained model with {', '.join(methods)}",
+    )
 
-    Raises
-    ------
-    InvalidArgumentError
-        If one of them is none.
-    """
+
+def check_models(*methods: str, **arguments: Any) -> None:
+    """Check for a list of models; see :func:`check_model`."""
+    _check(
+        arguments,
+        lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping),
+        "several models",
+    )
+    for name, models in arguments.items():
+        check_model(*methods, **{f"{name}[{n}]": model for n, model in enumerate(models)})
+
+
+def check_axes(**arguments: object) -> None:
+    """Check for axes of matplotlib; ``None`` is accepted."""
+    _check(
+        arguments,
+        lambda value: value is None or isinstance(value, Axes),
+        "axes of matplotlib (plt.subplots()[1]) or None",
+    )
+
+
+def as_axes(argument: str, axes: Sequence[Axes] | np.ndarray) -> list[Axes]:
+    """Return several axes as a list."""
     panels = list(np.ravel(np.asarray(axes, dtype=object)))
-    if not all(isinstance(panel, Axes) for panel in panels):
-        raise InvalidArgumentError(
-            f"`{argument}` must be axes of matplotlib (plt.subplots(...)[1]), not "
-            f"{_described(axes)}."
-        )
+    are_axes = all(isinstance(panel, Axes) for panel in panels)
+    _check({argument: axes}, lambda _: are_axes, "axes of matplotlib (plt.subplots(...)[1])")
     return panels
 
 
-def _as_matrices(arguments: Mapping[str, object]) -> dict[str, Any]:
-    return {name: as_matrix(value) for name, value in arguments.items()}
+def _check(arguments: Mapping[str, Any], is_right: Callable[[Any], bool], wanted: str) -> None:
+    for name, value in arguments.items():
+        if not is_right(value):
+            raise InvalidArgumentError(f"`{name}` must be {wanted}, not {_shown(value)}.")
+
+
+def _is_numeric(array: np.ndarray) -> bool:
+    return array.dtype.kind in "biuf"
 
 
 def _as_array(value: object) -> np.ndarray | None:
@@ -328,8 +256,12 @@ def _as_array(value: object) -> np.ndarray | None:
         return None
 
 
-def _described(value: object) -> str:
-    """Type of a value, and the value where it is short."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return f"{value!r:.60}"
-    return f"{type(value).__name__}"
+def _shown(value: object) -> str:
+    """Show a value where that is short, and otherwise its type; long text is cut."""
+    if isinstance(value, str):
+        return repr(value)[:60]
+    if value is None or isinstance(value, Number | np.generic | np.ndarray | list | tuple | dict):
+        text = repr(value)
+        if len(text) <= 60 and "\n" not in text:
+            return text
+    return type(value).__name__

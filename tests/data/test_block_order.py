@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from scvi_sams.data._block_order import BlockOrder
+from scvi_sams.data._block_loader import BlockOrder
 from scvi_sams.exceptions import InvalidSplitError
 
 CELLS = np.sort(np.random.default_rng(0).permutation(1000)[:883])

@@ -5,13 +5,12 @@ import pandas as pd
 import pytest
 
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
-from scvi_sams.labels._combinations import (
+from scvi_sams.labels._labels import (
     combinations_as_perturbations,
     inseparable_perturbations,
     parts_of_combination,
 )
-from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
-from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._spelling import Spelling
 
 LABELS = ["B+A", "A", "control", "A+B", "C", "A + control", "C+B+A"]

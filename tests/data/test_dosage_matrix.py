@@ -6,8 +6,7 @@ import pytest
 from scipy import sparse
 
 from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
-from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
-from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._spelling import Spelling
 
 LABELS = ["ctrl", "A", "B", "C+A", "C+B+A"]

@@ -14,7 +14,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams import SAMSVAE
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._field import PerturbationField, registered_perturbations, unpack_perturbations
+from scvi_sams.data._field import PerturbationField, registered_labels, unpack_perturbations
 from scvi_sams.exceptions import (
     InvalidDosageError,
     InvalidPerturbationLabelError,
@@ -75,7 +75,8 @@ def test_obsm_holds_codes_then_doses_in_float32(make_screen):
 
 def test_codes_come_back_as_integers(make_screen):
     manager = register(make_screen(LABELS))
-    codes, doses = registered_perturbations(manager)
+    labels = registered_labels(manager)
+    codes, doses = labels.codes, labels.doses
     assert codes.dtype == np.int64
     np.testing.assert_array_equal(codes, [[-1, -1], [0, 1], [0, -1], [2, -1], [-1, -1], [0, 1]])
     np.testing.assert_array_equal(doses, [[0, 0], [1, 1], [1, 0], [1, 0], [0, 0], [1, 1]])
@@ -125,7 +126,7 @@ def test_other_data_are_encoded_by_name(make_screen):
     manager = register(make_screen(LABELS))
     other = make_screen(["C", "C+B", "control", "C+B+A"])
     transferred = manager.transfer_fields(other)
-    codes, _ = registered_perturbations(transferred)
+    codes = registered_labels(transferred).codes
     np.testing.assert_array_equal(codes, [[2, -1, -1], [1, 2, -1], [-1, -1, -1], [0, 1, 2]])
     assert list(state_of(transferred)["vocabulary"]) == ["A", "B", "C"]
     np.testing.assert_array_equal(state_of(transferred)["cells_per_perturbation"], [1, 2, 3])
@@ -134,13 +135,13 @@ def test_other_data_are_encoded_by_name(make_screen):
 def test_other_data_may_lack_controls_and_combinations(make_screen):
     manager = register(make_screen(LABELS))
     other = make_screen(["B", "A"])
-    codes, _ = registered_perturbations(manager.transfer_fields(other))
+    codes = registered_labels(manager.transfer_fields(other)).codes
     np.testing.assert_array_equal(codes, [[1], [0]])
 
 
 def test_other_data_use_control_and_delimiter_of_the_registration(make_screen):
     manager = register(make_screen(["NT1", "A_B", "NT2"]), control=("NT1", "NT2"), delimiter="_")
-    codes, _ = registered_perturbations(manager.transfer_fields(make_screen(["B_NT2", "NT1_NT1"])))
+    codes = registered_labels(manager.transfer_fields(make_screen(["B_NT2", "NT1_NT1"]))).codes
     np.testing.assert_array_equal(codes, [[1], [-1]])
 
 

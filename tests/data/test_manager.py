@@ -6,7 +6,7 @@ import pytest
 import scvi
 
 from scvi_sams import SAMSVAE
-from scvi_sams.data._field import registered_perturbations
+from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import (
     InvalidCovariateError,
     InvalidDosageError,
@@ -32,7 +32,7 @@ def create(adata, **arguments):
 
 
 def codes_of(model):
-    return registered_perturbations(model.adata_manager)[0]
+    return registered_labels(model.adata_manager).codes
 
 
 def batches_of(model):
@@ -45,6 +45,27 @@ def test_another_tool_may_register_the_same_data(screen):
     np.testing.assert_array_equal(screen.obs["_scvi_batch"], [0, 1, 2] * 8)
     np.testing.assert_array_equal(batches_of(model), [0, 1] * 12)
     np.testing.assert_array_equal(codes_of(model), CODES)
+
+
+def test_what_is_registered_is_read_without_writing_over_another_registration(
+    screen, assert_unchanged, recwarn
+):
+    screen.obs_names = ["cell"] * screen.n_obs
+    setup = {"categorical_covariate_keys": ["plate"], "continuous_covariate_keys": ["age"]}
+    model = create(screen, batch_key="batch", **setup)
+    create(screen, batch_key="plate", control="A", delimiter=None)
+    before = screen.copy()
+    recwarn.clear()
+    np.testing.assert_array_equal(codes_of(model), CODES)
+    np.testing.assert_array_equal(batches_of(model), [0, 1] * 12)
+    read = model.adata_manager.get_from_registry
+    np.testing.assert_array_equal(read("extra_categorical_covs")["plate"], [0, 1, 2] * 8)
+    np.testing.assert_array_equal(read("extra_continuous_covs")["age"], np.arange(24))
+    assert read("X") is screen.X
+    assert not recwarn.list
+    assert_unchanged(screen, before)
+    model.adata_manager.validate()
+    np.testing.assert_array_equal(screen.obs["_scvi_batch"], [0, 1] * 12)
 
 
 def test_slots_of_scvi_that_were_deleted_are_written_again(screen):

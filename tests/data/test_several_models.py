@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scvi_sams import SAMSVAE
-from scvi_sams.data._field import registered_perturbations, unpack_perturbations
+from scvi_sams.data._field import registered_labels, unpack_perturbations
 from scvi_sams.exceptions import UnknownPerturbationError
 
 LABELS = ["control", "A", "B", "B+A"] * 6
@@ -48,7 +48,7 @@ def results(model):
         "source cells": np.array(predicted.obs["source_cell"]),
         "latent": model.get_latent_representation(),
         "masks": model.get_perturbation_masks().to_numpy(),
-        "codes": registered_perturbations(model.adata_manager)[0],
+        "codes": registered_labels(model.adata_manager).codes,
     }
 
 
@@ -131,7 +131,7 @@ def test_a_model_trains_on_its_own_registration_after_a_second_one(shared_screen
             create(adata, **SETUP | arguments)
         torch.manual_seed(0)
         train(model)
-        np.testing.assert_array_equal(registered_perturbations(model.adata_manager)[0], CODES)
+        np.testing.assert_array_equal(registered_labels(model.adata_manager).codes, CODES)
         trained.append(model.module.state_dict())
     for key, value in trained[1].items():
         torch.testing.assert_close(value, trained[0][key], rtol=0, atol=1e-6)

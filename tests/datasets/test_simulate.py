@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from scvi_sams.datasets import _decoder, simulate_benchmark_screen, simulate_screen, simulated_rates
+from scvi_sams.datasets import (
+    _simulated_truth,
+    simulate_benchmark_screen,
+    simulate_screen,
+    simulated_rates,
+)
 from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
 
 SMALL = {
@@ -220,7 +225,7 @@ def test_benchmark_design():
 
 
 def test_benchmark_sparsity(monkeypatch):
-    monkeypatch.setattr(_decoder, "_ENTRIES_PER_CHUNK", 300_000)  # several chunks, the last partial
+    monkeypatch.setattr(_simulated_truth, "_ENTRIES_PER_CHUNK", 300_000)  # several chunks
     adata = simulate_benchmark_screen(cells_per_perturbation=4, cells_per_combination=4)
     assert adata.shape == (1600, 2000)
     assert adata.X.nnz / np.prod(adata.shape) == pytest.approx(0.57, abs=0.02)

@@ -4,7 +4,7 @@ from anndata import AnnData
 from scipy.special import gammaln
 
 from scvi_sams.datasets import (
-    _decoder,
+    _simulated_truth,
     simulate_screen,
     simulated_ate,
     simulated_log_likelihood,
@@ -69,7 +69,7 @@ def test_log_likelihood_by_hand(screen):
 def test_log_likelihood_does_not_depend_on_chunks(screen, monkeypatch):
     some = screen[:500]
     expected = simulated_log_likelihood(some)
-    monkeypatch.setattr(_decoder, "_ENTRIES_PER_CHUNK", 30 * 77)
+    monkeypatch.setattr(_simulated_truth, "_ENTRIES_PER_CHUNK", 30 * 77)
     np.testing.assert_allclose(simulated_log_likelihood(some), expected, rtol=1e-12)
 
 
@@ -103,7 +103,9 @@ def test_ate_agrees_with_the_cells_drawn(screen):
 
 
 def test_ate_standard_error_is_the_spread_between_seeds(screen, monkeypatch):
-    monkeypatch.setattr(_decoder, "_ENTRIES_PER_CHUNK", 30 * 50)  # chunks must be independent
+    monkeypatch.setattr(
+        _simulated_truth, "_ENTRIES_PER_CHUNK", 30 * 50
+    )  # chunks must be independent
     draws = [simulated_ate(screen, ["P002"], n_samples=200, seed=seed) for seed in range(60)]
     spread = np.std([draw.X[0] for draw in draws], axis=0, ddof=1)
     stated = np.mean([draw.layers["standard_error"][0] for draw in draws], axis=0)
@@ -122,7 +124,9 @@ def test_ate_does_not_depend_on_order_or_company(screen):
 
 def test_ate_uses_every_chunk(screen, monkeypatch):
     whole = simulated_ate(screen, ["P001"], n_samples=4000)
-    monkeypatch.setattr(_decoder, "_ENTRIES_PER_CHUNK", 30 * 900)  # 4 chunks of 900, one of 400
+    monkeypatch.setattr(
+        _simulated_truth, "_ENTRIES_PER_CHUNK", 30 * 900
+    )  # 4 chunks of 900, one of 400
     parts = simulated_ate(screen, ["P001"], n_samples=4000)
     error = np.hypot(whole.layers["standard_error"], parts.layers["standard_error"])
     assert np.abs((whole.X - parts.X) / error).max() < 4

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from scvi_sams import SAMSVAE
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._field import registered_perturbations, unpack_perturbations
+from scvi_sams.data._field import registered_labels, unpack_perturbations
 from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnknownPerturbationError
 
 LABELS = ["control", "A", "B", "B+A"] * 6
@@ -62,7 +62,8 @@ def model():
 
 
 def test_defaults_read_labels_joined_by_plus_and_counts_in_x(model):
-    codes, doses = registered_perturbations(model.adata_manager)
+    labels = registered_labels(model.adata_manager)
+    codes, doses = labels.codes, labels.doses
     np.testing.assert_array_equal(codes[:4], [[-1, -1], [0, -1], [1, -1], [0, 1]])
     np.testing.assert_array_equal(doses[:4], [[0, 0], [1, 0], [1, 0], [1, 1]])
     x = model.adata_manager.get_from_registry(REGISTRY_KEYS.X)

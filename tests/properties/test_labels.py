@@ -8,8 +8,7 @@ from scipy import sparse
 
 from properties.schemes import CONTROL, DELIMITERS, as_kept, decoded, names, screens, spellings
 from scvi_sams.data import canonical_label
-from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
-from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._spelling import Spelling
 
 

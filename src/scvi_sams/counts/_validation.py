@@ -78,7 +78,11 @@ def validate_expression(
     for start in range(0, reader.n_rows, _ROWS_PER_CHUNK):
         chunk = reader.read(start, min(start + _ROWS_PER_CHUNK, reader.n_rows))
         entries = np.asarray(chunk.data if sparse.issparse(chunk) else chunk)
-        _check_finite(entries, location)
+        n_bad = entries.size - np.count_nonzero(np.isfinite(entries))
+        if n_bad:
+            raise InvalidCountsError(
+                f"{location} holds {n_bad} values that are NaN or infinite. Remove or fill them."
+            )
         if counts:
             _check_counts(entries, location)
             _check_no_empty_cells(chunk, start, location)
@@ -109,8 +113,7 @@ def _check_matrix_intact(values: Any, location: str) -> None:
     """
     if not sparse.issparse(values):
         return
-    n_rows = values.shape[0 if values.format == "csr" else 1]
-    n_columns = values.shape[1 if values.format == "csr" else 0]
+    n_rows, n_columns = values.shape if values.format == "csr" else values.shape[::-1]
     pointers, indices = values.indptr, values.indices
     is_damaged = (
         len(pointers) != n_rows + 1
@@ -126,28 +129,15 @@ def _check_matrix_intact(values: Any, location: str) -> None:
         )
 
 
-def _check_finite(entries: np.ndarray, location: str) -> None:
-    if np.issubdtype(entries.dtype, np.floating) and not np.isfinite(entries).all():
-        n_bad = entries.size - int(np.isfinite(entries).sum())
-        raise InvalidCountsError(
-            f"{location} holds {n_bad} values that are NaN or infinite. Remove or fill them."
-        )
-
-
 def _check_counts(entries: np.ndarray, location: str) -> None:
-    if entries.size and entries.min() < 0:
-        raise InvalidCountsError(
-            f"{location} holds negative values (such as {entries.min():g}), which are no counts. "
-            "Pass the layer with raw counts as `layer`, or, for values that are already "
-            "normalised, use gene_likelihood='normal'."
-        )
-    fractional = entries[entries != np.rint(entries)]
-    if fractional.size:
-        raise InvalidCountsError(
-            f"{location} holds fractional values (such as {fractional.flat[0]:g}), which are no "
-            "counts. Pass the layer with raw counts as `layer`, or, for values that are already "
-            "normalised, use gene_likelihood='normal'."
-        )
+    negative, fractional = entries[entries < 0], entries[entries != np.rint(entries)]
+    for kind, bad in (("negative", negative[:1]), ("fractional", fractional[:1])):
+        if bad.size:
+            raise InvalidCountsError(
+                f"{location} holds {kind} values (such as {bad[0]:g}), which are no counts. Pass "
+                "the layer with raw counts as `layer`, or, for values that are already "
+                "normalised, use gene_likelihood='normal'."
+            )
     _check_not_huge(entries, LARGEST_COUNT, location)
 
 

@@ -1,9 +1,11 @@
-"""Mini-batches of a registered screen, read in blocks."""
+"""Mini-batches of a registered screen: the order of its cells, and a loader that reads blocks."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +16,153 @@ from scvi_sams._checks import check_choice
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._block_reader import BlockReader
 from scvi_sams.data._annbatch_reader import AnnbatchReader
-from scvi_sams.data._block_order import BlockOrder
+from scvi_sams.exceptions import InvalidSplitError
 
 _READERS = {"blocks": BlockReader, "annbatch": AnnbatchReader}
 
 
-class BlockLoader:
+class BlockOrder:
+    """Positions of cells in the order of an epoch, for one process of several.
+
+    Shuffled, blocks of neighbouring cells come in random order, and the cells of some blocks at a
+    time are mixed in a buffer. That order is a function of seed and epoch only: all processes have
+    the same one, and each takes its stretch of it. Within an epoch every cell occurs once, in one
+    process. Stretches differ by at most one cell, and all processes have equally many batches, of
+    sizes that differ by at most one.
+
+    Parameters
+    ----------
+    indices
+        Positions of the cells.
+    batch_size
+        Largest number of cells in a batch.
+    shuffle
+        Whether to shuffle. Otherwise cells come as they are given, the processes one after another.
+    drop_last
+        Whether all batches are of ``batch_size`` cells; what is left of an epoch does not occur.
+    block_size
+        Length of a block, in rows of the file.
+    blocks_per_buffer
+        Number of blocks that are mixed.
+    seed
+        Of the random order.
+    rank, world_size
+        Number of this process, and number of processes.
+
+    Raises
+    ------
+    InvalidSplitError
+        If there are fewer cells than processes.
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        block_size: int = 512,
+        blocks_per_buffer: int = 32,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        n_cells = len(indices)
+        if world_size > max(n_cells, 1):
+            raise InvalidSplitError(
+                f"{n_cells} cells cannot be shared by {world_size} processes, each of which needs "
+                "one or more. Use fewer devices, or other shares of training and validation cells."
+            )
+        self.epoch = 0
+        self._shuffle = shuffle
+        self._seed = seed
+        self._indices = np.sort(indices) if shuffle else np.asarray(indices)
+        self._block_starts = np.flatnonzero(np.diff(self._indices // block_size, prepend=-1))
+        self._batches_per_buffer = max(1, block_size * blocks_per_buffer // batch_size)
+        first, last = n_cells * rank // world_size, n_cells * (rank + 1) // world_size
+        n_fewest = n_cells // world_size
+        if drop_last:
+            ends = np.arange(n_fewest // batch_size + 1) * batch_size
+        else:
+            n_batches = min(-(-n_cells // (world_size * batch_size)), n_fewest)
+            ends = _ends_of_batches(last - first, n_batches, batch_size)
+        self._batch_ends = first + ends
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._batch_ends) - 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch; Lightning calls it."""
+        self.epoch = epoch
+
+    def buffers(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield what is read at a time: positions, and the places at which batches begin and end.
+
+        Batch ``i`` of a buffer is ``positions[ends[i] : ends[i + 1]]``.
+        """
+        blocks, block_ends = self._blocks_of_epoch()
+        for first in range(0, len(self), self._batches_per_buffer):
+            ends = self._batch_ends[first : first + self._batches_per_buffer + 1]
+            positions = self._stretch(blocks, block_ends, ends[0], ends[-1])
+            if self._shuffle:
+                rng = np.random.default_rng([self._seed, self.epoch, int(ends[0]) + 1])
+                positions = rng.permutation(positions)
+            yield positions, ends - ends[0]
+
+    def _blocks_of_epoch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks in their order (first and last place in ``indices``), and where each one ends."""
+        ends = np.append(self._block_starts, len(self._indices))[1:]
+        blocks = np.column_stack([self._block_starts, ends])
+        if self._shuffle:
+            blocks = np.random.default_rng([self._seed, self.epoch]).permutation(blocks)
+        return blocks, np.cumsum(blocks[:, 1] - blocks[:, 0])
+
+    def _stretch(
+        self, blocks: np.ndarray, block_ends: np.ndarray, start: int, stop: int
+    ) -> np.ndarray:
+        """Positions ``start`` to ``stop - 1`` of all blocks one after another."""
+        first, last = np.searchsorted(block_ends, [start, stop - 1], side="right")
+        positions = np.concatenate([self._indices[a:b] for a, b in blocks[first : last + 1]])
+        start_of_first = block_ends[first] - (blocks[first, 1] - blocks[first, 0])
+        return positions[start - start_of_first : stop - start_of_first]
+
+
+class ScreenLoader(ABC):
+    """Yields mini-batches in a :class:`BlockOrder`; each iteration is another epoch."""
+
+    batch_sampler = None
+
+    def __init__(self, order: BlockOrder) -> None:
+        # Named as in a DataLoader of torch: Lightning tells a `sampler` the epoch.
+        self.sampler = order
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield tensors by their registry keys."""
+        # A DataLoader of torch draws a seed here, and so do we: whatever is drawn next is then the
+        # same whatever loads the cells.
+        torch.empty((), dtype=torch.int64).random_()
+        for positions, ends in self.sampler.buffers():
+            yield from self._batches(positions, ends)
+        self.sampler.set_epoch(self.sampler.epoch + 1)
+
+    @abstractmethod
+    def _batches(
+        self, positions: np.ndarray, ends: np.ndarray
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the mini-batches of a buffer; see :meth:`BlockOrder.buffers`."""
+
+
+class BlockLoader(ScreenLoader):
     """Yields the mini-batches of :class:`~scvi.dataloaders.AnnDataLoader`, reading X in blocks.
 
-    Each iteration is another epoch. At any time one buffer of cells is in memory (as stored:
-    sparse rows stay sparse), and one batch of dense ones.
+    At any time one buffer of cells is in memory (as stored: sparse rows stay sparse), and one batch
+    of dense ones.
 
     Parameters
     ----------
@@ -31,14 +170,14 @@ class BlockLoader:
         Of the registered AnnData; its expression may be on disk or in memory.
     indices
         Positions of the cells to read; ``None`` for all.
-    batch_size, shuffle, drop_last, block_size, blocks_per_buffer, seed, rank, world_size
-        See :class:`~scvi_sams.data.BlockOrder`.
     load_sparse_tensor
         Whether X, if it is sparse, is a sparse csr tensor in the batches.
     pin_memory
         Whether batches are in page-locked memory, where there is a GPU.
     reader
         Of X; ``None`` for a new one.
+    batch_size, block_size, blocks_per_buffer, **order
+        See :class:`BlockOrder`.
 
     Raises
     ------
@@ -52,33 +191,19 @@ class BlockLoader:
         indices: np.ndarray | None = None,
         batch_size: int = 128,
         *,
-        shuffle: bool = False,
-        drop_last: bool = False,
         load_sparse_tensor: bool = False,
         pin_memory: bool = False,
         block_size: int = 512,
         blocks_per_buffer: int = 32,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
         reader: BlockReader | None = None,
+        **order: Any,
     ) -> None:
         if indices is None:
             indices = np.arange(adata_manager.adata.n_obs)
-        # Named as in a DataLoader of torch: Lightning tells a `sampler` the epoch.
-        self.batch_sampler = None
-        self.sampler = BlockOrder(
-            indices,
-            batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            block_size=block_size,
-            blocks_per_buffer=blocks_per_buffer,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
-        self._rows_per_read = block_size if shuffle else block_size * blocks_per_buffer
+        buffer: dict[str, Any] = {"block_size": block_size, "blocks_per_buffer": blocks_per_buffer}
+        super().__init__(BlockOrder(indices, batch_size, **buffer, **order))
+        is_shuffled = order.get("shuffle", False)
+        self._rows_per_read = block_size if is_shuffled else block_size * blocks_per_buffer
         self._load_sparse_tensor = load_sparse_tensor
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._reader = reader or registered_expression(adata_manager)
@@ -86,26 +211,17 @@ class BlockLoader:
         others = [key for key in self._keys if key != REGISTRY_KEYS.X]
         self._others = adata_manager.create_torch_dataset(data_and_attributes=others)
 
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield tensors by their registry keys."""
-        # A DataLoader of torch draws a seed here, and so do we: whatever is drawn next is then the
-        # same whether cells are in memory or on disk.
-        torch.empty((), dtype=torch.int64).random_()
-        for positions, ends in self.sampler.buffers():
-            buffer = self._read(positions)
-            for start, stop in pairwise(ends):
-                batch = {key: self._tensor(buffer[key][start:stop]) for key in self._keys}
-                yield {k: v.pin_memory() for k, v in batch.items()} if self._pin_memory else batch
-        self.sampler.set_epoch(self.sampler.epoch + 1)
+    def _batches(
+        self, positions: np.ndarray, ends: np.ndarray
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        buffer = self._read(positions)
+        for start, stop in pairwise(ends):
+            batch = {key: self._tensor(buffer[key][start:stop]) for key in self._keys}
+            yield {k: v.pin_memory() for k, v in batch.items()} if self._pin_memory else batch
 
     def _read(self, positions: np.ndarray) -> dict[str, np.ndarray | sparse.csr_matrix]:
         order = np.argsort(positions, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
+        place = np.argsort(order, kind="stable")
         rows = positions[order]
         x = self._reader.read_rows(rows, self._rows_per_read)
         buffer = {REGISTRY_KEYS.X: x.astype(np.float32, copy=False), **self._others[rows]}
@@ -133,3 +249,9 @@ def registered_expression(manager: AnnDataManager, reader: str = "blocks") -> Bl
         f"[{location.attr_key!r}]" if location.attr_name == "layers" else ""
     )
     return _READERS[reader](manager.get_from_registry(REGISTRY_KEYS.X), name)
+
+
+def _ends_of_batches(n_cells: int, n_batches: int, batch_size: int) -> np.ndarray:
+    """Full batches and the rest, but no empty batch, which then takes a cell of the one before."""
+    ends = np.append(np.arange(n_batches) * batch_size, n_cells)
+    return np.minimum(ends, n_cells - np.arange(n_batches, -1, -1))

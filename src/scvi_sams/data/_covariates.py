@@ -15,46 +15,24 @@ from scvi_sams.exceptions import (
     MissingKeyError,
     RegistrationError,
 )
-from scvi_sams.labels._names import factorize, listing, shown
+from scvi_sams.labels._names import factorize, listing, numbers_in, shown
 
 
-def check_adata(adata: object) -> None:
-    """Raise an error if this is no AnnData."""
-    if not isinstance(adata, AnnData):
-        raise RegistrationError(
-            f"`adata` must be an AnnData, not {type(adata).__name__}. Read a file with "
-            "anndata.read_h5ad or scvi_sams.data.open_screen; a matrix goes into "
-            "anndata.AnnData(counts)."
-        )
-
-
-def check_keys_exist(adata: AnnData, layer: str | None, keys: Iterable[str]) -> None:
-    """Raise an error if the layer or a column of obs does not exist."""
-    if layer is not None and layer not in adata.layers:
-        raise MissingKeyError(
-            f"Layer {layer!r} is not in adata.layers, which has {list(adata.layers.keys())}."
-        )
-    missing = [key for key in keys if key not in adata.obs]
-    if missing:
-        raise MissingKeyError(
-            f"Columns {missing} are not in adata.obs, which has {list(adata.obs.columns)}."
-        )
+def check_keys_exist(adata: AnnData, **keys_of_slot: Iterable[str | None]) -> None:
+    """Raise an error if a slot of the AnnData lacks one of its keys; ``None`` is passed over."""
+    for slot, keys in keys_of_slot.items():
+        present = list(getattr(adata, slot).keys())
+        missing = [key for key in keys if key is not None and key not in present]
+        if missing:
+            raise MissingKeyError(
+                f"adata.{slot} has no {listing(missing)}. It has {listing(present, limit=50)}."
+            )
 
 
 def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:
     """Raise an error if there are no cells or genes, or names of genes or columns are not unique.
 
-    Parameters
-    ----------
-    adata
-        Screen to learn from.
-    keys
-        Columns of obs that are read; ``None`` is passed over.
-
-    Raises
-    ------
-    RegistrationError
-        Naming what is missing or doubled.
+    ``keys`` are the columns of obs that are read; ``None`` is passed over.
     """
     if 0 in adata.shape:
         raise RegistrationError(
@@ -99,14 +77,8 @@ def validate_categories(
 ) -> None:
     """Raise an error if a category is missing, or is not one of the known ones.
 
-    Parameters
-    ----------
-    column
-        Category of each cell.
-    known
-        Categories of the training data; ``None`` takes them as they are.
-    training_key
-        Argument of ``setup_anndata`` that named the column, for the message.
+    ``known`` are the categories of the training data (``None`` takes them as they are), and
+    ``training_key`` is the argument of ``setup_anndata`` that named the column.
     """
     missing = column.isna().to_numpy()
     if missing.any():
@@ -117,7 +89,13 @@ def validate_categories(
         )
     _, categories = factorize(column, InvalidCovariateError)
     if known is None:
-        _check_one_type(column, categories)
+        try:
+            sorted(categories)
+        except TypeError:
+            raise InvalidCovariateError(
+                f"The column {column.name!r} mixes text and numbers. Make it one of them, for "
+                f"example adata.obs[{column.name!r}].astype(str)."
+            ) from None
         return
     known = list(known)
     unseen = [category for category in categories if category not in known]
@@ -129,31 +107,16 @@ def validate_categories(
         )
 
 
-def _check_one_type(column: pd.Series, categories: Iterable) -> None:
-    try:
-        sorted(categories)
-    except TypeError:
-        raise InvalidCovariateError(
-            f"The column {column.name!r} mixes text and numbers. Make it one of them, for example "
-            f"adata.obs[{column.name!r}].astype(str)."
-        ) from None
-
-
 def numbers_of(column: pd.Series) -> np.ndarray:
-    """Return a column as numbers, NaN where missing; anything else is refused by name."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    # pandas counts dates in nanoseconds, which no one means.
-    is_date_or_complex = column.dtype.kind in "mMc"
-    refused = (numbers.isna() & column.notna()).to_numpy() | is_date_or_complex
-    if numbers.dtype.kind == "c":
-        refused |= column.map(lambda value: isinstance(value, complex)).to_numpy(dtype=bool)
-    if refused.any():
+    """Return a column as numbers, NaN where missing; an error shows anything else."""
+    numbers, is_other = numbers_in(column)
+    if is_other.any():
         raise InvalidCovariateError(
-            f"The column {column.name!r} holds {shown(column[refused].iloc[0])} in cell "
-            f"{column.index[refused][0]!r}, which is no number ({refused.sum()} such cells). "
+            f"The column {column.name!r} holds {shown(column[is_other].iloc[0])} in cell "
+            f"{column.index[is_other][0]!r}, which is no number ({is_other.sum()} such cells). "
             "Convert the column, or register another one."
         )
-    return numbers.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+    return numbers
 
 
 def validate_covariate(column: pd.Series) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,24 @@ from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
-from scvi_sams._checks import check_key
+from scvi_sams._checks import as_names, check_key
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.data._covariates import check_keys_exist
 from scvi_sams.exceptions import (
     InvalidArgumentError,
     InvalidDosageError,
     InvalidPerturbationLabelError,
     MissingKeyError,
 )
-from scvi_sams.labels._combinations import combinations_as_perturbations
-from scvi_sams.labels._dosage_matrix import encode_dosage_matrix
 from scvi_sams.labels._labels import (
+    NO_PERTURBATION,
     Labels,
-    check_control_label,
-    check_control_row,
-    distinct_combinations,
+    check_has_control,
+    combinations_as_perturbations,
+    distinct_rows,
 )
 from scvi_sams.labels._names import listing
-from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._spelling import Spelling
 
 
@@ -58,6 +58,11 @@ class PerturbationField(BaseAnnDataField):
         Whether a combination is the sum of its perturbations, or a perturbation of its own.
     """
 
+    registry_key = REGISTRY_KEYS.PERTURBATIONS
+    attr_name = "obsm"
+    attr_key = f"_scvi_{REGISTRY_KEYS.PERTURBATIONS}"
+    is_empty = False
+
     VOCABULARY_KEY = "vocabulary"
     N_CONTROL_KEY = "n_control_cells"
     N_COMBINATIONS_KEY = "n_combinations"
@@ -75,45 +80,26 @@ class PerturbationField(BaseAnnDataField):
         additive: bool = True,
     ) -> None:
         super().__init__()
-        _validate_arguments(
-            control=control,
-            perturbation_names=perturbation_names,
+        check_key(
             perturbation_key=perturbation_key,
-            delimiter=delimiter,
             dosage_key=dosage_key,
             dosage_obsm_key=dosage_obsm_key,
         )
+        if perturbation_names is not None and not isinstance(perturbation_names, str):
+            as_names("perturbation_names", perturbation_names)
+            # A tuple of its own: the caller may change a list later.
+            perturbation_names = tuple(perturbation_names)
+        if perturbation_names is not None and dosage_obsm_key is None:
+            raise InvalidArgumentError(
+                "`perturbation_names` are those of the columns of a dosage matrix. Pass its key as "
+                "`dosage_obsm_key`, or leave them out."
+            )
         self.perturbation_key = perturbation_key
         self.spelling = Spelling.of(control, delimiter)
         self.dosage_key = dosage_key
         self.dosage_obsm_key = dosage_obsm_key
         self.additive = additive
-        # A tuple of its own: the caller may change a list later.
-        self.perturbation_names = (
-            perturbation_names
-            if perturbation_names is None or isinstance(perturbation_names, str)
-            else tuple(perturbation_names)
-        )
-
-    @property
-    def registry_key(self) -> str:
-        """Key of the tensor in a mini-batch."""
-        return REGISTRY_KEYS.PERTURBATIONS
-
-    @property
-    def attr_name(self) -> str:
-        """The field lives in obsm."""
-        return "obsm"
-
-    @property
-    def attr_key(self) -> str:
-        """Key in obsm."""
-        return f"_scvi_{self.registry_key}"
-
-    @property
-    def is_empty(self) -> bool:
-        """A screen always has perturbations."""
-        return False
+        self.perturbation_names = perturbation_names
 
     def validate_field(self, adata: AnnData) -> None:
         """Check that what the field reads is named, and exists."""
@@ -128,32 +114,22 @@ class PerturbationField(BaseAnnDataField):
                 f"Doses are given twice, by `dosage_key` ({self.dosage_key!r}) and by "
                 f"`dosage_obsm_key` ({self.dosage_obsm_key!r}). Pass one of them."
             )
-        for key in (self.perturbation_key, self.dosage_key):
-            if key is not None and key not in adata.obs:
-                raise MissingKeyError(
-                    f"Column {key!r} is not in adata.obs, which has {list(adata.obs.columns)}."
-                )
-        if self.dosage_obsm_key is not None and self.dosage_obsm_key not in adata.obsm:
-            raise MissingKeyError(
-                f"Matrix {self.dosage_obsm_key!r} is not in adata.obsm, which has "
-                f"{list(adata.obsm.keys())}."
-            )
+        obsm_keys = [self.dosage_obsm_key]
+        check_keys_exist(adata, obs=[self.perturbation_key, self.dosage_key], obsm=obsm_keys)
 
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data and remember its vocabulary."""
-        encoded = self._encode(adata, vocabulary=None)
-        self._check_same_names(adata)
-        if self.dosage_obsm_key is None:
-            check_control_label(encoded)
-        else:
-            check_control_row(encoded, f"adata.obsm[{self.dosage_obsm_key!r}]")
-        if encoded.is_control.all():
+        labels = self._encode(adata, vocabulary=None)
+        if self.dosage_obsm_key is not None:
+            self._check_same_names(adata)
+        check_has_control(labels, self.dosage_obsm_key)
+        if labels.is_control.all():
             raise InvalidPerturbationLabelError(
                 "Every cell is a control cell: there is no perturbation to learn about. Check "
                 f"`perturbation_key` and `control` ({', '.join(self.spelling.control)}), and that "
                 "not all doses are 0."
             )
-        return self._write(adata, encoded)
+        return self._write(adata, labels)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: object) -> dict:
         """Encode other data by the names of the training data."""
@@ -182,48 +158,39 @@ class PerturbationField(BaseAnnDataField):
 
     def _encode(self, adata: AnnData, vocabulary: Sequence[str] | None) -> Labels:
         self.validate_field(adata)
-        if self.additive:
-            return self._encode_singles(adata, vocabulary)
-        return combinations_as_perturbations(
-            self._encode_singles(adata, None), vocabulary=vocabulary
-        )
-
-    def _encode_singles(self, adata: AnnData, vocabulary: Sequence[str] | None) -> Labels:
+        names_of_singles = vocabulary if self.additive else None
         if self.dosage_obsm_key is not None:
-            names = self._column_names(adata)
-            self._check_names(names)
-            return encode_dosage_matrix(
+            labels = encode_dosage_matrix(
                 adata.obsm[self.dosage_obsm_key],
-                names,
+                self._column_names(adata),
                 spelling=self.spelling,
-                vocabulary=vocabulary,
+                vocabulary=names_of_singles,
             )
-        return encode_labels(
-            adata.obs[self.perturbation_key],
-            None if self.dosage_key is None else adata.obs[self.dosage_key],
-            spelling=self.spelling,
-            vocabulary=vocabulary,
-        )
+        else:
+            labels = encode_labels(
+                adata.obs[self.perturbation_key],
+                None if self.dosage_key is None else adata.obs[self.dosage_key],
+                spelling=self.spelling,
+                vocabulary=names_of_singles,
+            )
+        if self.additive:
+            return labels
+        return combinations_as_perturbations(labels, vocabulary=vocabulary)
 
-    def _column_names(self, adata: AnnData) -> Sequence[str]:
+    def _column_names(self, adata: AnnData) -> list[Any]:
         matrix = adata.obsm[self.dosage_obsm_key]
         if isinstance(matrix, pd.DataFrame):
-            return list(matrix.columns)
-        if isinstance(self.perturbation_names, str):
-            if self.perturbation_names not in adata.uns:
-                raise MissingKeyError(
-                    f"adata.uns has no {self.perturbation_names!r} with the names of the columns "
-                    f"of adata.obsm[{self.dosage_obsm_key!r}]."
-                )
-            return list(adata.uns[self.perturbation_names])
-        if self.perturbation_names is None:
+            names = list(matrix.columns)
+        elif isinstance(self.perturbation_names, str):
+            check_keys_exist(adata, uns=[self.perturbation_names])
+            names = list(adata.uns[self.perturbation_names])
+        elif self.perturbation_names is None:
             raise InvalidDosageError(
                 f"adata.obsm[{self.dosage_obsm_key!r}] is a matrix without column names. Pass "
                 "`perturbation_names` (a list, or a key of adata.uns), or store a DataFrame."
             )
-        return list(self.perturbation_names)
-
-    def _check_names(self, names: Sequence[Any]) -> None:
+        else:
+            names = list(self.perturbation_names)
         delimiter = self.spelling.delimiter
         unusable = [
             name
@@ -239,59 +206,33 @@ class PerturbationField(BaseAnnDataField):
                 f"({delimiter!r}), with which combinations are written. Rename them, or pass "
                 "another `delimiter`."
             )
+        return names
 
     def _check_same_names(self, adata: AnnData) -> None:
         """Raise an error if a table in the training data has other names than were given."""
-        if self.dosage_obsm_key is None or self.perturbation_names is None:
+        table, names = adata.obsm[self.dosage_obsm_key], self.perturbation_names
+        if not isinstance(table, pd.DataFrame) or names is None or isinstance(names, str):
             return
-        matrix = adata.obsm[self.dosage_obsm_key]
-        if not isinstance(matrix, pd.DataFrame) or isinstance(self.perturbation_names, str):
-            return
-        if [str(name) for name in matrix.columns] != [str(n) for n in self.perturbation_names]:
+        if list(map(str, table.columns)) != list(map(str, names)):
             raise InvalidDosageError(
-                f"`perturbation_names` ({listing(self.perturbation_names)}) are not the columns of "
-                f"the table adata.obsm[{self.dosage_obsm_key!r}] ({listing(matrix.columns)}). "
-                "Leave them out: a table has its own."
+                f"`perturbation_names` ({listing(names)}) are not the columns of the table "
+                f"adata.obsm[{self.dosage_obsm_key!r}] ({listing(table.columns)}). Leave them out: "
+                "a table has its own."
             )
 
-    def _write(self, adata: AnnData, encoded: Labels) -> dict:
-        packed = np.concatenate([encoded.codes.astype(np.float32), encoded.doses], axis=1)
+    def _write(self, adata: AnnData, labels: Labels) -> dict:
+        packed = np.concatenate([labels.codes.astype(np.float32), labels.doses], axis=1)
         adata.obsm[self.attr_key] = packed
-        present = encoded.codes[encoded.codes >= 0]
-        rows = encoded.codes[(encoded.codes >= 0).sum(axis=1) > 1]
+        is_given = labels.codes != NO_PERTURBATION
+        combinations, _ = distinct_rows(np.sort(labels.codes[is_given.sum(axis=1) > 1], axis=1))
         return {
-            self.VOCABULARY_KEY: np.array(encoded.vocabulary, dtype=str),
-            self.N_CONTROL_KEY: int(encoded.is_control.sum()),
-            self.N_COMBINATIONS_KEY: len(pd.DataFrame(np.sort(rows, axis=1)).drop_duplicates()),
+            self.VOCABULARY_KEY: np.array(labels.vocabulary, dtype=str),
+            self.N_CONTROL_KEY: int(labels.is_control.sum()),
+            self.N_COMBINATIONS_KEY: len(combinations),
             self.CELLS_PER_PERTURBATION_KEY: np.bincount(
-                present, minlength=len(encoded.vocabulary)
+                labels.codes[is_given], minlength=len(labels.vocabulary)
             ),
         }
-
-
-def _validate_arguments(
-    *, control: object, perturbation_names: object, dosage_obsm_key: object, **keys: object
-) -> None:
-    check_key(dosage_obsm_key=dosage_obsm_key, **keys)
-    labels = list(control) if isinstance(control, Iterable) else [control]
-    missing = [label for label in labels if label is None or label != label]
-    if missing:
-        raise InvalidArgumentError(
-            f"`control` is {control!r}. Pass the label, or a list of labels, of control cells (an "
-            "empty list where a dosage matrix has no column for them)."
-        )
-    if perturbation_names is None:
-        return
-    if not isinstance(perturbation_names, Iterable):
-        raise InvalidArgumentError(
-            "`perturbation_names` must be a list of names, or a key of adata.uns, not "
-            f"{perturbation_names!r}."
-        )
-    if dosage_obsm_key is None:
-        raise InvalidArgumentError(
-            "`perturbation_names` are those of the columns of a dosage matrix. Pass its key as "
-            "`dosage_obsm_key`, or leave them out."
-        )
 
 
 def unpack_perturbations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -300,19 +241,15 @@ def unpack_perturbations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.int64), doses
 
 
-def registered_perturbations(manager: AnnDataManager) -> tuple[np.ndarray, np.ndarray]:
-    """Return codes and doses of every registered cell, shapes ``(n_cells, n_slots)``."""
-    return unpack_perturbations(manager.get_from_registry(REGISTRY_KEYS.PERTURBATIONS))
+def perturbation_field(manager: AnnDataManager) -> PerturbationField:
+    """Return the one field of a manager that holds perturbations."""
+    (field,) = (field for field in manager.fields if isinstance(field, PerturbationField))
+    return field
 
 
-def registered_labels(
-    manager: AnnDataManager, vocabulary: Sequence[str], *, delimiter: str | None, control: str
-) -> np.ndarray:
-    """Canonical label of every cell by what was registered, however it was spelled.
-
-    Combinations in a dosage matrix have no delimiter of their own and get ``"+"``.
-    """
-    codes, _ = registered_perturbations(manager)
-    parts_of_row, row_of_cell = distinct_combinations(codes, vocabulary)
-    labels = [(delimiter or "+").join(parts) or control for parts in parts_of_row]
-    return np.array(labels, dtype=object)[row_of_cell]
+def registered_labels(manager: AnnDataManager) -> Labels:
+    """Return what every registered cell was perturbed with, by the names of the training data."""
+    field = perturbation_field(manager)
+    codes, doses = unpack_perturbations(manager.get_from_registry(field.registry_key))
+    vocabulary = manager.get_state_registry(field.registry_key)[field.VOCABULARY_KEY]
+    return Labels(codes, doses.copy(), tuple(map(str, vocabulary)), field.spelling)

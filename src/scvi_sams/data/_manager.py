@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi.data import AnnDataManager
 
+from scvi_sams._checks import check_anndata
 from scvi_sams._compat import (
     FIELD_REGISTRIES_KEY,
     MANAGER_UUID_KEY,
@@ -20,7 +22,6 @@ from scvi_sams._compat import (
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._validation import unchanged_on_error
 from scvi_sams.data._covariates import (
-    check_adata,
     check_genes,
     check_keys_exist,
     numbers_of,
@@ -28,7 +29,7 @@ from scvi_sams.data._covariates import (
     validate_covariate,
     validate_table,
 )
-from scvi_sams.data._field import PerturbationField
+from scvi_sams.data._field import perturbation_field
 from scvi_sams.exceptions import RegistrationError
 
 
@@ -36,8 +37,9 @@ class ScreenManager(AnnDataManager):
     """An :class:`~scvi.data.AnnDataManager` of a model's own view of an AnnData.
 
     Whatever is registered is checked before anything is written. scvi-tools keeps the codes of the
-    last registration in the AnnData; if that was another model's, this manager registers again
-    before it reads, by the categories that it learned the first time.
+    last registration in the AnnData. If that was another model's, :meth:`validate`, which methods
+    of a model begin with, registers this one again, by the categories that it learned the first
+    time; :meth:`get_from_registry` reads as it would be registered, and writes nothing.
     """
 
     adata: AnnData | None
@@ -63,11 +65,14 @@ class ScreenManager(AnnDataManager):
             Naming what cannot be read; the AnnData is then as it was.
         """
         source = self._learned or source_registry
-        check_adata(adata)
+        check_anndata(RegistrationError, adata=adata)
         if adata.is_view:
             raise RegistrationError("A view cannot be registered. Pass a copy: adata.copy().")
         if source_registry is not None and self._learned is None:
-            _check_same_genes(adata, source_registry)
+            genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
+            # Genes that were all renamed, as from identifiers to symbols, are the user's affair.
+            if adata.n_vars != len(genes) or adata.var_names.isin(genes).any():
+                check_genes(adata, genes)
         self.check_fields(adata, source)
         with unchanged_on_error(adata):
             super().register_fields(adata, source, **transfer_kwargs)
@@ -86,60 +91,49 @@ class ScreenManager(AnnDataManager):
             self.adata = adata
 
     def get_from_registry(self, registry_key: str) -> np.ndarray | pd.DataFrame:
-        """Return what is registered under a key, as this manager registered it."""
-        self.validate()
-        return super().get_from_registry(registry_key)
+        """Return what is registered under a key, whoever registered the AnnData last."""
+        adata, source = self.adata, self._learned
+        field = next(field for field in self.fields if field.registry_key == registry_key)
+        is_overwritten = str(field.attr_key).startswith("_scvi_") and (
+            adata is not None and adata.uns.get(MANAGER_UUID_KEY) != self.id
+        )
+        if adata is None or source is None or not is_overwritten:
+            return super().get_from_registry(registry_key)
+        self.check_fields(adata, source)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Observation names are not unique")
+            labels_only = AnnData(obs=adata.obs, obsm=dict(adata.obsm), uns=dict(adata.uns))
+        field.transfer_field(_state_of(source, registry_key), labels_only)
+        return field.get_field_data(labels_only)
 
     def check_fields(self, adata: AnnData, source_registry: dict | None) -> None:
         """Raise an error, naming values, if a field could not be registered; nothing is written.
 
-        Parameters
-        ----------
-        adata
-            Screen, or a view of one.
-        source_registry
-            Registry of the training data; ``None`` if these are the training data.
+        ``adata`` may be a view; ``source_registry`` is as for :meth:`register_fields`.
         """
         arguments = self.registry[SETUP_ARGUMENTS_KEY]
+        batch_key, size_factor_key = arguments["batch_key"], arguments["size_factor_key"]
         continuous = arguments["continuous_covariate_keys"] or []
         categorical = arguments["categorical_covariate_keys"] or []
-        single = [arguments[key] for key in ("batch_key", "size_factor_key") if arguments[key]]
-        check_keys_exist(adata, arguments["layer"], [*single, *categorical, *continuous])
+        columns = [batch_key, size_factor_key, *categorical, *continuous]
+        check_keys_exist(adata, layers=[arguments["layer"]], obs=columns)
         if source_registry is None:
             labels = [arguments[key] for key in ("perturbation_key", "dosage_key")]
-            validate_table(adata, [*labels, *single, *categorical, *continuous])
-        _validate_categories(adata, arguments["batch_key"], categorical, source_registry)
+            validate_table(adata, [*labels, *columns])
+        if batch_key:
+            known = _state_of(source_registry, REGISTRY_KEYS.BATCH).get("categorical_mapping")
+            validate_categories(adata.obs[batch_key], known, "batch_key")
+        mappings = _state_of(source_registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES).get("mappings")
+        for key in categorical:
+            known = None if mappings is None else mappings.get(key)
+            validate_categories(adata.obs[key], known, "categorical_covariate_keys")
         for key in continuous:
             validate_covariate(adata.obs[key])
-        if arguments["size_factor_key"]:
-            numbers_of(adata.obs[arguments["size_factor_key"]])
+        if size_factor_key:
+            numbers_of(adata.obs[size_factor_key])
         if source_registry is not None:
-            self._check_known_perturbations(adata, source_registry)
-
-    def _check_known_perturbations(self, adata: AnnData, source_registry: dict) -> None:
-        state = _state_of(source_registry, REGISTRY_KEYS.PERTURBATIONS)
-        for field in self.fields:
-            if isinstance(field, PerturbationField):
-                field.encode(adata, state)
-
-
-def _validate_categories(
-    adata: AnnData, batch_key: str | None, covariate_keys: list[str], source_registry: dict | None
-) -> None:
-    if batch_key:
-        known = _state_of(source_registry, REGISTRY_KEYS.BATCH).get("categorical_mapping")
-        validate_categories(adata.obs[batch_key], known, "batch_key")
-    state = _state_of(source_registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES)
-    known_by_key = state.get("mappings", {})
-    for key in covariate_keys:
-        validate_categories(adata.obs[key], known_by_key.get(key), "categorical_covariate_keys")
-
-
-def _check_same_genes(adata: AnnData, source_registry: dict) -> None:
-    genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
-    # Genes that were all renamed, such as from identifiers to symbols, are the user's affair.
-    if adata.n_vars != len(genes) or adata.var_names.isin(genes).any():
-        check_genes(adata, genes)
+            state = _state_of(source_registry, REGISTRY_KEYS.PERTURBATIONS)
+            perturbation_field(self).encode(adata, state)
 
 
 def _state_of(registry: dict | None, registry_key: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Splits of cells that keep every perturbation in training."""
+"""Splits of cells for training, which keep every perturbation among the training cells."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from scvi import settings
 from scvi.data import AnnDataManager
 
 from scvi_sams._checks import as_positions
-from scvi_sams.data._field import registered_perturbations
+from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.labels._labels import distinct_rows
 from scvi_sams.labels._stratified import stratified_split
 
 
-def split_cells(
+def training_split(
     manager: AnnDataManager,
     train_size: float | None = None,
     validation_size: float | None = None,
@@ -50,11 +51,10 @@ def split_cells(
     validation = 1 - train if validation_size is None else float(validation_size)
     # Rounded, so that 0.7 and 0.3 leave nothing rather than a negative crumb.
     fractions = (train, validation, round(1 - train - validation, 9))
-    codes, _ = registered_perturbations(manager)
     if not shuffle:
-        return _sequential_split(len(codes), fractions)
-    _, groups = np.unique(np.sort(codes, axis=1), axis=0, return_inverse=True)
-    return list(stratified_split(groups.ravel(), fractions, seed=default_seed()))
+        return _sequential_split(manager.adata.n_obs, fractions)
+    _, groups = distinct_rows(np.sort(registered_labels(manager).codes, axis=1))
+    return list(stratified_split(groups, fractions, seed=default_seed()))
 
 
 def default_seed() -> int:
@@ -93,7 +93,7 @@ def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
         raise InvalidSplitError(
             f"The split has {len(parts)} parts; there are training, validation and test cells."
         )
-    check_positions(parts, n_cells)
+    check_training_split(parts, n_cells)
     parts += [np.array([], dtype=np.int64)] * (3 - len(parts))
     left_out = np.setdiff1d(np.arange(n_cells), np.concatenate(parts))
     parts[2] = np.concatenate([parts[2], left_out])
@@ -102,22 +102,15 @@ def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
 
 def _as_part(part: object, n_cells: int) -> np.ndarray:
     array = np.asarray([] if part is None else part)
-    if array.ndim == 1 and not array.size:
-        return np.array([], dtype=np.int64)
-    if array.ndim == 1 and array.dtype.kind in "iu":
+    if array.ndim == 1 and (not array.size or array.dtype.kind in "iu"):
         return array.astype(np.int64)
     return as_positions("external_indexing", array, n_cells)
 
 
-def check_positions(split: Sequence[np.ndarray | None], n_cells: int) -> None:
+def check_training_split(split: Sequence[np.ndarray | None], n_cells: int) -> None:
     """Raise an error if there are no training cells, or parts overlap or name no cells.
 
-    Parameters
-    ----------
-    split
-        Positions of the cells of each part, training cells first; other parts may be ``None``.
-    n_cells
-        Number of cells of the screen.
+    Training cells come first in ``split``; other parts may be ``None``.
     """
     if not len(split) or split[0] is None or not len(split[0]):
         raise InvalidSplitError("The split has no training cells.")

@@ -1,10 +1,14 @@
 """Screens to try things on: simulated ones with known truth, and two small published ones."""
 
-from ._fetch import fetch
-from ._norman19 import norman19_subset
-from ._papalexi21 import papalexi21
-from ._simulate import simulate_benchmark_screen, simulate_screen
-from ._simulated_truth import simulated_ate, simulated_log_likelihood, simulated_rates
+from scvi_sams.datasets._fetch import fetch
+from scvi_sams.datasets._norman19 import norman19_subset
+from scvi_sams.datasets._papalexi21 import papalexi21
+from scvi_sams.datasets._simulate import simulate_benchmark_screen, simulate_screen
+from scvi_sams.datasets._simulated_truth import (
+    simulated_ate,
+    simulated_log_likelihood,
+    simulated_rates,
+)
 
 __all__ = [
     "fetch",

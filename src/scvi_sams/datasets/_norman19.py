@@ -6,9 +6,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
+from scvi_sams.datasets._fetch import PUBLISHED_FILES, fetch
 from scvi_sams.exceptions import DataIntegrityError
-
-from ._fetch import PUBLISHED_FILES, fetch
 
 _FILE = "perturbench_devel.h5ad"
 _NORMALISED_TOTAL = 1e4  # the published values are log1p(_NORMALISED_TOTAL * count / total)

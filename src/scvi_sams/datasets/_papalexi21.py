@@ -9,7 +9,7 @@ import rdata
 from anndata import AnnData
 from scipy.sparse import coo_matrix
 
-from ._fetch import PUBLISHED_FILES, fetch
+from scvi_sams.datasets._fetch import PUBLISHED_FILES, fetch
 
 _COUNTS_FILE = "lowmoi_example_data.rda"
 _COVARIATES_FILE = "covariate_data_frame_lowmoi.rda"

@@ -10,11 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
+from scvi_sams.datasets._simulated_truth import CONTROL, chunks_of_cells, proportions
 from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
 
-from ._decoder import chunks_of_cells, proportions
-
-_CONTROL = "control"
 _BENCHMARK: dict[str, Any] = {
     "n_genes": 2000,
     "n_controls": 1000,
@@ -127,7 +125,9 @@ def simulate_screen(
     # First line on purpose: these are the arguments and nothing else.
     settings = {name: value for name, value in locals().items() if value is not None}
     if dosages is not None:
-        settings["dosages"] = _checked_dosages(dosages)
+        doses = settings["dosages"] = np.asarray(dosages, dtype=np.float64)
+        if doses.size == 0 or not (np.isfinite(doses) & (doses > 0)).all():
+            raise InvalidDosageError(f"dosages must be positive numbers, got {list(dosages)}.")
     rng = np.random.default_rng(seed)
     masks = _draw_masks(rng, (n_perturbations, n_latent), mask_probability)
     effects = rng.normal(scale=effect_scale, size=masks.shape)
@@ -140,9 +140,9 @@ def simulate_screen(
     combinations = _draw_combinations(rng, n_perturbations, n_combinations, combination_size)
     names = _numbered("P", n_perturbations, 3)
 
-    obs, doses = _assign_perturbations(rng, settings, names, combinations)
+    obs, doses_of_cells = _assign_perturbations(rng, settings, names, combinations)
     basal = rng.normal(size=(len(obs), n_latent)).astype(np.float32)
-    latent = (basal + doses @ (masks * effects)).astype(np.float32)
+    latent = (basal + doses_of_cells @ (masks * effects)).astype(np.float32)
     obs["library_size"] = library_size * np.exp(rng.normal(scale=library_log_sd, size=len(obs)))
     counts = _draw_counts(rng, decoder, latent, obs["library_size"].to_numpy(), theta)
 
@@ -178,13 +178,6 @@ def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
     (20000, 50)
     """
     return simulate_screen(seed=seed, **{**_BENCHMARK, **overrides})
-
-
-def _checked_dosages(dosages: Sequence[float]) -> np.ndarray:
-    doses = np.asarray(dosages, dtype=np.float64)
-    if doses.size == 0 or not (np.isfinite(doses) & (doses > 0)).all():
-        raise InvalidDosageError(f"dosages must be positive numbers, got {list(dosages)}.")
-    return doses
 
 
 def _numbered(prefix: str, n: int, digits: int) -> list[str]:
@@ -235,7 +228,7 @@ def _assign_perturbations(
     values = rng.choice(settings.get("dosages", [1.0]), size=len(columns))
     doses = csr_matrix((values, columns, indptr), shape=(len(members_of), len(names)))
 
-    labels = ["+".join(names[t] for t in members) or _CONTROL for members in members_of]
+    labels = ["+".join(names[t] for t in members) or CONTROL for members in members_of]
     obs = pd.DataFrame(
         {"perturbation": pd.Categorical(labels), "n_perturbations": n_carried},
         index=_numbered("cell_", len(labels), 5),

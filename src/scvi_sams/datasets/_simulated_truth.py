@@ -1,18 +1,19 @@
 """What is true of a simulated screen: rates, likelihoods and effects to compare models with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
+from scipy.special import softmax
 from scipy.stats import nbinom
 
 from scvi_sams.exceptions import MissingKeyError, UnknownPerturbationError
 
-from ._decoder import chunks_of_cells, proportions
-
-_CONTROL = "control"
+CONTROL = "control"
+_LEAKY_SLOPE = 0.2
+_ENTRIES_PER_CHUNK = 2_000_000  # cells x genes that are dense at a time: 16 MB per array
 
 
 def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
@@ -96,7 +97,7 @@ def simulated_ate(
 
     The mean over cells of ``log2(1 + 1e4 * x / sum(x))`` with the perturbations minus the same
     without ("lognorm", the effect that the paper reports). Cells are drawn from the prior of
-    z_basal; both arms, and all perturbations, share their z_basal and the gamma variables of the
+    z_basal; both sides, and all perturbations, share their z_basal and the gamma variables of the
     gamma-Poisson counts. A row does not depend on which others are asked for.
 
     Parameters
@@ -107,7 +108,7 @@ def simulated_ate(
         Labels such as ``"P001"`` or ``"P001+P002"``, seen in the screen or not; ``"control"`` has
         effect zero.
     n_samples
-        Cells to draw for each arm.
+        Cells to draw with and without the perturbations.
     library_size
         Expected counts of every drawn cell.
     seed
@@ -145,10 +146,10 @@ def simulated_ate(
         rng = np.random.default_rng([seed, chunk])
         basal = rng.normal(size=(cells.stop - cells.start, shifts.shape[1]))
         library = library_size * rng.gamma(theta, 1 / theta, size=(len(basal), len(theta)))
-        arm_seed = [seed, chunk, 1]  # the same for each arm: none depends on those drawn before
-        control = _draw_expression(arm_seed, library * proportions(decoder, basal))
+        noise_seed = [seed, chunk, 1]  # the same each time: no effect depends on the others
+        control = _draw_expression(noise_seed, library * proportions(decoder, basal))
         for row, shift in enumerate(shifts):
-            treated = _draw_expression(arm_seed, library * proportions(decoder, basal + shift))
+            treated = _draw_expression(noise_seed, library * proportions(decoder, basal + shift))
             total[row] += (treated - control).sum(axis=0)
             total_squares[row] += np.square(treated - control).sum(axis=0)
     mean = total / n_samples
@@ -194,10 +195,23 @@ def _true_shift(adata: AnnData, label: str) -> np.ndarray:
     """Sum of mask * effect over the perturbations of a label, one value per latent."""
     simulation = adata.uns["simulation"]
     known = list(simulation["perturbations"])
-    members = [] if label == _CONTROL else label.split("+")
+    members = [] if label == CONTROL else label.split("+")
     if unknown := sorted(set(members) - set(known)):
         raise UnknownPerturbationError(
             f"{label!r} names {unknown}, which were not simulated; known are {known[:5]} ..."
         )
     acting = simulation["true_masks"] * simulation["true_effects"]
     return acting[[known.index(member) for member in members]].sum(axis=0)
+
+
+def chunks_of_cells(n_cells: int, n_genes: int) -> Iterator[slice]:
+    """Slices of cells that are few enough to be dense."""
+    step = max(1, _ENTRIES_PER_CHUNK // n_genes)
+    return (slice(start, min(start + step, n_cells)) for start in range(0, n_cells, step))
+
+
+def proportions(decoder: Mapping[str, np.ndarray], latent: np.ndarray) -> np.ndarray:
+    """Expected share of each gene in the counts, places x genes."""
+    hidden = latent.astype(np.float64) @ decoder["hidden_weight"].T
+    hidden = np.where(hidden > 0, hidden, _LEAKY_SLOPE * hidden)
+    return softmax(hidden @ decoder["gene_weight"].T + decoder["gene_bias"], axis=1)

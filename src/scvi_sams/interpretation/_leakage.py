@@ -26,7 +26,6 @@ logger = logging.getLogger("scvi.sams")
 
 _MIN_CELLS = 10
 _N_FOLDS = 5
-_CONTROL = ""
 
 
 def basal_leakage(
@@ -96,25 +95,21 @@ def basal_leakage(
     check_integer(at_least=0, seed=seed)
     # The AnnData that scvi-tools makes of a view is what is registered.
     adata = model._validate_anndata(adata)
-    labels = registered_labels(
-        model.get_anndata_manager(adata, required=True),
-        model.perturbations,
-        delimiter=model._setup_arguments["delimiter"],
-        control=_CONTROL,
-    )
+    registered = registered_labels(model.get_anndata_manager(adata, required=True))
+    control, labels = registered.control, registered.canonical
     if indices is None:
-        positions = _default_cells(model, adata, labels)
+        positions = _default_cells(model, adata, labels, control)
     else:
         positions = model._indices(adata, indices)
     scored = labels[positions]
-    is_control = scored == _CONTROL
+    is_control = scored == control
     if is_control.sum() < _MIN_CELLS:
         raise MissingControlError(
             f"{is_control.sum()} of the {len(scored)} cells are control cells; at least "
             f"{_MIN_CELLS} are needed to compare with. Pass more cells as `indices`."
         )
     basal, total = _states(model, adata, positions, seed)
-    groups = {label: scored == label for label in np.unique(labels[labels != _CONTROL])}
+    groups = {label: scored == label for label in registered.perturbed_names}
     groups["all"] = ~is_control
     return pd.DataFrame(
         {
@@ -147,7 +142,9 @@ def _states(
     return states[0], states[1]
 
 
-def _default_cells(model: LatentMixin, adata: AnnData, labels: np.ndarray) -> np.ndarray:
+def _default_cells(
+    model: LatentMixin, adata: AnnData, labels: np.ndarray, control: str
+) -> np.ndarray:
     everything = np.arange(len(labels))
     if adata is not model.adata:
         return everything
@@ -156,7 +153,7 @@ def _default_cells(model: LatentMixin, adata: AnnData, labels: np.ndarray) -> np
     n_all = pd.Series(labels).value_counts()
     n_held_out = pd.Series(labels[held_out]).value_counts().reindex(n_all.index, fill_value=0)
     enough = (n_held_out >= _MIN_CELLS)[n_all >= _MIN_CELLS]
-    if enough.get(_CONTROL, False) and enough.drop(_CONTROL).mean() >= 0.5:
+    if enough.get(control, False) and enough.drop(control).mean() >= 0.5:
         return held_out
     logger.info(
         "Too few control or perturbed cells were held out of training to score basal states on "

@@ -1,4 +1,4 @@
-"""Names of perturbations: distinct ones, unknown ones, and how they are shown in messages."""
+"""Values of a column and names of perturbations: distinct, unknown, and shown in messages."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def factorize(values: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, li
             "(Names or doses of a combination are written as one text, joined by `delimiter`.)"
         ) from None
     return numbers, list(distinct)
+
+
+def numbers_in(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Values as floats, NaN where they are missing or no numbers, and which are no numbers."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    # pandas counts dates in nanoseconds, which no one means.
+    is_other = (numbers.isna() & values.notna()).to_numpy() | (values.dtype.kind in "mMc")
+    if numbers.dtype.kind == "c":
+        is_other |= values.map(lambda value: isinstance(value, complex)).to_numpy(dtype=bool)
+        numbers = pd.Series(np.real(numbers))
+    floats = numbers.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+    return np.where(is_other, np.nan, floats), is_other
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Perturbation labels, with or without doses, to padded codes and doses: pure functions.
+"""Perturbation labels and doses, or a dosage matrix, to padded codes and doses: pure functions.
 
 A screen of a million cells has few distinct labels, so labels are parsed once each and then spread
 over the cells; no cells x perturbations matrix is ever made.
@@ -6,17 +6,20 @@ over the cells; no cells x perturbations matrix is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from scvi_sams._checks import as_labels
-from scvi_sams.exceptions import InvalidPerturbationLabelError
-from scvi_sams.labels._dosages import align_dosages
+from scvi_sams._constants import LARGEST_INPUT
+from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
-from scvi_sams.labels._names import check_known, factorize, listing
-from scvi_sams.labels._spelling import Spelling
+from scvi_sams.labels._names import check_known, factorize, listing, numbers_in, shown
+from scvi_sams.labels._spelling import DEFAULT_SPELLING, Spelling
 
 
 def read_labels(
@@ -35,14 +38,7 @@ def read_labels(
     control, delimiter
         As users write them; not looked at where ``labels`` was read already.
     argument
-        Name that the user knows the labels by.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If these are no labels.
-    InvalidPerturbationLabelError
-        If a label is missing or malformed.
+        Name that the user knows the labels by, for the message of an InvalidArgumentError.
     """
     if isinstance(labels, Labels):
         return labels
@@ -80,7 +76,13 @@ def encode_labels(
     UnknownPerturbationError
         If a label names a perturbation that ``vocabulary`` lacks.
     """
-    _check_no_missing_labels(labels)
+    missing = labels.isna().to_numpy()
+    if missing.any():
+        raise InvalidPerturbationLabelError(
+            f"{missing.sum()} of {len(labels)} cells have no perturbation label (NaN), for example "
+            f"{listing(labels.index[missing])}. Drop cells whose perturbation is unknown, or "
+            "label them as controls if they are."
+        )
     label_of_cell, distinct = factorize(labels, InvalidPerturbationLabelError)
     names_of_label = [spelling.split(label) for label in distinct]
     # In the order of the labels, so that what is made of it does not depend on hashing.
@@ -93,13 +95,20 @@ def encode_labels(
         vocabulary = sorted(perturbations)
     positions = {name: code for code, name in enumerate(vocabulary)}
     check_known(perturbations, positions)
-    label_codes, label_places = _codes_of_labels(names_of_label, positions)
+    n_names = np.array([len(names) for names in names_of_label], dtype=np.intp)
+    label_of_name = np.repeat(np.arange(len(n_names)), n_names)
+    # Where each name stands in its label as written; controls have no code.
+    places = np.arange(len(label_of_name)) - np.repeat(np.cumsum(n_names) - n_names, n_names)
+    found = [positions.get(name, NO_PERTURBATION) for names in names_of_label for name in names]
+    found_codes = np.array(found, dtype=np.int32)
+    has_code = found_codes != NO_PERTURBATION
+    n_found = np.bincount(label_of_name[has_code], minlength=len(n_names))
+    label_codes, label_places = _padded(n_found, found_codes[has_code], places[has_code])
     codes = label_codes[label_of_cell]
     if dosages is None:
         doses = (codes != NO_PERTURBATION).astype(np.float32)
     else:
-        n_names = np.array([len(names) for names in names_of_label], dtype=np.intp)
-        doses = align_dosages(
+        doses = _align_dosages(
             dosages,
             codes,
             label_places[label_of_cell],
@@ -112,40 +121,188 @@ def encode_labels(
     return Labels(codes, doses, tuple(vocabulary), spelling)
 
 
-def _codes_of_labels(
-    names_of_label: list[list[str]], positions: dict[str, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ascending codes of each label, and where each stood in the label as written.
+def encode_dosage_matrix(
+    matrix: np.ndarray | sparse.spmatrix | pd.DataFrame,
+    names: Sequence[str],
+    *,
+    spelling: Spelling = DEFAULT_SPELLING,
+    vocabulary: Sequence[str] | None = None,
+) -> Labels:
+    """Encode a cells x perturbations dosage matrix; an all-zero row is a control cell.
 
-    Both are of shape ``(n_labels, n_slots)``. Names without a position (controls) are left out.
+    Parameters
+    ----------
+    matrix
+        Dosages of shape ``(n_cells, n_names)``; left as it is.
+    names
+        Perturbation of each column.
+    spelling
+        How labels are written: columns of its control names stand for "nothing" and are left out.
+    vocabulary
+        Known perturbations; codes refer to it by name, whatever the order of the columns. ``None``
+        takes the columns that have a non-zero entry, in their order.
+
+    Raises
+    ------
+    InvalidDosageError
+        If the matrix has negative, missing, infinite or huge entries, or names do not fit its
+        columns.
+    UnknownPerturbationError
+        If a column with non-zero entries is not in ``vocabulary``.
     """
-    n_names = np.fromiter(map(len, names_of_label), dtype=np.intp, count=len(names_of_label))
-    found = np.fromiter(
-        (positions.get(name, NO_PERTURBATION) for names in names_of_label for name in names),
-        dtype=np.int32,
-        count=n_names.sum(),
-    )
-    rows = np.repeat(np.arange(len(n_names)), n_names)
-    written = np.arange(len(found)) - np.repeat(np.cumsum(n_names) - n_names, n_names)
-    # Those that have a position, ascending within each label.
-    order = np.lexsort((found, rows))
-    order = order[found[order] != NO_PERTURBATION]
-    rows, found, written = rows[order], found[order], written[order]
-    n_found = np.bincount(rows, minlength=len(n_names))
-    columns = np.arange(len(rows)) - np.repeat(np.cumsum(n_found) - n_found, n_found)
-    shape = (len(n_names), max(1, int(n_found.max(initial=1))))
-    codes = np.full(shape, NO_PERTURBATION, dtype=np.int32)
-    places = np.zeros(shape, dtype=np.int32)
-    codes[rows, columns] = found
-    places[rows, columns] = written
-    return codes, places
-
-
-def _check_no_missing_labels(labels: pd.Series) -> None:
-    missing = labels.isna().to_numpy()
-    if missing.any():
-        raise InvalidPerturbationLabelError(
-            f"{missing.sum()} of {len(labels)} cells have no perturbation label (NaN), for example "
-            f"{listing(labels.index[missing])}. Drop cells whose perturbation is unknown, or "
-            "label them as controls if they are."
+    # A copy, because what is tidied here is the user's.
+    table = sparse.csr_matrix(_numeric(matrix), dtype=np.float64, copy=True)
+    table.sum_duplicates()
+    names = [str(name).strip() for name in names]
+    if len(names) != table.shape[1]:
+        raise InvalidDosageError(
+            f"{len(names)} perturbation names were given for a dosage matrix with "
+            f"{table.shape[1]} columns. Give one name per column."
         )
+    repeated = pd.Index(names)[pd.Index(names).duplicated()]
+    if len(repeated):
+        raise InvalidDosageError(f"Columns of the dosage matrix share a name: {listing(repeated)}.")
+    bad = np.unique(table.data[~((table.data >= 0) & (table.data <= LARGEST_INPUT))])
+    if len(bad):
+        raise InvalidDosageError(
+            f"Dosages must be finite, not negative and at most {LARGEST_INPUT:g}; the dosage "
+            f"matrix holds {', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a "
+            "perturbation was not given."
+        )
+    # As doses are kept: what is too small for that was not given either.
+    table = table.astype(np.float32)
+    table.eliminate_zeros()
+    kept = [column for column, name in enumerate(names) if name not in spelling.control]
+    if len(kept) < len(names):
+        table, names = table[:, kept], [names[column] for column in kept]
+    used = np.unique(table.indices)
+    if vocabulary is None:
+        vocabulary = [names[column] for column in used]
+    positions = {name: code for code, name in enumerate(vocabulary)}
+    check_known((names[column] for column in used), positions)
+    column_codes = np.array([positions.get(name, NO_PERTURBATION) for name in names], np.int32)
+    codes, doses = _padded(np.diff(table.indptr), column_codes[table.indices], table.data)
+    return Labels(codes, doses, tuple(vocabulary), spelling)
+
+
+def _padded(
+    n_of_row: np.ndarray, codes: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay codes, and a value of each, out in rows of one width, ascending by code.
+
+    ``n_of_row`` says how many belong to each row. Returns two arrays, ``(n_rows, n_slots)``.
+    """
+    n_slots = max(1, int(n_of_row.max(initial=1)))
+    filled = np.arange(n_slots) < n_of_row[:, None]
+    padded_codes = np.full(filled.shape, NO_PERTURBATION, dtype=np.int32)
+    padded_values = np.zeros(filled.shape, dtype=values.dtype)
+    padded_codes[filled] = codes
+    padded_values[filled] = values
+    order = np.argsort(
+        np.where(filled, padded_codes, np.iinfo(np.int32).max), axis=1, kind="stable"
+    )
+    return (
+        np.take_along_axis(padded_codes, order, axis=1),
+        np.take_along_axis(padded_values, order, axis=1),
+    )
+
+
+def _align_dosages(
+    dosages: pd.Series,
+    codes: np.ndarray,
+    places: np.ndarray,
+    n_names: np.ndarray,
+    labels: pd.Series,
+    delimiter: str | None,
+) -> np.ndarray:
+    """Give every code the dose that stood at the same place of the label as written.
+
+    ``places`` says where each perturbation stood, ``n_names`` how many names each label has, with
+    controls. Doses of cells without codes are not read. Returns float32 of the shape of ``codes``.
+    """
+    if len(dosages) != len(labels):
+        raise InvalidDosageError(
+            f"{len(dosages)} dosages were given for {len(labels)} labels. Give one per label."
+        )
+    perturbed = np.flatnonzero((codes != NO_PERTURBATION).any(axis=1))
+    dosages, labels, n_names = dosages.iloc[perturbed], labels.iloc[perturbed], n_names[perturbed]
+    given, places = codes[perturbed] != NO_PERTURBATION, places[perturbed]
+
+    def check_cells(bad: Any, says: Callable[[int], str], advice: str = "") -> None:
+        if bad.any():
+            cell = int(np.flatnonzero(bad)[0])
+            raise InvalidDosageError(
+                f"The dosage {shown(dosages.iloc[cell])} of cell {shown(labels.index[cell])} "
+                f"({shown(labels.iloc[cell])}) {says(cell)} ({bad.sum()} such cells).{advice}"
+            )
+
+    value_of_cell, values = factorize(dosages, InvalidDosageError)
+    numbers = [_read_numbers(value, delimiter) for value in values]
+    n_numbers = np.array([len(row) for row in numbers], dtype=np.intp)[value_of_cell]
+    check_cells(n_numbers == 0, lambda _: f"is not a number, nor numbers joined by {delimiter!r}")
+    check_cells(
+        (n_numbers != 1) & (n_numbers != n_names),
+        lambda cell: f"has {n_numbers[cell]} values for the {n_names[cell]} names of its label",
+        " Give one value for all names, or one per name in the order of the label.",
+    )
+    table = np.full((len(numbers), max(map(len, numbers), default=1)), np.nan)
+    for row, parsed in enumerate(numbers):
+        table[row, : len(parsed)] = parsed
+    places = np.where((n_numbers[:, None] > 1) & given, places, 0)
+    aligned = np.where(given, table[value_of_cell[:, None], places], 0)
+    check_cells(
+        ~((aligned >= 0) & (aligned <= LARGEST_INPUT)).all(axis=1),
+        lambda _: f"is not finite, is negative, or is larger than {LARGEST_INPUT:g}",
+    )
+    doses = np.zeros(codes.shape, dtype=np.float32)
+    doses[perturbed] = aligned
+    return doses
+
+
+def _read_numbers(value: object, delimiter: str | None) -> list[float]:
+    """Read the numbers of a dosage; an empty list means that it holds anything else."""
+    parts: list[object] = [value]
+    if value is None or value is pd.NA:
+        parts = [np.nan]
+    elif isinstance(value, str) and delimiter and _number(value) is None:
+        # The sign of an exponent, as in "1e-3-2e-1", joins no numbers.
+        parts = list(re.split(r"(?<![0-9.][eE])" + re.escape(delimiter), value))
+    numbers = [number for number in map(_number, parts) if number is not None]
+    return numbers if len(numbers) == len(parts) else []
+
+
+def _number(value: object) -> float | None:
+    # Python reads "1_2" as 12.
+    if isinstance(value, str) and "_" in value:
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _numeric(
+    matrix: np.ndarray | sparse.spmatrix | pd.DataFrame,
+) -> np.ndarray | sparse.spmatrix:
+    """Return the values of a table as numbers; an error shows text and missing values."""
+    values = matrix.to_numpy() if isinstance(matrix, pd.DataFrame) else matrix
+    if values.ndim != 2:
+        raise InvalidDosageError(
+            f"The dosage matrix has {values.ndim} dimensions. Give one row per cell and one column "
+            "per perturbation."
+        )
+    if values.dtype.kind in "biuf":
+        return values
+    if sparse.issparse(values) or values.dtype.kind in "mMc":
+        raise InvalidDosageError(
+            f"The dosage matrix is of type {values.dtype}: dosages are numbers. Convert it."
+        )
+    entries = pd.Series(values.ravel())
+    numbers, _ = numbers_in(entries)
+    bad = entries[np.isnan(numbers)]
+    if len(bad):
+        raise InvalidDosageError(
+            f"The dosage matrix holds {listing(bad.unique())}: dosages are numbers. Write 0 where "
+            "a perturbation was not given."
+        )
+    return numbers.reshape(values.shape)

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Self
 
 from scvi_sams._checks import check_key
-from scvi_sams.exceptions import InvalidPerturbationLabelError, MissingControlError
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidPerturbationLabelError,
+    MissingControlError,
+)
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,7 @@ class Spelling:
 
     @classmethod
     def of(cls, control: object, delimiter: str | None) -> Self:
-        """Read the two arguments of a public function.
-
-        Raises
-        ------
-        MissingControlError
-            If there is no control label.
-        InvalidArgumentError
-            If the delimiter is no text.
-        """
+        """Read the two arguments of a public function; see :func:`control_names` for errors."""
         check_key(delimiter=delimiter)
         return cls(control_names(control), delimiter)
 
@@ -45,8 +41,31 @@ class Spelling:
         return self.control[0]
 
     def split(self, label: object) -> list[str]:
-        """Names of a label as written, controls included; see :func:`split_label`."""
-        return split_label(str(label), delimiter=self.delimiter, control=self.control)
+        """Names of a label as written, controls included.
+
+        Control labels may hold the delimiter, on their own and inside a combination.
+        """
+        text = str(label).strip()
+        if text in self.control or not self.delimiter:
+            names = [text]
+        else:
+            parts = [name.strip() for name in text.split(self.delimiter)]
+            names = _rejoin_controls(parts, self.delimiter, self.control)
+        if not all(names):
+            raise InvalidPerturbationLabelError(
+                f"The perturbation label {str(label)!r} has an empty name"
+                + (f" beside the delimiter {self.delimiter!r}" if self.delimiter else "")
+                + ". Fix the label, or pass the delimiter that your labels use (None to never "
+                "split)."
+            )
+        perturbations = [name for name in names if name not in self.control]
+        if len(set(perturbations)) < len(perturbations):
+            repeated = sorted({name for name in perturbations if perturbations.count(name) > 1})
+            raise InvalidPerturbationLabelError(
+                f"The perturbation label {str(label)!r} names {', '.join(repeated)} twice. Write "
+                "each perturbation once and give its amount as a dosage."
+            )
+        return names
 
     def perturbations(self, label: object) -> list[str]:
         """Sorted names of the perturbations of a label; none for a control label."""
@@ -68,43 +87,27 @@ DEFAULT_SPELLING = Spelling(("control",), "+")
 
 
 def control_names(control: object) -> tuple[str, ...]:
-    """Return the control labels as text, whether one or several, text or numbers were given."""
+    """Return the control labels as text, whether one or several, text or numbers were given.
+
+    Raises
+    ------
+    MissingControlError
+        If there is none.
+    InvalidArgumentError
+        If one is missing (None or NaN).
+    """
     several = isinstance(control, Iterable) and not isinstance(control, str)
-    labels: Iterable[object] = control if several else (control,)  # type: ignore[assignment]
-    names = tuple(str(label).strip() for label in labels)
-    if not names:
+    labels = list(control) if several else [control]  # type: ignore[call-overload]
+    if any(label is None or label != label for label in labels):
+        raise InvalidArgumentError(
+            f"`control` is {control!r}. Pass the label, or a list of labels, of control cells."
+        )
+    if not labels:
         raise MissingControlError(
             "`control` is an empty list. Name the label of the control cells, such as "
             "control='control'."
         )
-    return names
-
-
-def split_label(label: str, *, delimiter: str | None, control: Sequence[str]) -> list[str]:
-    """Split a label into perturbation names as written, controls included.
-
-    Control labels may hold the delimiter, on their own and inside a combination.
-    """
-    text = label.strip()
-    if text in control or not delimiter:
-        names = [text]
-    else:
-        parts = [name.strip() for name in text.split(delimiter)]
-        names = _rejoin_controls(parts, delimiter, control)
-    if not all(names):
-        raise InvalidPerturbationLabelError(
-            f"The perturbation label {label!r} has an empty name"
-            + (f" beside the delimiter {delimiter!r}" if delimiter else "")
-            + ". Fix the label, or pass the delimiter that your labels use (None to never split)."
-        )
-    perturbations = [name for name in names if name not in control]
-    if len(set(perturbations)) < len(perturbations):
-        repeated = sorted({name for name in perturbations if perturbations.count(name) > 1})
-        raise InvalidPerturbationLabelError(
-            f"The perturbation label {label!r} names {', '.join(repeated)} twice. Write each "
-            "perturbation once and give its amount as a dosage."
-        )
-    return names
+    return tuple(str(label).strip() for label in labels)
 
 
 def canonical_label(

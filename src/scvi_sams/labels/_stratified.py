@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from numbers import Real
+from collections.abc import Sequence
 
 import numpy as np
 
-from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError
+from scvi_sams._checks import as_numbers
+from scvi_sams.exceptions import InvalidSplitError
 
 _ROUNDING = 1e-9
 
@@ -38,22 +38,15 @@ def stratified_split(
     InvalidSplitError
         If the fractions are not three non-negative numbers that sum to one, the first above 0.
     """
-    if isinstance(fractions, str) or not isinstance(fractions, Iterable):
-        raise InvalidArgumentError(
-            "`fractions` must be the shares of training, validation and test cells, not "
-            f"{fractions!r}."
-        )
-    fractions = tuple(fractions)
-    if not all(isinstance(share, Real) for share in fractions):
-        raise InvalidArgumentError(f"`fractions` must be numbers, not {fractions!r}.")
+    shares = as_numbers("fractions", fractions)
     if (
-        len(fractions) != 3
-        or min(fractions) < -_ROUNDING
-        or not np.isclose(sum(fractions), 1)
-        or not fractions[0] > 0
+        shares.shape != (3,)
+        or shares.min() < -_ROUNDING
+        or not np.isclose(shares.sum(), 1)
+        or not shares[0] > 0
     ):
         raise InvalidSplitError(
-            f"The shares of training, validation and test cells are {tuple(fractions)}; give three "
+            f"The shares of training, validation and test cells are {fractions}; give three "
             "non-negative numbers that sum to 1, the first above 0."
         )
     rng = np.random.default_rng(seed)
@@ -63,7 +56,7 @@ def stratified_split(
     rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     # One random offset for both boundaries: each part gets its share rounded up or down.
     boundaries = np.floor(
-        np.outer(sizes, np.cumsum(np.clip(fractions, 0, 1))[:2])
+        np.outer(sizes, np.cumsum(np.clip(shares, 0, 1))[:2])
         + rng.random((len(sizes), 1))
         - _ROUNDING
     )

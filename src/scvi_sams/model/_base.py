@@ -16,10 +16,9 @@ from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_R
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._block_loader import BlockLoader
-from scvi_sams.data._field import PerturbationField, registered_perturbations
+from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.labels._combinations import combinations_as_perturbations
-from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._labels import Labels, combinations_as_perturbations
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.model._card import CardMixin
@@ -123,8 +122,7 @@ class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationM
 
     def _control_cells(self) -> np.ndarray:
         """Positions of control cells in the training data."""
-        codes, _ = registered_perturbations(self.adata_manager)
-        return np.flatnonzero((codes < 0).all(axis=1))
+        return np.flatnonzero(registered_labels(self.adata_manager).is_control)
 
     def _batches(
         self, adata: AnnData, indices: np.ndarray, batch_size: int | None
@@ -163,7 +161,7 @@ class BasePerturbationModel(TrainingMixin, SavingMixin, CardMixin, RegistrationM
     def _perturbations_of(self, adata: AnnData, indices: np.ndarray) -> torch.Tensor:
         """Perturbations that some cells carry, ascending, on the module's device."""
         manager = self.get_anndata_manager(adata, required=True)
-        codes = registered_perturbations(manager)[0][indices]
+        codes = registered_labels(manager).codes[indices]
         return torch.as_tensor(np.unique(codes[codes >= 0]), device=self.module.device)
 
     @staticmethod

@@ -16,7 +16,6 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
-from scvi_sams.labels._spelling import canonical_label, control_names
 from scvi_sams.model._arms import Arms, Statistic
 from scvi_sams.model._cell_groups import groups_of_cells, positions_of_groups
 from scvi_sams.model._counterfactual import CounterfactualMixin
@@ -203,8 +202,8 @@ class DifferentialExpressionMixin(CounterfactualMixin, ExpressionMixin):
         pseudocounts: float | None,
         n_samples: int,
     ) -> list[tuple]:
-        control = control_names(self._setup_arguments["control"])[0]
-        second = control if group2 is None else group2
+        labels = registered_labels(self.get_anndata_manager(adata, required=True))
+        second = labels.control if group2 is None else group2
         if group1 is None:
             group1 = [name for name in self.perturbations if name != second]
         first = as_names("group1", group1)
@@ -218,17 +217,9 @@ class DifferentialExpressionMixin(CounterfactualMixin, ExpressionMixin):
         arms = Arms(self.module, statistic, *states)
         if pseudocounts is None:
             pseudocounts = _NOT_EXPRESSED / self._median_size()
-        delimiter = self._setup_arguments["delimiter"]
-        labels = registered_labels(
-            self.get_anndata_manager(adata, required=True),
-            self.perturbations,
-            delimiter=delimiter,
-            control=control,
-        )
 
         def cells_of(label: str) -> np.ndarray:
-            names = self._setup_arguments["control"]
-            return labels == canonical_label(label, delimiter=delimiter, control=names)
+            return labels.canonical == labels.spelling.canonical(label)
 
         shifts = self._drawn_shifts(requested, n_samples)
         reference = arms.every_state(next(shifts)).cpu().numpy()

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from scvi_sams._checks import as_names, check_integer
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.data._field import registered_perturbations
+from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
 from scvi_sams.model._arms import Method
 from scvi_sams.model._counterfactual import CounterfactualMixin
@@ -119,7 +119,7 @@ class DoseResponseMixin(CounterfactualMixin):
     def _check_has_doses(self) -> None:
         self._check_has_data("doses")
         arguments = self._setup_arguments
-        _, doses = registered_perturbations(self.adata_manager)
+        doses = registered_labels(self.adata_manager).doses
         registered = arguments["dosage_key"] or arguments["dosage_obsm_key"]
         if not registered or np.isin(doses, (0, 1)).all():
             raise InvalidDosageError(
@@ -139,7 +139,8 @@ class DoseResponseMixin(CounterfactualMixin):
                 "perturbations. Curves are those of single perturbations; for combinations pass "
                 "`dosages` to predict_ate."
             )
-        codes, doses = registered_perturbations(self.adata_manager)
+        labels = registered_labels(self.adata_manager)
+        codes, doses = labels.codes, labels.doses
         largest = np.zeros(len(vocabulary))
         carried = codes >= 0
         np.maximum.at(largest, codes[carried], doses[carried])

@@ -13,10 +13,9 @@ from anndata import AnnData
 
 from scvi_sams._checks import as_names, check_choice, check_number
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._field import PerturbationField, registered_perturbations
+from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.labels._combinations import parts_of_combination
-from scvi_sams.labels._labels import distinct_combinations
+from scvi_sams.labels._labels import distinct_combinations, parts_of_combination
 from scvi_sams.labels._names import check_known
 from scvi_sams.labels._spelling import canonical_label
 from scvi_sams.model._arms import Arms, Method, Statistic
@@ -194,7 +193,7 @@ class InteractionsMixin(CounterfactualMixin):
         """Canonical labels of the combinations in the training data, sorted."""
         self._check_has_data("combinations")
         delimiter = self._setup_arguments["delimiter"] or "+"
-        codes, _ = registered_perturbations(self.adata_manager)
+        codes = registered_labels(self.adata_manager).codes
         names, _ = distinct_combinations(np.sort(codes, axis=1), self.perturbations)
         if not self._additive:  # a combination is the one perturbation of a cell
             names = [name.split(delimiter) for cell in names for name in cell]
@@ -305,7 +304,7 @@ class UnseenPairsMixin(InteractionsMixin):
 
     def _measured_pairs(self) -> set[tuple[int, int]]:
         self._check_has_data("perturbations")
-        codes, _ = registered_perturbations(self.adata_manager)
+        codes = registered_labels(self.adata_manager).codes
         pairs = codes[(codes >= 0).sum(axis=1) == 2]
         distinct = np.unique(np.sort(pairs, axis=1)[:, -2:], axis=0)
         return {(int(a), int(b)) for a, b in distinct}

@@ -19,11 +19,11 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
-from scvi_sams._checks import check_key
+from scvi_sams._checks import check_anndata, check_key
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._validation import unchanged_on_error, validate_expression
-from scvi_sams.data._covariates import check_adata, check_genes, validate_size_factor
+from scvi_sams.data._covariates import check_genes, validate_size_factor
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.data._manager import ScreenManager
 from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
@@ -168,7 +168,7 @@ class RegistrationMixin(BaseModelClass):
     def _check_registered(cls, adata: object, registry: dict[str, Any] | None) -> None:
         if adata is None and registry:
             return
-        check_adata(adata)
+        check_anndata(RegistrationError, adata=adata)
         if cls._get_most_recent_anndata_manager(adata) is None:
             raise RegistrationError(
                 f"`adata` is not registered. Say what its labels are first: {cls.__name__}."
@@ -182,7 +182,7 @@ class RegistrationMixin(BaseModelClass):
             raise RegistrationError(
                 "The model was loaded without cells. Pass `adata`: cells with the same genes."
             )
-        check_adata(target)
+        check_anndata(RegistrationError, adata=target)
         if target is not self.adata:
             check_genes(target, self.get_var_names())
         if target.is_view:

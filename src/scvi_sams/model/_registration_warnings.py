@@ -7,12 +7,9 @@ from collections.abc import Iterable
 
 from scvi.data import AnnDataManager
 
-from scvi_sams._compat import SETUP_ARGUMENTS_KEY
-from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._field import PerturbationField, registered_perturbations
-from scvi_sams.labels._combinations import inseparable_perturbations
+from scvi_sams.data._field import registered_labels
+from scvi_sams.labels._labels import inseparable_perturbations
 from scvi_sams.labels._names import similar_names
-from scvi_sams.labels._spelling import control_names
 
 logger = logging.getLogger("scvi.sams")
 
@@ -26,30 +23,27 @@ def warn_of_what_is_unusual(manager: AnnDataManager) -> None:
     Large doses, names that differ only by case, names that are words for a missing value, and
     perturbations that occur only together.
     """
-    state = manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
-    names = [str(name) for name in state[PerturbationField.VOCABULARY_KEY]]
-    control = control_names(manager.registry[SETUP_ARGUMENTS_KEY]["control"])
-    codes, doses = registered_perturbations(manager)
-    if doses.max() > _LARGE_DOSE:
+    labels = registered_labels(manager)
+    if labels.doses.max() > _LARGE_DOSE:
         logger.warning(
-            f"Doses reach {doses.max():g}. Effects are linear in the dose, in units of the spread "
-            "of basal states: give doses on a scale on which that is plausible, of order one (such "
-            "as the logarithm, or a share of the highest dose)."
+            f"Doses reach {labels.doses.max():g}. Effects are linear in the dose, in units of the "
+            "spread of basal states: give doses on a scale on which that is plausible, of order "
+            "one (such as the logarithm, or a share of the highest dose)."
         )
-    similar = similar_names([*control, *names])
+    similar = similar_names([*labels.spelling.control, *labels.vocabulary])
     if similar:
         logger.warning(
             f"{len(similar)} names differ only by case or encoding and count as different: "
             f"{_listed(similar)}. If they are the same perturbation, or control, give them one "
             "name."
         )
-    missing = [name for name in names if name.casefold() in _WORDS_FOR_MISSING]
+    missing = [name for name in labels.vocabulary if name.casefold() in _WORDS_FOR_MISSING]
     if missing:
         logger.warning(
             f"Cells are labelled {', '.join(map(repr, missing))}, which counts as a perturbation. "
             "If it stands for a missing label, drop these cells."
         )
-    together = inseparable_perturbations(codes, names)
+    together = inseparable_perturbations(labels.codes, labels.vocabulary)
     if together:
         logger.warning(
             f"{len(together)} groups of perturbations occur only together, and no cell tells their "

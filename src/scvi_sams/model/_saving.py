@@ -13,9 +13,9 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
+from scvi_sams._checks import check_anndata
 from scvi_sams._compat import MODEL_FILE_NAME, MODEL_NAME_KEY
-from scvi_sams.data._covariates import check_adata
-from scvi_sams.exceptions import SavingError, UnreadableDataError
+from scvi_sams.exceptions import RegistrationError, SavingError, UnreadableDataError
 
 _PARTS = ("model_state_dict", "var_names", "attr_dict")
 _DAMAGED_OR_FOREIGN = (
@@ -123,7 +123,7 @@ class SavingMixin(BaseModelClass):
             If ``adata`` does not fit the model.
         """
         if adata is not None and adata is not False:
-            check_adata(adata)
+            check_anndata(RegistrationError, adata=adata)
         folder = Path(dir_path)
         if kwargs.get("backup_url") is None:
             _check_saved_model(folder, kwargs.get("prefix") or "", cls.__name__)

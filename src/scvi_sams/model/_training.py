@@ -15,10 +15,9 @@ from scvi_sams._compat import FIELD_REGISTRIES_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._covariates import check_genes
-from scvi_sams.data._field import registered_perturbations
-from scvi_sams.data._resident import ResidentDataModule
-from scvi_sams.data._splitting import complete_split, split_cells
-from scvi_sams.data._streaming import StreamingDataModule
+from scvi_sams.data._data_modules import ResidentDataModule, StreamingDataModule
+from scvi_sams.data._field import registered_labels
+from scvi_sams.data._splitting import complete_split, training_split
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, RegistrationError
 from scvi_sams.model._registration import logger
 from scvi_sams.train._divergence import weights_kept_on_error
@@ -136,7 +135,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             datasplitter_kwargs = dict(datasplitter_kwargs or {})
             split = datasplitter_kwargs.get("external_indexing")
             if split is None:
-                split = split_cells(
+                split = training_split(
                     self.adata_manager, train_size, validation_size, shuffle=shuffle_set_split
                 )
             split = datasplitter_kwargs["external_indexing"] = complete_split(
@@ -232,7 +231,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 ) from difference
 
     def _report_untrained_perturbations(self, train_indices: np.ndarray) -> None:
-        codes, _ = registered_perturbations(self.adata_manager)
+        codes = registered_labels(self.adata_manager).codes
         trained = np.unique(codes[train_indices])
         untrained = np.setdiff1d(np.arange(len(self.perturbations)), trained)
         if len(untrained):

@@ -11,7 +11,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._block_loader import registered_expression
-from scvi_sams.data._field import registered_perturbations
+from scvi_sams.data._field import registered_labels
 from scvi_sams.module._perturbation_module import TrainingStatistics
 
 _ROWS_PER_CHUNK = 16_384
@@ -35,7 +35,7 @@ def training_statistics(
     -------
     Statistics; the expression is read in chunks of rows and never densified.
     """
-    codes, _ = registered_perturbations(manager)
+    codes = registered_labels(manager).codes
     codes = codes[train_indices]
     n_perturbations = manager.summary_stats.n_perturbations
     inputs, scaled = _Moments(), _Moments()
