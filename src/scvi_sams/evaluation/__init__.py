@@ -48,9 +48,12 @@ from scvi_sams.metrics._scoring import position, score_predictions
 from scvi_sams.metrics._systema import centroid_accuracy, pearson_delta, perturbed_centroid
 from scvi_sams.splits._cells import canonical_labels, hold_out_combinations, split_cells
 from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells
-from scvi_sams.splits._perturbench import combination_hold_out, single_hold_out
+from scvi_sams.splits._perturbench import (
+    combination_hold_out,
+    covariate_transfer,
+    single_hold_out,
+)
 from scvi_sams.splits._split import Split, check_split, make_split
-from scvi_sams.splits._transfer import covariate_transfer
 
 __all__ = [
     "Additive",

@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from scvi_sams._checks import as_labels, as_names, as_numbers, check_integer, check_text
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
-from scvi_sams.labels._spelling import control_names
-from scvi_sams.splits._cells import canonical_labels
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import read_labels
+from scvi_sams.splits._cells import CellLabels
 
-Labels = Sequence[str] | np.ndarray | pd.Series
+Levels: TypeAlias = "Sequence[str] | np.ndarray | pd.Series"
+"""Level of a covariate, such as a cell type, of every cell."""
 
 PARTS = ("train", "validation", "test")
 
@@ -90,7 +92,11 @@ class Split:
 
     @classmethod
     def load(
-        cls, path: str | Path, labels: Labels | None = None, *, covariate: Labels | None = None
+        cls,
+        path: str | Path,
+        labels: CellLabels | None = None,
+        *,
+        covariate: Levels | None = None,
     ) -> Self:
         """Read a split that :meth:`save` wrote.
 
@@ -136,7 +142,7 @@ class Split:
 
 
 def make_split(
-    labels: Labels,
+    labels: CellLabels,
     train: np.ndarray,
     validation: np.ndarray,
     test: np.ndarray,
@@ -146,7 +152,7 @@ def make_split(
     held_out_levels: Sequence[str] | None = None,
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
-    covariate: Labels | None = None,
+    covariate: Levels | None = None,
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
 ) -> Split:
@@ -154,8 +160,8 @@ def make_split(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     train, validation, test
         Positions of cells.
     name, seed, settings
@@ -166,10 +172,6 @@ def make_split(
         Level in which each of them is held out, if not in all.
     covariate
         One level per cell, needed with ``held_out_levels``.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
 
     Returns
     -------
@@ -196,21 +198,21 @@ def make_split(
         raise InvalidArgumentError(f"`settings` must be a dict, not {settings!r}.")
     if held_out_levels is not None:
         held_out_levels = as_names("held_out_levels", held_out_levels)
-    labels = as_labels("labels", labels)
+    labels = read_labels(labels, control, delimiter)
+    canonical = labels.spelling.canonical
     split = Split(
         train=_positions("train", train),
         validation=_positions("validation", validation),
         test=_positions("test", test),
-        held_out=tuple(canonical_labels(held_out, control=control, delimiter=delimiter)),
+        held_out=tuple(canonical(name) for name in as_names("held_out", held_out)),
         held_out_levels=None if held_out_levels is None else tuple(map(str, held_out_levels)),
         name=name,
         seed=None if seed is None else int(seed),
         settings=dict(settings or {}),
-        control=control_names(control),
-        delimiter=delimiter,
-        fingerprint=labels_fingerprint(
-            canonical_labels(labels, control=control, delimiter=delimiter),
-            None if held_out_levels is None else levels_of_cells(covariate, len(labels)),
+        control=labels.spelling.control,
+        delimiter=labels.spelling.delimiter,
+        fingerprint=_fingerprint(
+            labels, None if held_out_levels is None else levels_of_cells(covariate, len(labels))
         ),
     )
     check_split(split, labels, covariate=covariate)
@@ -234,8 +236,8 @@ def _checked_path(path: str | Path) -> Path:
     return path
 
 
-def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None) -> None:
-    """Refuse a split that leaks, or that was made for other data.
+def check_split(split: Split, labels: CellLabels, *, covariate: Levels | None = None) -> None:
+    """Raise an error if a split leaks, or was made for other data.
 
     Parameters
     ----------
@@ -263,7 +265,7 @@ def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None
     >>> split = evaluation.combination_hold_out(labels)
     >>> evaluation.check_split(split, labels)
 
-    The same split for cells in another order is refused:
+    The same split does not fit cells in another order:
 
     >>> evaluation.check_split(split, labels.iloc[::-1])
     Traceback (most recent call last):
@@ -274,29 +276,29 @@ def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None
         raise InvalidArgumentError(
             f"`split` must be a Split (make_split, Split.load), not {type(split).__name__}."
         )
-    label_of_cell = canonical_labels(labels, control=split.control, delimiter=split.delimiter)
+    labels = read_labels(labels, split.control, split.delimiter)
     levels = None
     if split.held_out_levels is not None:
-        levels = levels_of_cells(covariate, len(label_of_cell))
-    if labels_fingerprint(label_of_cell, levels) != split.fingerprint:
+        levels = levels_of_cells(covariate, len(labels))
+    if _fingerprint(labels, levels) != split.fingerprint:
         raise InvalidSplitError(
             f"The split {split.name!r} was made for other labels, or for these in another order of "
             "the cells. Use it on the data it was made for, or make a new one."
         )
-    _check_positions(split, len(label_of_cell))
-    control = split.control[0]
-    if control not in label_of_cell[split.train]:
+    _check_positions(split, len(labels))
+    if not labels.is_control[split.train].any():
         raise InvalidSplitError(
-            f"No training cell is labelled {control!r}: without control cells in training no "
-            "effect is defined. Put control cells into training, or pass their label as `control`."
+            f"No training cell is labelled {labels.control!r}: without control cells in training "
+            "no effect is defined. Put control cells into training, or pass their label as "
+            "`control`."
         )
     if len(split.test) == 0:
         raise InvalidSplitError("No cell is tested. Hold out more, or ask for a larger test share.")
-    _check_no_leaks(split, label_of_cell, levels)
+    _check_no_leaks(split, labels.canonical, levels)
 
 
-def levels_of_cells(covariate: Labels | None, n_cells: int) -> np.ndarray:
-    """Return the level of every cell as text, refusing missing ones."""
+def levels_of_cells(covariate: Levels | None, n_cells: int) -> np.ndarray:
+    """Return the level of every cell as text; an error if one is missing."""
     levels = pd.Series([] if covariate is None else as_labels("covariate", covariate), dtype=object)
     if len(levels) != n_cells or levels.isna().any():
         raise InvalidCovariateError(
@@ -306,9 +308,9 @@ def levels_of_cells(covariate: Labels | None, n_cells: int) -> np.ndarray:
     return levels.map(str).to_numpy(dtype=object)
 
 
-def labels_fingerprint(label_of_cell: np.ndarray, levels: np.ndarray | None) -> str:
+def _fingerprint(labels: Labels, levels: np.ndarray | None) -> str:
     """Return the SHA-256 of the canonical labels of all cells, and of their levels if given."""
-    content = [label_of_cell.tolist(), None if levels is None else levels.tolist()]
+    content = [labels.canonical.tolist(), None if levels is None else levels.tolist()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
