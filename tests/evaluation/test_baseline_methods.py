@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy import sparse
 
-from scvi_sams.baselines._linear import PCARidge
 from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
     MatchingMean,
+    PCARidge,
     PerturbationMean,
     TrainingMean,
     split_half,

@@ -12,10 +12,9 @@ import torch
 from scipy import sparse
 
 from evaluation.benchmark_builders import FakeModel, PairSplit, additive, run, small_screen
-from scvi_sams.benchmark._fingerprint import settings_text
 from scvi_sams.benchmark._methods import resolve_methods
 from scvi_sams.benchmark._predictions import Predictions
-from scvi_sams.benchmark._store import FitStore, StoredFit
+from scvi_sams.benchmark._store import FitStore, StoredFit, settings_text
 from scvi_sams.evaluation import ModelMethod
 from scvi_sams.exceptions import (
     InvalidCountsError,

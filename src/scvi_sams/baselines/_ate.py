@@ -10,13 +10,8 @@ import pandas as pd
 
 from scvi_sams._checks import as_names, check_ate
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
-from scvi_sams.labels._spelling import canonical_label
+from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import ate_table, check_unique
-
-
-def single_perturbations(label: str, delimiter: str | None) -> list[str]:
-    """Return the perturbations that a canonical label names."""
-    return label.split(delimiter) if delimiter else [label]
 
 
 def additive_ate(
@@ -58,12 +53,18 @@ def additive_ate(
     """
     check_ate(singles=singles)
     combinations = as_names("combinations", combinations)
-    rows = [canonical_label(name, delimiter=delimiter) for name in singles.obs_names]
+    spelling = Spelling.of("control", delimiter)
+    parts = [spelling.perturbations(name) or [spelling.control_label] for name in combinations]
+    return sum_of_effects(
+        singles, [spelling.canonical(name) for name in singles.obs_names], combinations, parts
+    )
+
+
+def sum_of_effects(
+    singles: ad.AnnData, rows: Sequence[str], combinations: Sequence[str], parts: list[list[str]]
+) -> ad.AnnData:
+    """Add up the effects of the parts of each combination; ``rows`` are canonical names."""
     check_unique(rows)
-    parts = [
-        single_perturbations(canonical_label(c, delimiter=delimiter), delimiter)
-        for c in combinations
-    ]
     missing = sorted({name for names in parts for name in names}.difference(rows))
     if missing:
         raise UnknownPerturbationError(

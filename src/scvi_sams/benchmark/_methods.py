@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol
 
 import anndata as ad
 import numpy as np
@@ -12,19 +13,22 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_sams.baselines._base import BaselineMethod
-from scvi_sams.baselines._linear import PCARidge
 from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
     MatchingMean,
+    PCARidge,
     PerturbationMean,
     TrainingMean,
 )
-from scvi_sams.benchmark._extras import Extra
-from scvi_sams.benchmark._model import ModelMethod
+from scvi_sams.benchmark._model import Fitted, ModelMethod
 from scvi_sams.benchmark._screen import Fold
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.model._conditional_vae import ConditionalVAE
+from scvi_sams.model._cpa_vae import CPAVAE
+from scvi_sams.model._sams_vae import SAMSVAE
+from scvi_sams.model._svae_plus import SVAEPlus
 
 NO_CHANGE = "control mean"
 NEGATIVE_CONTROL = "mean of perturbations"
@@ -40,29 +44,13 @@ BASELINES: dict[str, Callable[[], BaselineMethod]] = {
     "linear additive": LinearAdditive,
     "latent additive": LatentAdditive,
 }
-MODELS = ("SAMSVAE", "CPAVAE", "SVAEPlus", "ConditionalVAE")
+MODELS: dict[str, type] = {
+    model.__name__: model for model in (SAMSVAE, CPAVAE, SVAEPlus, ConditionalVAE)
+}
 
 _MOST_CONTROL_CELLS = 1000
 
 PredictFunction = Callable[[ad.AnnData, Sequence[str]], ad.AnnData]
-
-
-class Fitted(Protocol):
-    """A method that has learned from the cells of a fold."""
-
-    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
-        """Predict one perturbation: log1p-normalised profile or cells, named in ``obs``."""
-
-    def extras(self) -> list[Extra]:
-        """Score what only this kind of method has, such as a likelihood."""
-
-
-@runtime_checkable
-class PredictsCells(Protocol):
-    """A method whose profiles are means of more cells than are worth keeping."""
-
-    def predict_cells(self, level: str | None) -> sparse.csr_matrix:
-        """Predict cells of a level, the same for every perturbation."""
 
 
 class Method(Protocol):
@@ -104,7 +92,7 @@ def _resolve(name: str, method: Any) -> Method:
         if method in BASELINES:
             method = BASELINES[method]()
         elif method in MODELS:
-            method = ModelMethod(_model_class(method))
+            method = ModelMethod(MODELS[method])
         else:
             raise SAMSError(
                 f"There is no built-in method {method!r}; choose from "
@@ -127,13 +115,6 @@ def _resolve(name: str, method: Any) -> Method:
     )
 
 
-def _model_class(name: str) -> type:
-    # Only here and only when asked for by name: evaluation knows no model.
-    from scvi_sams import model
-
-    return getattr(model, name)
-
-
 class EstimatorMethod:
     """An object with ``fit(train_adata)`` and ``predict(perturbations)``."""
 
@@ -144,14 +125,13 @@ class EstimatorMethod:
         """Fit a copy to the training cells."""
         estimator = copy.deepcopy(self.estimator)
         if isinstance(estimator, BaselineMethod):
-            # Those of the cells it is given: labels are canonical there.
-            estimator.perturbation_key = fold.columns.perturbation_key
-            estimator.control = fold.columns.control
-            estimator.delimiter = fold.columns.delimiter
             if hasattr(estimator, "seed"):
                 estimator.seed = seed
-        estimator.fit(fold.train.copy())
-        return _FittedEstimator(estimator)
+            # Labels were read already, whatever the baseline calls their column.
+            estimator._fit(fold.train.X, fold.train_labels, fold.train.var_names)
+        else:
+            estimator.fit(fold.train.copy())
+        return Fitted(lambda perturbation, level: estimator.predict([perturbation]))
 
     def description(self) -> dict[str, Any]:
         """Class and settings."""
@@ -163,17 +143,6 @@ class EstimatorMethod:
         return {"class": type(self.estimator), "settings": settings}
 
 
-class _FittedEstimator:
-    def __init__(self, estimator: Any) -> None:
-        self._estimator = estimator
-
-    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
-        return self._estimator.predict([perturbation])
-
-    def extras(self) -> list[Extra]:
-        return []
-
-
 class NoChange(EstimatorMethod):
     """The control mean as profile, and control cells as cells: the negative control of both."""
 
@@ -182,25 +151,12 @@ class NoChange(EstimatorMethod):
 
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Take the training control cells."""
-        return _FittedNoChange(super().fit(fold, seed), fold, seed)
 
+        def cells(level: str | None) -> sparse.csr_matrix:
+            shuffled = np.random.default_rng(seed).permutation(fold.training_controls(level))
+            return fold.train.X[np.sort(shuffled[:_MOST_CONTROL_CELLS])]
 
-class _FittedNoChange:
-    def __init__(self, profile: Fitted, fold: Fold, seed: int) -> None:
-        self._profile = profile
-        self._fold = fold
-        self._seed = seed
-
-    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
-        return self._profile.predict(perturbation, level)
-
-    def predict_cells(self, level: str | None) -> sparse.csr_matrix:
-        controls = self._fold.training_controls(level)
-        shuffled = np.random.default_rng(self._seed).permutation(controls)
-        return self._fold.train.X[np.sort(shuffled[:_MOST_CONTROL_CELLS])]
-
-    def extras(self) -> list[Extra]:
-        return []
+        return replace(super().fit(fold, seed), predict_cells=cells)
 
 
 class FunctionMethod:
@@ -217,8 +173,8 @@ class FunctionMethod:
             "seed": seed,
             "target_sum": fold.target_sum,
             "perturbation_key": fold.columns.perturbation_key,
-            "control": fold.control,
-            "delimiter": fold.columns.delimiter,
+            "control": fold.train_labels.control,
+            "delimiter": fold.train_labels.spelling.delimiter,
             "covariate_key": fold.columns.covariate_key,
         }
         labels = list(dict.fromkeys(label for _, label in fold.perturbations))
@@ -234,22 +190,9 @@ class FunctionMethod:
                 f"The function returned an AnnData without obs[{key!r}], which must name the "
                 "perturbation of each row."
             )
-        return _FittedFunction(prediction, key)
+        rows = pd.Series(prediction.obs[key].to_numpy(), dtype=object).astype(str)
+        return Fitted(lambda perturbation, level: prediction[(rows == perturbation).to_numpy()])
 
     def description(self) -> dict[str, Any]:
         """Its name: code cannot be fingerprinted."""
         return {"function": self.name}
-
-
-class _FittedFunction:
-    def __init__(self, prediction: ad.AnnData, perturbation_key: str) -> None:
-        self._prediction = prediction
-        self._rows = pd.Series(prediction.obs[perturbation_key].to_numpy(), dtype=object).astype(
-            str
-        )
-
-    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
-        return self._prediction[(self._rows == perturbation).to_numpy()]
-
-    def extras(self) -> list[Extra]:
-        return []

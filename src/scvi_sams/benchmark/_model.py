@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import anndata as ad
@@ -14,11 +15,50 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from scvi_sams.benchmark._extras import Extra, likelihood_extras, truth_extras
-from scvi_sams.benchmark._screen import Fold, lognorm, sizes
+from scvi_sams.benchmark._screen import SIMULATION, Fold, lognorm, sizes
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.metrics._recovery import mask_recovery, mean_correlation_coefficient
 
 _PREDICTION_SEED = 20231
+
+EFFECT_THRESHOLD = 0.5
+"""An effect is called active from this size on, in standard deviations of basal states.
+
+Fixed, because a threshold chosen by the truth is not to be had on real data.
+"""
+MASK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A score of a whole fit."""
+
+    mode: str
+    metric: str
+    value: float
+    n_cells: int
+    status: str = "ok"
+    message: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A method that has learned from the cells of a fold.
+
+    Attributes
+    ----------
+    predict
+        Predicts a perturbation in a level: log1p-normalised profile or cells, named in ``obs``.
+    predict_cells
+        Predicts cells of a level, the same for every perturbation, where profiles are means of
+        more cells than are worth keeping.
+    extras
+        Scores what only this kind of method has, such as a likelihood.
+    """
+
+    predict: Callable[[str, str | None], ad.AnnData]
+    predict_cells: Callable[[str | None], sparse.csr_matrix] | None = None
+    extras: Callable[[], list[Extra]] = list
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +132,7 @@ class ModelMethod:
             key: value for key, value in vars(self).items() if key != "model_class"
         }
 
-    def fit(self, fold: Fold, seed: int) -> FittedModel:
+    def fit(self, fold: Fold, seed: int) -> Fitted:
         """Register and train a model on the cells of a fold that are not tested."""
         cells = self._registered(fold, fold.fitted)
         positions = np.split(np.arange(cells.n_obs), [fold.n_train])
@@ -108,7 +148,8 @@ class ModelMethod:
                 model.train(**arguments)
             except SystemExit as exit_:  # what Lightning makes of an interrupt
                 raise KeyboardInterrupt from exit_
-        return FittedModel(model, self, fold, seed)
+        trained = _TrainedModel(model, self, fold, seed)
+        return Fitted(trained.predict, extras=trained.extras)
 
     def _registered(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
         cells = counts.copy()
@@ -122,8 +163,8 @@ class ModelMethod:
         self.model_class.setup_anndata(  # type: ignore[attr-defined]
             cells,
             perturbation_key=columns.perturbation_key,
-            control=list(columns.control),
-            delimiter=columns.delimiter,
+            control=list(fold.train_labels.spelling.control),
+            delimiter=fold.train_labels.spelling.delimiter,
             **{
                 "batch_key": columns.batch_key,
                 "size_factor_key": columns.size_factor_key if self.data == "counts" else None,
@@ -133,7 +174,7 @@ class ModelMethod:
         return cells
 
 
-class FittedModel:
+class _TrainedModel:
     """A trained model that predicts by cells."""
 
     def __init__(self, model: Any, method: ModelMethod, fold: Fold, seed: int) -> None:
@@ -171,8 +212,8 @@ class FittedModel:
             )
         with _seeded(_PREDICTION_SEED + self._seed):
             return [
-                *likelihood_extras(self.model, self._fold, cells, self._method.n_iwelbo_samples),
-                *truth_extras(self.model, cells),
+                *_likelihoods(self.model, self._fold, cells, self._method.n_iwelbo_samples),
+                *_truth(self.model, cells),
             ]
 
     def _sources(self, level: str | None) -> np.ndarray:
@@ -202,3 +243,75 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _likelihoods(model: Any, fold: Fold, cells: ad.AnnData, n_samples: int | None) -> list[Extra]:
+    """Score the importance-weighted bound per test cell, of seen and of held-out labels."""
+    if n_samples is None or not hasattr(model, "get_iwelbo"):
+        return []
+    extras = []
+    for metric, chosen in (
+        ("iwelbo_seen", ~fold.is_held_out),
+        ("iwelbo_held_out", fold.is_held_out),
+    ):
+        positions = np.flatnonzero(chosen)
+        if len(positions):
+            bound = partial(
+                model.get_iwelbo, cells, indices=positions, n_samples=n_samples, key_added=None
+            )
+            extras.append(_attempt("model", metric, len(positions), bound))
+    return extras
+
+
+def _truth(model: Any, cells: ad.AnnData) -> list[Extra]:
+    """Score masks, effects and latents against the truth of a simulated screen."""
+    truth = cells.uns.get(SIMULATION)
+    if truth is None or "true_masks" not in truth:
+        return []
+    extras: list[Extra] = []
+    true_masks = pd.DataFrame(
+        np.asarray(truth["true_masks"]), index=[str(name) for name in truth["perturbations"]]
+    )
+    if hasattr(model, "get_perturbation_masks"):
+        masks = model.get_perturbation_masks(key_added=None)
+        extras += _recovery("mask", masks, true_masks, MASK_THRESHOLD)
+    if hasattr(model, "get_perturbation_effects"):
+        sizes = model.get_perturbation_effects(key_added=None).mean.abs()
+        extras += _recovery("effect", sizes, true_masks, EFFECT_THRESHOLD)
+    if hasattr(model, "get_latent_representation"):
+        for representation, key in (("basal", "true_basal"), ("perturbed", "true_latent")):
+            if key in cells.obsm:
+                found = partial(_latent_recovery, model, cells, representation, cells.obsm[key])
+                extras.append(_attempt("truth", f"mcc_{representation}", cells.n_obs, found))
+    return extras
+
+
+def _latent_recovery(
+    model: Any, cells: ad.AnnData, representation: str, truth: np.ndarray
+) -> float:
+    latents = model.get_latent_representation(cells, representation=representation, key_added=None)
+    return mean_correlation_coefficient(latents, truth)
+
+
+def _recovery(
+    name: str, estimate: pd.DataFrame, true_masks: pd.DataFrame, threshold: float
+) -> list[Extra]:
+    # Combinations that are perturbations of their own have no true mask, and what was never
+    # trained no estimate.
+    shared = true_masks.index.intersection(estimate.index)
+    if not len(shared):
+        return []
+    found = mask_recovery(estimate.loc[shared], true_masks.loc[shared], threshold=threshold)
+    return [
+        Extra("truth", f"{name}_{score}", float(found[score]), 0)
+        for score in ("precision", "recall", "f1")
+    ]
+
+
+def _attempt(mode: str, metric: str, n_cells: int, score: Callable[[], float]) -> Extra:
+    try:
+        return Extra(mode, metric, float(score()), n_cells)
+    except SAMSError as error:  # the model has no such quantity, or cannot score these cells
+        return Extra(mode, metric, np.nan, n_cells, "undefined", str(error))
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is a row
+        return Extra(mode, metric, np.nan, n_cells, "failed", f"{type(error).__name__}: {error}")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scvi_sams.benchmark._methods import Fitted, PredictsCells
+from scvi_sams.baselines._simple import mean_of_halves
+from scvi_sams.benchmark._model import Fitted
 from scvi_sams.benchmark._screen import Fold
 from scvi_sams.exceptions import MissingControlError, MissingKeyError, UnknownPerturbationError
 
 Key = tuple[str | None, str]
 """Level of the covariate (``None`` without one) and label."""
+_SINGLE_CELL = "A single test cell has no half."
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
         try:
             rows = _rows(fitted.predict(label, level), fold, level, label, shifts)
             profiles[level, label] = np.asarray(rows.mean(axis=0, dtype=np.float64)).ravel()
-            if keep_cells and isinstance(fitted, PredictsCells):
+            if keep_cells and fitted.predict_cells is not None:
                 rows = fitted.predict_cells(level)
             if keep_cells and rows.shape[0] > 1:
                 cells[level, label] = sparse.csr_matrix(rows)
@@ -57,6 +59,44 @@ def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
         stack_predictions(cells, fold) if cells else None,
         messages,
     )
+
+
+def half_of_test_cells(fold: Fold, seed: int, *, keep_cells: bool) -> tuple[Predictions, Fold]:
+    """Predict by halves of cells, level by level; return the fold to score it on as well.
+
+    This is the positive control, as :func:`split_half` makes it.
+    """
+    observed, labels = fold.observed, fold.observed_labels
+    levels, name_of = fold.levels_of(observed), labels.canonical
+    group = np.zeros(observed.n_obs) if levels is None else levels
+    rows: dict[Key, np.ndarray] = {}
+    cells: dict[Key, sparse.csr_matrix] = {}
+    messages: dict[Key, str] = {}
+    scored = [np.flatnonzero(labels.is_control)]
+    for name in pd.unique(group):
+        level = None if levels is None else name
+        positions = np.flatnonzero(group == name)
+        n_cells = pd.Series(name_of[positions]).value_counts()
+        alone = set(n_cells.index[n_cells == 1]) - {labels.control}
+        messages |= {(level, label): _SINGLE_CELL for label in alone}
+        is_alone = np.isin(name_of[positions], list(alone))
+        scored.append(positions[is_alone])
+        positions = positions[~is_alone]
+        if labels.is_control[positions].all():
+            continue
+        genes = observed.var_names
+        means, places = mean_of_halves(observed.X[positions], labels[positions], genes, seed)
+        half = positions[places]
+        scored.append(np.delete(positions, places))
+        for label, profile in zip(means.obs_names, np.asarray(means.X), strict=True):
+            rows[level, label] = profile[None]
+            if keep_cells:
+                cells[level, label] = observed.X[half[name_of[half] == label]]
+    predictions = Predictions(
+        stack_predictions(rows, fold), stack_predictions(cells, fold) if cells else None, messages
+    )
+    kept = np.unique(np.concatenate(scored))
+    return predictions, replace(fold, observed=observed[kept], observed_labels=labels[kept])
 
 
 def stack_predictions(
@@ -124,7 +164,7 @@ def _level_shifts(fold: Fold) -> dict[str | None, np.ndarray]:
     levels = fold.levels_of(fold.train)
     if levels is None:
         return {}
-    is_control = fold.labels_of(fold.train) == fold.control
+    is_control = fold.train_labels.is_control
 
     def mean(cells: np.ndarray) -> np.ndarray:
         return np.asarray(fold.train.X[cells].mean(axis=0)).ravel()

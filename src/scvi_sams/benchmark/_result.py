@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from scvi_sams.benchmark._definitions import define_metrics
+from scvi_sams.benchmark._definitions import FAILURES, define_metrics
 from scvi_sams.benchmark._methods import NEGATIVE_CONTROL
 from scvi_sams.benchmark._report import write_report
-from scvi_sams.benchmark._scoring import FAILURES
 from scvi_sams.benchmark._summary import summarise
 from scvi_sams.exceptions import SAMSError
 

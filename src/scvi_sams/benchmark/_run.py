@@ -8,27 +8,27 @@ from typing import Any
 
 import anndata as ad
 import joblib
-import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
+from scvi_sams._checks import as_names
 from scvi_sams._versions import installed_versions
-from scvi_sams.benchmark._fingerprint import (
+from scvi_sams.benchmark._fit import Outcome, ScoreOptions, Task, run_task
+from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
+from scvi_sams.benchmark._model import ModelMethod
+from scvi_sams.benchmark._result import BenchmarkResult
+from scvi_sams.benchmark._screen import Screen, make_screen
+from scvi_sams.benchmark._store import (
+    FitStore,
     fingerprint,
     screen_fingerprint,
     settings_text,
     split_fingerprint,
+    write_whole,
 )
-from scvi_sams.benchmark._fit import Outcome, Task, run_task
-from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
-from scvi_sams.benchmark._model import ModelMethod
-from scvi_sams.benchmark._result import BenchmarkResult
-from scvi_sams.benchmark._scoring import ScoreOptions
-from scvi_sams.benchmark._screen import Screen, make_screen
-from scvi_sams.benchmark._store import FitStore, write_whole
 from scvi_sams.exceptions import InvalidSplitError, SAMSError
-from scvi_sams.labels._spelling import control_names
-from scvi_sams.metrics._registry import MODES
+from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics._scoring import check_modes
 from scvi_sams.splits._split import Split, check_split
 
 
@@ -173,7 +173,9 @@ def benchmark(
     >>> result.to_html("report.html")
     """
     chosen = resolve_methods(methods)
-    options = ScoreOptions(_checked_modes(modes), target_genes, n_top_genes)
+    modes = tuple(dict.fromkeys(as_names("modes", modes)))
+    check_modes(modes)
+    options = ScoreOptions(modes, target_genes, n_top_genes)
     seeds = _checked_seeds(seeds)
     screen = make_screen(
         adata,
@@ -262,13 +264,6 @@ def _tasks(
     return tasks
 
 
-def _checked_modes(modes: Sequence[str]) -> tuple[str, ...]:
-    unknown = [mode for mode in modes if mode not in MODES]
-    if unknown or not modes or isinstance(modes, str):
-        raise SAMSError(f"`modes` is {modes!r}; give a list of {', '.join(map(repr, MODES))}.")
-    return tuple(dict.fromkeys(modes))
-
-
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     checked = [int(seed) for seed in seeds]
     if not checked or len(set(checked)) < len(checked):
@@ -282,11 +277,12 @@ def _check(split: Split, screen: Screen) -> None:
             f"`split` gave {type(split).__name__}; it must be a Split (make_split, norman_ood, "
             "random_cells, ...) or a function of the seed that returns one."
         )
-    columns = screen.columns
-    if control_names(split.control) != columns.control or split.delimiter != columns.delimiter:
+    spelling = screen.labels.spelling
+    if Spelling(split.control, split.delimiter) != spelling:
         raise InvalidSplitError(
             f"The split was made with control {split.control} and delimiter {split.delimiter!r}, "
-            f"the benchmark is run with {columns.control} and {columns.delimiter!r}. Use the same."
+            f"the benchmark is run with {spelling.control} and {spelling.delimiter!r}. Use the "
+            "same."
         )
     check_split(split, screen.labels, covariate=screen.levels)
 
@@ -322,11 +318,11 @@ def _settings(
         "data": {
             "n_cells": screen.counts.n_obs,
             "n_genes": screen.counts.n_vars,
-            "n_perturbations": len(np.unique(labels.astype(str))) - 1,
-            "n_control_cells": int((labels == screen.columns.control[0]).sum()),
+            "n_perturbations": len(labels.names) - 1,
+            "n_control_cells": int(labels.is_control.sum()),
             "fingerprint": data_key,
         },
-        "columns": vars(screen.columns),
+        "columns": vars(labels.spelling) | vars(screen.columns),
         "seeds": list(splits),
         "splits": {seed: _described(split) for seed, split in splits.items()},
         "modes": list(options.modes),

@@ -19,9 +19,9 @@ from scvi_sams.exceptions import (
     MissingControlError,
     SAMSError,
 )
-from scvi_sams.labels._spelling import control_names
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import read_labels
 from scvi_sams.metrics._observed import matrix_of_counts, obs_column
-from scvi_sams.splits._cells import canonical_labels
 from scvi_sams.splits._split import Split
 
 COUNTS = "counts"
@@ -31,11 +31,9 @@ TRUE_LATENTS = ("true_basal", "true_latent")
 
 @dataclass(frozen=True)
 class Columns:
-    """Where labels and covariates stand in ``obs``, and how labels are written."""
+    """Where labels and covariates stand in ``obs``."""
 
     perturbation_key: str
-    control: tuple[str, ...]
-    delimiter: str | None
     covariate_key: str | None
     batch_key: str | None
     size_factor_key: str | None
@@ -49,6 +47,8 @@ class Screen:
     ----------
     counts
         Cells x genes; ``X`` is CSR. Where the screen is simulated it keeps its truth.
+    labels
+        Of every cell, read once for all methods and splits.
     columns
         What stands where in ``obs``.
     target_sum
@@ -56,13 +56,9 @@ class Screen:
     """
 
     counts: ad.AnnData
+    labels: Labels
     columns: Columns
     target_sum: float | None
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Canonical label of every cell."""
-        return self.counts.obs[self.columns.perturbation_key].to_numpy(dtype=object)
 
     @property
     def levels(self) -> np.ndarray | None:
@@ -81,6 +77,8 @@ class Fold:
         What stands where in ``obs``.
     train
         Training cells. ``X``: log1p-normalised expression (CSR); ``layers["counts"]``: counts.
+    train_labels
+        Their labels.
     fitted
         Training cells, then validation cells: counts.
     n_train
@@ -92,6 +90,8 @@ class Fold:
     observed
         Test cells that are perturbed, and all control cells of the three parts: the reference that
         stands on both sides of an effect, as large as the data allow. Normalised.
+    observed_labels
+        Their labels.
     perturbations
         What is predicted: level of the covariate (``None`` without one) and label, sorted.
     target_sum
@@ -100,18 +100,15 @@ class Fold:
 
     columns: Columns
     train: ad.AnnData
+    train_labels: Labels
     fitted: ad.AnnData
     n_train: int
     tested: ad.AnnData
     is_held_out: np.ndarray
     observed: ad.AnnData
+    observed_labels: Labels
     perturbations: list[tuple[str | None, str]]
     target_sum: float
-
-    @property
-    def control(self) -> str:
-        """Canonical label of the control cells."""
-        return self.columns.control[0]
 
     def levels_of(self, cells: ad.AnnData) -> np.ndarray | None:
         """Level of the covariate of some cells; ``None`` if there is no covariate."""
@@ -120,16 +117,12 @@ class Fold:
 
     def training_controls(self, level: str | None) -> np.ndarray:
         """Positions in ``train`` of the control cells of a level (``None``: of all)."""
-        chosen = self.labels_of(self.train) == self.control
+        chosen = self.train_labels.is_control.copy()
         if level is not None:
             chosen &= self.levels_of(self.train) == level
         if not chosen.any():
             raise MissingControlError(f"No training control cell is of level {level!r}.")
         return np.flatnonzero(chosen)
-
-    def labels_of(self, cells: ad.AnnData) -> np.ndarray:
-        """Canonical label of some cells."""
-        return cells.obs[self.columns.perturbation_key].to_numpy(dtype=object)
 
 
 def make_screen(
@@ -153,8 +146,8 @@ def make_screen(
     if target_sum is not None and not target_sum > 0:
         raise SAMSError(f"`target_sum` must be a positive number or None, not {target_sum!r}.")
     obs = adata.obs[columns].copy()
-    labels = canonical_labels(adata.obs[perturbation_key], control=control, delimiter=delimiter)
-    obs[perturbation_key] = pd.Categorical(labels.astype(str))
+    labels = read_labels(adata.obs[perturbation_key], control, delimiter)
+    obs[perturbation_key] = pd.Categorical(labels.canonical.astype(str))
     if covariate_key is not None and obs[covariate_key].isna().any():
         raise InvalidCovariateError(
             f"{obs[covariate_key].isna().sum()} cells have no {covariate_key!r} (NaN). Drop them, "
@@ -175,18 +168,8 @@ def make_screen(
         for key in TRUE_LATENTS:
             if key in adata.obsm:
                 counts.obsm[key] = np.array(adata.obsm[key])
-    return Screen(
-        counts,
-        Columns(
-            perturbation_key,
-            control_names(control),
-            delimiter,
-            covariate_key,
-            batch_key,
-            size_factor_key,
-        ),
-        target_sum,
-    )
+    where = Columns(perturbation_key, covariate_key, batch_key, size_factor_key)
+    return Screen(counts, labels, where, target_sum)
 
 
 def _counts(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
@@ -198,9 +181,7 @@ def _counts(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
 
 def make_fold(screen: Screen, split: Split) -> Fold:
     """Cut the cells by a split and normalise them by its training cells."""
-    labels, levels = screen.labels, screen.levels
-    control = screen.columns.control[0]
-    is_control = labels == control
+    labels, levels, is_control = screen.labels, screen.levels, screen.labels.is_control
     in_use = np.concatenate([split.train, split.validation, split.test])
     perturbed_tests = split.test[~is_control[split.test]]
     if not len(perturbed_tests):
@@ -212,24 +193,25 @@ def make_fold(screen: Screen, split: Split) -> Fold:
     size = sizes(screen.counts.X, screen.counts.obs, screen.columns)
     target_sum = screen.target_sum or float(np.median(size[split.train]))
     train = _normalised(screen, split.train, size, target_sum)
-    held_out = set(split.held_out)
+    name_of = labels.canonical
     if split.held_out_levels is not None and levels is not None:
         pairs = set(zip(split.held_out, split.held_out_levels, strict=True))
-        is_held_out = [(labels[cell], levels[cell]) in pairs for cell in split.test]
+        is_held_out = [(name_of[cell], levels[cell]) in pairs for cell in split.test]
     else:
-        is_held_out = [labels[cell] in held_out for cell in split.test]
+        is_held_out = [name_of[cell] in split.held_out for cell in split.test]
+    observed = np.concatenate([reference, perturbed_tests])
     return Fold(
         columns=screen.columns,
         train=train,
+        train_labels=labels[split.train],
         fitted=screen.counts[np.concatenate([split.train, split.validation])].copy(),
         n_train=len(split.train),
         tested=screen.counts[split.test].copy(),
         is_held_out=np.array(is_held_out, dtype=bool),
-        observed=_normalised(
-            screen, np.concatenate([reference, perturbed_tests]), size, target_sum
-        ),
+        observed=_normalised(screen, observed, size, target_sum),
+        observed_labels=labels[observed],
         perturbations=sorted(
-            {(None if levels is None else levels[c], str(labels[c])) for c in perturbed_tests},
+            {(None if levels is None else levels[c], str(name_of[c])) for c in perturbed_tests},
             key=str,
         ),
         target_sum=target_sum,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from scvi_sams.benchmark._definitions import HEADLINES, axis_of
+from scvi_sams.benchmark._definitions import FAILURES, HEADLINES, axis_of
 from scvi_sams.benchmark._methods import NEGATIVE_CONTROL, POSITIVE_CONTROL
-from scvi_sams.benchmark._scoring import FAILURES
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.metrics._scoring import position
 

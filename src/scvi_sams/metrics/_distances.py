@@ -20,7 +20,8 @@ from scvi_sams._checks import (
     check_same_columns,
 )
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.metrics._matrix import Matrix
+from scvi_sams.metrics._comparison import Comparison, Metric
+from scvi_sams.metrics._profiles import Matrix, stack
 
 _MEGABYTES_AT_ONCE = 64
 
@@ -228,3 +229,54 @@ def _chunks(x: Matrix, y: Matrix | None) -> Iterator[np.ndarray]:
     x = x.astype(np.float64)
     y = None if y is None else y.astype(np.float64)
     return pairwise_distances_chunked(x, y, metric="euclidean", working_memory=_MEGABYTES_AT_ONCE)
+
+
+def _components(group: Comparison) -> tuple[list[Matrix], list[Matrix], float]:
+    """Predicted and observed cells in principal components, and the bandwidth of a kernel."""
+    options = group.options
+    observed = stack(group.observed_cells)
+    sides = [group.predicted_cells, group.observed_cells]
+    if options.n_components is not None:
+        axes = principal_axes(observed, options.n_components, seed=options.seed)
+        observed = observed @ axes
+        sides = [[cells @ axes for cells in side] for side in sides]
+    return sides[0], sides[1], median_bandwidth(observed, seed=options.seed)
+
+
+def _over_cells(
+    distance: Callable[[Matrix, Matrix, float], float],
+) -> Callable[[Comparison], np.ndarray]:
+    def score(group: Comparison) -> np.ndarray:
+        predicted, observed, bandwidth = group.once(_components)
+        values = np.full(len(group.perturbations), np.nan)
+        for row in np.flatnonzero(group.succeeded):
+            values[row] = distance(predicted[row], observed[row], bandwidth)
+        return values
+
+    return score
+
+
+_MODE, _AXIS = "distances", "distribution"
+
+METRICS = (
+    Metric(
+        _MODE, "energy_distance_squared", _AXIS, "2 E|x - y|^2 - E|x - x'|^2 - E|y - y'|^2 over "
+        "cells, n (n - 1) pairs within a side: twice the squared distance of the means",
+        "scPerturb, Peidli et al., Nature Methods 2024",
+        False, _over_cells(lambda x, y, _: energy_distance(x, y)), needs="cells",
+    ),
+    Metric(
+        _MODE, "energy_distance", _AXIS, "2 E|x - y| - E|x - x'| - E|y - y'| over cells, n (n - 1) "
+        "pairs within a side: 0 only for equal distributions",
+        "Szekely and Rizzo, J. Stat. Plan. Inference 2013",
+        False, _over_cells(lambda x, y, _: energy_distance(x, y, metric="euclidean")),
+        needs="cells", is_headline=True,
+    ),
+    Metric(
+        _MODE, "mmd", _AXIS, "squared maximum mean discrepancy, Gaussian kernel whose bandwidth is "
+        "the median distance of observed cells, n (n - 1) pairs within a side",
+        "Gretton et al., JMLR 2012",
+        False, _over_cells(lambda x, y, bandwidth: mmd(x, y, bandwidth=bandwidth)),
+        needs="cells", is_headline=True,
+    ),
+)  # fmt: skip

@@ -28,10 +28,11 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
-from scvi_sams.labels._spelling import canonical_label, control_names
-from scvi_sams.splits._cells import canonical_labels
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import read_labels
 
-Method = Literal["lognorm", "mean"]
+Average = Literal["lognorm", "mean"]
+"""What :func:`observed_ate` averages over cells."""
 
 _CELLS_AT_ONCE = 16_384
 
@@ -42,7 +43,7 @@ def observed_ate(
     perturbation_key: str = "perturbation",
     control: str | Sequence[str] = "control",
     perturbations: Sequence[str] | None = None,
-    method: Method = "lognorm",
+    method: Average = "lognorm",
     layer: str | None = None,
     size_factor_key: str | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
@@ -122,8 +123,9 @@ def observed_ate(
     cells, labels = labelled_cells(
         adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
     )
-    groups, names = _groups(labels, perturbations, control_names(control), delimiter)
-    moments = _GroupMoments(groups, adata.n_vars)
+    groups, names = _groups(labels, perturbations)
+    group_of_cell = pd.Index(groups).get_indexer(pd.Index(labels.names))[labels.name_of_cell]
+    moments = _GroupMoments(len(groups), adata.n_vars)
     for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
         block = slice(start, start + _CELLS_AT_ONCE)
         values = normalised_expression(
@@ -133,7 +135,7 @@ def observed_ate(
             size_factor_key=size_factor_key,
             target_sum=target_sum,
         )
-        moments.add(values, labels[block])
+        moments.add(values, group_of_cell[block])
     n_cells, mean, variance = moments.result()
 
     squared_error = variance / n_cells[:, None]
@@ -158,26 +160,25 @@ def labelled_cells(
     perturbation_key: str,
     control: str | Sequence[str],
     delimiter: str | None,
-) -> tuple[ad.AnnData, np.ndarray]:
-    """Return the cells to use and their canonical labels; an error if none is a control cell."""
+) -> tuple[ad.AnnData, Labels]:
+    """Return the cells to use and their labels; an error if none is a control cell."""
     check_anndata(adata=adata)
     check_text(perturbation_key=perturbation_key)
-    cells = _select_cells(adata, indices)
-    labels = canonical_labels(
-        obs_column(cells, perturbation_key), control=control, delimiter=delimiter
-    )
-    names = control_names(control)
-    if not (labels == names[0]).any():
+    if indices is not None:
+        adata = adata[as_positions("indices", indices, adata.n_obs)]
+    cells = adata.to_memory() if adata.isbacked else adata
+    labels = read_labels(obs_column(cells, perturbation_key), control, delimiter)
+    if not labels.is_control.any():
         raise MissingControlError(
-            f"No cell used is labelled {' or '.join(map(repr, names))}. Pass the label of the "
-            "control cells as `control`, or `indices` that include control cells."
+            f"No cell used is labelled {' or '.join(map(repr, labels.spelling.control))}. Pass the "
+            "label of the control cells as `control`, or `indices` that include control cells."
         )
     return cells, labels
 
 
 def normalised_expression(
     cells: ad.AnnData,
-    method: Method,
+    method: Average,
     *,
     layer: str | None,
     size_factor_key: str | None,
@@ -185,8 +186,26 @@ def normalised_expression(
 ) -> sparse.csr_array:
     """Return f(x) of every cell, as :func:`observed_ate` averages it."""
     check_key(layer=layer, size_factor_key=size_factor_key)
-    check_choice("method", method, get_args(Method))
-    values = _normalised(_counts(cells, layer), cells, size_factor_key, target_sum)
+    check_choice("method", method, get_args(Average))
+    values = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
+    if not np.isfinite(values.data).all() or (values.data < 0).any():
+        raise InvalidCountsError(
+            "The counts hold negative or non-finite values (smallest: "
+            f"{values.data.min():g}). Pass the layer that holds the raw counts as `layer`."
+        )
+    if size_factor_key is None:
+        size = values.sum(axis=1)
+        advice = "Remove cells without counts (scanpy.pp.filter_cells)."
+    else:
+        size = obs_column(cells, size_factor_key).to_numpy(dtype=np.float64)
+        advice = f"Check obs[{size_factor_key!r}]."
+    bad = ~(size > 0) | ~np.isfinite(size)
+    if bad.any():
+        raise InvalidCountsError(
+            f"{bad.sum()} cells have a size that is not a positive number, for example "
+            f"{cells.obs_names[bad][0]!r}. {advice}"
+        )
+    values = sparse.csr_array(sparse.diags_array(target_sum / size) @ values)
     if method == "lognorm":
         values.data = np.log2(1 + values.data)
     return values
@@ -221,12 +240,6 @@ def ate_table(
     )
 
 
-def _select_cells(adata: ad.AnnData, indices: Sequence[int] | np.ndarray | None) -> ad.AnnData:
-    if indices is not None:
-        adata = adata[as_positions("indices", indices, adata.n_obs)]
-    return adata.to_memory() if adata.isbacked else adata
-
-
 def obs_column(adata: ad.AnnData, key: str) -> pd.Series:
     """Column of ``obs``; an error that names the others if it is not there."""
     if key not in adata.obs:
@@ -236,27 +249,21 @@ def obs_column(adata: ad.AnnData, key: str) -> pd.Series:
     return adata.obs[key]
 
 
-def _groups(
-    labels: np.ndarray,
-    perturbations: Sequence[str] | None,
-    control: tuple[str, ...],
-    delimiter: str | None,
-) -> tuple[list[str], list[str]]:
+def _groups(labels: Labels, perturbations: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """Return the labels to average, the control first, and the names to report them under."""
-    present = set(labels) - {control[0]}
+    present = labels.perturbed_names
     if perturbations is None:
-        groups = sorted(present)
-        return [control[0], *groups], groups
+        return [labels.control, *present], present
     perturbations = as_names("perturbations", perturbations)
-    groups = [canonical_label(p, delimiter=delimiter, control=control) for p in perturbations]
-    unknown = sorted(set(groups) - present)
+    groups = [labels.spelling.canonical(name) for name in perturbations]
+    unknown = sorted(set(groups).difference(present))
     if unknown:
         raise UnknownPerturbationError(
             f"No cell used carries {', '.join(map(repr, unknown))}. Ask for labels of the "
             "perturbed cells, or check `indices` and `delimiter`."
         )
     check_unique(groups)
-    return [control[0], *groups], list(perturbations)
+    return [labels.control, *groups], perturbations
 
 
 def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
@@ -271,54 +278,25 @@ def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
     return BlockReader(matrix).read(0, cells.n_obs) if is_on_disk(matrix) else matrix
 
 
-def _counts(cells: ad.AnnData, layer: str | None) -> sparse.csr_array:
-    counts = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
-    if not np.isfinite(counts.data).all() or (counts.data < 0).any():
-        raise InvalidCountsError(
-            "The counts hold negative or non-finite values (smallest: "
-            f"{counts.data.min():g}). Pass the layer that holds the raw counts as `layer`."
-        )
-    return counts
-
-
-def _normalised(
-    counts: sparse.csr_array, cells: ad.AnnData, size_factor_key: str | None, target_sum: float
-) -> sparse.csr_array:
-    if size_factor_key is None:
-        size = counts.sum(axis=1)
-        advice = "Remove cells without counts (scanpy.pp.filter_cells)."
-    else:
-        size = obs_column(cells, size_factor_key).to_numpy(dtype=np.float64)
-        advice = f"Check obs[{size_factor_key!r}]."
-    bad = ~(size > 0) | ~np.isfinite(size)
-    if bad.any():
-        raise InvalidCountsError(
-            f"{bad.sum()} cells have a size that is not a positive number, for example "
-            f"{cells.obs_names[bad][0]!r}. {advice}"
-        )
-    return sparse.csr_array(sparse.diags_array(target_sum / size) @ counts)
-
-
 class _GroupMoments:
     """Means and variances of groups of cells, over blocks of cells.
 
     Values stay sparse: the sums over cells are products with a groups x cells indicator.
     """
 
-    def __init__(self, groups: list[str], n_genes: int) -> None:
-        self._groups = pd.Index(groups)
-        self._n_cells = np.zeros(len(groups), dtype=np.int64)
-        self._sums = np.zeros((len(groups), n_genes))
-        self._sums_of_squares = np.zeros((len(groups), n_genes))
+    def __init__(self, n_groups: int, n_genes: int) -> None:
+        self._n_cells = np.zeros(n_groups, dtype=np.int64)
+        self._sums = np.zeros((n_groups, n_genes))
+        self._sums_of_squares = np.zeros((n_groups, n_genes))
 
-    def add(self, values: sparse.csr_array, labels: np.ndarray) -> None:
-        group_of_cell = self._groups.get_indexer(pd.Index(labels))
+    def add(self, values: sparse.csr_array, group_of_cell: np.ndarray) -> None:
+        """Add cells; those of group -1 are left out."""
         used = np.flatnonzero(group_of_cell >= 0)
+        n_groups = len(self._n_cells)
         indicator = sparse.csr_array(
-            (np.ones(len(used)), (group_of_cell[used], used)),
-            shape=(len(self._groups), len(labels)),
+            (np.ones(len(used)), (group_of_cell[used], used)), shape=(n_groups, len(group_of_cell))
         )
-        self._n_cells += np.bincount(group_of_cell[used], minlength=len(self._groups))
+        self._n_cells += np.bincount(group_of_cell[used], minlength=n_groups)
         self._sums += (indicator @ values).toarray()
         self._sums_of_squares += (indicator @ values.power(2)).toarray()
 
@@ -332,7 +310,7 @@ class _GroupMoments:
         return n_cells, mean, unbiased
 
 
-def _units(method: Method, target_sum: float, size_factor_key: str | None) -> str:
+def _units(method: Average, target_sum: float, size_factor_key: str | None) -> str:
     size = "total counts" if size_factor_key is None else size_factor_key
     normalised = f"{target_sum:g} * counts / {size}"
     return f"difference of mean {f'log2(1 + {normalised})' if method == 'lognorm' else normalised}"

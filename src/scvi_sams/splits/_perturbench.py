@@ -281,13 +281,22 @@ def _assemble(
     controls = np.flatnonzero(labels.is_control)
     shares = (share, (1 - share) / 2, (1 - share) / 2)
     of_controls = stratified_split(control_groups[controls].astype(str), shares, seed=seed)
-    parts = {
-        part: np.concatenate(
+    train, validation, test = (
+        np.concatenate(
             [np.flatnonzero((part_of_cell == part) & ~labels.is_control), controls[cells]]
         )
         for part, cells in zip(PARTS, of_controls, strict=True)
-    }
-    return make_split(labels, **parts, held_out=held_out, settings=settings, seed=seed, **described)
+    )
+    return make_split(
+        labels,
+        train,
+        validation,
+        test,
+        held_out=held_out,
+        settings=settings,
+        seed=seed,
+        **described,
+    )
 
 
 def _check_fractions(fraction: float, control_fraction: float) -> None:
