@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anndata as ad
 import numpy as np
@@ -77,15 +77,8 @@ def sum_of_effects(
         summed = [values[members].sum(axis=0) for members in positions]
         return np.reshape(summed, (len(positions), singles.n_vars))
 
-    layers = {}
-    if "standard_error" in singles.layers:
-        layers["standard_error"] = np.sqrt(sums(np.square(singles.layers["standard_error"])))
-    return ate_table(
-        sums(np.asarray(singles.X)),
-        combinations,
-        singles.var_names,
-        description=dict(singles.uns["ate"]),
-        layers=layers,
+    return _in_units_of(
+        singles, combinations, sums, lambda errors: np.sqrt(sums(np.square(errors)))
     )
 
 
@@ -130,13 +123,23 @@ def mean_ate(ate: ad.AnnData, perturbations: Sequence[str]) -> ad.AnnData:
     def mean(values: np.ndarray) -> np.ndarray:
         return np.tile(np.mean(values, axis=0), (len(perturbations), 1))
 
+    return _in_units_of(ate, perturbations, mean, mean)
+
+
+def _in_units_of(
+    table: ad.AnnData,
+    names: Sequence[str],
+    effect: Callable[[np.ndarray], np.ndarray],
+    standard_error: Callable[[np.ndarray], np.ndarray],
+) -> ad.AnnData:
+    """Make an ATE table of the effects of another one, and of their errors where it has them."""
     layers = {}
-    if "standard_error" in ate.layers:
-        layers["standard_error"] = mean(ate.layers["standard_error"])
+    if "standard_error" in table.layers:
+        layers["standard_error"] = standard_error(table.layers["standard_error"])
     return ate_table(
-        mean(np.asarray(ate.X)),
-        perturbations,
-        ate.var_names,
-        description=dict(ate.uns["ate"]),
+        effect(np.asarray(table.X)),
+        names,
+        table.var_names,
+        description=dict(table.uns["ate"]),
         layers=layers,
     )

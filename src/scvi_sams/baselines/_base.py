@@ -32,15 +32,7 @@ Expression: TypeAlias = "np.ndarray | sparse.csr_matrix"
 
 
 def read_expression(adata: ad.AnnData) -> Expression:
-    """Read ``X``, dense or CSR, without changing the AnnData.
-
-    Raises
-    ------
-    MissingKeyError
-        If ``X`` is missing.
-    InvalidCountsError
-        If it holds values that are not finite.
-    """
+    """Read ``X``, dense or CSR; an error if it is missing or not finite."""
     adata = adata.to_memory() if adata.isbacked else adata
     if adata.X is None:
         raise MissingKeyError("X is empty. Put the log-normalised expression there.")
@@ -77,13 +69,7 @@ def occurring(labels: Labels) -> list[str]:
 
 
 def multi_hot(labels: Labels, vocabulary: Sequence[str]) -> np.ndarray:
-    """Encode labels as 0 and 1, cells x perturbations.
-
-    Raises
-    ------
-    UnknownPerturbationError
-        If a label names a perturbation that ``vocabulary`` lacks.
-    """
+    """Encode labels as 0 and 1, cells x perturbations; an error if one is unknown."""
     check_known(occurring(labels), vocabulary)
     indicators = np.zeros((len(labels), len(vocabulary)), dtype=np.float32)
     rows, slots = np.nonzero(labels.codes != NO_PERTURBATION)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,13 @@ class NetworkBaseline(BaselineMethod):
 
     @abstractmethod
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
-        """Make the network of (control expression, perturbations) before training."""
+        """Make the network before training."""
+
+    @abstractmethod
+    def _combine(
+        self, network: Any, controls: torch.Tensor, indicators: torch.Tensor
+    ) -> torch.Tensor:
+        """Turn control cells and perturbations into perturbed cells, before softplus."""
 
     def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
         self._controls = expression[labels.is_control]
@@ -90,7 +97,7 @@ class NetworkBaseline(BaselineMethod):
     def _output(
         self, network: nn.Module, controls: torch.Tensor, indicators: torch.Tensor
     ) -> torch.Tensor:
-        output = network(controls, indicators)
+        output = self._combine(network, controls, indicators)
         return functional.softplus(output) if self.softplus else output
 
     def _tensor(self, rows: Expression) -> torch.Tensor:
@@ -130,7 +137,12 @@ class LinearAdditive(NetworkBaseline):
     """
 
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
-        return _LinearAdditiveNetwork(n_genes, n_perturbations)
+        return nn.Linear(n_perturbations, n_genes)
+
+    def _combine(
+        self, network: Any, controls: torch.Tensor, indicators: torch.Tensor
+    ) -> torch.Tensor:
+        return controls + network(indicators)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -174,33 +186,18 @@ class LatentAdditive(NetworkBaseline):
 
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
         hidden = [self.n_hidden] * self.n_layers
-        return _LatentAdditiveNetwork(
-            _perceptron([n_genes, *hidden, self.n_latent], self.dropout),
-            _perceptron([n_perturbations, *hidden, self.n_latent], self.dropout),
-            _perceptron([self.n_latent, *hidden, n_genes], self.dropout),
-        )
+        sizes = [
+            [n_genes, *hidden, self.n_latent],
+            [n_perturbations, *hidden, self.n_latent],
+            [self.n_latent, *hidden, n_genes],
+        ]
+        return nn.ModuleList(_perceptron(widths, self.dropout) for widths in sizes)
 
-
-class _LinearAdditiveNetwork(nn.Module):
-    def __init__(self, n_genes: int, n_perturbations: int) -> None:
-        super().__init__()
-        self.effect = nn.Linear(n_perturbations, n_genes)
-
-    def forward(self, controls: torch.Tensor, indicators: torch.Tensor) -> torch.Tensor:
-        return controls + self.effect(indicators)
-
-
-class _LatentAdditiveNetwork(nn.Module):
-    def __init__(
-        self, encoder: nn.Module, perturbation_encoder: nn.Module, decoder: nn.Module
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.perturbation_encoder = perturbation_encoder
-        self.decoder = decoder
-
-    def forward(self, controls: torch.Tensor, indicators: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.encoder(controls) + self.perturbation_encoder(indicators))
+    def _combine(
+        self, network: Any, controls: torch.Tensor, indicators: torch.Tensor
+    ) -> torch.Tensor:
+        encoder, perturbation_encoder, decoder = network
+        return decoder(encoder(controls) + perturbation_encoder(indicators))
 
 
 def _perceptron(sizes: Sequence[int], dropout: float) -> nn.Sequential:

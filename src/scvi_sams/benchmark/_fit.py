@@ -27,8 +27,7 @@ from scvi_sams.benchmark._predictions import (
 )
 from scvi_sams.benchmark._screen import Fold, Screen, make_fold
 from scvi_sams.benchmark._store import FitStore, StoredFit, fingerprint, settings_text
-from scvi_sams.labels._parsing import encode_labels
-from scvi_sams.metrics._comparison import Options, Side, log1p_expression
+from scvi_sams.metrics._comparison import Options, Side, read_side
 from scvi_sams.metrics._registry import METRICS, metrics_by_mode
 from scvi_sams.metrics._scoring import score_sides
 from scvi_sams.splits._split import Split
@@ -131,7 +130,7 @@ def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> Store
 def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> pd.DataFrame:
     """Score mean profiles, and cells where there are any; name what failed and why."""
     genes, labels = fold.observed.var_names, fold.observed_labels
-    observed = Side(sparse.csr_array(fold.observed.X), labels, fold.levels_of(fold.observed))
+    observed = Side(sparse.csr_array(fold.observed.X), labels, fold.columns.levels(fold.observed))
     chosen = Options(options.target_genes, _centroid(fold), options.n_top_genes)
     scores = []
     for predicted, modes in (
@@ -140,17 +139,13 @@ def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> 
     ):
         if predicted is None or not modes:
             continue
-        column = predicted.obs[fold.columns.perturbation_key]
-        side = Side(
-            log1p_expression(predicted, genes, "predicted"),
-            encode_labels(column, spelling=labels.spelling),
-            fold.levels_of(predicted),
-        )
+        keys = fold.columns.perturbation_key, fold.columns.covariate_key
+        side = read_side(predicted, genes, "predicted", *keys, labels.spelling)
         table = score_sides(side, observed, genes, modes, chosen)
         if predicted is predictions.cells:
             # Every method is compared by its profiles; cells add what needs cells.
-            keys = zip(table["mode"], table["metric"], strict=True)
-            table = table[[METRICS[key].needs == "cells" for key in keys]]
+            rows = zip(table["mode"], table["metric"], strict=True)
+            table = table[[METRICS[row].needs == "cells" for row in rows]]
         scores.append(table if observed.levels is not None else table.drop(columns="covariate"))
     if not scores:
         return pd.DataFrame()

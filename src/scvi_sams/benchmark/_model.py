@@ -43,22 +43,15 @@ class Extra:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A method that has learned from the cells of a fold.
-
-    Attributes
-    ----------
-    predict
-        Predicts a perturbation in a level: log1p-normalised profile or cells, named in ``obs``.
-    predict_cells
-        Predicts cells of a level, the same for every perturbation, where profiles are means of
-        more cells than are worth keeping.
-    extras
-        Scores what only this kind of method has, such as a likelihood.
-    """
+    """A method that has learned from the cells of a fold."""
 
     predict: Callable[[str, str | None], ad.AnnData]
+    """Predicts a perturbation in a level: log1p-normalised profile or cells, named in ``obs``."""
     predict_cells: Callable[[str | None], sparse.csr_matrix] | None = None
+    """Predicts cells of a level, the same for every perturbation, where profiles are means of more
+    cells than are worth keeping."""
     extras: Callable[[], list[Extra]] = list
+    """Scores what only this kind of method has, such as a likelihood."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,21 +21,14 @@ _SINGLE_CELL = "A single test cell has no half."
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of one method on one fold.
-
-    Attributes
-    ----------
-    profiles
-        Mean profiles: a row per predicted perturbation (and level of the covariate).
-    cells
-        Predicted cells; ``None`` unless they are to be scored and the method predicts cells.
-    messages
-        Why the others have no prediction.
-    """
+    """Predictions of one method on one fold."""
 
     profiles: ad.AnnData
+    """Mean profiles: a row per predicted perturbation (and level of the covariate)."""
     cells: ad.AnnData | None
+    """Predicted cells; ``None`` unless they are to be scored and the method predicts cells."""
     messages: dict[Key, str]
+    """Why the others have no prediction."""
 
 
 def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
@@ -67,7 +60,7 @@ def half_of_test_cells(fold: Fold, seed: int, *, keep_cells: bool) -> tuple[Pred
     This is the positive control, as :func:`split_half` makes it.
     """
     observed, labels = fold.observed, fold.observed_labels
-    levels, name_of = fold.levels_of(observed), labels.canonical
+    levels, name_of = fold.columns.levels(observed), labels.canonical
     group = np.zeros(observed.n_obs) if levels is None else levels
     rows: dict[Key, np.ndarray] = {}
     cells: dict[Key, sparse.csr_matrix] = {}
@@ -161,7 +154,7 @@ def _rows(
 
 def _level_shifts(fold: Fold) -> dict[str | None, np.ndarray]:
     """By how much the training control cells of each level differ from all of them."""
-    levels = fold.levels_of(fold.train)
+    levels = fold.columns.levels(fold.train)
     if levels is None:
         return {}
     is_control = fold.train_labels.is_control

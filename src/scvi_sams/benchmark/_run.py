@@ -17,7 +17,7 @@ from scvi_sams.benchmark._fit import Outcome, ScoreOptions, Task, run_task
 from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
 from scvi_sams.benchmark._model import ModelMethod
 from scvi_sams.benchmark._result import BenchmarkResult
-from scvi_sams.benchmark._screen import Screen, make_screen
+from scvi_sams.benchmark._screen import Columns, Screen, make_screen
 from scvi_sams.benchmark._store import (
     FitStore,
     fingerprint,
@@ -27,7 +27,9 @@ from scvi_sams.benchmark._store import (
     write_whole,
 )
 from scvi_sams.exceptions import InvalidSplitError, SAMSError
+from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics._observed import obs_column
 from scvi_sams.metrics._scoring import check_modes
 from scvi_sams.splits._split import Split, check_split
 
@@ -179,13 +181,9 @@ def benchmark(
     seeds = _checked_seeds(seeds)
     screen = make_screen(
         adata,
-        perturbation_key=perturbation_key,
-        control=control,
-        delimiter=delimiter,
+        read_labels(obs_column(adata, perturbation_key), control, delimiter),
+        Columns(perturbation_key, covariate_key, batch_key, size_factor_key),
         layer=layer,
-        covariate_key=covariate_key,
-        batch_key=batch_key,
-        size_factor_key=size_factor_key,
         target_sum=target_sum,
         other_columns=_columns_of_models(chosen.values(), adata),
     )
@@ -284,7 +282,7 @@ def _check(split: Split, screen: Screen) -> None:
             f"the benchmark is run with {spelling.control} and {spelling.delimiter!r}. Use the "
             "same."
         )
-    check_split(split, screen.labels, covariate=screen.levels)
+    check_split(split, screen.labels, covariate=screen.columns.levels(screen.counts))
 
 
 def _columns_of_models(methods: Iterable[Method], adata: ad.AnnData) -> list[str]:

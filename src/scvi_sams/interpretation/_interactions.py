@@ -14,6 +14,7 @@ from scvi_sams._checks import as_names, check_anndata, check_key, check_model, c
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
 from scvi_sams.labels._combinations import parts_of_combination
+from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import (
     Average,
     check_unique,
@@ -87,13 +88,12 @@ def observed_interactions(
     check_number(target_sum=target_sum, above=0)
     if direction is not None:
         check_anndata(direction=direction)
-    cells, labels = labelled_cells(
-        adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
-    )
+    spelling = Spelling.of(control, delimiter)
+    cells, labels = labelled_cells(adata, indices, perturbation_key, spelling)
     values = normalised_expression(
         cells, method, layer=layer, size_factor_key=size_factor_key, target_sum=target_sum
     )
-    base, canonical = labels.control, labels.spelling.canonical
+    base, canonical = labels.control, spelling.canonical
     cells_of = {
         name: np.flatnonzero(labels.name_of_cell == place)
         for place, name in enumerate(labels.names)

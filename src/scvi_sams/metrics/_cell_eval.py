@@ -70,15 +70,8 @@ def discrimination_scores(
 def log2_fold_change(mean: np.ndarray, control_mean: np.ndarray) -> np.ndarray:
     """Log fold change of geometric means, ``log2(expm1(mean)) - log2(expm1(control_mean))``.
 
-    Parameters
-    ----------
-    mean, control_mean
-        Mean log1p expression, genes.
-
-    Returns
-    -------
-    Infinite where only one side is expressed, 0 where none is (as pdex with ``epsilon=0``, which
-    cell-eval calls). Means below 0 count as not expressed.
+    Of mean log1p expression. Infinite where only one side is expressed, 0 where none is (as pdex
+    with ``epsilon=0``, which cell-eval calls). Means below 0 count as not expressed.
     """
     perturbed, control = (np.expm1(np.maximum(means, 0)) for means in (mean, control_mean))
     with np.errstate(divide="ignore", invalid="ignore"):

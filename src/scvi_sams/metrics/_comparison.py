@@ -20,6 +20,7 @@ from scvi_sams.exceptions import (
     SAMSError,
 )
 from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._profiles import Matrix, mean_over_cells, not_finite, squared
 
@@ -44,51 +45,35 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Predicted and observed expression of one group of cells, such as a cell type.
-
-    Attributes
-    ----------
-    covariate
-        Name of the group; ``None`` if there is only one.
-    perturbations
-        Observed perturbations, sorted; rows of all that follows.
-    genes
-        Genes of the observed data, columns of all that follows.
-    predicted, observed
-        Mean expression, perturbations x genes; NaN where there is no prediction.
-    control_mean, control_variance
-        Of the control cells, genes.
-    n_cells
-        Observed cells of each perturbation.
-    status
-        ``"ok"``, or why there is no prediction: ``"missing"`` or ``"nan"``.
-    predicted_cells, observed_cells
-        Cells x genes of each perturbation.
-    control_cells
-        Control cells x genes.
-    from_cells
-        Whether cells are predicted, and not a profile of each perturbation.
-    spelling
-        How the names of perturbations are written.
-    options
-        What the user chose.
-    """
+    """Predicted and observed expression of one group of cells, such as a cell type."""
 
     covariate: str | None
+    """Name of the group; ``None`` if there is only one."""
     perturbations: list[str]
+    """Observed perturbations, sorted; rows of all that follows."""
     genes: pd.Index
+    """Genes of the observed data, columns of all that follows."""
     predicted: np.ndarray
     observed: np.ndarray
+    """Mean expression, perturbations x genes; NaN where there is no prediction."""
     control_mean: np.ndarray
     control_variance: np.ndarray
+    """Of the control cells, genes."""
     n_cells: np.ndarray
+    """Observed cells of each perturbation."""
     status: np.ndarray
+    """``"ok"``, or why there is no prediction: ``"missing"`` or ``"nan"``."""
     predicted_cells: list[Matrix]
     observed_cells: list[Matrix]
+    """Cells x genes of each perturbation."""
     control_cells: Matrix
+    """Control cells x genes."""
     from_cells: bool
+    """Whether cells are predicted, and not a profile of each perturbation."""
     spelling: Spelling
+    """How the names of perturbations are written."""
     options: Options
+    """What the user chose."""
     _derived: dict[Callable[..., Any], Any] = field(default_factory=dict)
 
     @property
@@ -104,87 +89,58 @@ class Comparison:
 
 
 class Scores(NamedTuple):
-    """Values of a metric per perturbation.
-
-    Attributes
-    ----------
-    values
-        One per perturbation.
-    chance
-        What a prediction gets that is the same for all perturbations; ``None``: as declared.
-    defined
-        Where the metric has a value at all.
-    """
+    """Values of a metric per perturbation."""
 
     values: np.ndarray
+    """One per perturbation."""
     chance: float | np.ndarray | None = None
+    """What a prediction gets that is the same for all perturbations; ``None``: as declared."""
     defined: bool | np.ndarray = True
+    """Where the metric has a value at all."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: what it is, and how it is computed.
-
-    Attributes
-    ----------
-    mode, metric
-        Where it belongs, and its name.
-    axis
-        The question that it answers: ``"fit"``, ``"specificity"``, ``"distribution"`` or
-        ``"truth"``. No answer alone says that a method is good.
-    definition
-        What is computed; x is the prediction and y the observation.
-    source
-        Who defines it.
-    higher_is_better
-        Its direction.
-    score
-        Values per perturbation of a comparison, NaN for a failed prediction. ``None`` for what
-        :func:`benchmark` scores of a whole fit.
-    pooled
-        One value of all perturbations and groups, for the row ``"all"``.
-    chance
-        What a prediction gets that is the same for all perturbations; NaN where this depends on
-        the data.
-    worst_if_failed
-        Whether ``score`` gives a failed prediction the worst value.
-    needs
-        Predicted ``"cells"``, or ``"profiles"``, if it is of one of them only.
-    is_headline
-        Whether a summary begins with it.
-    """
+    """A metric: what it is, and how it is computed."""
 
     mode: str
     metric: str
+    """Where it belongs, and its name."""
     axis: str
+    """The question that it answers: ``"fit"``, ``"specificity"``, ``"distribution"`` or
+    ``"truth"``. No answer alone says that a method is good."""
     definition: str
+    """What is computed; x is the prediction and y the observation."""
     source: str
+    """Who defines it."""
     higher_is_better: bool
+    """Its direction."""
     score: Callable[[Comparison], np.ndarray | Scores] | None = None
+    """Values per perturbation of a comparison, NaN for a failed prediction. ``None`` for what
+    :func:`benchmark` scores of a whole fit."""
     pooled: Callable[[Sequence[Comparison]], float] | None = None
+    """One value of all perturbations and groups, for the row ``"all"``."""
     chance: float = np.nan
+    """What a prediction gets that is the same for all perturbations; NaN where this depends on the
+    data."""
     worst_if_failed: bool = False
+    """Whether ``score`` gives a failed prediction the worst value."""
     needs: Literal["cells", "profiles"] | None = None
+    """Predicted ``"cells"``, or ``"profiles"``, if it is of one of them only."""
     is_headline: bool = False
+    """Whether a summary begins with it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Expression of cells (or of profiles), and what they are.
-
-    Attributes
-    ----------
-    expression
-        Cells x genes, log1p-normalised.
-    labels
-        Of the cells.
-    levels
-        Level of the covariate of every cell; ``None`` if there is one group.
-    """
+    """Expression of cells (or of profiles), and what they are."""
 
     expression: Matrix
+    """Cells x genes, log1p-normalised."""
     labels: Labels
+    """Of the cells."""
     levels: np.ndarray | None
+    """Level of the covariate of every cell; ``None`` if there is one group."""
 
     @cached_property
     def positions(self) -> dict[tuple[str | None, str], np.ndarray]:
@@ -206,19 +162,7 @@ class Side:
 def compare_sides(
     predicted: Side, observed: Side, genes: pd.Index, options: Options
 ) -> list[Comparison]:
-    """Bring predictions to the perturbations and groups of the observed cells.
-
-    Returns
-    -------
-    One comparison per group of observed cells with a perturbed cell.
-
-    Raises
-    ------
-    MissingControlError
-        If a group has no control cell.
-    SAMSError
-        If no observed cell is perturbed.
-    """
+    """Compare both, group by group; an error if cells are not perturbed or lack a control."""
     names: dict[str | None, list[str]] = {}
     for covariate, label in sorted(observed.positions, key=str):
         if label != observed.labels.control:
@@ -297,18 +241,35 @@ def check_genes(predicted: ad.AnnData, observed: ad.AnnData) -> None:
         )
 
 
-def levels_of(obs: pd.DataFrame, covariate_key: str, side: str) -> np.ndarray:
-    """Level of the covariate of every cell, as text; an error if one is missing."""
-    covariates = obs[covariate_key]
-    if covariates.isna().any():
-        raise InvalidCovariateError(
-            f"{covariates.isna().sum()} cells of the {side} data have no {covariate_key!r} "
-            "(NaN). Drop them, or name their group."
-        )
-    return covariates.astype(str).to_numpy(dtype=object)
+def read_side(
+    data: ad.AnnData,
+    genes: pd.Index,
+    side: str,
+    perturbation_key: str,
+    covariate_key: str | None,
+    spelling: Spelling,
+) -> Side:
+    """Read expression, labels and levels of the predicted or the observed cells."""
+    for key in (perturbation_key, covariate_key):
+        if key is not None and key not in data.obs:
+            raise MissingKeyError(
+                f"obs of the {side} data has no column {key!r}; its columns are "
+                f"{', '.join(map(repr, data.obs.columns))}."
+            )
+    labels = encode_labels(data.obs[perturbation_key], spelling=spelling)
+    levels = None
+    if covariate_key is not None:
+        covariates = data.obs[covariate_key]
+        if covariates.isna().any():
+            raise InvalidCovariateError(
+                f"{covariates.isna().sum()} cells of the {side} data have no {covariate_key!r} "
+                "(NaN). Drop them, or name their group."
+            )
+        levels = covariates.astype(str).to_numpy(dtype=object)
+    return Side(_log1p_expression(data, genes, side), labels, levels)
 
 
-def log1p_expression(data: ad.AnnData, genes: pd.Index, side: str) -> Matrix:
+def _log1p_expression(data: ad.AnnData, genes: pd.Index, side: str) -> Matrix:
     """Read ``X`` of one side, genes as asked for; an error if it cannot be log1p-normalised."""
     if not data.var_names.equals(genes):
         data = data[:, genes]

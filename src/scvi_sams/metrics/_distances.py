@@ -66,9 +66,7 @@ def energy_distance(
     >>> scvi_sams.evaluation.energy_distance(left, right)
     2.0
     """
-    check_same_columns(predicted=predicted, observed=observed)
-    predicted, observed = as_matrix(predicted), as_matrix(observed)
-    check_bool(unbiased=unbiased)
+    predicted, observed = _checked_cells(predicted, observed, unbiased)
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "sqeuclidean": np.square,
         "euclidean": np.asarray,
@@ -118,9 +116,7 @@ def mmd(
     >>> scvi_sams.evaluation.mmd(cells, cells, unbiased=False)
     0.0
     """
-    check_same_columns(predicted=predicted, observed=observed)
-    predicted, observed = as_matrix(predicted), as_matrix(observed)
-    check_bool(unbiased=unbiased)
+    predicted, observed = _checked_cells(predicted, observed, unbiased)
     bandwidths = (
         np.array([median_bandwidth(observed)])
         if bandwidth is None
@@ -182,21 +178,10 @@ def median_bandwidth(cells: Matrix, *, max_cells: int = 2000, seed: int = 0) -> 
 
 
 def principal_axes(cells: Matrix, n_components: int, *, seed: int = 0) -> np.ndarray:
-    """Directions of the largest variance of the observed cells (:func:`scanpy.pp.pca`).
+    """Directions of the largest variance (:func:`scanpy.pp.pca`), genes x components.
 
-    Parameters
-    ----------
-    cells
-        Observed cells x genes, dense or sparse.
-    n_components
-        Number of axes; fewer if there are fewer cells or genes.
-    seed
-        Of the solver's start.
-
-    Returns
-    -------
-    Genes x components. ``cells @ axes`` are principal components up to the mean, which no distance
-    depends on.
+    ``cells @ axes`` are principal components up to the mean, which no distance depends on; there
+    are fewer of them if there are fewer cells or genes.
     """
     n_components = min(n_components, min(cells.shape) - 1)
     _, axes, _, _ = sc.pp.pca(
@@ -207,6 +192,12 @@ def principal_axes(cells: Matrix, n_components: int, *, seed: int = 0) -> np.nda
         dtype="float64",
     )
     return axes.T
+
+
+def _checked_cells(predicted: Matrix, observed: Matrix, unbiased: bool) -> tuple[Matrix, Matrix]:
+    check_same_columns(predicted=predicted, observed=observed)
+    check_bool(unbiased=unbiased)
+    return as_matrix(predicted), as_matrix(observed)
 
 
 def _between(x: Matrix, y: Matrix, function: Callable[[np.ndarray], np.ndarray]) -> float:

@@ -29,7 +29,8 @@ from scvi_sams.exceptions import (
     UnknownPerturbationError,
 )
 from scvi_sams.labels._labels import Labels
-from scvi_sams.labels._parsing import read_labels
+from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling
 
 Average = Literal["lognorm", "mean"]
 """What :func:`observed_ate` averages over cells."""
@@ -120,9 +121,8 @@ def observed_ate(
     'lognorm'
     """
     check_number(target_sum=target_sum, above=0)
-    cells, labels = labelled_cells(
-        adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
-    )
+    spelling = Spelling.of(control, delimiter)
+    cells, labels = labelled_cells(adata, indices, perturbation_key, spelling)
     groups, names = _groups(labels, perturbations)
     group_of_cell = pd.Index(groups).get_indexer(pd.Index(labels.names))[labels.name_of_cell]
     moments = _GroupMoments(len(groups), adata.n_vars)
@@ -156,10 +156,8 @@ def observed_ate(
 def labelled_cells(
     adata: ad.AnnData,
     indices: Sequence[int] | np.ndarray | None,
-    *,
     perturbation_key: str,
-    control: str | Sequence[str],
-    delimiter: str | None,
+    spelling: Spelling,
 ) -> tuple[ad.AnnData, Labels]:
     """Return the cells to use and their labels; an error if none is a control cell."""
     check_anndata(adata=adata)
@@ -167,11 +165,11 @@ def labelled_cells(
     if indices is not None:
         adata = adata[as_positions("indices", indices, adata.n_obs)]
     cells = adata.to_memory() if adata.isbacked else adata
-    labels = read_labels(obs_column(cells, perturbation_key), control, delimiter)
+    labels = encode_labels(obs_column(cells, perturbation_key), spelling=spelling)
     if not labels.is_control.any():
         raise MissingControlError(
-            f"No cell used is labelled {' or '.join(map(repr, labels.spelling.control))}. Pass the "
-            "label of the control cells as `control`, or `indices` that include control cells."
+            f"No cell used is labelled {' or '.join(map(repr, spelling.control))}. Pass the label "
+            "of the control cells as `control`, or `indices` that include control cells."
         )
     return cells, labels
 

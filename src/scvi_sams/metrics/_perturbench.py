@@ -7,11 +7,12 @@ of cells (such as a cell type); :func:`~scvi_sams.metrics._profiles.rmse`, ``mae
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scvi_sams._checks import check_choice
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.metrics._comparison import Comparison, Metric, RankVersion, Scores
 from scvi_sams.metrics._profiles import (
@@ -117,10 +118,8 @@ def rank_scores(
             "Pass one profile per perturbation on both sides; the shapes are "
             f"{predicted.shape} and {observed.shape}."
         )
-    if metric not in _DISTANCE:
-        raise SAMSError(f"Unknown metric {metric!r}; choose one of {', '.join(_DISTANCE)}.")
-    if version not in ("2025", "2024"):
-        raise SAMSError(f"Unknown version {version!r}; choose '2025' or '2024'.")
+    check_choice("metric", metric, list(_DISTANCE))
+    check_choice("version", version, get_args(RankVersion))
     failed = not_finite(predicted)
     if metric == "pearson":
         predicted, observed = centred(predicted), centred(observed)

@@ -93,20 +93,11 @@ def r2(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def own_positions(distances: np.ndarray, failed: np.ndarray) -> np.ndarray:
-    """Position of each diagonal entry in its column, sorted from near to far.
+    """Position of each diagonal entry in its column, from 0 (nearest) to ``n - 1``.
 
-    Parameters
-    ----------
-    distances
-        Candidates x targets, square; candidate ``i`` is the right one for target ``i``. NaN is
-        farther than any number.
-    failed
-        Targets for which there is no answer (boolean): they take the last position.
-
-    Returns
-    -------
-    Positions from 0 (nearest) to ``n - 1``. Ties take their mean position, so that answers which
-    are all alike stand at chance, ``(n - 1) / 2``, whatever their order.
+    Of candidates x targets; candidate ``i`` is the right one for target ``i``. NaN is farther than
+    any number, and ``failed`` targets have no answer and take the last position. Ties take their
+    mean position, so that answers which are all alike stand at chance, ``(n - 1) / 2``.
     """
     distances = np.where(np.isnan(distances), np.inf, distances)
     own = np.diagonal(distances)

@@ -264,14 +264,7 @@ def mask_calibration(
 def check_same_rows(first: pd.Index, second: pd.Index, sides: str, what: str) -> None:
     """Raise an error if a name is in one index only.
 
-    Parameters
-    ----------
-    first, second
-        Names of the rows, in any order.
-    sides
-        What the two are, for the message: ``"run 0 and run 1"``.
-    what
-        What a row is, for the message: ``"perturbations"``.
+    The message says what the two are (``"run 0 and run 1"``), and what a row is.
     """
     unshared = first.symmetric_difference(second)
     if len(unshared):
@@ -288,15 +281,7 @@ def _aligned_rows(
     table: str = "masks",
     what: str = "perturbations",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bring an estimated table to the rows of the true one: by name if both have names.
-
-    Raises
-    ------
-    UnknownPerturbationError
-        If a row is in one DataFrame only.
-    SAMSError
-        If the numbers of rows differ.
-    """
+    """Bring an estimated table to the rows of the true one: by name if both have names."""
     if isinstance(estimated, pd.DataFrame) and isinstance(true, pd.DataFrame):
         sides = f"the estimated and the true {table}"
         check_same_rows(estimated.index, true.index, sides, what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import anndata as ad
 import numpy as np
@@ -18,8 +18,8 @@ from scvi_sams._checks import (
     check_key,
     check_text,
 )
-from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
-from scvi_sams.labels._parsing import read_labels
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError
+from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._comparison import (
     Comparison,
     Metric,
@@ -29,8 +29,7 @@ from scvi_sams.metrics._comparison import (
     Side,
     check_genes,
     compare_sides,
-    levels_of,
-    log1p_expression,
+    read_side,
 )
 from scvi_sams.metrics._registry import metrics_by_mode
 
@@ -153,8 +152,9 @@ def score_predictions(
         )
     check_modes(modes)
     check_genes(predicted, observed)
+    spelling = Spelling.of(control, delimiter)
     sides = [
-        _read(data, observed.var_names, side, perturbation_key, covariate_key, control, delimiter)
+        read_side(data, observed.var_names, side, perturbation_key, covariate_key, spelling)
         for side, data in (("predicted", predicted), ("observed", observed))
     ]
     options = Options(
@@ -240,28 +240,6 @@ def position(
     return np.subtract(value, negative) / np.where(span == 0, np.nan, span)
 
 
-def _read(
-    data: ad.AnnData,
-    genes: pd.Index,
-    side: str,
-    perturbation_key: str,
-    covariate_key: str | None,
-    control: str | Sequence[str],
-    delimiter: str | None,
-) -> Side:
-    for key in (perturbation_key, covariate_key):
-        if key is not None and key not in data.obs:
-            raise MissingKeyError(
-                f"obs of the {side} data has no column {key!r}; its columns are "
-                f"{', '.join(map(repr, data.obs.columns))}."
-            )
-    return Side(
-        labels=read_labels(data.obs[perturbation_key], control, delimiter),
-        levels=None if covariate_key is None else levels_of(data.obs, covariate_key, side),
-        expression=log1p_expression(data, genes, side),
-    )
-
-
 def _rows(group: Comparison, metric: Metric) -> pd.DataFrame:
     assert metric.score is not None
     found = metric.score(group)
@@ -270,35 +248,39 @@ def _rows(group: Comparison, metric: Metric) -> pd.DataFrame:
     if not metric.worst_if_failed:
         values = np.where(group.succeeded, values, np.nan)
     undefined = group.succeeded & (np.isnan(values) | ~np.asarray(scores.defined))
-    return pd.DataFrame(
-        {
-            "perturbation": group.perturbations,
-            "covariate": group.covariate,
-            "mode": metric.mode,
-            "metric": metric.metric,
-            "value": values,
-            "n_cells": group.n_cells,
-            "higher_is_better": metric.higher_is_better,
-            "chance": metric.chance if scores.chance is None else scores.chance,
-            "status": np.where(undefined, "undefined", group.status),
-        }
-    )
+    status = np.where(undefined, "undefined", group.status)
+    chance = metric.chance if scores.chance is None else scores.chance
+    names = group.perturbations
+    return _table(metric, names, group.covariate, values, group.n_cells, chance, status)
 
 
 def _pooled_row(groups: Sequence[Comparison], metric: Metric, value: float) -> pd.DataFrame:
     statuses = np.concatenate([group.status for group in groups])
     failures = [failure for failure in ("missing", "nan") if failure in statuses]
+    n_cells = sum(group.n_cells.sum() for group in groups)
+    return _table(metric, ["all"], "all", value, n_cells, metric.chance, [*failures, "ok"][0])
+
+
+def _table(
+    metric: Metric,
+    perturbations: list[str],
+    covariate: str | None,
+    value: Any,
+    n_cells: Any,
+    chance: Any,
+    status: Any,
+) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "perturbation": ["all"],
-            "covariate": "all",
+            "perturbation": perturbations,
+            "covariate": covariate,
             "mode": metric.mode,
             "metric": metric.metric,
             "value": value,
-            "n_cells": sum(group.n_cells.sum() for group in groups),
+            "n_cells": n_cells,
             "higher_is_better": metric.higher_is_better,
-            "chance": metric.chance,
-            "status": [*failures, "ok"][0],
+            "chance": chance,
+            "status": status,
         }
     )
 

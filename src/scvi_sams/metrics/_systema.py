@@ -69,21 +69,7 @@ def pearson_delta_top(
     *,
     n_genes: int = 20,
 ) -> np.ndarray:
-    """:func:`pearson_delta` over the genes that differ most from control in each perturbation.
-
-    Parameters
-    ----------
-    predicted, observed, reference
-        As for :func:`pearson_delta`.
-    control_mean
-        Mean expression of the control cells, genes.
-    n_genes
-        Number of genes with the largest ``|observed - control_mean|``.
-
-    Returns
-    -------
-    One correlation per perturbation.
-    """
+    """:func:`pearson_delta` over the genes with the largest ``|observed - control_mean|``."""
     top = largest(observed - control_mean, n_genes)
     deltas = (
         np.take_along_axis(profiles - reference, top, axis=1) for profiles in (predicted, observed)

@@ -87,11 +87,12 @@ def norman_ood(
     tested = order[len(order) - n_tested :]
     known = np.flatnonzero(~cells_of(labels, order[n_trained:]))
     train, validation, _ = split_within_labels(labels, known, _TRAIN_AND_VALIDATION, seed=seed)
+    test = np.flatnonzero(cells_of(labels, tested))
     return make_split(
         labels,
         train,
         validation,
-        np.flatnonzero(cells_of(labels, tested)),
+        test,
         name="norman_ood",
         held_out=sorted(tested),
         seed=seed,
@@ -224,12 +225,9 @@ def random_cells(
     check_integer(at_least=0, seed=seed)
     labels = read_labels(labels, control, delimiter)
     groups = labels.name_of_cell if stratified else np.zeros(len(labels))
-    train, validation, test = stratified_split(groups, fractions, seed=seed)
     return make_split(
         labels,
-        train,
-        validation,
-        test,
+        *stratified_split(groups, fractions, seed=seed),
         name="random_cells",
         seed=seed,
         settings={"fractions": list(fractions), "stratified": stratified},

@@ -81,11 +81,7 @@ def combination_hold_out(
     order = shuffled_combinations(labels, seed)
     held_out = order[: int(fraction * len(order))]
     return _hold_out_labels(
-        labels,
-        held_out,
-        name="combination_hold_out",
-        settings={"fraction": fraction, "control_fraction": control_fraction},
-        seed=seed,
+        "combination_hold_out", labels, held_out, fraction, control_fraction, seed
     )
 
 
@@ -151,13 +147,7 @@ def single_hold_out(
         if len(held_out) < most and single not in excluded:
             held_out.append(str(single))
             excluded |= partners[single]
-    return _hold_out_labels(
-        labels,
-        held_out,
-        name="single_hold_out",
-        settings={"fraction": fraction, "control_fraction": control_fraction},
-        seed=seed,
-    )
+    return _hold_out_labels("single_hold_out", labels, held_out, fraction, control_fraction, seed)
 
 
 def covariate_transfer(
@@ -249,14 +239,27 @@ def covariate_transfer(
     )
 
 
-def _hold_out_labels(labels: Labels, held_out: list[str], **described: Any) -> Split:
+def _hold_out_labels(
+    name: str,
+    labels: Labels,
+    held_out: list[str],
+    fraction: float,
+    control_fraction: float,
+    seed: int,
+) -> Split:
     """Make the split that tests the first half of the held-out labels and validates the others."""
     n_tested = ceil(len(held_out) / 2)
     part_of_cell = np.full(len(labels), "train", dtype=object)
     part_of_cell[cells_of(labels, held_out[:n_tested])] = "test"
     part_of_cell[cells_of(labels, held_out[n_tested:])] = "validation"
     return _assemble(
-        labels, part_of_cell, np.zeros(len(labels)), held_out=sorted(held_out), **described
+        labels,
+        part_of_cell,
+        np.zeros(len(labels)),
+        name=name,
+        held_out=sorted(held_out),
+        seed=seed,
+        settings={"fraction": fraction, "control_fraction": control_fraction},
     )
 
 
@@ -281,22 +284,14 @@ def _assemble(
     controls = np.flatnonzero(labels.is_control)
     shares = (share, (1 - share) / 2, (1 - share) / 2)
     of_controls = stratified_split(control_groups[controls].astype(str), shares, seed=seed)
-    train, validation, test = (
+    parts = (
         np.concatenate(
             [np.flatnonzero((part_of_cell == part) & ~labels.is_control), controls[cells]]
         )
         for part, cells in zip(PARTS, of_controls, strict=True)
     )
-    return make_split(
-        labels,
-        train,
-        validation,
-        test,
-        held_out=held_out,
-        settings=settings,
-        seed=seed,
-        **described,
-    )
+    described |= {"held_out": held_out, "settings": settings, "seed": seed}
+    return make_split(labels, *parts, **described)
 
 
 def _check_fractions(fraction: float, control_fraction: float) -> None:
