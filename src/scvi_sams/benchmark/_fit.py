@@ -71,17 +71,16 @@ def run_task(
     task: Task,
     screen: Screen,
     options: ScoreOptions,
-    store: FitStore | None,
+    store: FitStore,
     n_threads: int | None,
 ) -> Outcome:
     """Load the fit or make it, score it, and keep what was made."""
     score_key = fingerprint(options, task.versions)
-    place = None if store is None else store.place(task.name, task.seed, task.key)
-    kept = None if store is None or place is None else store.load(place)
-    if store is not None and place is not None and kept is not None:
-        scores = store.load_scores(place, score_key)
-        if scores is not None:
-            return Outcome(_of(task, scores), _run(task, kept, from_folder=True))
+    place = store.place(task.name, task.seed, task.key)
+    kept = store.load(place)
+    scores = None if kept is None else store.load_scores(place, score_key)
+    if kept is not None and scores is not None:
+        return _outcome(task, scores, kept, from_folder=True)
     with _limited_threads(n_threads):
         fold = make_fold(screen, task.split)
         if task.method is None:
@@ -102,11 +101,20 @@ def run_task(
     scores["message"] = scores["message"].fillna("")
     if "covariate" in scores:
         scores["covariate"] = scores["covariate"].fillna("all")
-    if store is not None and place is not None and fit.record["status"] == "ok":
+    if store.is_kept and fit.record["status"] == "ok":
         if kept is None:
             store.save(place, fit)
         store.save_scores(place, score_key, scores)
-    return Outcome(_of(task, scores), _run(task, fit, from_folder=kept is not None))
+    return _outcome(task, scores, fit, from_folder=kept is not None)
+
+
+def _outcome(task: Task, scores: pd.DataFrame, fit: StoredFit, *, from_folder: bool) -> Outcome:
+    scores = scores.copy()
+    scores.insert(0, "method", task.name)
+    scores.insert(1, "seed", task.seed)
+    run = {key: fit.record[key] for key in ("status", "message", "seconds")}
+    named = {"method": task.name, "seed": task.seed}
+    return Outcome(scores, named | run | {"from_folder": from_folder})
 
 
 def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> StoredFit:
@@ -210,24 +218,6 @@ def _record(
         "versions": task.versions,
         "settings": None if task.method is None else settings_text(task.method.description()),
         "extras": [vars(extra) for extra in extras],
-    }
-
-
-def _of(task: Task, scores: pd.DataFrame) -> pd.DataFrame:
-    scores = scores.copy()
-    scores.insert(0, "method", task.name)
-    scores.insert(1, "seed", task.seed)
-    return scores
-
-
-def _run(task: Task, fit: StoredFit, *, from_folder: bool) -> dict[str, object]:
-    return {
-        "method": task.name,
-        "seed": task.seed,
-        "status": fit.record["status"],
-        "message": fit.record["message"],
-        "seconds": fit.record["seconds"],
-        "from_folder": from_folder,
     }
 
 

@@ -192,9 +192,9 @@ def benchmark(
         _check(made, screen)
     data_key = screen_fingerprint(screen)
     tasks = _tasks(chosen, splits, data_key, options, dict(versions or {}))
-    store = None if folder is None else FitStore(folder)
-    if store is not None:
-        store.prepare()
+    store = FitStore(folder)
+    store.prepare()
+    if store.is_kept:
         _keep_splits(store, splits)
     outcomes = _run_all(tasks, screen, options, store, n_jobs, progress_bar)
     tables = [outcome.scores for outcome in outcomes]
@@ -211,7 +211,7 @@ def _run_all(
     tasks: list[Task],
     screen: Screen,
     options: ScoreOptions,
-    store: FitStore | None,
+    store: FitStore,
     n_jobs: int | None,
     progress_bar: bool,
 ) -> list[Outcome]:

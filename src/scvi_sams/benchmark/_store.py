@@ -45,17 +45,20 @@ class StoredFit:
 
 
 class FitStore:
-    """A folder with one folder per fit.
+    """A folder with one folder per fit; without a folder nothing is kept.
 
     A fit is written beside its place and renamed, which is one step of the file system: a process
     that is killed leaves either nothing or all of it. Tables of scores are added in the same way.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder) / "fits"
+    def __init__(self, folder: str | Path | None) -> None:
+        self.is_kept = folder is not None
+        self.folder = Path(folder or ".") / "fits"
 
     def prepare(self) -> None:
         """Make the folder, and clear away what an earlier process did not finish."""
+        if not self.is_kept:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         for partial in self.folder.glob(f"**/{_PARTIAL}*"):
             if partial.is_dir():
@@ -70,7 +73,7 @@ class FitStore:
 
     def load(self, place: Path) -> StoredFit | None:
         """Read a fit; ``None`` if it is not there."""
-        if not (place / _STATUS).exists():
+        if not self.is_kept or not (place / _STATUS).exists():
             return None
         record = json.loads((place / _STATUS).read_text(encoding="utf-8"))
         messages = {(level, label): text for level, label, text in record.pop("messages")}
@@ -96,7 +99,7 @@ class FitStore:
 
     def load_scores(self, place: Path, key: str) -> pd.DataFrame | None:
         """Read a table of scores; ``None`` if it is not there."""
-        path = _scores_path(place, key)
+        path = place / f"scores-{key[:16]}.csv"
         if not path.exists():
             return None
         return pd.read_csv(
@@ -108,7 +111,8 @@ class FitStore:
 
     def save_scores(self, place: Path, key: str, scores: pd.DataFrame) -> None:
         """Write a table of scores beside the fit."""
-        write_whole(_scores_path(place, key), lambda path: scores.to_csv(path, index=False))
+        path = place / f"scores-{key[:16]}.csv"
+        write_whole(path, lambda partial: scores.to_csv(partial, index=False))
 
 
 def _number(text: str) -> float:
@@ -121,10 +125,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex}{path.suffix}")
     write(partial)
     os.replace(partial, path)
-
-
-def _scores_path(place: Path, key: str) -> Path:
-    return place / f"scores-{key[:16]}.csv"
 
 
 def settings_text(value: Any) -> str:

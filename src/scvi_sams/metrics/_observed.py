@@ -125,7 +125,9 @@ def observed_ate(
     cells, labels = labelled_cells(adata, indices, perturbation_key, spelling)
     groups, names = _groups(labels, perturbations)
     group_of_cell = pd.Index(groups).get_indexer(pd.Index(labels.names))[labels.name_of_cell]
-    moments = _GroupMoments(len(groups), adata.n_vars)
+    n_groups = len(groups)
+    n_cells = np.bincount(group_of_cell + 1, minlength=n_groups + 1)[1:]
+    sums, sums_of_squares = np.zeros((2, n_groups, adata.n_vars))
     for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
         block = slice(start, start + _CELLS_AT_ONCE)
         values = normalised_expression(
@@ -135,9 +137,18 @@ def observed_ate(
             size_factor_key=size_factor_key,
             target_sum=target_sum,
         )
-        moments.add(values, group_of_cell[block])
-    n_cells, mean, variance = moments.result()
-
+        # Values stay sparse: sums over cells are products with a groups x cells indicator.
+        group = group_of_cell[block]
+        used = np.flatnonzero(group >= 0)
+        indicator = sparse.csr_array(
+            (np.ones(len(used)), (group[used], used)), shape=(n_groups, len(group))
+        )
+        sums += (indicator @ values).toarray()
+        sums_of_squares += (indicator @ values.power(2)).toarray()
+    mean = sums / n_cells[:, None]
+    # The difference of nearly equal numbers may come out below zero by rounding.
+    biased = np.maximum(sums_of_squares / n_cells[:, None] - mean**2, 0)
+    variance = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
     squared_error = variance / n_cells[:, None]
     return ate_table(
         mean[1:] - mean[0],
@@ -274,38 +285,6 @@ def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
         raise MissingKeyError("X is empty. Pass the layer that holds the counts as `layer`.")
     matrix = cells.X if layer is None else cells.layers[layer]
     return BlockReader(matrix).read(0, cells.n_obs) if is_on_disk(matrix) else matrix
-
-
-class _GroupMoments:
-    """Means and variances of groups of cells, over blocks of cells.
-
-    Values stay sparse: the sums over cells are products with a groups x cells indicator.
-    """
-
-    def __init__(self, n_groups: int, n_genes: int) -> None:
-        self._n_cells = np.zeros(n_groups, dtype=np.int64)
-        self._sums = np.zeros((n_groups, n_genes))
-        self._sums_of_squares = np.zeros((n_groups, n_genes))
-
-    def add(self, values: sparse.csr_array, group_of_cell: np.ndarray) -> None:
-        """Add cells; those of group -1 are left out."""
-        used = np.flatnonzero(group_of_cell >= 0)
-        n_groups = len(self._n_cells)
-        indicator = sparse.csr_array(
-            (np.ones(len(used)), (group_of_cell[used], used)), shape=(n_groups, len(group_of_cell))
-        )
-        self._n_cells += np.bincount(group_of_cell[used], minlength=n_groups)
-        self._sums += (indicator @ values).toarray()
-        self._sums_of_squares += (indicator @ values.power(2)).toarray()
-
-    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the number of cells, and per gene the mean and unbiased variance of each group."""
-        n_cells = self._n_cells
-        mean = self._sums / n_cells[:, None]
-        # The difference of nearly equal numbers may come out below zero by rounding.
-        biased = np.maximum(self._sums_of_squares / n_cells[:, None] - mean**2, 0)
-        unbiased = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
-        return n_cells, mean, unbiased
 
 
 def _units(method: Average, target_sum: float, size_factor_key: str | None) -> str:

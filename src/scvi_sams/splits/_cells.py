@@ -98,10 +98,8 @@ def hold_out_combinations(
     ['A+B', 'B+C']
     """
     check_integer(at_least=None, n_held_out=n_held_out)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
     check_bool(require_singles=require_singles)
-    labels = read_labels(labels, control, delimiter)
+    labels = read_combined(labels, control, delimiter, seed)
     combinations = shuffled_combinations(labels, seed, require_singles=require_singles)
     if not 0 <= n_held_out <= len(combinations):
         condition = " whose perturbations all occur alone as well" if require_singles else ""
@@ -111,6 +109,15 @@ def hold_out_combinations(
             + (" or `require_singles`." if require_singles else ".")
         )
     return sorted(combinations[:n_held_out])
+
+
+def read_combined(
+    labels: CellLabels, control: str | Sequence[str], delimiter: str, seed: int
+) -> Labels:
+    """Check what all splits of combinations are given, and read the labels."""
+    check_integer(at_least=0, seed=seed)
+    check_text(delimiter=delimiter)
+    return read_labels(labels, control, delimiter)
 
 
 def parts_of_combinations(labels: Labels) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from math import ceil
 
 import numpy as np
 
-from scvi_sams._checks import check_bool, check_integer, check_number, check_text
+from scvi_sams._checks import check_bool, check_integer, check_number
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
@@ -16,6 +16,7 @@ from scvi_sams.splits._cells import (
     CellLabels,
     Shares,
     cells_of,
+    read_combined,
     shuffled_combinations,
     split_within_labels,
 )
@@ -73,9 +74,7 @@ def norman_ood(
     (2, 60)
     """
     check_number(fraction=fraction)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
-    labels = read_labels(labels, control, delimiter)
+    labels = read_combined(labels, control, delimiter, seed)
     order = _combinations(labels, seed)
     n_tested = ceil(_TESTED * len(order))
     n_trained = int(fraction * len(order))
@@ -148,11 +147,9 @@ def norman_data_efficiency(
     6
     """
     check_number(fraction=fraction)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
+    labels = read_combined(labels, control, delimiter, seed)
     if not 0 <= fraction <= 1:
         raise InvalidSplitError(f"The fraction of cells to keep is {fraction}: choose from 0 to 1.")
-    labels = read_labels(labels, control, delimiter)
     combined = cells_of(labels, _combinations(labels, seed))
     train, validation, _ = split_within_labels(
         labels, np.flatnonzero(~combined), _TRAIN_AND_VALIDATION, seed=seed

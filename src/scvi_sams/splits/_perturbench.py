@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scvi_sams._checks import check_integer, check_number, check_text
+from scvi_sams._checks import check_integer, check_number
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
@@ -18,6 +18,7 @@ from scvi_sams.splits._cells import (
     CellLabels,
     cells_of,
     parts_of_combinations,
+    read_combined,
     shuffled_combinations,
 )
 from scvi_sams.splits._split import PARTS, Levels, Split, levels_of_cells, make_split
@@ -75,9 +76,7 @@ def combination_hold_out(
     >>> split.save("split.npz")
     """
     _check_fractions(fraction, control_fraction)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
-    labels = read_labels(labels, control, delimiter)
+    labels = read_combined(labels, control, delimiter, seed)
     order = shuffled_combinations(labels, seed)
     held_out = order[: int(fraction * len(order))]
     return _hold_out_labels(
@@ -132,9 +131,7 @@ def single_hold_out(
     False
     """
     _check_fractions(fraction, control_fraction)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
-    labels = read_labels(labels, control, delimiter)
+    labels = read_combined(labels, control, delimiter, seed)
     partners: dict[str, set[str]] = defaultdict(set)
     for names in parts_of_combinations(labels).values():
         for single in names:
