@@ -23,7 +23,6 @@ from scvi_sams.benchmark._predictions import (
     describe_error,
     half_of_test_cells,
     predict_all,
-    stack_predictions,
 )
 from scvi_sams.benchmark._screen import Fold, Screen, make_fold
 from scvi_sams.benchmark._store import FitStore, StoredFit, fingerprint, settings_text
@@ -123,9 +122,7 @@ def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> Store
         fitted = method.fit(fold, task.seed)
     except Exception as error:  # noqa: BLE001 - whatever a method raises is a row of the table
         message = describe_error(error)
-        nothing = Predictions(
-            stack_predictions({}, fold), None, dict.fromkeys(fold.perturbations, message)
-        )
+        nothing = Predictions.of(fold, {}, {}, dict.fromkeys(fold.perturbations, message))
         return StoredFit(nothing, _record(task, "failed", message, [], started))
     predictions = predict_all(fitted, fold, keep_cells=options.keep_cells)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -83,7 +83,7 @@ def resolve_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Met
             )
     named = {NO_CHANGE: NO_CHANGE, NEGATIVE_CONTROL: NEGATIVE_CONTROL} | named
     return {
-        name: NoChange() if name == NO_CHANGE else _resolve(name, method)
+        name: NoChange(ControlMean()) if name == NO_CHANGE else _resolve(name, method)
         for name, method in named.items()
     }
 
@@ -115,11 +115,11 @@ def _resolve(name: str, method: Any) -> Method:
     )
 
 
+@dataclass(frozen=True, eq=False)
 class EstimatorMethod:
     """An object with ``fit(train_adata)`` and ``predict(perturbations)``."""
 
-    def __init__(self, estimator: Any) -> None:
-        self.estimator = estimator
+    estimator: Any
 
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Fit a copy to the training cells."""
@@ -146,9 +146,6 @@ class EstimatorMethod:
 class NoChange(EstimatorMethod):
     """The control mean as profile, and control cells as cells: the negative control of both."""
 
-    def __init__(self) -> None:
-        super().__init__(ControlMean())
-
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Take the training control cells."""
 
@@ -159,12 +156,12 @@ class NoChange(EstimatorMethod):
         return replace(super().fit(fold, seed), predict_cells=cells)
 
 
+@dataclass(frozen=True, eq=False)
 class FunctionMethod:
     """A function ``predict(train_adata, perturbations)``, called once for all perturbations."""
 
-    def __init__(self, name: str, function: PredictFunction) -> None:
-        self.name = name
-        self.function = function
+    name: str
+    function: PredictFunction
 
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Call the function."""

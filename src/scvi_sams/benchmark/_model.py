@@ -62,7 +62,7 @@ class ModelMethod:
     only, and trained with that split. A perturbation is predicted by cells: training control cells
     (of the same level of the covariate) in random order are given the perturbation instead
     of none (``model.predict``), counts are drawn at each cell's own size, and
-    ``log(1 + target_sum * x / size)`` is taken of these counts and averaged. Draws are needed
+    ``log(1 + target_sum * x / size)`` is taken of these counts and averaged. Samples are needed
     because the mean of a logarithm is not the logarithm of the mean: ``log1p`` of expected
     expression would be above what cells show, the more the fewer counts a gene has. All
     perturbations use the same cells and the same random numbers.
@@ -83,7 +83,7 @@ class ModelMethod:
     n_samples
         Cells drawn per perturbation (and level); control cells are used again where they are fewer.
     n_posterior_samples
-        Into how many draws of masks and effects these cells are divided.
+        Into how many samples of masks and effects these cells are divided.
     n_iwelbo_samples
         Importance samples of the bound per test cell (paper: 100); ``None`` leaves it out.
     data
@@ -127,7 +127,7 @@ class ModelMethod:
 
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Register and train a model on the cells of a fold that are not tested."""
-        cells = self._registered(fold, fold.fitted)
+        cells = self._registered(fold)
         positions = np.split(np.arange(cells.n_obs), [fold.n_train])
         split = positions if len(positions[1]) else positions[:1]
         arguments = {"enable_progress_bar": False} | dict(self.train_kwargs)
@@ -144,10 +144,15 @@ class ModelMethod:
         trained = _TrainedModel(model, self, fold, seed)
         return Fitted(trained.predict, extras=trained.extras)
 
-    def _registered(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
+    def cells(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
+        """Copy cells, which models register data with, with what the model is trained on."""
         cells = counts.copy()
         if self.data == "lognorm":
             cells.X = lognorm(cells.X, sizes(cells.X, cells.obs, fold.columns), fold.target_sum)
+        return cells
+
+    def _registered(self, fold: Fold) -> ad.AnnData:
+        cells = self.cells(fold, fold.fitted)
         columns = fold.columns
         setup = self.setup_kwargs
         if setup is None:
@@ -167,60 +172,55 @@ class ModelMethod:
         return cells
 
 
+@dataclass(frozen=True, eq=False)
 class _TrainedModel:
     """A trained model that predicts by cells."""
 
-    def __init__(self, model: Any, method: ModelMethod, fold: Fold, seed: int) -> None:
-        self.model = model
-        self._method = method
-        self._fold = fold
-        self._seed = seed
+    model: Any
+    method: ModelMethod
+    fold: Fold
+    seed: int
 
     def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
         """Predict cells: training control cells of a level, had they been perturbed."""
         sources = self._sources(level)
         # The same numbers for every perturbation, whichever were asked for before.
-        with _seeded(_PREDICTION_SEED + self._seed):
-            drawn = [
+        with _seeded(_PREDICTION_SEED + self.seed):
+            samples = [
                 self.model.predict([perturbation], indices=part, output="counts").X
-                for part in np.array_split(sources, self._method.n_posterior_samples)
+                for part in np.array_split(sources, self.method.n_posterior_samples)
                 if len(part)
             ]
-        labels = {self._fold.columns.perturbation_key: perturbation}
+        labels = {self.fold.columns.perturbation_key: perturbation}
         if level is not None:
-            labels[str(self._fold.columns.covariate_key)] = level
+            labels[str(self.fold.columns.covariate_key)] = level
         return ad.AnnData(
-            self._normalised(drawn, sources),
+            self._normalised(samples, sources),
             obs=pd.DataFrame(labels, index=[str(row) for row in range(len(sources))]),
-            var=pd.DataFrame(index=self._fold.train.var_names.copy()),
+            var=pd.DataFrame(index=self.fold.train.var_names.copy()),
         )
 
     def extras(self) -> list[Extra]:
         """Score likelihoods of test cells and, where the screen is simulated, the truth."""
-        # Models register data of theirs with what is passed; test cells are copied for that.
-        cells = self._fold.tested.copy()
-        if self._method.data == "lognorm":
-            cells.X = lognorm(
-                cells.X, sizes(cells.X, cells.obs, self._fold.columns), self._fold.target_sum
-            )
-        with _seeded(_PREDICTION_SEED + self._seed):
+        cells = self.method.cells(self.fold, self.fold.tested)
+        with _seeded(_PREDICTION_SEED + self.seed):
             return [
-                *_likelihoods(self.model, self._fold, cells, self._method.n_iwelbo_samples),
+                *_likelihoods(self.model, self.fold, cells, self.method.n_iwelbo_samples),
                 *_truth(self.model, cells),
             ]
 
     def _sources(self, level: str | None) -> np.ndarray:
         """Positions of training control cells, each as often as any other but for one time."""
-        controls = self._fold.training_controls(level)
-        shuffled = np.random.default_rng(self._seed).permutation(controls)
-        return np.resize(shuffled, self._method.n_samples)
+        controls = self.fold.training_controls(level)
+        shuffled = np.random.default_rng(self.seed).permutation(controls)
+        return np.resize(shuffled, self.method.n_samples)
 
-    def _normalised(self, drawn: list[Any], sources: np.ndarray) -> Any:
-        if self._method.data == "lognorm":
-            return np.concatenate([np.asarray(part) for part in drawn])
-        counts = sparse.csr_matrix(sparse.vstack([sparse.csr_matrix(part) for part in drawn]))
-        size = sizes(counts, self._fold.train.obs.iloc[sources], self._fold.columns)
-        return lognorm(counts, np.maximum(size, 1), self._fold.target_sum)
+    def _normalised(self, samples: list[Any], sources: np.ndarray) -> Any:
+        if self.method.data == "lognorm":
+            return np.concatenate([np.asarray(part) for part in samples])
+        counts = sparse.csr_matrix(sparse.vstack([sparse.csr_matrix(part) for part in samples]))
+        size = sizes(counts, self.fold.train.obs.iloc[sources], self.fold.columns)
+        return lognorm(counts, np.maximum(size, 1), self.fold.target_sum)
 
 
 @contextmanager

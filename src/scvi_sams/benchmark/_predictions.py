@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import anndata as ad
 import numpy as np
@@ -30,6 +31,18 @@ class Predictions:
     messages: dict[Key, str]
     """Why the others have no prediction."""
 
+    @classmethod
+    def of(
+        cls,
+        fold: Fold,
+        profiles: dict[Key, np.ndarray],
+        cells: dict[Key, sparse.csr_matrix],
+        messages: dict[Key, str],
+    ) -> Self:
+        """Put profiles, and cells if there are any, below each other."""
+        stacked = _stack({key: profile[None] for key, profile in profiles.items()}, fold)
+        return cls(stacked, _stack(cells, fold) if cells else None, messages)
+
 
 def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
     """Ask for every tested perturbation; a failure of one does not stop the others."""
@@ -47,11 +60,7 @@ def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
                 cells[level, label] = sparse.csr_matrix(rows)
         except Exception as error:  # noqa: BLE001 - whatever a method raises is a row of the table
             messages[level, label] = describe_error(error)
-    return Predictions(
-        stack_predictions({key: row[None] for key, row in profiles.items()}, fold),
-        stack_predictions(cells, fold) if cells else None,
-        messages,
-    )
+    return Predictions.of(fold, profiles, cells, messages)
 
 
 def half_of_test_cells(fold: Fold, seed: int, *, keep_cells: bool) -> tuple[Predictions, Fold]:
@@ -62,7 +71,7 @@ def half_of_test_cells(fold: Fold, seed: int, *, keep_cells: bool) -> tuple[Pred
     observed, labels = fold.observed, fold.observed_labels
     levels, name_of = fold.columns.levels(observed), labels.canonical
     group = np.zeros(observed.n_obs) if levels is None else levels
-    rows: dict[Key, np.ndarray] = {}
+    profiles: dict[Key, np.ndarray] = {}
     cells: dict[Key, sparse.csr_matrix] = {}
     messages: dict[Key, str] = {}
     scored = [np.flatnonzero(labels.is_control)]
@@ -82,19 +91,15 @@ def half_of_test_cells(fold: Fold, seed: int, *, keep_cells: bool) -> tuple[Pred
         half = positions[places]
         scored.append(np.delete(positions, places))
         for label, profile in zip(means.obs_names, np.asarray(means.X), strict=True):
-            rows[level, label] = profile[None]
+            profiles[level, label] = profile
             if keep_cells:
                 cells[level, label] = observed.X[half[name_of[half] == label]]
-    predictions = Predictions(
-        stack_predictions(rows, fold), stack_predictions(cells, fold) if cells else None, messages
-    )
     kept = np.unique(np.concatenate(scored))
-    return predictions, replace(fold, observed=observed[kept], observed_labels=labels[kept])
+    scored_on = replace(fold, observed=observed[kept], observed_labels=labels[kept])
+    return Predictions.of(fold, profiles, cells, messages), scored_on
 
 
-def stack_predictions(
-    rows: dict[Key, np.ndarray] | dict[Key, sparse.csr_matrix], fold: Fold
-) -> ad.AnnData:
+def _stack(rows: dict[Key, np.ndarray] | dict[Key, sparse.csr_matrix], fold: Fold) -> ad.AnnData:
     """Put predictions below each other, with label and level in ``obs``."""
     keys = [key for key, matrix in rows.items() for _ in range(matrix.shape[0])]
     obs = pd.DataFrame(

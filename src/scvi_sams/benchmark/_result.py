@@ -197,10 +197,10 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     if n_names < 2:
         return np.nan, np.nan
     rng = np.random.default_rng(0)
-    draws = rng.multinomial(n_names, np.full(n_names, 1 / n_names), size=_N_BOOTSTRAP).T
+    resampled = rng.multinomial(n_names, np.full(n_names, 1 / n_names), size=_N_BOOTSTRAP).T
     known = np.isfinite(values)
-    sums = np.where(known, values, 0) @ draws
-    counts = known.astype(np.float64) @ draws
+    sums = np.where(known, values, 0) @ resampled
+    counts = known.astype(np.float64) @ resampled
     of_seeds = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
     n_seeds = np.isfinite(of_seeds).sum(axis=0)
     totals = np.nansum(of_seeds, axis=0)

@@ -144,10 +144,8 @@ def align_ate(
 
     Parameters
     ----------
-    predicted, observed
-        ATE tables of the same method.
-    delimiter
-        What joins the perturbations of a combination.
+    predicted, observed, delimiter
+        As for :func:`compare_ate`.
 
     Returns
     -------

@@ -91,14 +91,12 @@ def mmd(
 
     Parameters
     ----------
-    predicted, observed
-        Cells x genes (or principal components), dense or sparse.
+    predicted, observed, unbiased
+        As for :func:`energy_distance`.
     bandwidth
         Of the kernel, in the units of the input; several average their kernels. ``None`` takes the
         median distance between the observed cells (:func:`median_bandwidth`), which no prediction
         can change.
-    unbiased
-        As for :func:`energy_distance`.
 
     Returns
     -------

@@ -104,11 +104,9 @@ class Split:
         ----------
         path
             Of the file, ending in ``.json`` or ``.npz``.
-        labels
-            One label per cell of the data that the split is to be used on. If given, the split is
-            checked against them (:func:`check_split`).
-        covariate
-            One level per cell, for a split that holds labels out in some levels only.
+        labels, covariate
+            Of the cells that the split is to be used on, as for :func:`check_split`, which is
+            called if there are labels.
 
         Returns
         -------
@@ -294,7 +292,7 @@ def check_split(split: Split, labels: CellLabels, *, covariate: Levels | None = 
         )
     if len(split.test) == 0:
         raise InvalidSplitError("No cell is tested. Hold out more, or ask for a larger test share.")
-    _check_no_leaks(split, labels.canonical, levels)
+    _check_no_leaks(split, labels, levels)
 
 
 def levels_of_cells(covariate: Levels | None, n_cells: int) -> np.ndarray:
@@ -333,43 +331,41 @@ def _check_positions(split: Split, n_cells: int) -> None:
             )
 
 
-def _check_no_leaks(split: Split, label_of_cell: np.ndarray, levels: np.ndarray | None) -> None:
-    held_out: set[Any] = set(split.held_out)
-    group_of_cell = label_of_cell
-    if levels is not None and split.held_out_levels is not None:
+def _check_no_leaks(split: Split, labels: Labels, levels: np.ndarray | None) -> None:
+    """Compare what is held out with what cells carry, both as they are written in messages."""
+    if levels is None or split.held_out_levels is None:
+        held_out = set(map(repr, split.held_out))
+        named = np.array([repr(name) for name in labels.names], dtype=object)
+        group_of_cell = named[labels.name_of_cell]
+    else:
         if len(split.held_out) != len(split.held_out_levels):
             raise InvalidSplitError(
                 f"{len(split.held_out)} labels are held out in {len(split.held_out_levels)} levels"
                 ". Give one level for each."
             )
-        held_out = set(zip(split.held_out, split.held_out_levels, strict=True))
-        group_of_cell = np.empty(len(label_of_cell), dtype=object)
-        group_of_cell[:] = list(zip(label_of_cell, levels, strict=True))
-    if split.control[0] in split.held_out:
+        pairs = zip(split.held_out, split.held_out_levels, strict=True)
+        held_out = {f"{label!r} in {level!r}" for label, level in pairs}
+        cells = zip(labels.canonical, levels, strict=True)
+        group_of_cell = np.array([f"{label!r} in {level!r}" for label, level in cells], object)
+    if labels.control in split.held_out:
         raise InvalidSplitError(
-            f"The control ({split.control[0]!r}) cannot be held out. Remove it from `held_out`."
+            f"The control ({labels.control!r}) cannot be held out. Remove it from `held_out`."
         )
     groups = {part: held_out.intersection(group_of_cell[getattr(split, part)]) for part in PARTS}
     absent = held_out.difference(group_of_cell)
     if absent:
         raise InvalidSplitError(
-            f"No cell carries the held-out {_listed(absent)}. Hold out labels that occur."
+            f"No cell carries the held-out {', '.join(sorted(absent))}. Hold out labels that occur."
         )
     if groups["train"]:
         raise InvalidSplitError(
-            f"The split leaks: training cells carry the held-out {_listed(groups['train'])}. "
-            "Remove these cells from training."
+            "The split leaks: training cells carry the held-out "
+            f"{', '.join(sorted(groups['train']))}. Remove these cells from training."
         )
     both = groups["validation"] & groups["test"]
     if both:
         raise InvalidSplitError(
-            f"The split leaks: validation and test cells both carry the held-out {_listed(both)}, "
-            "so that what is tested also chooses the model. Leave it in one of the two."
+            "The split leaks: validation and test cells both carry the held-out "
+            f"{', '.join(sorted(both))}, so that what is tested also chooses the model. Leave it "
+            "in one of the two."
         )
-
-
-def _listed(groups: set[Any]) -> str:
-    return ", ".join(
-        repr(group) if isinstance(group, str) else f"{group[0]!r} in {group[1]!r}"
-        for group in sorted(groups)
-    )
