@@ -80,17 +80,14 @@ def multi_hot(labels: Labels, vocabulary: Sequence[str]) -> np.ndarray:
 
 def profile_table(
     expression: np.ndarray,
-    names: Sequence[str],
-    labels: Sequence[str],
     genes: pd.Index,
+    names: Sequence[str],
     perturbation_key: str,
+    labels: Sequence[str],
 ) -> ad.AnnData:
     """Build the AnnData of predicted profiles: one row per perturbation."""
-    return ad.AnnData(
-        expression,
-        obs=pd.DataFrame({perturbation_key: list(labels)}, index=list(names)),
-        var=pd.DataFrame(index=genes.copy()),
-    )
+    obs = pd.DataFrame({perturbation_key: list(labels)}, index=list(names))
+    return ad.AnnData(expression, obs=obs, var=pd.DataFrame(index=genes.copy()))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -201,7 +198,7 @@ class BaselineMethod(ABC):
                 f"{labels.control!r} is the control, not a perturbation to predict: leave it out."
             )
         expression = np.reshape(self._profiles(labels), (len(labels), len(self._genes)))
-        return profile_table(expression, names, canonical, self._genes, self.perturbation_key)
+        return profile_table(expression, self._genes, names, self.perturbation_key, canonical)
 
     @abstractmethod
     def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:

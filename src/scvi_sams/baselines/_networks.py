@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from scvi_sams._torch import fixed_seed
@@ -49,9 +49,7 @@ class NetworkBaseline(BaselineMethod):
         """Make the network before training."""
 
     @abstractmethod
-    def _combine(
-        self, network: Any, controls: torch.Tensor, indicators: torch.Tensor
-    ) -> torch.Tensor:
+    def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
         """Turn control cells and perturbations into perturbed cells, before softplus."""
 
     def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
@@ -94,13 +92,11 @@ class NetworkBaseline(BaselineMethod):
                 sums[row] += output.sum(dim=0, dtype=torch.float64).cpu().numpy()
         return sums / n_controls
 
-    def _output(
-        self, network: nn.Module, controls: torch.Tensor, indicators: torch.Tensor
-    ) -> torch.Tensor:
+    def _output(self, network: nn.Module, controls: Tensor, indicators: Tensor) -> Tensor:
         output = self._combine(network, controls, indicators)
         return functional.softplus(output) if self.softplus else output
 
-    def _tensor(self, rows: Expression) -> torch.Tensor:
+    def _tensor(self, rows: Expression) -> Tensor:
         dense = rows if isinstance(rows, np.ndarray) else rows.toarray()
         return torch.as_tensor(dense, dtype=torch.float32, device=self.device)
 
@@ -139,9 +135,7 @@ class LinearAdditive(NetworkBaseline):
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
         return nn.Linear(n_perturbations, n_genes)
 
-    def _combine(
-        self, network: Any, controls: torch.Tensor, indicators: torch.Tensor
-    ) -> torch.Tensor:
+    def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
         return controls + network(indicators)
 
 
@@ -193,9 +187,7 @@ class LatentAdditive(NetworkBaseline):
         ]
         return nn.ModuleList(_perceptron(widths, self.dropout) for widths in sizes)
 
-    def _combine(
-        self, network: Any, controls: torch.Tensor, indicators: torch.Tensor
-    ) -> torch.Tensor:
+    def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
         encoder, perturbation_encoder, decoder = network
         return decoder(encoder(controls) + perturbation_encoder(indicators))
 

@@ -258,7 +258,7 @@ def split_half(
     genes = test_adata.var_names
     means, half = mean_of_halves(read_expression(test_adata), labels, genes, seed)
     names = list(means.obs_names)
-    table = profile_table(np.asarray(means.X), names, names, genes, perturbation_key)
+    table = profile_table(np.asarray(means.X), genes, names, perturbation_key, names)
     return table, np.setdiff1d(np.arange(len(labels)), half)
 
 

@@ -24,7 +24,6 @@ from scvi_sams.benchmark._store import (
     screen_fingerprint,
     settings_text,
     split_fingerprint,
-    write_whole,
 )
 from scvi_sams.exceptions import InvalidSplitError, SAMSError
 from scvi_sams.labels._parsing import read_labels
@@ -178,7 +177,9 @@ def benchmark(
     modes = tuple(dict.fromkeys(as_names("modes", modes)))
     check_modes(modes)
     options = ScoreOptions(modes, target_genes, n_top_genes)
-    seeds = _checked_seeds(seeds)
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SAMSError(f"`seeds` is {list(seeds)}; give at least one, each once.")
     screen = make_screen(
         adata,
         read_labels(obs_column(adata, perturbation_key), control, delimiter),
@@ -194,8 +195,8 @@ def benchmark(
     tasks = _tasks(chosen, splits, data_key, options, dict(versions or {}))
     store = FitStore(folder)
     store.prepare()
-    if store.is_kept:
-        _keep_splits(store, splits)
+    for made in splits.values():
+        store.keep_split(made)
     outcomes = _run_all(tasks, screen, options, store, n_jobs, progress_bar)
     tables = [outcome.scores for outcome in outcomes]
     scores = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
@@ -262,13 +263,6 @@ def _tasks(
     return tasks
 
 
-def _checked_seeds(seeds: Sequence[int]) -> list[int]:
-    checked = [int(seed) for seed in seeds]
-    if not checked or len(set(checked)) < len(checked):
-        raise SAMSError(f"`seeds` is {list(seeds)}; give at least one, each once.")
-    return checked
-
-
 def _check(split: Split, screen: Screen) -> None:
     if not isinstance(split, Split):
         raise InvalidSplitError(
@@ -295,14 +289,6 @@ def _columns_of_models(methods: Iterable[Method], adata: ad.AnnData) -> list[str
     return [name for name in named if isinstance(name, str) and name in adata.obs]
 
 
-def _keep_splits(store: FitStore, splits: Mapping[int, Split]) -> None:
-    for split in splits.values():
-        path = store.folder.parent / "splits" / f"{split_fingerprint(split)[:16]}.npz"
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            write_whole(path, split.save)
-
-
 def _settings(
     screen: Screen,
     data_key: str,
@@ -322,22 +308,21 @@ def _settings(
         },
         "columns": vars(labels.spelling) | vars(screen.columns),
         "seeds": list(splits),
-        "splits": {seed: _described(split) for seed, split in splits.items()},
+        "splits": {
+            seed: {
+                "name": split.name,
+                "settings": dict(split.settings),
+                "seed": split.seed,
+                "n_train": len(split.train),
+                "n_validation": len(split.validation),
+                "n_test": len(split.test),
+                "held_out": list(split.held_out),
+                "fingerprint": split_fingerprint(split),
+            }
+            for seed, split in splits.items()
+        },
         "modes": list(options.modes),
         "n_top_genes": options.n_top_genes,
         "target_sum": screen.target_sum or "median size of the training cells",
         "methods": {name: settings_text(m.description()) for name, m in methods.items()},
-    }
-
-
-def _described(split: Split) -> dict[str, Any]:
-    return {
-        "name": split.name,
-        "settings": dict(split.settings),
-        "seed": split.seed,
-        "n_train": len(split.train),
-        "n_validation": len(split.validation),
-        "n_test": len(split.test),
-        "held_out": list(split.held_out),
-        "fingerprint": split_fingerprint(split),
     }

@@ -21,6 +21,7 @@ from scvi_sams.exceptions import (
 )
 from scvi_sams.labels._labels import Labels
 from scvi_sams.metrics._observed import matrix_of_counts, obs_column
+from scvi_sams.splits._cells import cells_of
 from scvi_sams.splits._split import Split
 
 COUNTS = "counts"
@@ -159,11 +160,10 @@ def make_fold(screen: Screen, split: Split) -> Fold:
     target_sum = screen.target_sum or float(np.median(size[split.train]))
     train = _normalised(screen, split.train, size, target_sum)
     name_of = labels.canonical
+    is_held_out = cells_of(labels, split.held_out)[split.test]
     if split.held_out_levels is not None and levels is not None:
         pairs = set(zip(split.held_out, split.held_out_levels, strict=True))
-        is_held_out = [(name_of[cell], levels[cell]) in pairs for cell in split.test]
-    else:
-        is_held_out = [name_of[cell] in split.held_out for cell in split.test]
+        is_held_out = np.array([(name_of[c], levels[c]) in pairs for c in split.test], dtype=bool)
     observed = np.concatenate([reference, perturbed_tests])
     return Fold(
         columns=screen.columns,
@@ -172,7 +172,7 @@ def make_fold(screen: Screen, split: Split) -> Fold:
         fitted=screen.counts[np.concatenate([split.train, split.validation])].copy(),
         n_train=len(split.train),
         tested=screen.counts[split.test].copy(),
-        is_held_out=np.array(is_held_out, dtype=bool),
+        is_held_out=is_held_out,
         observed=_normalised(screen, observed, size, target_sum),
         observed_labels=labels[observed],
         perturbations=sorted(

@@ -66,6 +66,13 @@ class FitStore:
             else:
                 partial.unlink(missing_ok=True)
 
+    def keep_split(self, split: Split) -> None:
+        """Write a split beside the fits, under its fingerprint."""
+        path = self.folder.parent / "splits" / f"{split_fingerprint(split)[:16]}.npz"
+        if self.is_kept and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, split.save)
+
     def place(self, method: str, seed: int, key: str) -> Path:
         """Folder of a fit."""
         readable = re.sub(r"[^A-Za-z0-9]+", "-", method).strip("-").lower()[:40]

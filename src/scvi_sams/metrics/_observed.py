@@ -130,13 +130,7 @@ def observed_ate(
     sums, sums_of_squares = np.zeros((2, n_groups, adata.n_vars))
     for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
         block = slice(start, start + _CELLS_AT_ONCE)
-        values = normalised_expression(
-            cells[block],
-            method,
-            layer=layer,
-            size_factor_key=size_factor_key,
-            target_sum=target_sum,
-        )
+        values = normalised_expression(cells[block], method, layer, size_factor_key, target_sum)
         # Values stay sparse: sums over cells are products with a groups x cells indicator.
         group = group_of_cell[block]
         used = np.flatnonzero(group >= 0)
@@ -150,6 +144,9 @@ def observed_ate(
     biased = np.maximum(sums_of_squares / n_cells[:, None] - mean**2, 0)
     variance = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
     squared_error = variance / n_cells[:, None]
+    size = "total counts" if size_factor_key is None else size_factor_key
+    normalised = f"{target_sum:g} * counts / {size}"
+    averaged = f"log2(1 + {normalised})" if method == "lognorm" else normalised
     return ate_table(
         mean[1:] - mean[0],
         names,
@@ -157,7 +154,7 @@ def observed_ate(
         description={
             "method": method,
             "target_sum": float(target_sum),
-            "units": _units(method, target_sum, size_factor_key),
+            "units": f"difference of mean {averaged}",
         },
         layers={"standard_error": np.sqrt(squared_error[1:] + squared_error[0])},
         obs={"n_cells": n_cells[1:]},
@@ -188,7 +185,6 @@ def labelled_cells(
 def normalised_expression(
     cells: ad.AnnData,
     method: Average,
-    *,
     layer: str | None,
     size_factor_key: str | None,
     target_sum: float,
@@ -285,9 +281,3 @@ def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
         raise MissingKeyError("X is empty. Pass the layer that holds the counts as `layer`.")
     matrix = cells.X if layer is None else cells.layers[layer]
     return BlockReader(matrix).read(0, cells.n_obs) if is_on_disk(matrix) else matrix
-
-
-def _units(method: Average, target_sum: float, size_factor_key: str | None) -> str:
-    size = "total counts" if size_factor_key is None else size_factor_key
-    normalised = f"{target_sum:g} * counts / {size}"
-    return f"difference of mean {f'log2(1 + {normalised})' if method == 'lognorm' else normalised}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,15 +14,13 @@ from scvi_sams._fdr import active_at_fdr, check_probabilities
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
 from scvi_sams.metrics._profiles import centred, ratio
 
+Table: TypeAlias = "pd.DataFrame | np.ndarray"
+"""Perturbations x latent, or observations x latent; rows have names in a DataFrame."""
+
 _NOMINAL_RATES = (0.01, 0.05, 0.1, 0.2)
 
 
-def mask_recovery(
-    masks: pd.DataFrame | np.ndarray,
-    true_masks: pd.DataFrame | np.ndarray,
-    *,
-    threshold: float = 0.5,
-) -> pd.Series:
+def mask_recovery(masks: Table, true_masks: Table, *, threshold: float = 0.5) -> pd.Series:
     """Score estimated masks against the true ones of simulated data.
 
     Latent dimensions have no order, so they are first matched one to one
@@ -76,9 +74,7 @@ def mask_recovery(
     )
 
 
-def match_latents(
-    masks: pd.DataFrame | np.ndarray, true_masks: pd.DataFrame | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def match_latents(masks: Table, true_masks: Table) -> tuple[np.ndarray, np.ndarray]:
     """Match estimated with true latent dimensions one to one.
 
     Of all matchings it takes one with the largest number of true positives (their expected number,
@@ -113,10 +109,7 @@ def match_latents(
 
 
 def mean_correlation_coefficient(
-    latents: pd.DataFrame | np.ndarray,
-    true_latents: pd.DataFrame | np.ndarray,
-    *,
-    method: Literal["pearson", "spearman"] = "pearson",
+    latents: Table, true_latents: Table, *, method: Literal["pearson", "spearman"] = "pearson"
 ) -> float:
     """Mean correlation coefficient (MCC) of estimated latents with the true ones of simulated data.
 
@@ -195,12 +188,7 @@ class Calibration(NamedTuple):
     fdr: pd.DataFrame
 
 
-def mask_calibration(
-    masks: pd.DataFrame | np.ndarray,
-    true_masks: pd.DataFrame | np.ndarray,
-    *,
-    n_bins: int = 10,
-) -> Calibration:
+def mask_calibration(masks: Table, true_masks: Table, *, n_bins: int = 10) -> Calibration:
     """Compare inclusion probabilities with the true masks of simulated data.
 
     Latent dimensions are first matched one to one (:func:`match_latents`). Entries of estimated
@@ -275,11 +263,7 @@ def check_same_rows(first: pd.Index, second: pd.Index, sides: str, what: str) ->
 
 
 def _aligned_rows(
-    estimated: pd.DataFrame | np.ndarray,
-    true: pd.DataFrame | np.ndarray,
-    *,
-    table: str = "masks",
-    what: str = "perturbations",
+    estimated: Table, true: Table, *, table: str = "masks", what: str = "perturbations"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bring an estimated table to the rows of the true one: by name if both have names."""
     if isinstance(estimated, pd.DataFrame) and isinstance(true, pd.DataFrame):

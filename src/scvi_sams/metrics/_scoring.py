@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import anndata as ad
 import numpy as np
@@ -32,6 +32,9 @@ from scvi_sams.metrics._comparison import (
     read_side,
 )
 from scvi_sams.metrics._registry import metrics_by_mode
+
+Value: TypeAlias = "float | np.ndarray | pd.Series"
+"""Of a metric, one or several."""
 
 
 def score_predictions(
@@ -208,11 +211,7 @@ def score_sides(
     return pd.concat(tables, ignore_index=True)
 
 
-def position(
-    value: float | np.ndarray | pd.Series,
-    negative: float | np.ndarray | pd.Series,
-    positive: float | np.ndarray | pd.Series,
-) -> float | np.ndarray | pd.Series:
+def position(value: Value, negative: Value, positive: Value) -> Value:
     """Where a value lies between a negative and a positive control.
 
     Parameters
