@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy import sparse
 
-from scvi_sams.baselines._linear import PCARidge
 from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
     MatchingMean,
+    PCARidge,
     PerturbationMean,
     TrainingMean,
     split_half,
@@ -211,8 +211,8 @@ def test_linear_additive_starts_from_the_mean_of_the_controls(train):
     method = LinearAdditive(softplus=False, epochs=1, learning_rate=1e-12).fit(train)
     # The map is affine, so what is left of a combination after its singles is the bias.
     a, b, combined = method.predict(["A", "B", "A+B"]).X
-    weights = method._network.effect.weight.detach().numpy()
-    bias = method._network.effect.bias.detach().numpy()
+    weights = method._network.weight.detach().numpy()
+    bias = method._network.bias.detach().numpy()
     np.testing.assert_allclose(a, CONTROL + weights[:, 0] + bias, atol=1e-6)
     np.testing.assert_allclose(combined, a + b - CONTROL - bias, atol=1e-6)
 

@@ -12,10 +12,9 @@ import torch
 from scipy import sparse
 
 from evaluation.benchmark_builders import FakeModel, PairSplit, additive, run, small_screen
-from scvi_sams.benchmark._fingerprint import settings_text
 from scvi_sams.benchmark._methods import resolve_methods
 from scvi_sams.benchmark._predictions import Predictions
-from scvi_sams.benchmark._store import FitStore, StoredFit
+from scvi_sams.benchmark._store import FitStore, StoredFit, settings_text
 from scvi_sams.evaluation import ModelMethod
 from scvi_sams.exceptions import (
     InvalidCountsError,
@@ -23,6 +22,7 @@ from scvi_sams.exceptions import (
     InvalidSplitError,
     SAMSError,
 )
+from scvi_sams.labels import _parsing
 
 
 class Colour(enum.Enum):
@@ -221,6 +221,25 @@ def test_a_group_without_training_controls_has_no_prediction(grouped):
 
 
 # Columns ----------------------------------------------------------------------------------------
+
+
+def test_a_column_of_labels_is_read_once(screen, monkeypatch):
+    """Whatever the number of methods, seeds and metrics; what is predicted is read beside it."""
+    columns = []
+    number = _parsing.factorize
+
+    def counted(values, error):
+        columns.append(len(values))
+        return number(values, error)
+
+    split = PairSplit(screen)(0)
+    monkeypatch.setattr(_parsing, "factorize", counted)
+    modes = ("sams", "perturbench", "cell-eval", "systema")
+    methods = ["additive", "training mean", "ridge on principal components"]
+    run(screen, methods, split=split, seeds=(0, 1), modes=modes)
+    assert columns.count(screen.n_obs) == 1
+    columns.remove(screen.n_obs)
+    assert max(columns) <= len(split.held_out)
 
 
 def test_sizes_may_be_given(screen):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from scvi_sams.evaluation import align_ate, compare_ate, effect_metrics
 from scvi_sams.exceptions import MissingKeyError, SAMSError
-from scvi_sams.metrics._similarity import centred
+from scvi_sams.metrics._profiles import centred
 
 
 def make_table(effect, perturbations, genes=None, *, n_cells=None, **description) -> ad.AnnData:

@@ -5,7 +5,7 @@ import pytest
 
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.metrics._perturbench import deg_recall, logfc, rank_scores
-from scvi_sams.metrics._similarity import cosine, largest, mae, pearson, rmse
+from scvi_sams.metrics._profiles import cosine, largest, mae, pearson, rmse
 
 
 def test_fit_by_hand():

@@ -11,9 +11,12 @@ import pytest
 from scvi_sams.evaluation import hold_out_combinations, split_cells
 from scvi_sams.exceptions import InvalidCovariateError, InvalidSplitError
 from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells
-from scvi_sams.splits._perturbench import combination_hold_out, single_hold_out
+from scvi_sams.splits._perturbench import (
+    combination_hold_out,
+    covariate_transfer,
+    single_hold_out,
+)
 from scvi_sams.splits._split import Split, check_split, make_split
-from scvi_sams.splits._transfer import covariate_transfer
 
 PARTS = ("train", "validation", "test")
 COMBINATIONS = ["A+B", "A+C", "A+D", "A+E", "B+C", "B+D", "B+E", "C+D", "C+E", "D+E"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anndata as ad
 import numpy as np
@@ -10,13 +10,8 @@ import pandas as pd
 
 from scvi_sams._checks import as_names, check_ate
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
-from scvi_sams.labels._spelling import canonical_label
+from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import ate_table, check_unique
-
-
-def single_perturbations(label: str, delimiter: str | None) -> list[str]:
-    """Return the perturbations that a canonical label names."""
-    return label.split(delimiter) if delimiter else [label]
 
 
 def additive_ate(
@@ -58,12 +53,18 @@ def additive_ate(
     """
     check_ate(singles=singles)
     combinations = as_names("combinations", combinations)
-    rows = [canonical_label(name, delimiter=delimiter) for name in singles.obs_names]
+    spelling = Spelling.of("control", delimiter)
+    parts = [spelling.perturbations(name) or [spelling.control_label] for name in combinations]
+    return sum_of_effects(
+        singles, [spelling.canonical(name) for name in singles.obs_names], combinations, parts
+    )
+
+
+def sum_of_effects(
+    singles: ad.AnnData, rows: Sequence[str], combinations: Sequence[str], parts: list[list[str]]
+) -> ad.AnnData:
+    """Add up the effects of the parts of each combination; ``rows`` are canonical names."""
     check_unique(rows)
-    parts = [
-        single_perturbations(canonical_label(c, delimiter=delimiter), delimiter)
-        for c in combinations
-    ]
     missing = sorted({name for names in parts for name in names}.difference(rows))
     if missing:
         raise UnknownPerturbationError(
@@ -76,15 +77,8 @@ def additive_ate(
         summed = [values[members].sum(axis=0) for members in positions]
         return np.reshape(summed, (len(positions), singles.n_vars))
 
-    layers = {}
-    if "standard_error" in singles.layers:
-        layers["standard_error"] = np.sqrt(sums(np.square(singles.layers["standard_error"])))
-    return ate_table(
-        sums(np.asarray(singles.X)),
-        combinations,
-        singles.var_names,
-        description=dict(singles.uns["ate"]),
-        layers=layers,
+    return _in_units_of(
+        singles, combinations, sums, lambda errors: np.sqrt(sums(np.square(errors)))
     )
 
 
@@ -129,13 +123,23 @@ def mean_ate(ate: ad.AnnData, perturbations: Sequence[str]) -> ad.AnnData:
     def mean(values: np.ndarray) -> np.ndarray:
         return np.tile(np.mean(values, axis=0), (len(perturbations), 1))
 
+    return _in_units_of(ate, perturbations, mean, mean)
+
+
+def _in_units_of(
+    table: ad.AnnData,
+    names: Sequence[str],
+    effect: Callable[[np.ndarray], np.ndarray],
+    standard_error: Callable[[np.ndarray], np.ndarray],
+) -> ad.AnnData:
+    """Make an ATE table of the effects of another one, and of their errors where it has them."""
     layers = {}
-    if "standard_error" in ate.layers:
-        layers["standard_error"] = mean(ate.layers["standard_error"])
+    if "standard_error" in table.layers:
+        layers["standard_error"] = standard_error(table.layers["standard_error"])
     return ate_table(
-        mean(np.asarray(ate.X)),
-        perturbations,
-        ate.var_names,
-        description=dict(ate.uns["ate"]),
+        effect(np.asarray(table.X)),
+        names,
+        table.var_names,
+        description=dict(table.uns["ate"]),
         layers=layers,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Self, TypeAlias
 
 import anndata as ad
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 import scanpy as sc
 from scipy import sparse
 
+from scvi_sams._checks import as_names
 from scvi_sams.exceptions import (
     InvalidCountsError,
     MissingControlError,
@@ -20,150 +21,76 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
-from scvi_sams.labels._labels import NO_PERTURBATION
-from scvi_sams.labels._parsing import encode_labels
-from scvi_sams.labels._spelling import Spelling, canonical_label, control_names
-from scvi_sams.metrics._observed import ate_table, check_unique
-from scvi_sams.splits._cells import canonical_labels
+from scvi_sams.labels._labels import NO_PERTURBATION, Labels
+from scvi_sams.labels._names import check_known
+from scvi_sams.labels._parsing import encode_labels, read_labels
+from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics._observed import check_unique, obs_column
+
+Expression: TypeAlias = "np.ndarray | sparse.csr_matrix"
+"""Cells x genes, log-normalised."""
 
 
-@dataclass(frozen=True)
-class LabelledCells:
-    """Expression of cells and what was done to them.
-
-    Attributes
-    ----------
-    expression
-        Cells x genes, in the units of the AnnData's ``X``; dense or CSR.
-    labels
-        Canonical label of every cell.
-    genes
-        Names of the genes.
-    control
-        Canonical label of the control cells.
-    """
-
-    expression: np.ndarray | sparse.csr_matrix
-    labels: np.ndarray
-    genes: pd.Index
-    control: str
-
-    @property
-    def is_control(self) -> np.ndarray:
-        """Boolean of shape ``(n_cells,)``: control cells."""
-        return self.labels == self.control
-
-    def means(self) -> ad.AnnData:
-        """Mean expression per label, labels x genes, with ``obs["n_cells"]``; labels are sorted."""
-        cells = ad.AnnData(
-            self.expression,
-            obs=pd.DataFrame(
-                {"label": pd.Categorical(self.labels)},
-                index=np.arange(len(self.labels)).astype(str),
-            ),
-        )
-        grouped = sc.get.aggregate(cells, by="label", func="mean")
-        names = grouped.obs["label"].astype(str)
-        n_cells = pd.Series(self.labels).value_counts()[names].to_numpy()
-        return ad.AnnData(
-            grouped.layers["mean"],
-            obs=pd.DataFrame({"n_cells": n_cells}, index=names.to_numpy()),
-            var=pd.DataFrame(index=self.genes.copy()),
-        )
-
-
-def labelled_cells(
-    adata: ad.AnnData,
-    *,
-    perturbation_key: str,
-    control: str | Sequence[str],
-    delimiter: str | None,
-) -> LabelledCells:
-    """Read the expression and the labels of cells, without changing the AnnData.
-
-    Raises
-    ------
-    MissingKeyError
-        If ``X`` or the column of labels is missing.
-    InvalidPerturbationLabelError
-        If a label is missing or malformed.
-    InvalidCountsError
-        If ``X`` holds values that are not finite.
-    """
-    if perturbation_key not in adata.obs:
-        raise MissingKeyError(
-            f"obs has no column {perturbation_key!r}; its columns are "
-            f"{', '.join(map(repr, adata.obs.columns))}. Pass the column of the labels as "
-            "`perturbation_key`."
-        )
+def read_expression(adata: ad.AnnData) -> Expression:
+    """Read ``X``, dense or CSR; an error if it is missing or not finite."""
     adata = adata.to_memory() if adata.isbacked else adata
     if adata.X is None:
         raise MissingKeyError("X is empty. Put the log-normalised expression there.")
     # scanpy aggregates the matrices of scipy, not yet its sparse arrays; this copies no values.
     expression = sparse.csr_matrix(adata.X) if sparse.issparse(adata.X) else np.asarray(adata.X)
-    values = expression.data if sparse.issparse(expression) else expression
-    if not np.isfinite(values).all():
+    if not np.isfinite(expression.data if sparse.issparse(expression) else expression).all():
         raise InvalidCountsError("X has values that are not finite. Normalise the counts again.")
-    labels = canonical_labels(adata.obs[perturbation_key], control=control, delimiter=delimiter)
-    return LabelledCells(expression, labels, adata.var_names, control_names(control)[0])
+    return expression
 
 
-def multi_hot(
-    labels: Sequence[str] | np.ndarray,
-    *,
-    control: str | Sequence[str],
-    delimiter: str | None,
-    vocabulary: Sequence[str] | None = None,
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Encode labels as 0 and 1 (labels x perturbations) and return the perturbations as well.
-
-    Raises
-    ------
-    UnknownPerturbationError
-        If a label names a perturbation that ``vocabulary`` lacks.
-    """
-    encoded = encode_labels(
-        pd.Series(labels, dtype=object),
-        spelling=Spelling.of(control, delimiter),
-        vocabulary=vocabulary,
+def label_means(expression: Expression, labels: Labels, genes: pd.Index) -> ad.AnnData:
+    """Mean expression per label, labels x genes, with ``obs["n_cells"]``; labels are sorted."""
+    groups = pd.Categorical.from_codes(labels.name_of_cell, pd.Index(labels.names))
+    cells = ad.AnnData(
+        expression, obs=pd.DataFrame({"label": groups}, index=np.arange(len(labels)).astype(str))
     )
-    indicators = np.zeros((len(encoded.codes), len(encoded.vocabulary)), dtype=np.float32)
-    rows, slots = np.nonzero(encoded.codes != NO_PERTURBATION)
-    indicators[rows, encoded.codes[rows, slots]] = 1
-    return indicators, encoded.vocabulary
-
-
-def effect_table(means: ad.AnnData, control: str) -> tuple[np.ndarray, ad.AnnData]:
-    """Return the mean of the controls and the other rows minus it, as an ATE table."""
-    is_control = means.obs_names == control
-    control_mean = np.asarray(means.X)[is_control][0]
-    perturbed = means[~is_control]
-    table = ate_table(
-        np.asarray(perturbed.X) - control_mean,
-        list(perturbed.obs_names),
-        means.var_names,
-        description={"method": "mean", "units": "difference of mean X"},
-        layers={},
-        obs={"n_cells": perturbed.obs["n_cells"].to_numpy()},
-    )
-    return control_mean, table
-
-
-def profile_table(
-    expression: np.ndarray,
-    names: Sequence[str],
-    labels: Sequence[str],
-    genes: pd.Index,
-    perturbation_key: str,
-) -> ad.AnnData:
-    """Build the AnnData of predicted profiles: one row per perturbation."""
     return ad.AnnData(
-        expression,
-        obs=pd.DataFrame({perturbation_key: list(labels)}, index=list(names)),
+        sc.get.aggregate(cells, by="label", func="mean").layers["mean"],
+        obs=pd.DataFrame({"n_cells": np.bincount(labels.name_of_cell)}, index=labels.names),
         var=pd.DataFrame(index=genes.copy()),
     )
 
 
+def parts_of_labels(labels: Labels) -> list[list[str]]:
+    """Names of the perturbations of every cell, sorted."""
+    return [
+        [labels.vocabulary[code] for code in row if code != NO_PERTURBATION] for row in labels.codes
+    ]
+
+
+def occurring(labels: Labels) -> list[str]:
+    """Perturbations that cells carry, sorted; the vocabulary may hold more."""
+    return sorted(labels.vocabulary[code] for code in np.unique(labels.codes) if code >= 0)
+
+
+def multi_hot(labels: Labels, vocabulary: Sequence[str]) -> np.ndarray:
+    """Encode labels as 0 and 1, cells x perturbations; an error if one is unknown."""
+    check_known(occurring(labels), vocabulary)
+    indicators = np.zeros((len(labels), len(vocabulary)), dtype=np.float32)
+    rows, slots = np.nonzero(labels.codes != NO_PERTURBATION)
+    columns = pd.Index(vocabulary).get_indexer(pd.Index(labels.vocabulary))
+    indicators[rows, columns[labels.codes[rows, slots]]] = 1
+    return indicators
+
+
+def profile_table(
+    expression: np.ndarray,
+    genes: pd.Index,
+    names: Sequence[str],
+    perturbation_key: str,
+    labels: Sequence[str],
+) -> ad.AnnData:
+    """Build the AnnData of predicted profiles: one row per perturbation."""
+    obs = pd.DataFrame({perturbation_key: list(labels)}, index=list(names))
+    return ad.AnnData(expression, obs=obs, var=pd.DataFrame(index=genes.copy()))
+
+
+@dataclass(kw_only=True, eq=False)
 class BaselineMethod(ABC):
     """A method that learns from training cells and predicts mean profiles of perturbations.
 
@@ -190,17 +117,11 @@ class BaselineMethod(ABC):
     ((1, 100), ['P001+P002'])
     """
 
-    def __init__(
-        self,
-        *,
-        perturbation_key: str = "perturbation",
-        control: str | Sequence[str] = "control",
-        delimiter: str | None = "+",
-    ) -> None:
-        self.perturbation_key = perturbation_key
-        self.control = control
-        self.delimiter = delimiter
-        self._genes: pd.Index | None = None
+    perturbation_key: str = "perturbation"
+    control: str | Sequence[str] = "control"
+    delimiter: str | None = "+"
+    _genes: pd.Index | None = field(default=None, init=False, repr=False)
+    _spelling: Spelling = field(init=False, repr=False)
 
     def fit(self, train_adata: ad.AnnData) -> Self:
         """Learn from training cells.
@@ -227,21 +148,22 @@ class BaselineMethod(ABC):
         SAMSError
             If there are only control cells.
         """
-        cells = labelled_cells(
-            train_adata,
-            perturbation_key=self.perturbation_key,
-            control=self.control,
-            delimiter=self.delimiter,
-        )
-        if not cells.is_control.any():
+        column = obs_column(train_adata, self.perturbation_key)
+        expression = read_expression(train_adata)
+        labels = read_labels(column, self.control, self.delimiter)
+        return self._fit(expression, labels, train_adata.var_names)
+
+    def _fit(self, expression: Expression, labels: Labels, genes: pd.Index) -> Self:
+        """Learn from cells whose labels were read already."""
+        if not labels.is_control.any():
             raise MissingControlError(
-                f"No training cell is labelled {cells.control!r}. Pass the label of the control "
+                f"No training cell is labelled {labels.control!r}. Pass the label of the control "
                 "cells as `control`, or put control cells into training."
             )
-        if cells.is_control.all():
+        if labels.is_control.all():
             raise SAMSError("All training cells are controls: there is no effect to learn from.")
-        self._learn(cells)
-        self._genes = cells.genes
+        self._learn(expression, labels, genes)
+        self._genes, self._spelling = genes, labels.spelling
         return self
 
     def predict(self, perturbations: Sequence[str]) -> ad.AnnData:
@@ -267,22 +189,21 @@ class BaselineMethod(ABC):
         """
         if self._genes is None:
             raise SAMSError(f"{type(self).__name__} has learned nothing yet: call fit first.")
-        control = control_names(self.control)
-        labels = [
-            canonical_label(p, delimiter=self.delimiter, control=control) for p in perturbations
-        ]
-        check_unique(labels)
-        if control[0] in labels:
+        names = as_names("perturbations", perturbations)
+        labels = encode_labels(pd.Series(names, dtype=object), spelling=self._spelling)
+        canonical = labels.canonical.tolist()
+        check_unique(canonical)
+        if labels.is_control.any():
             raise UnknownPerturbationError(
-                f"{control[0]!r} is the control, not a perturbation to predict: leave it out."
+                f"{labels.control!r} is the control, not a perturbation to predict: leave it out."
             )
         expression = np.reshape(self._profiles(labels), (len(labels), len(self._genes)))
-        return profile_table(expression, perturbations, labels, self._genes, self.perturbation_key)
+        return profile_table(expression, self._genes, names, self.perturbation_key, canonical)
 
     @abstractmethod
-    def _learn(self, cells: LabelledCells) -> None:
+    def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
         """Learn from cells of which some, but not all, are controls."""
 
     @abstractmethod
-    def _profiles(self, labels: list[str]) -> np.ndarray:
-        """Predict expression, labels x genes, of canonical labels other than the control."""
+    def _profiles(self, labels: Labels) -> np.ndarray:
+        """Predict expression, labels x genes, of perturbed cells with these labels."""

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from scipy import sparse
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from scvi_sams._torch import fixed_seed
-from scvi_sams.baselines._base import BaselineMethod, LabelledCells, multi_hot
+from scvi_sams.baselines._base import BaselineMethod, Expression, multi_hot, occurring
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.labels._labels import Labels
 
 
+@dataclass(kw_only=True, eq=False)
 class NetworkBaseline(BaselineMethod):
     """A network of control expression and perturbations, trained on the squared error.
 
@@ -25,49 +29,40 @@ class NetworkBaseline(BaselineMethod):
     the mean of its outputs over all training control cells.
     """
 
-    def __init__(
-        self,
-        *,
-        epochs: int = 100,
-        batch_size: int = 128,
-        learning_rate: float = 5e-3,
-        weight_decay: float = 1e-8,
-        softplus: bool = True,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        perturbation_key: str = "perturbation",
-        control: str | Sequence[str] = "control",
-        delimiter: str | None = "+",
-    ) -> None:
-        super().__init__(perturbation_key=perturbation_key, control=control, delimiter=delimiter)
-        if epochs < 1 or batch_size < 1:
-            raise SAMSError(f"epochs is {epochs} and batch_size {batch_size}; both are at least 1.")
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.softplus = softplus
-        self.seed = seed
-        self.device = torch.device(device)
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-8
+    softplus: bool = True
+    seed: int = 0
+    device: str | torch.device = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise SAMSError(
+                f"epochs is {self.epochs} and batch_size {self.batch_size}; both are at least 1."
+            )
+        self.device = torch.device(self.device)
 
     @abstractmethod
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
-        """Make the network of (control expression, perturbations) before training."""
+        """Make the network before training."""
 
-    def _learn(self, cells: LabelledCells) -> None:
-        self._controls = cells.expression[cells.is_control]
-        perturbed = cells.expression[~cells.is_control]
-        indicators, self._vocabulary = multi_hot(
-            cells.labels[~cells.is_control], control=self.control, delimiter=self.delimiter
-        )
-        with fixed_seed(self.seed, self.device):
+    @abstractmethod
+    def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
+        """Turn control cells and perturbations into perturbed cells, before softplus."""
+
+    def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
+        self._controls = expression[labels.is_control]
+        perturbed = expression[~labels.is_control]
+        self._vocabulary = occurring(labels)
+        indicators = multi_hot(labels[~labels.is_control], self._vocabulary)
+        with fixed_seed(self.seed, torch.device(self.device)):
             network = self._build(perturbed.shape[1], indicators.shape[1]).to(self.device)
             self._train(network, perturbed, indicators)
         self._network = network.eval()
 
-    def _train(
-        self, network: nn.Module, perturbed: np.ndarray | sparse.csr_matrix, indicators: np.ndarray
-    ) -> None:
+    def _train(self, network: nn.Module, perturbed: Expression, indicators: np.ndarray) -> None:
         optimizer = torch.optim.Adam(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
@@ -85,10 +80,8 @@ class NetworkBaseline(BaselineMethod):
                 optimizer.step()
 
     @torch.no_grad()
-    def _profiles(self, labels: list[str]) -> np.ndarray:
-        indicators, _ = multi_hot(
-            labels, control=self.control, delimiter=self.delimiter, vocabulary=self._vocabulary
-        )
+    def _profiles(self, labels: Labels) -> np.ndarray:
+        indicators = multi_hot(labels, self._vocabulary)
         n_controls, n_genes = self._controls.shape
         sums = np.zeros((len(labels), n_genes))
         for start in range(0, n_controls, self.batch_size):
@@ -99,13 +92,11 @@ class NetworkBaseline(BaselineMethod):
                 sums[row] += output.sum(dim=0, dtype=torch.float64).cpu().numpy()
         return sums / n_controls
 
-    def _output(
-        self, network: nn.Module, controls: torch.Tensor, indicators: torch.Tensor
-    ) -> torch.Tensor:
-        output = network(controls, indicators)
+    def _output(self, network: nn.Module, controls: Tensor, indicators: Tensor) -> Tensor:
+        output = self._combine(network, controls, indicators)
         return functional.softplus(output) if self.softplus else output
 
-    def _tensor(self, rows: np.ndarray | sparse.csr_matrix) -> torch.Tensor:
+    def _tensor(self, rows: Expression) -> Tensor:
         dense = rows if isinstance(rows, np.ndarray) else rows.toarray()
         return torch.as_tensor(dense, dtype=torch.float32, device=self.device)
 
@@ -142,9 +133,13 @@ class LinearAdditive(NetworkBaseline):
     """
 
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
-        return _LinearAdditiveNetwork(n_genes, n_perturbations)
+        return nn.Linear(n_perturbations, n_genes)
+
+    def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
+        return controls + network(indicators)
 
 
+@dataclass(kw_only=True, eq=False)
 class LatentAdditive(NetworkBaseline):
     """PerturBench's latent additive model: encoded control plus encoded perturbations, decoded.
 
@@ -176,70 +171,25 @@ class LatentAdditive(NetworkBaseline):
     of training, not from the same covariate level.
     """
 
-    def __init__(
-        self,
-        *,
-        n_hidden: int = 256,
-        n_latent: int = 64,
-        n_layers: int = 1,
-        dropout: float = 0.1,
-        epochs: int = 50,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-8,
-        softplus: bool = True,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        perturbation_key: str = "perturbation",
-        control: str | Sequence[str] = "control",
-        delimiter: str | None = "+",
-    ) -> None:
-        super().__init__(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            softplus=softplus,
-            seed=seed,
-            device=device,
-            perturbation_key=perturbation_key,
-            control=control,
-            delimiter=delimiter,
-        )
-        self.n_hidden = n_hidden
-        self.n_latent = n_latent
-        self.n_layers = n_layers
-        self.dropout = dropout
+    n_hidden: int = 256
+    n_latent: int = 64
+    n_layers: int = 1
+    dropout: float = 0.1
+    epochs: int = 50
+    learning_rate: float = 1e-3
 
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
         hidden = [self.n_hidden] * self.n_layers
-        return _LatentAdditiveNetwork(
-            _perceptron([n_genes, *hidden, self.n_latent], self.dropout),
-            _perceptron([n_perturbations, *hidden, self.n_latent], self.dropout),
-            _perceptron([self.n_latent, *hidden, n_genes], self.dropout),
-        )
+        sizes = [
+            [n_genes, *hidden, self.n_latent],
+            [n_perturbations, *hidden, self.n_latent],
+            [self.n_latent, *hidden, n_genes],
+        ]
+        return nn.ModuleList(_perceptron(widths, self.dropout) for widths in sizes)
 
-
-class _LinearAdditiveNetwork(nn.Module):
-    def __init__(self, n_genes: int, n_perturbations: int) -> None:
-        super().__init__()
-        self.effect = nn.Linear(n_perturbations, n_genes)
-
-    def forward(self, controls: torch.Tensor, indicators: torch.Tensor) -> torch.Tensor:
-        return controls + self.effect(indicators)
-
-
-class _LatentAdditiveNetwork(nn.Module):
-    def __init__(
-        self, encoder: nn.Module, perturbation_encoder: nn.Module, decoder: nn.Module
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.perturbation_encoder = perturbation_encoder
-        self.decoder = decoder
-
-    def forward(self, controls: torch.Tensor, indicators: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.encoder(controls) + self.perturbation_encoder(indicators))
+    def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
+        encoder, perturbation_encoder, decoder = network
+        return decoder(encoder(controls) + perturbation_encoder(indicators))
 
 
 def _perceptron(sizes: Sequence[int], dropout: float) -> nn.Sequential:

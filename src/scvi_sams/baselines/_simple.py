@@ -1,25 +1,36 @@
-"""Baselines that need means only, and a positive control: what any model is to be read against."""
+"""Baselines of means and of linear regression, and a positive control of observed halves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import anndata as ad
 import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 
 from scvi_sams._checks import check_anndata, check_integer, check_text
-from scvi_sams.baselines._ate import additive_ate, mean_ate, single_perturbations
+from scvi_sams.baselines._ate import mean_ate, sum_of_effects
 from scvi_sams.baselines._base import (
     BaselineMethod,
-    LabelledCells,
-    effect_table,
-    labelled_cells,
+    Expression,
+    label_means,
+    multi_hot,
+    occurring,
+    parts_of_labels,
     profile_table,
+    read_expression,
 )
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._stratified import stratified_split
+from scvi_sams.metrics._observed import ate_table, obs_column
 
 
+@dataclass(kw_only=True, eq=False)
 class MeanBaseline(BaselineMethod):
     """A baseline that knows the mean of the control cells and the mean effects in training.
 
@@ -32,17 +43,28 @@ class MeanBaseline(BaselineMethod):
         minus ``control_mean``; ``obs["n_cells"]`` counts the cells.
     """
 
-    control_mean: np.ndarray
-    effects: ad.AnnData
+    control_mean: np.ndarray = field(init=False, repr=False)
+    effects: ad.AnnData = field(init=False, repr=False)
 
-    def _learn(self, cells: LabelledCells) -> None:
-        self.control_mean, self.effects = effect_table(cells.means(), cells.control)
+    def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
+        means = label_means(expression, labels, genes)
+        is_control = means.obs_names == labels.control
+        self.control_mean = np.asarray(means.X)[is_control][0]
+        perturbed = means[~is_control]
+        self.effects = ate_table(
+            np.asarray(perturbed.X) - self.control_mean,
+            list(perturbed.obs_names),
+            genes,
+            description={"method": "mean", "units": "difference of mean X"},
+            layers={},
+            obs={"n_cells": perturbed.obs["n_cells"].to_numpy()},
+        )
 
 
 class ControlMean(MeanBaseline):
     """Predict the mean of the control cells for every perturbation: nothing changes."""
 
-    def _profiles(self, labels: list[str]) -> np.ndarray:
+    def _profiles(self, labels: Labels) -> np.ndarray:
         return np.tile(self.control_mean, (len(labels), 1))
 
 
@@ -53,8 +75,8 @@ class PerturbationMean(MeanBaseline):
     (see :func:`mean_ate`).
     """
 
-    def _profiles(self, labels: list[str]) -> np.ndarray:
-        return self.control_mean + np.asarray(mean_ate(self.effects, labels).X)
+    def _profiles(self, labels: Labels) -> np.ndarray:
+        return self.control_mean + np.asarray(mean_ate(self.effects, labels.canonical.tolist()).X)
 
 
 class TrainingMean(MeanBaseline):
@@ -64,14 +86,14 @@ class TrainingMean(MeanBaseline):
     raise :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
     """
 
-    def _profiles(self, labels: list[str]) -> np.ndarray:
-        unseen = sorted(set(labels).difference(self.effects.obs_names))
+    def _profiles(self, labels: Labels) -> np.ndarray:
+        unseen = sorted(set(labels.names).difference(self.effects.obs_names))
         if unseen:
             raise UnknownPerturbationError(
                 f"No training cell carries {', '.join(map(repr, unseen))}, so there is no mean to "
                 "predict. Ask for labels of the training cells only."
             )
-        return self.control_mean + np.asarray(self.effects[labels].X)
+        return self.control_mean + np.asarray(self.effects[labels.canonical.tolist()].X)
 
 
 class Additive(MeanBaseline):
@@ -83,8 +105,9 @@ class Additive(MeanBaseline):
     raises :class:`~scvi_sams.exceptions.UnknownPerturbationError` (see :func:`additive_ate`).
     """
 
-    def _profiles(self, labels: list[str]) -> np.ndarray:
-        effects = additive_ate(self.effects, labels, delimiter=self.delimiter)
+    def _profiles(self, labels: Labels) -> np.ndarray:
+        names, singles = labels.canonical.tolist(), self.effects.obs_names.tolist()
+        effects = sum_of_effects(self.effects, singles, names, parts_of_labels(labels))
         return self.control_mean + np.asarray(effects.X)
 
 
@@ -102,20 +125,81 @@ class MatchingMean(MeanBaseline):
     perturbed centroid; here the centroid itself is taken.
     """
 
-    def _profiles(self, labels: list[str]) -> np.ndarray:
+    def _profiles(self, labels: Labels) -> np.ndarray:
         centroids = dict(zip(self.effects.obs_names, np.asarray(self.effects.X), strict=True))
         perturbed = np.average(self.effects.X, axis=0, weights=self.effects.obs["n_cells"])
         matching = [
-            np.mean(
-                [
-                    centroids.get(name, perturbed)
-                    for name in single_perturbations(label, self.delimiter)
-                ],
-                axis=0,
-            )
-            for label in labels
+            np.mean([centroids.get(name, perturbed) for name in parts], axis=0)
+            for parts in parts_of_labels(labels)
         ]
         return self.control_mean + np.reshape(matching, (len(labels), len(self.control_mean)))
+
+
+@dataclass(kw_only=True, eq=False)
+class PCARidge(MeanBaseline):
+    """Predict the control mean plus a linear function of the perturbations, of low rank.
+
+    With ``V`` the principal axes (genes x components) of all training cells, ``x_i`` the
+    expression of perturbed cell i, ``c`` the mean of the controls and ``d_i`` the perturbations of
+    the cell (0 or 1 each), it finds::
+
+        W = argmin  sum_i |V^T (x_i - c) - W d_i|^2  +  alpha * |W|^2
+
+    and predicts ``c + V W d``. A combination adds the effects of its perturbations; unlike
+    :class:`Additive`, these are shrunken and are also learned from cells of combinations. A
+    perturbation in no training label raises
+    :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
+
+    Parameters
+    ----------
+    n_components
+        Number of principal components; at most one fewer than cells and than genes are used.
+    alpha
+        Penalty on squared effects, in numbers of cells: with all cells of a perturbation alone,
+        its n cells are shrunken by ``n / (n + alpha)``.
+    seed
+        Of the solver for principal components, where it is a randomised one.
+    perturbation_key, control, delimiter
+        As for :class:`BaselineMethod`.
+
+    Notes
+    -----
+    After the linear baseline of Ahlmann-Eltze, Huber & Anders (Nature Methods 2025), which
+    regresses changes from control on ``G W P^T`` with ridge penalties. There ``P`` embeds the
+    perturbed gene; here it is the perturbations themselves, so that drugs and genes outside the
+    panel can be used too, and unseen perturbations cannot.
+    """
+
+    n_components: int = 50
+    alpha: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_components < 1 or self.alpha < 0:
+            raise SAMSError(
+                f"n_components is {self.n_components} and alpha {self.alpha}; give at least one "
+                "component and a penalty that is not negative."
+            )
+
+    def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
+        super()._learn(expression, labels, genes)
+        n_components = min(self.n_components, min(expression.shape) - 1)
+        if n_components < 1:
+            raise SAMSError("Principal components need at least two cells and two genes.")
+        axes = PCA(n_components, random_state=self.seed).fit(expression).components_
+        # All cells of a label share one row of the regression, so their mean, weighted by their
+        # number, has the same solution as the cells themselves.
+        rows = labels[np.unique(labels.name_of_cell, return_index=True)[1]]
+        self._vocabulary = occurring(rows)
+        ridge = Ridge(self.alpha, fit_intercept=False).fit(
+            multi_hot(rows[~rows.is_control], self._vocabulary),
+            self.effects.X @ axes.T,
+            sample_weight=self.effects.obs["n_cells"],
+        )
+        self._weights = np.reshape(ridge.coef_, (n_components, -1)).T @ axes
+
+    def _profiles(self, labels: Labels) -> np.ndarray:
+        return self.control_mean + multi_hot(labels, self._vocabulary) @ self._weights
 
 
 def split_half(
@@ -138,12 +222,8 @@ def split_half(
         Observed cells x genes, perturbed and, if there are any, control cells. Not changed.
     seed
         Of the halves.
-    perturbation_key
-        Column of ``obs`` with the label of each cell.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
+    perturbation_key, control, delimiter
+        As for :class:`BaselineMethod`.
 
     Returns
     -------
@@ -174,24 +254,28 @@ def split_half(
     check_anndata(test_adata=test_adata)
     check_integer(at_least=0, seed=seed)
     check_text(perturbation_key=perturbation_key)
-    cells = labelled_cells(
-        test_adata, perturbation_key=perturbation_key, control=control, delimiter=delimiter
-    )
-    perturbed = np.flatnonzero(~cells.is_control)
-    names, n_cells = np.unique(cells.labels[perturbed].astype(str), return_counts=True)
-    if len(names) == 0:
+    labels = read_labels(obs_column(test_adata, perturbation_key), control, delimiter)
+    genes = test_adata.var_names
+    means, half = mean_of_halves(read_expression(test_adata), labels, genes, seed)
+    names = list(means.obs_names)
+    table = profile_table(np.asarray(means.X), genes, names, perturbation_key, names)
+    return table, np.setdiff1d(np.arange(len(labels)), half)
+
+
+def mean_of_halves(
+    expression: Expression, labels: Labels, genes: pd.Index, seed: int
+) -> tuple[ad.AnnData, np.ndarray]:
+    """Means of one half of the cells of each perturbation, and the positions of these cells."""
+    perturbed = np.flatnonzero(~labels.is_control)
+    if not len(perturbed):
         raise SAMSError("All observed cells are controls: there is nothing to predict.")
-    if n_cells.min() < 2:
-        alone = ", ".join(map(repr, names[n_cells < 2].tolist()))
+    n_cells = np.bincount(labels.name_of_cell[perturbed], minlength=len(labels.names))
+    if (n_cells == 1).any():
+        alone = [name for name, n in zip(labels.names, n_cells, strict=True) if n == 1]
         raise SAMSError(
-            f"{alone} has a single cell, which has no half. Leave out perturbations with fewer "
-            "than two cells."
+            f"{', '.join(map(repr, alone))} has a single cell, which has no half. Leave out "
+            "perturbations with fewer than two cells."
         )
-    half, _, rest = stratified_split(cells.labels[perturbed].astype(str), (0.5, 0, 0.5), seed=seed)
-    means = LabelledCells(
-        cells.expression[perturbed[half]], cells.labels[perturbed[half]], cells.genes, cells.control
-    ).means()
-    labels = list(means.obs_names)
-    observed = np.sort(np.concatenate([np.flatnonzero(cells.is_control), perturbed[rest]]))
-    prediction = profile_table(np.asarray(means.X), labels, labels, cells.genes, perturbation_key)
-    return prediction, observed
+    half, _, _ = stratified_split(labels.name_of_cell[perturbed], (0.5, 0, 0.5), seed=seed)
+    half = perturbed[half]
+    return label_means(expression[half], labels[half], genes), half

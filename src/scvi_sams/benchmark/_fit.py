@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from scvi_sams.benchmark._controls import half_of_test_cells
-from scvi_sams.benchmark._extras import Extra
-from scvi_sams.benchmark._fingerprint import fingerprint, settings_text
+from scvi_sams.baselines._simple import PerturbationMean
+from scvi_sams.benchmark._definitions import FAILURES
 from scvi_sams.benchmark._methods import Method
+from scvi_sams.benchmark._model import Extra
 from scvi_sams.benchmark._predictions import (
+    Key,
     Predictions,
     describe_error,
+    half_of_test_cells,
     predict_all,
-    stack_predictions,
 )
-from scvi_sams.benchmark._scoring import ScoreOptions, extra_rows, score_fold
 from scvi_sams.benchmark._screen import Fold, Screen, make_fold
-from scvi_sams.benchmark._store import FitStore, StoredFit
+from scvi_sams.benchmark._store import FitStore, StoredFit, fingerprint, settings_text
+from scvi_sams.metrics._comparison import Options, Side, read_side
+from scvi_sams.metrics._registry import METRICS, metrics_by_mode
+from scvi_sams.metrics._scoring import score_sides
 from scvi_sams.splits._split import Split
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Which scores; see :func:`scvi_sams.evaluation.score_predictions`."""
+
+    modes: tuple[str, ...]
+    target_genes: Mapping[str, str | Sequence[str]] | None
+    n_top_genes: int
+
+    @property
+    def keep_cells(self) -> bool:
+        """Whether a mode scores predicted cells only."""
+        return any(_needs(mode) == {"cells"} for mode in self.modes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +70,16 @@ def run_task(
     task: Task,
     screen: Screen,
     options: ScoreOptions,
-    store: FitStore | None,
+    store: FitStore,
     n_threads: int | None,
 ) -> Outcome:
     """Load the fit or make it, score it, and keep what was made."""
     score_key = fingerprint(options, task.versions)
-    place = None if store is None else store.place(task.name, task.seed, task.key)
-    kept = None if store is None or place is None else store.load(place)
-    if store is not None and place is not None and kept is not None:
-        scores = store.load_scores(place, score_key)
-        if scores is not None:
-            return Outcome(_of(task, scores), _run(task, kept, from_folder=True))
+    place = store.place(task.name, task.seed, task.key)
+    kept = store.load(place)
+    scores = None if kept is None else store.load_scores(place, score_key)
+    if kept is not None and scores is not None:
+        return _outcome(task, scores, kept, from_folder=True)
     with _limited_threads(n_threads):
         fold = make_fold(screen, task.split)
         if task.method is None:
@@ -74,8 +91,8 @@ def run_task(
             scored = fold
             fit = kept or _fit(task, task.method, fold, options)
         tables = [
-            score_fold(scored, fit.predictions, options),
-            extra_rows([Extra(**extra) for extra in fit.record["extras"]]),
+            _score_fold(scored, fit.predictions, options),
+            _extra_rows([Extra(**extra) for extra in fit.record["extras"]]),
         ]
     # A profile has no distance between cells: there may be nothing to score.
     filled = [table for table in tables if len(table)] or tables[-1:]
@@ -83,11 +100,20 @@ def run_task(
     scores["message"] = scores["message"].fillna("")
     if "covariate" in scores:
         scores["covariate"] = scores["covariate"].fillna("all")
-    if store is not None and place is not None and fit.record["status"] == "ok":
+    if store.is_kept and fit.record["status"] == "ok":
         if kept is None:
             store.save(place, fit)
         store.save_scores(place, score_key, scores)
-    return Outcome(_of(task, scores), _run(task, fit, from_folder=kept is not None))
+    return _outcome(task, scores, fit, from_folder=kept is not None)
+
+
+def _outcome(task: Task, scores: pd.DataFrame, fit: StoredFit, *, from_folder: bool) -> Outcome:
+    scores = scores.copy()
+    scores.insert(0, "method", task.name)
+    scores.insert(1, "seed", task.seed)
+    run = {key: fit.record[key] for key in ("status", "message", "seconds")}
+    named = {"method": task.name, "seed": task.seed}
+    return Outcome(scores, named | run | {"from_folder": from_folder})
 
 
 def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> StoredFit:
@@ -96,9 +122,7 @@ def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> Store
         fitted = method.fit(fold, task.seed)
     except Exception as error:  # noqa: BLE001 - whatever a method raises is a row of the table
         message = describe_error(error)
-        nothing = Predictions(
-            stack_predictions({}, fold), None, dict.fromkeys(fold.perturbations, message)
-        )
+        nothing = Predictions.of(fold, {}, {}, dict.fromkeys(fold.perturbations, message))
         return StoredFit(nothing, _record(task, "failed", message, [], started))
     predictions = predict_all(fitted, fold, keep_cells=options.keep_cells)
     try:
@@ -106,6 +130,76 @@ def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> Store
     except Exception as error:  # noqa: BLE001 - as above
         extras = [Extra("model", "extras", np.nan, 0, "failed", describe_error(error))]
     return StoredFit(predictions, _record(task, "ok", "", extras, started))
+
+
+def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> pd.DataFrame:
+    """Score mean profiles, and cells where there are any; name what failed and why."""
+    genes, labels = fold.observed.var_names, fold.observed_labels
+    observed = Side(sparse.csr_array(fold.observed.X), labels, fold.columns.levels(fold.observed))
+    chosen = Options(options.target_genes, _centroid(fold), options.n_top_genes)
+    scores = []
+    for predicted, modes in (
+        (predictions.profiles, [mode for mode in options.modes if _needs(mode) != {"cells"}]),
+        (predictions.cells, [mode for mode in options.modes if "cells" in _needs(mode)]),
+    ):
+        if predicted is None or not modes:
+            continue
+        keys = fold.columns.perturbation_key, fold.columns.covariate_key
+        side = read_side(predicted, genes, "predicted", *keys, labels.spelling)
+        table = score_sides(side, observed, genes, modes, chosen)
+        if predicted is predictions.cells:
+            # Every method is compared by its profiles; cells add what needs cells.
+            rows = zip(table["mode"], table["metric"], strict=True)
+            table = table[[METRICS[row].needs == "cells" for row in rows]]
+        scores.append(table if observed.levels is not None else table.drop(columns="covariate"))
+    if not scores:
+        return pd.DataFrame()
+    return _explained(pd.concat(scores, ignore_index=True), fold, predictions.messages)
+
+
+def _needs(mode: str) -> set[str | None]:
+    """What the metrics of a mode need to be predicted."""
+    return {metric.needs for metric in metrics_by_mode()[mode]}
+
+
+def _extra_rows(extras: Sequence[Extra]) -> pd.DataFrame:
+    """Rows of the scores of a whole fit."""
+    columns = [field.name for field in fields(Extra)]
+    return pd.DataFrame([vars(extra) for extra in extras], columns=columns).assign(
+        perturbation="all", higher_is_better=True, chance=np.nan
+    )
+
+
+def _centroid(fold: Fold) -> np.ndarray | None:
+    """Mean over training perturbations of their means, the reference of Systema.
+
+    By the baseline that predicts it, so that this baseline differs from it by nothing, not even by
+    rounding, of which a correlation would make an effect.
+    """
+    if fold.columns.covariate_key is not None:
+        return None
+    baseline = PerturbationMean()._fit(fold.train.X, fold.train_labels, fold.train.var_names)
+    return np.asarray(baseline.predict(["any perturbation"]).X)[0]
+
+
+def _explained(scores: pd.DataFrame, fold: Fold, messages: Mapping[Key, str]) -> pd.DataFrame:
+    if fold.columns.covariate_key is None:
+        keys = [(None, label) for label in scores["perturbation"]]
+    else:
+        keys = list(zip(scores["covariate"], scores["perturbation"], strict=True))
+    message = pd.Series([messages.get(key, "") for key in keys], index=scores.index, dtype=object)
+    failed = scores["status"].eq("missing") & message.ne("")
+    scores["status"] = scores["status"].mask(failed, "failed")
+    of_all = scores["perturbation"].eq("all") & scores["status"].isin(FAILURES)
+    n_failed = len(messages)
+    message[of_all] = (
+        f"{n_failed} of {len(fold.perturbations)} predictions failed and count as no effect"
+        if n_failed
+        else "a prediction that is not finite counts as no effect"
+    )
+    not_finite = scores["status"].eq("nan") & message.eq("")
+    message[not_finite] = "the prediction holds values that are not finite"
+    return scores.assign(message=message)
 
 
 def _record(
@@ -121,24 +215,6 @@ def _record(
         "versions": task.versions,
         "settings": None if task.method is None else settings_text(task.method.description()),
         "extras": [vars(extra) for extra in extras],
-    }
-
-
-def _of(task: Task, scores: pd.DataFrame) -> pd.DataFrame:
-    scores = scores.copy()
-    scores.insert(0, "method", task.name)
-    scores.insert(1, "seed", task.seed)
-    return scores
-
-
-def _run(task: Task, fit: StoredFit, *, from_folder: bool) -> dict[str, object]:
-    return {
-        "method": task.name,
-        "seed": task.seed,
-        "status": fit.record["status"],
-        "message": fit.record["message"],
-        "seconds": fit.record["seconds"],
-        "from_folder": from_folder,
     }
 
 

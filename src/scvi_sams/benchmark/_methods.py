@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import anndata as ad
 import numpy as np
@@ -12,25 +14,28 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_sams.baselines._base import BaselineMethod
-from scvi_sams.baselines._linear import PCARidge
 from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
     MatchingMean,
+    PCARidge,
     PerturbationMean,
     TrainingMean,
 )
-from scvi_sams.benchmark._extras import Extra
-from scvi_sams.benchmark._model import ModelMethod
+from scvi_sams.benchmark._model import Fitted, ModelMethod
 from scvi_sams.benchmark._screen import Fold
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.model._conditional_vae import ConditionalVAE
+from scvi_sams.model._cpa_vae import CPAVAE
+from scvi_sams.model._sams_vae import SAMSVAE
+from scvi_sams.model._svae_plus import SVAEPlus
 
 NO_CHANGE = "control mean"
 NEGATIVE_CONTROL = "mean of perturbations"
 POSITIVE_CONTROL = "half of the test cells"
 
-BASELINES: dict[str, Callable[[], BaselineMethod]] = {
+BUILT_IN: dict[str, Callable[[], Any]] = {
     NO_CHANGE: ControlMean,
     NEGATIVE_CONTROL: PerturbationMean,
     "training mean": TrainingMean,
@@ -39,30 +44,16 @@ BASELINES: dict[str, Callable[[], BaselineMethod]] = {
     "ridge on principal components": PCARidge,
     "linear additive": LinearAdditive,
     "latent additive": LatentAdditive,
+    "SAMSVAE": partial(ModelMethod, SAMSVAE),
+    "CPAVAE": partial(ModelMethod, CPAVAE),
+    "SVAEPlus": partial(ModelMethod, SVAEPlus),
+    "ConditionalVAE": partial(ModelMethod, ConditionalVAE),
 }
-MODELS = ("SAMSVAE", "CPAVAE", "SVAEPlus", "ConditionalVAE")
+"""A new comparator is one line here."""
 
 _MOST_CONTROL_CELLS = 1000
 
 PredictFunction = Callable[[ad.AnnData, Sequence[str]], ad.AnnData]
-
-
-class Fitted(Protocol):
-    """A method that has learned from the cells of a fold."""
-
-    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
-        """Predict one perturbation: log1p-normalised profile or cells, named in ``obs``."""
-
-    def extras(self) -> list[Extra]:
-        """Score what only this kind of method has, such as a likelihood."""
-
-
-@runtime_checkable
-class PredictsCells(Protocol):
-    """A method whose profiles are means of more cells than are worth keeping."""
-
-    def predict_cells(self, level: str | None) -> sparse.csr_matrix:
-        """Predict cells of a level, the same for every perturbation."""
 
 
 class Method(Protocol):
@@ -92,7 +83,7 @@ def resolve_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Met
             )
     named = {NO_CHANGE: NO_CHANGE, NEGATIVE_CONTROL: NEGATIVE_CONTROL} | named
     return {
-        name: NoChange() if name == NO_CHANGE else _resolve(name, method)
+        name: NoChange(ControlMean()) if name == NO_CHANGE else _resolve(name, method)
         for name, method in named.items()
     }
 
@@ -101,15 +92,12 @@ def _resolve(name: str, method: Any) -> Method:
     if not isinstance(name, str) or not name.strip():
         raise SAMSError(f"A method is named by text, not by {name!r}.")
     if isinstance(method, str):
-        if method in BASELINES:
-            method = BASELINES[method]()
-        elif method in MODELS:
-            method = ModelMethod(_model_class(method))
-        else:
+        if method not in BUILT_IN:
             raise SAMSError(
                 f"There is no built-in method {method!r}; choose from "
-                f"{', '.join(map(repr, [*BASELINES, *MODELS]))}."
+                f"{', '.join(map(repr, BUILT_IN))}."
             )
+        method = BUILT_IN[method]()
     if isinstance(method, ModelMethod):
         return method
     if isinstance(method, type):
@@ -127,31 +115,23 @@ def _resolve(name: str, method: Any) -> Method:
     )
 
 
-def _model_class(name: str) -> type:
-    # Only here and only when asked for by name: evaluation knows no model.
-    from scvi_sams import model
-
-    return getattr(model, name)
-
-
+@dataclass(frozen=True, eq=False)
 class EstimatorMethod:
     """An object with ``fit(train_adata)`` and ``predict(perturbations)``."""
 
-    def __init__(self, estimator: Any) -> None:
-        self.estimator = estimator
+    estimator: Any
 
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Fit a copy to the training cells."""
         estimator = copy.deepcopy(self.estimator)
         if isinstance(estimator, BaselineMethod):
-            # Those of the cells it is given: labels are canonical there.
-            estimator.perturbation_key = fold.columns.perturbation_key
-            estimator.control = fold.columns.control
-            estimator.delimiter = fold.columns.delimiter
             if hasattr(estimator, "seed"):
                 estimator.seed = seed
-        estimator.fit(fold.train.copy())
-        return _FittedEstimator(estimator)
+            # Labels were read already, whatever the baseline calls their column.
+            estimator._fit(fold.train.X, fold.train_labels, fold.train.var_names)
+        else:
+            estimator.fit(fold.train.copy())
+        return Fitted(lambda perturbation, level: estimator.predict([perturbation]))
 
     def description(self) -> dict[str, Any]:
         """Class and settings."""
@@ -163,52 +143,25 @@ class EstimatorMethod:
         return {"class": type(self.estimator), "settings": settings}
 
 
-class _FittedEstimator:
-    def __init__(self, estimator: Any) -> None:
-        self._estimator = estimator
-
-    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
-        return self._estimator.predict([perturbation])
-
-    def extras(self) -> list[Extra]:
-        return []
-
-
 class NoChange(EstimatorMethod):
     """The control mean as profile, and control cells as cells: the negative control of both."""
 
-    def __init__(self) -> None:
-        super().__init__(ControlMean())
-
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Take the training control cells."""
-        return _FittedNoChange(super().fit(fold, seed), fold, seed)
+
+        def cells(level: str | None) -> sparse.csr_matrix:
+            shuffled = np.random.default_rng(seed).permutation(fold.training_controls(level))
+            return fold.train.X[np.sort(shuffled[:_MOST_CONTROL_CELLS])]
+
+        return replace(super().fit(fold, seed), predict_cells=cells)
 
 
-class _FittedNoChange:
-    def __init__(self, profile: Fitted, fold: Fold, seed: int) -> None:
-        self._profile = profile
-        self._fold = fold
-        self._seed = seed
-
-    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
-        return self._profile.predict(perturbation, level)
-
-    def predict_cells(self, level: str | None) -> sparse.csr_matrix:
-        controls = self._fold.training_controls(level)
-        shuffled = np.random.default_rng(self._seed).permutation(controls)
-        return self._fold.train.X[np.sort(shuffled[:_MOST_CONTROL_CELLS])]
-
-    def extras(self) -> list[Extra]:
-        return []
-
-
+@dataclass(frozen=True, eq=False)
 class FunctionMethod:
     """A function ``predict(train_adata, perturbations)``, called once for all perturbations."""
 
-    def __init__(self, name: str, function: PredictFunction) -> None:
-        self.name = name
-        self.function = function
+    name: str
+    function: PredictFunction
 
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Call the function."""
@@ -217,8 +170,8 @@ class FunctionMethod:
             "seed": seed,
             "target_sum": fold.target_sum,
             "perturbation_key": fold.columns.perturbation_key,
-            "control": fold.control,
-            "delimiter": fold.columns.delimiter,
+            "control": fold.train_labels.control,
+            "delimiter": fold.train_labels.spelling.delimiter,
             "covariate_key": fold.columns.covariate_key,
         }
         labels = list(dict.fromkeys(label for _, label in fold.perturbations))
@@ -234,22 +187,9 @@ class FunctionMethod:
                 f"The function returned an AnnData without obs[{key!r}], which must name the "
                 "perturbation of each row."
             )
-        return _FittedFunction(prediction, key)
+        rows = pd.Series(prediction.obs[key].to_numpy(), dtype=object).astype(str)
+        return Fitted(lambda perturbation, level: prediction[(rows == perturbation).to_numpy()])
 
     def description(self) -> dict[str, Any]:
         """Its name: code cannot be fingerprinted."""
         return {"function": self.name}
-
-
-class _FittedFunction:
-    def __init__(self, prediction: ad.AnnData, perturbation_key: str) -> None:
-        self._prediction = prediction
-        self._rows = pd.Series(prediction.obs[perturbation_key].to_numpy(), dtype=object).astype(
-            str
-        )
-
-    def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
-        return self._prediction[(self._rows == perturbation).to_numpy()]
-
-    def extras(self) -> list[Extra]:
-        return []

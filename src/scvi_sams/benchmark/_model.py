@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import anndata as ad
@@ -14,11 +15,43 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from scvi_sams.benchmark._extras import Extra, likelihood_extras, truth_extras
-from scvi_sams.benchmark._screen import Fold, lognorm, sizes
+from scvi_sams.benchmark._screen import SIMULATION, Fold, lognorm, sizes
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.metrics._recovery import mask_recovery, mean_correlation_coefficient
 
 _PREDICTION_SEED = 20231
+
+EFFECT_THRESHOLD = 0.5
+"""An effect is called active from this size on, in standard deviations of basal states.
+
+Fixed, because a threshold chosen by the truth is not to be had on real data.
+"""
+MASK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A score of a whole fit."""
+
+    mode: str
+    metric: str
+    value: float
+    n_cells: int
+    status: str = "ok"
+    message: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A method that has learned from the cells of a fold."""
+
+    predict: Callable[[str, str | None], ad.AnnData]
+    """Predicts a perturbation in a level: log1p-normalised profile or cells, named in ``obs``."""
+    predict_cells: Callable[[str | None], sparse.csr_matrix] | None = None
+    """Predicts cells of a level, the same for every perturbation, where profiles are means of more
+    cells than are worth keeping."""
+    extras: Callable[[], list[Extra]] = list
+    """Scores what only this kind of method has, such as a likelihood."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +62,7 @@ class ModelMethod:
     only, and trained with that split. A perturbation is predicted by cells: training control cells
     (of the same level of the covariate) in random order are given the perturbation instead
     of none (``model.predict``), counts are drawn at each cell's own size, and
-    ``log(1 + target_sum * x / size)`` is taken of these counts and averaged. Draws are needed
+    ``log(1 + target_sum * x / size)`` is taken of these counts and averaged. Samples are needed
     because the mean of a logarithm is not the logarithm of the mean: ``log1p`` of expected
     expression would be above what cells show, the more the fewer counts a gene has. All
     perturbations use the same cells and the same random numbers.
@@ -50,7 +83,7 @@ class ModelMethod:
     n_samples
         Cells drawn per perturbation (and level); control cells are used again where they are fewer.
     n_posterior_samples
-        Into how many draws of masks and effects these cells are divided.
+        Into how many samples of masks and effects these cells are divided.
     n_iwelbo_samples
         Importance samples of the bound per test cell (paper: 100); ``None`` leaves it out.
     data
@@ -92,9 +125,9 @@ class ModelMethod:
             key: value for key, value in vars(self).items() if key != "model_class"
         }
 
-    def fit(self, fold: Fold, seed: int) -> FittedModel:
+    def fit(self, fold: Fold, seed: int) -> Fitted:
         """Register and train a model on the cells of a fold that are not tested."""
-        cells = self._registered(fold, fold.fitted)
+        cells = self._registered(fold)
         positions = np.split(np.arange(cells.n_obs), [fold.n_train])
         split = positions if len(positions[1]) else positions[:1]
         arguments = {"enable_progress_bar": False} | dict(self.train_kwargs)
@@ -108,12 +141,18 @@ class ModelMethod:
                 model.train(**arguments)
             except SystemExit as exit_:  # what Lightning makes of an interrupt
                 raise KeyboardInterrupt from exit_
-        return FittedModel(model, self, fold, seed)
+        trained = _TrainedModel(model, self, fold, seed)
+        return Fitted(trained.predict, extras=trained.extras)
 
-    def _registered(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
+    def cells(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
+        """Copy cells, which models register data with, with what the model is trained on."""
         cells = counts.copy()
         if self.data == "lognorm":
             cells.X = lognorm(cells.X, sizes(cells.X, cells.obs, fold.columns), fold.target_sum)
+        return cells
+
+    def _registered(self, fold: Fold) -> ad.AnnData:
+        cells = self.cells(fold, fold.fitted)
         columns = fold.columns
         setup = self.setup_kwargs
         if setup is None:
@@ -122,8 +161,8 @@ class ModelMethod:
         self.model_class.setup_anndata(  # type: ignore[attr-defined]
             cells,
             perturbation_key=columns.perturbation_key,
-            control=list(columns.control),
-            delimiter=columns.delimiter,
+            control=list(fold.train_labels.spelling.control),
+            delimiter=fold.train_labels.spelling.delimiter,
             **{
                 "batch_key": columns.batch_key,
                 "size_factor_key": columns.size_factor_key if self.data == "counts" else None,
@@ -133,60 +172,55 @@ class ModelMethod:
         return cells
 
 
-class FittedModel:
+@dataclass(frozen=True, eq=False)
+class _TrainedModel:
     """A trained model that predicts by cells."""
 
-    def __init__(self, model: Any, method: ModelMethod, fold: Fold, seed: int) -> None:
-        self.model = model
-        self._method = method
-        self._fold = fold
-        self._seed = seed
+    model: Any
+    method: ModelMethod
+    fold: Fold
+    seed: int
 
     def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
         """Predict cells: training control cells of a level, had they been perturbed."""
         sources = self._sources(level)
         # The same numbers for every perturbation, whichever were asked for before.
-        with _seeded(_PREDICTION_SEED + self._seed):
-            drawn = [
+        with _seeded(_PREDICTION_SEED + self.seed):
+            samples = [
                 self.model.predict([perturbation], indices=part, output="counts").X
-                for part in np.array_split(sources, self._method.n_posterior_samples)
+                for part in np.array_split(sources, self.method.n_posterior_samples)
                 if len(part)
             ]
-        labels = {self._fold.columns.perturbation_key: perturbation}
+        labels = {self.fold.columns.perturbation_key: perturbation}
         if level is not None:
-            labels[str(self._fold.columns.covariate_key)] = level
+            labels[str(self.fold.columns.covariate_key)] = level
         return ad.AnnData(
-            self._normalised(drawn, sources),
+            self._normalised(samples, sources),
             obs=pd.DataFrame(labels, index=[str(row) for row in range(len(sources))]),
-            var=pd.DataFrame(index=self._fold.train.var_names.copy()),
+            var=pd.DataFrame(index=self.fold.train.var_names.copy()),
         )
 
     def extras(self) -> list[Extra]:
         """Score likelihoods of test cells and, where the screen is simulated, the truth."""
-        # Models register data of theirs with what is passed; test cells are copied for that.
-        cells = self._fold.tested.copy()
-        if self._method.data == "lognorm":
-            cells.X = lognorm(
-                cells.X, sizes(cells.X, cells.obs, self._fold.columns), self._fold.target_sum
-            )
-        with _seeded(_PREDICTION_SEED + self._seed):
+        cells = self.method.cells(self.fold, self.fold.tested)
+        with _seeded(_PREDICTION_SEED + self.seed):
             return [
-                *likelihood_extras(self.model, self._fold, cells, self._method.n_iwelbo_samples),
-                *truth_extras(self.model, cells),
+                *_likelihoods(self.model, self.fold, cells, self.method.n_iwelbo_samples),
+                *_truth(self.model, cells),
             ]
 
     def _sources(self, level: str | None) -> np.ndarray:
         """Positions of training control cells, each as often as any other but for one time."""
-        controls = self._fold.training_controls(level)
-        shuffled = np.random.default_rng(self._seed).permutation(controls)
-        return np.resize(shuffled, self._method.n_samples)
+        controls = self.fold.training_controls(level)
+        shuffled = np.random.default_rng(self.seed).permutation(controls)
+        return np.resize(shuffled, self.method.n_samples)
 
-    def _normalised(self, drawn: list[Any], sources: np.ndarray) -> Any:
-        if self._method.data == "lognorm":
-            return np.concatenate([np.asarray(part) for part in drawn])
-        counts = sparse.csr_matrix(sparse.vstack([sparse.csr_matrix(part) for part in drawn]))
-        size = sizes(counts, self._fold.train.obs.iloc[sources], self._fold.columns)
-        return lognorm(counts, np.maximum(size, 1), self._fold.target_sum)
+    def _normalised(self, samples: list[Any], sources: np.ndarray) -> Any:
+        if self.method.data == "lognorm":
+            return np.concatenate([np.asarray(part) for part in samples])
+        counts = sparse.csr_matrix(sparse.vstack([sparse.csr_matrix(part) for part in samples]))
+        size = sizes(counts, self.fold.train.obs.iloc[sources], self.fold.columns)
+        return lognorm(counts, np.maximum(size, 1), self.fold.target_sum)
 
 
 @contextmanager
@@ -202,3 +236,75 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _likelihoods(model: Any, fold: Fold, cells: ad.AnnData, n_samples: int | None) -> list[Extra]:
+    """Score the importance-weighted bound per test cell, of seen and of held-out labels."""
+    if n_samples is None or not hasattr(model, "get_iwelbo"):
+        return []
+    extras = []
+    for metric, chosen in (
+        ("iwelbo_seen", ~fold.is_held_out),
+        ("iwelbo_held_out", fold.is_held_out),
+    ):
+        positions = np.flatnonzero(chosen)
+        if len(positions):
+            bound = partial(
+                model.get_iwelbo, cells, indices=positions, n_samples=n_samples, key_added=None
+            )
+            extras.append(_attempt("model", metric, len(positions), bound))
+    return extras
+
+
+def _truth(model: Any, cells: ad.AnnData) -> list[Extra]:
+    """Score masks, effects and latents against the truth of a simulated screen."""
+    truth = cells.uns.get(SIMULATION)
+    if truth is None or "true_masks" not in truth:
+        return []
+    extras: list[Extra] = []
+    true_masks = pd.DataFrame(
+        np.asarray(truth["true_masks"]), index=[str(name) for name in truth["perturbations"]]
+    )
+    if hasattr(model, "get_perturbation_masks"):
+        masks = model.get_perturbation_masks(key_added=None)
+        extras += _recovery("mask", masks, true_masks, MASK_THRESHOLD)
+    if hasattr(model, "get_perturbation_effects"):
+        sizes = model.get_perturbation_effects(key_added=None).mean.abs()
+        extras += _recovery("effect", sizes, true_masks, EFFECT_THRESHOLD)
+    if hasattr(model, "get_latent_representation"):
+        for representation, key in (("basal", "true_basal"), ("perturbed", "true_latent")):
+            if key in cells.obsm:
+                found = partial(_latent_recovery, model, cells, representation, cells.obsm[key])
+                extras.append(_attempt("truth", f"mcc_{representation}", cells.n_obs, found))
+    return extras
+
+
+def _latent_recovery(
+    model: Any, cells: ad.AnnData, representation: str, truth: np.ndarray
+) -> float:
+    latents = model.get_latent_representation(cells, representation=representation, key_added=None)
+    return mean_correlation_coefficient(latents, truth)
+
+
+def _recovery(
+    name: str, estimate: pd.DataFrame, true_masks: pd.DataFrame, threshold: float
+) -> list[Extra]:
+    # Combinations that are perturbations of their own have no true mask, and what was never
+    # trained no estimate.
+    shared = true_masks.index.intersection(estimate.index)
+    if not len(shared):
+        return []
+    found = mask_recovery(estimate.loc[shared], true_masks.loc[shared], threshold=threshold)
+    return [
+        Extra("truth", f"{name}_{score}", float(found[score]), 0)
+        for score in ("precision", "recall", "f1")
+    ]
+
+
+def _attempt(mode: str, metric: str, n_cells: int, score: Callable[[], float]) -> Extra:
+    try:
+        return Extra(mode, metric, float(score()), n_cells)
+    except SAMSError as error:  # the model has no such quantity, or cannot score these cells
+        return Extra(mode, metric, np.nan, n_cells, "undefined", str(error))
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is a row
+        return Extra(mode, metric, np.nan, n_cells, "failed", f"{type(error).__name__}: {error}")

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scvi_sams.benchmark._methods import Fitted, PredictsCells
+from scvi_sams.baselines._simple import mean_of_halves
+from scvi_sams.benchmark._model import Fitted
 from scvi_sams.benchmark._screen import Fold
 from scvi_sams.exceptions import MissingControlError, MissingKeyError, UnknownPerturbationError
 
 Key = tuple[str | None, str]
 """Level of the covariate (``None`` without one) and label."""
+_SINGLE_CELL = "A single test cell has no half."
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of one method on one fold.
-
-    Attributes
-    ----------
-    profiles
-        Mean profiles: a row per predicted perturbation (and level of the covariate).
-    cells
-        Predicted cells; ``None`` unless they are to be scored and the method predicts cells.
-    messages
-        Why the others have no prediction.
-    """
+    """Predictions of one method on one fold."""
 
     profiles: ad.AnnData
+    """Mean profiles: a row per predicted perturbation (and level of the covariate)."""
     cells: ad.AnnData | None
+    """Predicted cells; ``None`` unless they are to be scored and the method predicts cells."""
     messages: dict[Key, str]
+    """Why the others have no prediction."""
+
+    @classmethod
+    def of(
+        cls,
+        fold: Fold,
+        profiles: dict[Key, np.ndarray],
+        cells: dict[Key, sparse.csr_matrix],
+        messages: dict[Key, str],
+    ) -> Self:
+        """Put profiles, and cells if there are any, below each other."""
+        stacked = _stack({key: profile[None] for key, profile in profiles.items()}, fold)
+        return cls(stacked, _stack(cells, fold) if cells else None, messages)
 
 
 def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
@@ -46,22 +54,52 @@ def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
         try:
             rows = _rows(fitted.predict(label, level), fold, level, label, shifts)
             profiles[level, label] = np.asarray(rows.mean(axis=0, dtype=np.float64)).ravel()
-            if keep_cells and isinstance(fitted, PredictsCells):
+            if keep_cells and fitted.predict_cells is not None:
                 rows = fitted.predict_cells(level)
             if keep_cells and rows.shape[0] > 1:
                 cells[level, label] = sparse.csr_matrix(rows)
         except Exception as error:  # noqa: BLE001 - whatever a method raises is a row of the table
             messages[level, label] = describe_error(error)
-    return Predictions(
-        stack_predictions({key: row[None] for key, row in profiles.items()}, fold),
-        stack_predictions(cells, fold) if cells else None,
-        messages,
-    )
+    return Predictions.of(fold, profiles, cells, messages)
 
 
-def stack_predictions(
-    rows: dict[Key, np.ndarray] | dict[Key, sparse.csr_matrix], fold: Fold
-) -> ad.AnnData:
+def half_of_test_cells(fold: Fold, seed: int, *, keep_cells: bool) -> tuple[Predictions, Fold]:
+    """Predict by halves of cells, level by level; return the fold to score it on as well.
+
+    This is the positive control, as :func:`split_half` makes it.
+    """
+    observed, labels = fold.observed, fold.observed_labels
+    levels, name_of = fold.columns.levels(observed), labels.canonical
+    group = np.zeros(observed.n_obs) if levels is None else levels
+    profiles: dict[Key, np.ndarray] = {}
+    cells: dict[Key, sparse.csr_matrix] = {}
+    messages: dict[Key, str] = {}
+    scored = [np.flatnonzero(labels.is_control)]
+    for name in pd.unique(group):
+        level = None if levels is None else name
+        positions = np.flatnonzero(group == name)
+        n_cells = pd.Series(name_of[positions]).value_counts()
+        alone = set(n_cells.index[n_cells == 1]) - {labels.control}
+        messages |= {(level, label): _SINGLE_CELL for label in alone}
+        is_alone = np.isin(name_of[positions], list(alone))
+        scored.append(positions[is_alone])
+        positions = positions[~is_alone]
+        if labels.is_control[positions].all():
+            continue
+        genes = observed.var_names
+        means, places = mean_of_halves(observed.X[positions], labels[positions], genes, seed)
+        half = positions[places]
+        scored.append(np.delete(positions, places))
+        for label, profile in zip(means.obs_names, np.asarray(means.X), strict=True):
+            profiles[level, label] = profile
+            if keep_cells:
+                cells[level, label] = observed.X[half[name_of[half] == label]]
+    kept = np.unique(np.concatenate(scored))
+    scored_on = replace(fold, observed=observed[kept], observed_labels=labels[kept])
+    return Predictions.of(fold, profiles, cells, messages), scored_on
+
+
+def _stack(rows: dict[Key, np.ndarray] | dict[Key, sparse.csr_matrix], fold: Fold) -> ad.AnnData:
     """Put predictions below each other, with label and level in ``obs``."""
     keys = [key for key, matrix in rows.items() for _ in range(matrix.shape[0])]
     obs = pd.DataFrame(
@@ -121,10 +159,10 @@ def _rows(
 
 def _level_shifts(fold: Fold) -> dict[str | None, np.ndarray]:
     """By how much the training control cells of each level differ from all of them."""
-    levels = fold.levels_of(fold.train)
+    levels = fold.columns.levels(fold.train)
     if levels is None:
         return {}
-    is_control = fold.labels_of(fold.train) == fold.control
+    is_control = fold.train_labels.is_control
 
     def mean(cells: np.ndarray) -> np.ndarray:
         return np.asarray(fold.train.X[cells].mean(axis=0)).ravel()

@@ -8,27 +8,28 @@ from typing import Any
 
 import anndata as ad
 import joblib
-import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
+from scvi_sams._checks import as_names
 from scvi_sams._versions import installed_versions
-from scvi_sams.benchmark._fingerprint import (
+from scvi_sams.benchmark._fit import Outcome, ScoreOptions, Task, run_task
+from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
+from scvi_sams.benchmark._model import ModelMethod
+from scvi_sams.benchmark._result import BenchmarkResult
+from scvi_sams.benchmark._screen import Columns, Screen, make_screen
+from scvi_sams.benchmark._store import (
+    FitStore,
     fingerprint,
     screen_fingerprint,
     settings_text,
     split_fingerprint,
 )
-from scvi_sams.benchmark._fit import Outcome, Task, run_task
-from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
-from scvi_sams.benchmark._model import ModelMethod
-from scvi_sams.benchmark._result import BenchmarkResult
-from scvi_sams.benchmark._scoring import ScoreOptions
-from scvi_sams.benchmark._screen import Screen, make_screen
-from scvi_sams.benchmark._store import FitStore, write_whole
 from scvi_sams.exceptions import InvalidSplitError, SAMSError
-from scvi_sams.labels._spelling import control_names
-from scvi_sams.metrics._registry import MODES
+from scvi_sams.labels._parsing import read_labels
+from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics._observed import obs_column
+from scvi_sams.metrics._scoring import check_modes
 from scvi_sams.splits._split import Split, check_split
 
 
@@ -173,17 +174,17 @@ def benchmark(
     >>> result.to_html("report.html")
     """
     chosen = resolve_methods(methods)
-    options = ScoreOptions(_checked_modes(modes), target_genes, n_top_genes)
-    seeds = _checked_seeds(seeds)
+    modes = tuple(dict.fromkeys(as_names("modes", modes)))
+    check_modes(modes)
+    options = ScoreOptions(modes, target_genes, n_top_genes)
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SAMSError(f"`seeds` is {list(seeds)}; give at least one, each once.")
     screen = make_screen(
         adata,
-        perturbation_key=perturbation_key,
-        control=control,
-        delimiter=delimiter,
+        read_labels(obs_column(adata, perturbation_key), control, delimiter),
+        Columns(perturbation_key, covariate_key, batch_key, size_factor_key),
         layer=layer,
-        covariate_key=covariate_key,
-        batch_key=batch_key,
-        size_factor_key=size_factor_key,
         target_sum=target_sum,
         other_columns=_columns_of_models(chosen.values(), adata),
     )
@@ -192,10 +193,10 @@ def benchmark(
         _check(made, screen)
     data_key = screen_fingerprint(screen)
     tasks = _tasks(chosen, splits, data_key, options, dict(versions or {}))
-    store = None if folder is None else FitStore(folder)
-    if store is not None:
-        store.prepare()
-        _keep_splits(store, splits)
+    store = FitStore(folder)
+    store.prepare()
+    for made in splits.values():
+        store.keep_split(made)
     outcomes = _run_all(tasks, screen, options, store, n_jobs, progress_bar)
     tables = [outcome.scores for outcome in outcomes]
     scores = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
@@ -211,7 +212,7 @@ def _run_all(
     tasks: list[Task],
     screen: Screen,
     options: ScoreOptions,
-    store: FitStore | None,
+    store: FitStore,
     n_jobs: int | None,
     progress_bar: bool,
 ) -> list[Outcome]:
@@ -262,33 +263,20 @@ def _tasks(
     return tasks
 
 
-def _checked_modes(modes: Sequence[str]) -> tuple[str, ...]:
-    unknown = [mode for mode in modes if mode not in MODES]
-    if unknown or not modes or isinstance(modes, str):
-        raise SAMSError(f"`modes` is {modes!r}; give a list of {', '.join(map(repr, MODES))}.")
-    return tuple(dict.fromkeys(modes))
-
-
-def _checked_seeds(seeds: Sequence[int]) -> list[int]:
-    checked = [int(seed) for seed in seeds]
-    if not checked or len(set(checked)) < len(checked):
-        raise SAMSError(f"`seeds` is {list(seeds)}; give at least one, each once.")
-    return checked
-
-
 def _check(split: Split, screen: Screen) -> None:
     if not isinstance(split, Split):
         raise InvalidSplitError(
             f"`split` gave {type(split).__name__}; it must be a Split (make_split, norman_ood, "
             "random_cells, ...) or a function of the seed that returns one."
         )
-    columns = screen.columns
-    if control_names(split.control) != columns.control or split.delimiter != columns.delimiter:
+    spelling = screen.labels.spelling
+    if Spelling(split.control, split.delimiter) != spelling:
         raise InvalidSplitError(
             f"The split was made with control {split.control} and delimiter {split.delimiter!r}, "
-            f"the benchmark is run with {columns.control} and {columns.delimiter!r}. Use the same."
+            f"the benchmark is run with {spelling.control} and {spelling.delimiter!r}. Use the "
+            "same."
         )
-    check_split(split, screen.labels, covariate=screen.levels)
+    check_split(split, screen.labels, covariate=screen.columns.levels(screen.counts))
 
 
 def _columns_of_models(methods: Iterable[Method], adata: ad.AnnData) -> list[str]:
@@ -299,14 +287,6 @@ def _columns_of_models(methods: Iterable[Method], adata: ad.AnnData) -> list[str
             for value in dict(method.setup_kwargs or {}).values():
                 named += list(value) if isinstance(value, (list, tuple)) else [value]
     return [name for name in named if isinstance(name, str) and name in adata.obs]
-
-
-def _keep_splits(store: FitStore, splits: Mapping[int, Split]) -> None:
-    for split in splits.values():
-        path = store.folder.parent / "splits" / f"{split_fingerprint(split)[:16]}.npz"
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            write_whole(path, split.save)
 
 
 def _settings(
@@ -322,28 +302,27 @@ def _settings(
         "data": {
             "n_cells": screen.counts.n_obs,
             "n_genes": screen.counts.n_vars,
-            "n_perturbations": len(np.unique(labels.astype(str))) - 1,
-            "n_control_cells": int((labels == screen.columns.control[0]).sum()),
+            "n_perturbations": len(labels.names) - 1,
+            "n_control_cells": int(labels.is_control.sum()),
             "fingerprint": data_key,
         },
-        "columns": vars(screen.columns),
+        "columns": vars(labels.spelling) | vars(screen.columns),
         "seeds": list(splits),
-        "splits": {seed: _described(split) for seed, split in splits.items()},
+        "splits": {
+            seed: {
+                "name": split.name,
+                "settings": dict(split.settings),
+                "seed": split.seed,
+                "n_train": len(split.train),
+                "n_validation": len(split.validation),
+                "n_test": len(split.test),
+                "held_out": list(split.held_out),
+                "fingerprint": split_fingerprint(split),
+            }
+            for seed, split in splits.items()
+        },
         "modes": list(options.modes),
         "n_top_genes": options.n_top_genes,
         "target_sum": screen.target_sum or "median size of the training cells",
         "methods": {name: settings_text(m.description()) for name, m in methods.items()},
-    }
-
-
-def _described(split: Split) -> dict[str, Any]:
-    return {
-        "name": split.name,
-        "settings": dict(split.settings),
-        "seed": split.seed,
-        "n_train": len(split.train),
-        "n_validation": len(split.validation),
-        "n_test": len(split.test),
-        "held_out": list(split.held_out),
-        "fingerprint": split_fingerprint(split),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import anndata as ad
@@ -19,9 +19,9 @@ from scvi_sams.exceptions import (
     MissingControlError,
     SAMSError,
 )
-from scvi_sams.labels._spelling import control_names
+from scvi_sams.labels._labels import Labels
 from scvi_sams.metrics._observed import matrix_of_counts, obs_column
-from scvi_sams.splits._cells import canonical_labels
+from scvi_sams.splits._cells import cells_of
 from scvi_sams.splits._split import Split
 
 COUNTS = "counts"
@@ -31,137 +31,96 @@ TRUE_LATENTS = ("true_basal", "true_latent")
 
 @dataclass(frozen=True)
 class Columns:
-    """Where labels and covariates stand in ``obs``, and how labels are written."""
+    """Where labels and covariates stand in ``obs``."""
 
     perturbation_key: str
-    control: tuple[str, ...]
-    delimiter: str | None
     covariate_key: str | None
     batch_key: str | None
     size_factor_key: str | None
 
+    def levels(self, cells: ad.AnnData) -> np.ndarray | None:
+        """Level of the covariate of some cells; ``None`` if there is no covariate."""
+        key = self.covariate_key
+        return None if key is None else cells.obs[key].astype(str).to_numpy(dtype=object)
+
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """All cells, as counts with canonical labels, and nothing that is not needed.
-
-    Attributes
-    ----------
-    counts
-        Cells x genes; ``X`` is CSR. Where the screen is simulated it keeps its truth.
-    columns
-        What stands where in ``obs``.
-    target_sum
-        Total that expression is normalised to; ``None`` for the median depth of training cells.
-    """
+    """All cells, as counts with canonical labels, and nothing that is not needed."""
 
     counts: ad.AnnData
+    """Cells x genes; ``X`` is CSR. Where the screen is simulated it keeps its truth."""
+    labels: Labels
+    """Of every cell, read once for all methods and splits."""
     columns: Columns
+    """What stands where in ``obs``."""
     target_sum: float | None
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Canonical label of every cell."""
-        return self.counts.obs[self.columns.perturbation_key].to_numpy(dtype=object)
-
-    @property
-    def levels(self) -> np.ndarray | None:
-        """Level of the covariate of every cell; ``None`` if there is no covariate."""
-        key = self.columns.covariate_key
-        return None if key is None else self.counts.obs[key].astype(str).to_numpy(dtype=object)
+    """Total that expression is normalised to; ``None`` for the median depth of training cells."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """The cells of one split, and the expression that its training cells define.
-
-    Attributes
-    ----------
-    columns
-        What stands where in ``obs``.
-    train
-        Training cells. ``X``: log1p-normalised expression (CSR); ``layers["counts"]``: counts.
-    fitted
-        Training cells, then validation cells: counts.
-    n_train
-        How many of them train.
-    tested
-        Test cells: counts.
-    is_held_out
-        Which of them carry a label (in their level) that no training cell carries.
-    observed
-        Test cells that are perturbed, and all control cells of the three parts: the reference that
-        stands on both sides of an effect, as large as the data allow. Normalised.
-    perturbations
-        What is predicted: level of the covariate (``None`` without one) and label, sorted.
-    target_sum
-        Total that expression was normalised to.
-    """
+    """The cells of one split, and the expression that its training cells define."""
 
     columns: Columns
+    """What stands where in ``obs``."""
     train: ad.AnnData
+    """Training cells. ``X``: log1p-normalised expression (CSR); ``layers["counts"]``: counts."""
+    train_labels: Labels
+    """Their labels."""
     fitted: ad.AnnData
+    """Training cells, then validation cells: counts."""
     n_train: int
+    """How many of them train."""
     tested: ad.AnnData
+    """Test cells: counts."""
     is_held_out: np.ndarray
+    """Which of them carry a label (in their level) that no training cell carries."""
     observed: ad.AnnData
+    """Test cells that are perturbed, and all control cells of the three parts: the reference that
+    stands on both sides of an effect, as large as the data allow. Normalised."""
+    observed_labels: Labels
+    """Their labels."""
     perturbations: list[tuple[str | None, str]]
+    """What is predicted: level of the covariate (``None`` without one) and label, sorted."""
     target_sum: float
-
-    @property
-    def control(self) -> str:
-        """Canonical label of the control cells."""
-        return self.columns.control[0]
-
-    def levels_of(self, cells: ad.AnnData) -> np.ndarray | None:
-        """Level of the covariate of some cells; ``None`` if there is no covariate."""
-        key = self.columns.covariate_key
-        return None if key is None else cells.obs[key].astype(str).to_numpy(dtype=object)
+    """Total that expression was normalised to."""
 
     def training_controls(self, level: str | None) -> np.ndarray:
         """Positions in ``train`` of the control cells of a level (``None``: of all)."""
-        chosen = self.labels_of(self.train) == self.control
+        chosen = self.train_labels.is_control.copy()
         if level is not None:
-            chosen &= self.levels_of(self.train) == level
+            chosen &= self.columns.levels(self.train) == level
         if not chosen.any():
             raise MissingControlError(f"No training control cell is of level {level!r}.")
         return np.flatnonzero(chosen)
 
-    def labels_of(self, cells: ad.AnnData) -> np.ndarray:
-        """Canonical label of some cells."""
-        return cells.obs[self.columns.perturbation_key].to_numpy(dtype=object)
-
 
 def make_screen(
     adata: ad.AnnData,
+    labels: Labels,
+    columns: Columns,
     *,
-    perturbation_key: str,
-    control: str | Sequence[str],
-    delimiter: str | None,
     layer: str | None,
-    covariate_key: str | None,
-    batch_key: str | None,
-    size_factor_key: str | None,
     target_sum: float | None,
     other_columns: Iterable[str] = (),
 ) -> Screen:
     """Copy what a benchmark needs out of an AnnData; it is not changed."""
-    keys = [covariate_key, batch_key, size_factor_key, *other_columns]
-    columns = list(dict.fromkeys(key for key in keys if key is not None))
-    for key in [perturbation_key, *columns]:
-        obs_column(adata, key)
+    keys = [columns.covariate_key, columns.batch_key, columns.size_factor_key, *other_columns]
+    names = list(dict.fromkeys(key for key in keys if key is not None))
+    for name in names:
+        obs_column(adata, name)
     if target_sum is not None and not target_sum > 0:
         raise SAMSError(f"`target_sum` must be a positive number or None, not {target_sum!r}.")
-    obs = adata.obs[columns].copy()
-    labels = canonical_labels(adata.obs[perturbation_key], control=control, delimiter=delimiter)
-    obs[perturbation_key] = pd.Categorical(labels.astype(str))
-    if covariate_key is not None and obs[covariate_key].isna().any():
+    obs = adata.obs[names].copy()
+    obs[columns.perturbation_key] = pd.Categorical(labels.canonical.astype(str))
+    if columns.covariate_key is not None and obs[columns.covariate_key].isna().any():
         raise InvalidCovariateError(
-            f"{obs[covariate_key].isna().sum()} cells have no {covariate_key!r} (NaN). Drop them, "
-            "or name their group."
+            f"{obs[columns.covariate_key].isna().sum()} cells have no {columns.covariate_key!r} "
+            "(NaN). Drop them, or name their group."
         )
-    if size_factor_key is not None:
-        validate_size_factor(obs[size_factor_key])
+    if columns.size_factor_key is not None:
+        validate_size_factor(obs[columns.size_factor_key])
     if not (adata.obs_names.is_unique and adata.var_names.is_unique):
         raise SAMSError(
             "Names of cells and genes must be unique: call obs_names_make_unique and "
@@ -175,18 +134,7 @@ def make_screen(
         for key in TRUE_LATENTS:
             if key in adata.obsm:
                 counts.obsm[key] = np.array(adata.obsm[key])
-    return Screen(
-        counts,
-        Columns(
-            perturbation_key,
-            control_names(control),
-            delimiter,
-            covariate_key,
-            batch_key,
-            size_factor_key,
-        ),
-        target_sum,
-    )
+    return Screen(counts, labels, columns, target_sum)
 
 
 def _counts(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
@@ -198,9 +146,8 @@ def _counts(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
 
 def make_fold(screen: Screen, split: Split) -> Fold:
     """Cut the cells by a split and normalise them by its training cells."""
-    labels, levels = screen.labels, screen.levels
-    control = screen.columns.control[0]
-    is_control = labels == control
+    labels, is_control = screen.labels, screen.labels.is_control
+    levels = screen.columns.levels(screen.counts)
     in_use = np.concatenate([split.train, split.validation, split.test])
     perturbed_tests = split.test[~is_control[split.test]]
     if not len(perturbed_tests):
@@ -212,24 +159,24 @@ def make_fold(screen: Screen, split: Split) -> Fold:
     size = sizes(screen.counts.X, screen.counts.obs, screen.columns)
     target_sum = screen.target_sum or float(np.median(size[split.train]))
     train = _normalised(screen, split.train, size, target_sum)
-    held_out = set(split.held_out)
+    name_of = labels.canonical
+    is_held_out = cells_of(labels, split.held_out)[split.test]
     if split.held_out_levels is not None and levels is not None:
         pairs = set(zip(split.held_out, split.held_out_levels, strict=True))
-        is_held_out = [(labels[cell], levels[cell]) in pairs for cell in split.test]
-    else:
-        is_held_out = [labels[cell] in held_out for cell in split.test]
+        is_held_out = np.array([(name_of[c], levels[c]) in pairs for c in split.test], dtype=bool)
+    observed = np.concatenate([reference, perturbed_tests])
     return Fold(
         columns=screen.columns,
         train=train,
+        train_labels=labels[split.train],
         fitted=screen.counts[np.concatenate([split.train, split.validation])].copy(),
         n_train=len(split.train),
         tested=screen.counts[split.test].copy(),
-        is_held_out=np.array(is_held_out, dtype=bool),
-        observed=_normalised(
-            screen, np.concatenate([reference, perturbed_tests]), size, target_sum
-        ),
+        is_held_out=is_held_out,
+        observed=_normalised(screen, observed, size, target_sum),
+        observed_labels=labels[observed],
         perturbations=sorted(
-            {(None if levels is None else levels[c], str(labels[c])) for c in perturbed_tests},
+            {(None if levels is None else levels[c], str(name_of[c])) for c in perturbed_tests},
             key=str,
         ),
         target_sum=target_sum,

@@ -1,21 +1,33 @@
-"""Finished fits in a folder: whole or not there, whenever the process ends."""
+"""Finished fits in a folder, by the fingerprint of what they depend on.
+
+A fit is whole or not there, whenever the process ends. A fingerprint is of data, split, settings
+and package version.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import joblib
+import numpy as np
 import pandas as pd
 
 from scvi_sams.benchmark._predictions import Predictions
+from scvi_sams.benchmark._screen import SIMULATION, Screen
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.splits._split import Split
 
 _STATUS = "status.json"
 _PROFILES = "prediction.h5ad"
@@ -33,23 +45,33 @@ class StoredFit:
 
 
 class FitStore:
-    """A folder with one folder per fit.
+    """A folder with one folder per fit; without a folder nothing is kept.
 
     A fit is written beside its place and renamed, which is one step of the file system: a process
     that is killed leaves either nothing or all of it. Tables of scores are added in the same way.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder) / "fits"
+    def __init__(self, folder: str | Path | None) -> None:
+        self.is_kept = folder is not None
+        self.folder = Path(folder or ".") / "fits"
 
     def prepare(self) -> None:
         """Make the folder, and clear away what an earlier process did not finish."""
+        if not self.is_kept:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         for partial in self.folder.glob(f"**/{_PARTIAL}*"):
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
             else:
                 partial.unlink(missing_ok=True)
+
+    def keep_split(self, split: Split) -> None:
+        """Write a split beside the fits, under its fingerprint."""
+        path = self.folder.parent / "splits" / f"{split_fingerprint(split)[:16]}.npz"
+        if self.is_kept and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, split.save)
 
     def place(self, method: str, seed: int, key: str) -> Path:
         """Folder of a fit."""
@@ -58,7 +80,7 @@ class FitStore:
 
     def load(self, place: Path) -> StoredFit | None:
         """Read a fit; ``None`` if it is not there."""
-        if not (place / _STATUS).exists():
+        if not self.is_kept or not (place / _STATUS).exists():
             return None
         record = json.loads((place / _STATUS).read_text(encoding="utf-8"))
         messages = {(level, label): text for level, label, text in record.pop("messages")}
@@ -84,7 +106,7 @@ class FitStore:
 
     def load_scores(self, place: Path, key: str) -> pd.DataFrame | None:
         """Read a table of scores; ``None`` if it is not there."""
-        path = _scores_path(place, key)
+        path = place / f"scores-{key[:16]}.csv"
         if not path.exists():
             return None
         return pd.read_csv(
@@ -96,7 +118,8 @@ class FitStore:
 
     def save_scores(self, place: Path, key: str, scores: pd.DataFrame) -> None:
         """Write a table of scores beside the fit."""
-        write_whole(_scores_path(place, key), lambda path: scores.to_csv(path, index=False))
+        path = place / f"scores-{key[:16]}.csv"
+        write_whole(path, lambda partial: scores.to_csv(partial, index=False))
 
 
 def _number(text: str) -> float:
@@ -111,5 +134,75 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(partial, path)
 
 
-def _scores_path(place: Path, key: str) -> Path:
-    return place / f"scores-{key[:16]}.csv"
+def settings_text(value: Any) -> str:
+    """Write settings as JSON, the same for equal settings in every process.
+
+    Raises
+    ------
+    SAMSError
+        If a setting cannot be described.
+    """
+    return json.dumps(_plain(value), sort_keys=True)
+
+
+def fingerprint(*values: Any) -> str:
+    """SHA-256 of some settings."""
+    return hashlib.sha256(settings_text(list(values)).encode()).hexdigest()
+
+
+def screen_fingerprint(screen: Screen) -> str:
+    """SHA-256 of counts, names, labels and covariates, and of the truth of a simulated screen."""
+    counts = screen.counts
+    parts = [counts.X.data, counts.X.indices, counts.X.indptr]
+    parts += [np.asarray(counts.obsm[key]) for key in sorted(counts.obsm)]
+    if SIMULATION in counts.uns:
+        parts.append(np.asarray(counts.uns[SIMULATION].get("true_masks", ())))
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    obs = counts.obs.astype(str)
+    for column in sorted(obs):
+        digest.update(json.dumps([column, obs[column].tolist()]).encode())
+    names = [counts.obs_names.tolist(), counts.var_names.tolist()]
+    digest.update(
+        settings_text([names, screen.columns, screen.labels.spelling, screen.target_sum]).encode()
+    )
+    return digest.hexdigest()
+
+
+def split_fingerprint(split: Split) -> str:
+    """SHA-256 of the cells of a split and of what it holds out."""
+    return fingerprint(vars(split))
+
+
+def _plain(value: Any) -> Any:
+    """Describe a value by what JSON can hold."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (np.ndarray, pd.Series, pd.Index)):
+        array = np.asarray(value)
+        return [str(array.dtype), list(array.shape), joblib.hash(array)]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(settings_text(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, (Path, Enum)):
+        return str(value)
+    if isinstance(value, functools.partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if type(value).__module__.startswith("torch"):
+        return str(value)
+    if hasattr(value, "__dict__"):
+        return [_plain(type(value)), _plain(vars(value))]
+    raise SAMSError(
+        f"The setting {value!r} cannot be described, so its results could not be recognised. Pass "
+        "numbers, text, arrays or collections of these."
+    )

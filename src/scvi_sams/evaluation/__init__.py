@@ -15,12 +15,12 @@ An *ATE table*, which models predict and these functions make and compare, is an
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.baselines._ate import additive_ate, mean_ate
 from scvi_sams.baselines._base import BaselineMethod
-from scvi_sams.baselines._linear import PCARidge
 from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
     MatchingMean,
+    PCARidge,
     PerturbationMean,
     TrainingMean,
     split_half,
@@ -37,20 +37,28 @@ from scvi_sams.interpretation._stability import (
     mask_stability,
 )
 from scvi_sams.metrics._ate import align_ate, compare_ate, effect_metrics
-from scvi_sams.metrics._calibration import Calibration, mask_calibration
 from scvi_sams.metrics._cell_eval import de_overlap, discrimination_scores, wilcoxon_fdr
 from scvi_sams.metrics._distances import energy_distance, median_bandwidth, mmd
 from scvi_sams.metrics._observed import observed_ate
 from scvi_sams.metrics._perturbench import deg_recall, logfc, rank_scores
-from scvi_sams.metrics._recovery import mask_recovery, match_latents, mean_correlation_coefficient
+from scvi_sams.metrics._recovery import (
+    Calibration,
+    mask_calibration,
+    mask_recovery,
+    match_latents,
+    mean_correlation_coefficient,
+)
 from scvi_sams.metrics._registry import describe_metrics
 from scvi_sams.metrics._scoring import position, score_predictions
 from scvi_sams.metrics._systema import centroid_accuracy, pearson_delta, perturbed_centroid
 from scvi_sams.splits._cells import canonical_labels, hold_out_combinations, split_cells
 from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells
-from scvi_sams.splits._perturbench import combination_hold_out, single_hold_out
+from scvi_sams.splits._perturbench import (
+    combination_hold_out,
+    covariate_transfer,
+    single_hold_out,
+)
 from scvi_sams.splits._split import Split, check_split, make_split
-from scvi_sams.splits._transfer import covariate_transfer
 
 __all__ = [
     "Additive",

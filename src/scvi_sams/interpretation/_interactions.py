@@ -14,8 +14,13 @@ from scvi_sams._checks import as_names, check_anndata, check_key, check_model, c
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
 from scvi_sams.labels._labels import parts_of_combination
-from scvi_sams.labels._spelling import canonical_label, control_names
-from scvi_sams.metrics._observed import Method, check_unique, labelled_cells, normalised_expression
+from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics._observed import (
+    Average,
+    check_unique,
+    labelled_cells,
+    normalised_expression,
+)
 
 if TYPE_CHECKING:
     from scvi_sams.model._interactions import InteractionsMixin
@@ -28,7 +33,7 @@ def observed_interactions(
     direction: AnnData | None = None,
     perturbation_key: str = "perturbation",
     control: str | Sequence[str] = "control",
-    method: Method = "lognorm",
+    method: Average = "lognorm",
     layer: str | None = None,
     size_factor_key: str | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
@@ -83,26 +88,26 @@ def observed_interactions(
     check_number(target_sum=target_sum, above=0)
     if direction is not None:
         check_anndata(direction=direction)
-    cells, labels = labelled_cells(
-        adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
-    )
+    spelling = Spelling.of(control, delimiter)
+    cells, labels = labelled_cells(adata, indices, perturbation_key, spelling)
     values = normalised_expression(
         cells, method, layer=layer, size_factor_key=size_factor_key, target_sum=target_sum
     )
-    base = control_names(control)[0]
-    cells_of = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    base, canonical = labels.control, spelling.canonical
+    cells_of = {
+        name: np.flatnonzero(labels.name_of_cell == place)
+        for place, name in enumerate(labels.names)
+    }
     if combinations is None:
         combinations = _complete_combinations(cells_of, delimiter)
     combinations = as_names("combinations", combinations)
     if not combinations:
         raise InvalidArgumentError("`combinations` is empty: name combinations, or None for all.")
-    names = [canonical_label(c, delimiter=delimiter, control=control) for c in combinations]
+    names = [canonical(c) for c in combinations]
     check_unique(names)
     directions = None
     if direction is not None:
-        rows = [
-            canonical_label(c, delimiter=delimiter, control=control) for c in direction.obs_names
-        ]
+        rows = [canonical(c) for c in direction.obs_names]
         directions = _directions(direction, adata.var_names, rows, names)
 
     means: dict[str, tuple[np.ndarray, np.ndarray]] = {}

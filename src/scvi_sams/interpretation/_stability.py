@@ -16,8 +16,8 @@ from sklearn.metrics import adjusted_rand_score
 from scvi_sams._checks import check_integer, check_models, check_table
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.metrics._alignment import check_same_rows
-from scvi_sams.metrics._similarity import ratio
+from scvi_sams.metrics._profiles import ratio
+from scvi_sams.metrics._recovery import check_same_rows
 
 _REPRODUCIBLE = 0.5
 """Mean Jaccard index of active entries below which masks are reported as not reproducible."""

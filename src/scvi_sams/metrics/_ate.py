@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
 import anndata as ad
 import numpy as np
 import pandas as pd
-from sklearn.metrics import r2_score
 
 from scvi_sams._checks import check_ate, check_integer
 from scvi_sams.exceptions import MissingKeyError, SAMSError
-from scvi_sams.labels._spelling import canonical_label
+from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics._comparison import Comparison, Metric
 from scvi_sams.metrics._observed import check_unique
-from scvi_sams.metrics._similarity import centred, cosine, largest, pearson, ratio, rmse
+from scvi_sams.metrics._profiles import centred, cosine, largest, pearson, r2, rmse
+
+Pair: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 def compare_ate(
@@ -75,19 +80,17 @@ def compare_ate(
     """
     check_integer(n_top_genes=n_top_genes)
     x, y, missing = align_ate(predicted, observed, delimiter=delimiter)
-    n_top = min(n_top_genes, observed.n_vars)
-    if n_top < 2:
-        raise SAMSError(f"At least two genes are needed to compare effects, not {n_top}.")
-    top = largest(y, n_top)
-    x_top, y_top = np.take_along_axis(x, top, axis=1), np.take_along_axis(y, top, axis=1)
-
+    x_top, y_top = _over_top_genes(x, y, n_top_genes)
     # One more "perturbation" for the row "all": everything, flattened.
-    pairs = [*zip(x, y, strict=True), (x.ravel(), y.ravel())]
-    top_pairs = [*zip(x_top, y_top, strict=True), (x_top.ravel(), y_top.ravel())]
-    scores = pd.DataFrame(
-        [effect_metrics(*pair) for pair in pairs], index=[*observed.obs_names, "all"]
+    scores, top_scores = (
+        pd.concat(
+            [
+                pd.DataFrame(_similarities(predicted_rows, observed_rows)),
+                pd.DataFrame([effect_metrics(predicted_rows, observed_rows)]),
+            ]
+        ).set_index(pd.Index([*observed.obs_names, "all"]))
+        for predicted_rows, observed_rows in ((x, y), (x_top, y_top))
     )
-    top_scores = pd.DataFrame([effect_metrics(*pair) for pair in top_pairs], index=scores.index)
     scores["pearson_top"] = top_scores["pearson"]
     scores["r2_top"] = top_scores["r2"]
     n_cells = (
@@ -131,17 +134,7 @@ def effect_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, flo
     (1.0, 0.5)
     """
     x, y = (np.ravel(effects).astype(np.float64) for effects in (predicted, observed))
-    y_centred = centred(y)
-    spread = np.vdot(y_centred, y_centred)
-    # scikit-learn would divide by the rounding error of a constant's mean.
-    r2 = r2_score(y, x) if spread > 0 else np.array_equal(x, y)
-    return {
-        "pearson": float(pearson(x, y)),
-        "r2": float(r2),
-        "slope": ratio(np.vdot(centred(x), y_centred), spread),
-        "cosine": float(cosine(x, y)),
-        "rmse": float(rmse(x, y)),
-    }
+    return {name: float(value) for name, value in _similarities(x, y).items()}
 
 
 def align_ate(
@@ -151,10 +144,8 @@ def align_ate(
 
     Parameters
     ----------
-    predicted, observed
-        ATE tables of the same method.
-    delimiter
-        What joins the perturbations of a combination.
+    predicted, observed, delimiter
+        As for :func:`compare_ate`.
 
     Returns
     -------
@@ -167,6 +158,7 @@ def align_ate(
         As for :func:`compare_ate`.
     """
     check_ate(predicted=predicted, observed=observed)
+    canonical = Spelling.of("control", delimiter).canonical
     _check_same_method(predicted, observed)
     absent_genes = observed.var_names.difference(predicted.var_names)
     if len(absent_genes):
@@ -181,8 +173,7 @@ def align_ate(
         raise SAMSError("The observed table has effects that are not finite: nothing to score.")
 
     predicted_labels, observed_labels = (
-        [canonical_label(name, delimiter=delimiter) for name in table.obs_names]
-        for table in (predicted, observed)
+        [canonical(name) for name in table.obs_names] for table in (predicted, observed)
     )
     check_unique(predicted_labels)
     check_unique(observed_labels)
@@ -206,3 +197,73 @@ def _check_same_method(predicted: ad.AnnData, observed: ad.AnnData) -> None:
                 f"The tables cannot be compared: {key} is {ours!r} in the predicted and {theirs!r} "
                 "in the observed one. Compute both in the same way."
             )
+
+
+def _similarities(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """What :func:`effect_metrics` says, over the last axis."""
+    deviations = centred(y)
+    spread = np.sum(deviations**2, axis=-1)
+    covariance = np.sum(centred(x) * deviations, axis=-1)
+    return {
+        "pearson": pearson(x, y),
+        "r2": r2(x, y),
+        "slope": np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0),
+        "cosine": cosine(x, y),
+        "rmse": rmse(x, y),
+    }
+
+
+def _over_top_genes(x: np.ndarray, y: np.ndarray, n_top_genes: int) -> Pair:
+    """Effects on the genes with the largest observed ones, for each perturbation anew."""
+    n_top = min(n_top_genes, y.shape[1])
+    if n_top < 2:
+        raise SAMSError(f"At least two genes are needed to compare effects, not {n_top}.")
+    top = largest(y, n_top)
+    return np.take_along_axis(x, top, axis=1), np.take_along_axis(y, top, axis=1)
+
+
+def _effects(group: Comparison) -> Pair:
+    """The paper's effects, differences of mean log2(1 + x); none where a prediction failed."""
+    x, y = ((means - group.control_mean) / np.log(2) for means in (group.predicted, group.observed))
+    return np.where(group.succeeded[:, None], x, 0), y
+
+
+def _top_effects(group: Comparison) -> Pair:
+    return _over_top_genes(*group.once(_effects), group.options.n_top_genes)
+
+
+def _flattened(
+    similarity: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    effects: Callable[[Comparison], Pair] = _effects,
+) -> dict[str, Any]:
+    """A similarity per perturbation, and of everything flattened into one vector."""
+
+    def pooled(groups: Sequence[Comparison]) -> float:
+        sides = zip(*(group.once(effects) for group in groups), strict=True)
+        return float(similarity(*(np.concatenate([g.ravel() for g in side]) for side in sides)))
+
+    return {"score": lambda group: similarity(*group.once(effects)), "pooled": pooled}
+
+
+_MODE, _SOURCE = "sams", "Bereket and Karaletsos, NeurIPS 2023"
+
+METRICS = (
+    Metric(
+        _MODE, "pearson", "fit", "Pearson correlation of the ATE, difference of mean log2(1 + x) "
+        "from control; 'all' flattens perturbations x genes, with no effect for failed predictions",
+        _SOURCE, True, **_flattened(pearson), is_headline=True,
+    ),
+    Metric(
+        _MODE, "r2", "fit", "1 - sum (y - x)^2 / sum (y - mean y)^2 of the same ATE",
+        _SOURCE, True, **_flattened(r2),
+    ),
+    Metric(
+        _MODE, "pearson_top", "fit", "pearson over the genes with the largest |observed ATE| of "
+        "each perturbation (20 unless asked otherwise)",
+        _SOURCE, True, **_flattened(pearson, _top_effects), is_headline=True,
+    ),
+    Metric(
+        _MODE, "r2_top", "fit", "r2 over the same genes as pearson_top",
+        _SOURCE, True, **_flattened(r2, _top_effects),
+    ),
+)  # fmt: skip

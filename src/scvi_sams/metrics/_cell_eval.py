@@ -1,6 +1,6 @@
 """Metrics of cell-eval (Arc Institute, Virtual Cell Challenge 2025), as version 0.8 computes them.
 
-Mean absolute error is :func:`~scvi_sams.metrics._similarity.mae` of mean profiles.
+Mean absolute error is :func:`~scvi_sams.metrics._profiles.mae` of mean profiles.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.stats import false_discovery_control, norm
 
-from scvi_sams.metrics._matrix import Matrix, to_dense
-from scvi_sams.metrics._ranking import not_finite, own_positions
+from scvi_sams.metrics._comparison import Comparison, Metric, Scores
+from scvi_sams.metrics._profiles import Matrix, mae, not_finite, own_positions, to_dense
 
 FDR = 0.05
 """False discovery rate below which a gene is differentially expressed."""
@@ -69,15 +70,8 @@ def discrimination_scores(
 def log2_fold_change(mean: np.ndarray, control_mean: np.ndarray) -> np.ndarray:
     """Log fold change of geometric means, ``log2(expm1(mean)) - log2(expm1(control_mean))``.
 
-    Parameters
-    ----------
-    mean, control_mean
-        Mean log1p expression, genes.
-
-    Returns
-    -------
-    Infinite where only one side is expressed, 0 where none is (as pdex with ``epsilon=0``, which
-    cell-eval calls). Means below 0 count as not expressed.
+    Of mean log1p expression. Infinite where only one side is expressed, 0 where none is (as pdex
+    with ``epsilon=0``, which cell-eval calls). Means below 0 count as not expressed.
     """
     perturbed, control = (np.expm1(np.maximum(means, 0)) for means in (mean, control_mean))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -192,3 +186,68 @@ def _ties(counts: np.ndarray) -> float:
     """Sum of ``t^3 - t`` over the values that ``t`` cells share."""
     sizes = counts.astype(np.float64)
     return float(np.sum(sizes**3 - sizes))
+
+
+def _discrimination(group: Comparison) -> Scores:
+    n = len(group.perturbations)
+    values = discrimination_scores(
+        group.predicted - group.control_mean,
+        group.observed - group.control_mean,
+        target_genes=[_targets(perturbation, group) for perturbation in group.perturbations],
+    )
+    return Scores(values, (n + 1) / (2 * n))
+
+
+def _targets(perturbation: str, group: Comparison) -> np.ndarray:
+    """Positions of the genes that a perturbation targets; those not measured are left out."""
+    if group.options.target_genes is not None:
+        named = group.options.target_genes.get(perturbation, ())
+        targets = [named] if isinstance(named, str) else list(named)
+    else:
+        targets = group.spelling.perturbations(perturbation)
+    positions = group.genes.get_indexer(pd.Index(targets, dtype=object))
+    return positions[positions >= 0]
+
+
+def _overlap(group: Comparison) -> Scores:
+    rows = np.flatnonzero(group.succeeded).tolist()
+    observed_fdr = wilcoxon_fdr(group.observed_cells, group.control_cells)
+    predicted_fdr: dict[int, np.ndarray] = {}
+    if group.from_cells:
+        tested = wilcoxon_fdr([group.predicted_cells[row] for row in rows], group.control_cells)
+        predicted_fdr = dict(zip(rows, tested, strict=True))
+    values = np.full(len(group.perturbations), np.nan)
+    for row in rows:
+        values[row] = de_overlap(
+            log2_fold_change(group.predicted[row], group.control_mean),
+            observed_fdr[row],
+            predicted_fdr=predicted_fdr.get(row),
+        )
+    n_wanted = np.count_nonzero(observed_fdr < FDR, axis=1)
+    return Scores(values, n_wanted / len(group.genes), n_wanted > 0)
+
+
+_MODE, _SOURCE = "cell-eval", "cell-eval 0.8, Arc Institute, Virtual Cell Challenge 2025"
+
+METRICS = (
+    Metric(
+        _MODE, "mae", "fit", "mean absolute error of mean log1p expression", _SOURCE,
+        False, lambda group: mae(group.predicted, group.observed),
+    ),
+    Metric(
+        _MODE, "discrimination_l1", "specificity", "1 - position / n of the own observed effect "
+        "among all observed effects by L1 distance to the prediction, without the target genes; "
+        "ties at their mean (chance: (n + 1) / 2n)", _SOURCE,
+        True, _discrimination, chance=0.5, worst_if_failed=True, is_headline=True,
+    ),
+    Metric(
+        _MODE, "de_overlap", "fit", "|top N predicted genes by |log fold change| with FDR < 0.05 "
+        "that are among the N observed ones| / N, by Wilcoxon tests of cells; 0 if N is 0",
+        _SOURCE, True, _overlap, needs="cells",
+    ),
+    Metric(
+        _MODE, "de_overlap_profile", "fit", "de_overlap of a predicted profile, which has no cells "
+        "to test: every gene that changes is a candidate", _SOURCE + ", adapted",
+        True, _overlap, needs="profiles",
+    ),
+)  # fmt: skip

@@ -20,7 +20,8 @@ from scvi_sams._checks import (
     check_same_columns,
 )
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.metrics._matrix import Matrix
+from scvi_sams.metrics._comparison import Comparison, Metric
+from scvi_sams.metrics._profiles import Matrix, stack
 
 _MEGABYTES_AT_ONCE = 64
 
@@ -65,9 +66,7 @@ def energy_distance(
     >>> scvi_sams.evaluation.energy_distance(left, right)
     2.0
     """
-    check_same_columns(predicted=predicted, observed=observed)
-    predicted, observed = as_matrix(predicted), as_matrix(observed)
-    check_bool(unbiased=unbiased)
+    predicted, observed = _checked_cells(predicted, observed, unbiased)
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "sqeuclidean": np.square,
         "euclidean": np.asarray,
@@ -92,14 +91,12 @@ def mmd(
 
     Parameters
     ----------
-    predicted, observed
-        Cells x genes (or principal components), dense or sparse.
+    predicted, observed, unbiased
+        As for :func:`energy_distance`.
     bandwidth
         Of the kernel, in the units of the input; several average their kernels. ``None`` takes the
         median distance between the observed cells (:func:`median_bandwidth`), which no prediction
         can change.
-    unbiased
-        As for :func:`energy_distance`.
 
     Returns
     -------
@@ -117,9 +114,7 @@ def mmd(
     >>> scvi_sams.evaluation.mmd(cells, cells, unbiased=False)
     0.0
     """
-    check_same_columns(predicted=predicted, observed=observed)
-    predicted, observed = as_matrix(predicted), as_matrix(observed)
-    check_bool(unbiased=unbiased)
+    predicted, observed = _checked_cells(predicted, observed, unbiased)
     bandwidths = (
         np.array([median_bandwidth(observed)])
         if bandwidth is None
@@ -181,21 +176,10 @@ def median_bandwidth(cells: Matrix, *, max_cells: int = 2000, seed: int = 0) -> 
 
 
 def principal_axes(cells: Matrix, n_components: int, *, seed: int = 0) -> np.ndarray:
-    """Directions of the largest variance of the observed cells (:func:`scanpy.pp.pca`).
+    """Directions of the largest variance (:func:`scanpy.pp.pca`), genes x components.
 
-    Parameters
-    ----------
-    cells
-        Observed cells x genes, dense or sparse.
-    n_components
-        Number of axes; fewer if there are fewer cells or genes.
-    seed
-        Of the solver's start.
-
-    Returns
-    -------
-    Genes x components. ``cells @ axes`` are principal components up to the mean, which no distance
-    depends on.
+    ``cells @ axes`` are principal components up to the mean, which no distance depends on; there
+    are fewer of them if there are fewer cells or genes.
     """
     n_components = min(n_components, min(cells.shape) - 1)
     _, axes, _, _ = sc.pp.pca(
@@ -206,6 +190,12 @@ def principal_axes(cells: Matrix, n_components: int, *, seed: int = 0) -> np.nda
         dtype="float64",
     )
     return axes.T
+
+
+def _checked_cells(predicted: Matrix, observed: Matrix, unbiased: bool) -> tuple[Matrix, Matrix]:
+    check_same_columns(predicted=predicted, observed=observed)
+    check_bool(unbiased=unbiased)
+    return as_matrix(predicted), as_matrix(observed)
 
 
 def _between(x: Matrix, y: Matrix, function: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -228,3 +218,54 @@ def _chunks(x: Matrix, y: Matrix | None) -> Iterator[np.ndarray]:
     x = x.astype(np.float64)
     y = None if y is None else y.astype(np.float64)
     return pairwise_distances_chunked(x, y, metric="euclidean", working_memory=_MEGABYTES_AT_ONCE)
+
+
+def _components(group: Comparison) -> tuple[list[Matrix], list[Matrix], float]:
+    """Predicted and observed cells in principal components, and the bandwidth of a kernel."""
+    options = group.options
+    observed = stack(group.observed_cells)
+    sides = [group.predicted_cells, group.observed_cells]
+    if options.n_components is not None:
+        axes = principal_axes(observed, options.n_components, seed=options.seed)
+        observed = observed @ axes
+        sides = [[cells @ axes for cells in side] for side in sides]
+    return sides[0], sides[1], median_bandwidth(observed, seed=options.seed)
+
+
+def _over_cells(
+    distance: Callable[[Matrix, Matrix, float], float],
+) -> Callable[[Comparison], np.ndarray]:
+    def score(group: Comparison) -> np.ndarray:
+        predicted, observed, bandwidth = group.once(_components)
+        values = np.full(len(group.perturbations), np.nan)
+        for row in np.flatnonzero(group.succeeded):
+            values[row] = distance(predicted[row], observed[row], bandwidth)
+        return values
+
+    return score
+
+
+_MODE, _AXIS = "distances", "distribution"
+
+METRICS = (
+    Metric(
+        _MODE, "energy_distance_squared", _AXIS, "2 E|x - y|^2 - E|x - x'|^2 - E|y - y'|^2 over "
+        "cells, n (n - 1) pairs within a side: twice the squared distance of the means",
+        "scPerturb, Peidli et al., Nature Methods 2024",
+        False, _over_cells(lambda x, y, _: energy_distance(x, y)), needs="cells",
+    ),
+    Metric(
+        _MODE, "energy_distance", _AXIS, "2 E|x - y| - E|x - x'| - E|y - y'| over cells, n (n - 1) "
+        "pairs within a side: 0 only for equal distributions",
+        "Szekely and Rizzo, J. Stat. Plan. Inference 2013",
+        False, _over_cells(lambda x, y, _: energy_distance(x, y, metric="euclidean")),
+        needs="cells", is_headline=True,
+    ),
+    Metric(
+        _MODE, "mmd", _AXIS, "squared maximum mean discrepancy, Gaussian kernel whose bandwidth is "
+        "the median distance of observed cells, n (n - 1) pairs within a side",
+        "Gretton et al., JMLR 2012",
+        False, _over_cells(lambda x, y, bandwidth: mmd(x, y, bandwidth=bandwidth)),
+        needs="cells", is_headline=True,
+    ),
+)  # fmt: skip

@@ -28,10 +28,12 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
-from scvi_sams.labels._spelling import canonical_label, control_names
-from scvi_sams.splits._cells import canonical_labels
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Spelling
 
-Method = Literal["lognorm", "mean"]
+Average = Literal["lognorm", "mean"]
+"""What :func:`observed_ate` averages over cells."""
 
 _CELLS_AT_ONCE = 16_384
 
@@ -42,7 +44,7 @@ def observed_ate(
     perturbation_key: str = "perturbation",
     control: str | Sequence[str] = "control",
     perturbations: Sequence[str] | None = None,
-    method: Method = "lognorm",
+    method: Average = "lognorm",
     layer: str | None = None,
     size_factor_key: str | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
@@ -119,24 +121,32 @@ def observed_ate(
     'lognorm'
     """
     check_number(target_sum=target_sum, above=0)
-    cells, labels = labelled_cells(
-        adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
-    )
-    groups, names = _groups(labels, perturbations, control_names(control), delimiter)
-    moments = _GroupMoments(groups, adata.n_vars)
+    spelling = Spelling.of(control, delimiter)
+    cells, labels = labelled_cells(adata, indices, perturbation_key, spelling)
+    groups, names = _groups(labels, perturbations)
+    group_of_cell = pd.Index(groups).get_indexer(pd.Index(labels.names))[labels.name_of_cell]
+    n_groups = len(groups)
+    n_cells = np.bincount(group_of_cell + 1, minlength=n_groups + 1)[1:]
+    sums, sums_of_squares = np.zeros((2, n_groups, adata.n_vars))
     for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
         block = slice(start, start + _CELLS_AT_ONCE)
-        values = normalised_expression(
-            cells[block],
-            method,
-            layer=layer,
-            size_factor_key=size_factor_key,
-            target_sum=target_sum,
+        values = normalised_expression(cells[block], method, layer, size_factor_key, target_sum)
+        # Values stay sparse: sums over cells are products with a groups x cells indicator.
+        group = group_of_cell[block]
+        used = np.flatnonzero(group >= 0)
+        indicator = sparse.csr_array(
+            (np.ones(len(used)), (group[used], used)), shape=(n_groups, len(group))
         )
-        moments.add(values, labels[block])
-    n_cells, mean, variance = moments.result()
-
+        sums += (indicator @ values).toarray()
+        sums_of_squares += (indicator @ values.power(2)).toarray()
+    mean = sums / n_cells[:, None]
+    # The difference of nearly equal numbers may come out below zero by rounding.
+    biased = np.maximum(sums_of_squares / n_cells[:, None] - mean**2, 0)
+    variance = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
     squared_error = variance / n_cells[:, None]
+    size = "total counts" if size_factor_key is None else size_factor_key
+    normalised = f"{target_sum:g} * counts / {size}"
+    averaged = f"log2(1 + {normalised})" if method == "lognorm" else normalised
     return ate_table(
         mean[1:] - mean[0],
         names,
@@ -144,7 +154,7 @@ def observed_ate(
         description={
             "method": method,
             "target_sum": float(target_sum),
-            "units": _units(method, target_sum, size_factor_key),
+            "units": f"difference of mean {averaged}",
         },
         layers={"standard_error": np.sqrt(squared_error[1:] + squared_error[0])},
         obs={"n_cells": n_cells[1:]},
@@ -154,39 +164,53 @@ def observed_ate(
 def labelled_cells(
     adata: ad.AnnData,
     indices: Sequence[int] | np.ndarray | None,
-    *,
     perturbation_key: str,
-    control: str | Sequence[str],
-    delimiter: str | None,
-) -> tuple[ad.AnnData, np.ndarray]:
-    """Return the cells to use and their canonical labels; an error if none is a control cell."""
+    spelling: Spelling,
+) -> tuple[ad.AnnData, Labels]:
+    """Return the cells to use and their labels; an error if none is a control cell."""
     check_anndata(adata=adata)
     check_text(perturbation_key=perturbation_key)
-    cells = _select_cells(adata, indices)
-    labels = canonical_labels(
-        obs_column(cells, perturbation_key), control=control, delimiter=delimiter
-    )
-    names = control_names(control)
-    if not (labels == names[0]).any():
+    if indices is not None:
+        adata = adata[as_positions("indices", indices, adata.n_obs)]
+    cells = adata.to_memory() if adata.isbacked else adata
+    labels = encode_labels(obs_column(cells, perturbation_key), spelling=spelling)
+    if not labels.is_control.any():
         raise MissingControlError(
-            f"No cell used is labelled {' or '.join(map(repr, names))}. Pass the label of the "
-            "control cells as `control`, or `indices` that include control cells."
+            f"No cell used is labelled {' or '.join(map(repr, spelling.control))}. Pass the label "
+            "of the control cells as `control`, or `indices` that include control cells."
         )
     return cells, labels
 
 
 def normalised_expression(
     cells: ad.AnnData,
-    method: Method,
-    *,
+    method: Average,
     layer: str | None,
     size_factor_key: str | None,
     target_sum: float,
 ) -> sparse.csr_array:
     """Return f(x) of every cell, as :func:`observed_ate` averages it."""
     check_key(layer=layer, size_factor_key=size_factor_key)
-    check_choice("method", method, get_args(Method))
-    values = _normalised(_counts(cells, layer), cells, size_factor_key, target_sum)
+    check_choice("method", method, get_args(Average))
+    values = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
+    if not np.isfinite(values.data).all() or (values.data < 0).any():
+        raise InvalidCountsError(
+            "The counts hold negative or non-finite values (smallest: "
+            f"{values.data.min():g}). Pass the layer that holds the raw counts as `layer`."
+        )
+    if size_factor_key is None:
+        size = values.sum(axis=1)
+        advice = "Remove cells without counts (scanpy.pp.filter_cells)."
+    else:
+        size = obs_column(cells, size_factor_key).to_numpy(dtype=np.float64)
+        advice = f"Check obs[{size_factor_key!r}]."
+    bad = ~(size > 0) | ~np.isfinite(size)
+    if bad.any():
+        raise InvalidCountsError(
+            f"{bad.sum()} cells have a size that is not a positive number, for example "
+            f"{cells.obs_names[bad][0]!r}. {advice}"
+        )
+    values = sparse.csr_array(sparse.diags_array(target_sum / size) @ values)
     if method == "lognorm":
         values.data = np.log2(1 + values.data)
     return values
@@ -221,12 +245,6 @@ def ate_table(
     )
 
 
-def _select_cells(adata: ad.AnnData, indices: Sequence[int] | np.ndarray | None) -> ad.AnnData:
-    if indices is not None:
-        adata = adata[as_positions("indices", indices, adata.n_obs)]
-    return adata.to_memory() if adata.isbacked else adata
-
-
 def obs_column(adata: ad.AnnData, key: str) -> pd.Series:
     """Column of ``obs``; an error that names the others if it is not there."""
     if key not in adata.obs:
@@ -236,27 +254,21 @@ def obs_column(adata: ad.AnnData, key: str) -> pd.Series:
     return adata.obs[key]
 
 
-def _groups(
-    labels: np.ndarray,
-    perturbations: Sequence[str] | None,
-    control: tuple[str, ...],
-    delimiter: str | None,
-) -> tuple[list[str], list[str]]:
+def _groups(labels: Labels, perturbations: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """Return the labels to average, the control first, and the names to report them under."""
-    present = set(labels) - {control[0]}
+    present = labels.perturbed_names
     if perturbations is None:
-        groups = sorted(present)
-        return [control[0], *groups], groups
+        return [labels.control, *present], present
     perturbations = as_names("perturbations", perturbations)
-    groups = [canonical_label(p, delimiter=delimiter, control=control) for p in perturbations]
-    unknown = sorted(set(groups) - present)
+    groups = [labels.spelling.canonical(name) for name in perturbations]
+    unknown = sorted(set(groups).difference(present))
     if unknown:
         raise UnknownPerturbationError(
             f"No cell used carries {', '.join(map(repr, unknown))}. Ask for labels of the "
             "perturbed cells, or check `indices` and `delimiter`."
         )
     check_unique(groups)
-    return [control[0], *groups], list(perturbations)
+    return [labels.control, *groups], perturbations
 
 
 def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
@@ -269,70 +281,3 @@ def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
         raise MissingKeyError("X is empty. Pass the layer that holds the counts as `layer`.")
     matrix = cells.X if layer is None else cells.layers[layer]
     return BlockReader(matrix).read(0, cells.n_obs) if is_on_disk(matrix) else matrix
-
-
-def _counts(cells: ad.AnnData, layer: str | None) -> sparse.csr_array:
-    counts = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
-    if not np.isfinite(counts.data).all() or (counts.data < 0).any():
-        raise InvalidCountsError(
-            "The counts hold negative or non-finite values (smallest: "
-            f"{counts.data.min():g}). Pass the layer that holds the raw counts as `layer`."
-        )
-    return counts
-
-
-def _normalised(
-    counts: sparse.csr_array, cells: ad.AnnData, size_factor_key: str | None, target_sum: float
-) -> sparse.csr_array:
-    if size_factor_key is None:
-        size = counts.sum(axis=1)
-        advice = "Remove cells without counts (scanpy.pp.filter_cells)."
-    else:
-        size = obs_column(cells, size_factor_key).to_numpy(dtype=np.float64)
-        advice = f"Check obs[{size_factor_key!r}]."
-    bad = ~(size > 0) | ~np.isfinite(size)
-    if bad.any():
-        raise InvalidCountsError(
-            f"{bad.sum()} cells have a size that is not a positive number, for example "
-            f"{cells.obs_names[bad][0]!r}. {advice}"
-        )
-    return sparse.csr_array(sparse.diags_array(target_sum / size) @ counts)
-
-
-class _GroupMoments:
-    """Means and variances of groups of cells, over blocks of cells.
-
-    Values stay sparse: the sums over cells are products with a groups x cells indicator.
-    """
-
-    def __init__(self, groups: list[str], n_genes: int) -> None:
-        self._groups = pd.Index(groups)
-        self._n_cells = np.zeros(len(groups), dtype=np.int64)
-        self._sums = np.zeros((len(groups), n_genes))
-        self._sums_of_squares = np.zeros((len(groups), n_genes))
-
-    def add(self, values: sparse.csr_array, labels: np.ndarray) -> None:
-        group_of_cell = self._groups.get_indexer(pd.Index(labels))
-        used = np.flatnonzero(group_of_cell >= 0)
-        indicator = sparse.csr_array(
-            (np.ones(len(used)), (group_of_cell[used], used)),
-            shape=(len(self._groups), len(labels)),
-        )
-        self._n_cells += np.bincount(group_of_cell[used], minlength=len(self._groups))
-        self._sums += (indicator @ values).toarray()
-        self._sums_of_squares += (indicator @ values.power(2)).toarray()
-
-    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the number of cells, and per gene the mean and unbiased variance of each group."""
-        n_cells = self._n_cells
-        mean = self._sums / n_cells[:, None]
-        # The difference of nearly equal numbers may come out below zero by rounding.
-        biased = np.maximum(self._sums_of_squares / n_cells[:, None] - mean**2, 0)
-        unbiased = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
-        return n_cells, mean, unbiased
-
-
-def _units(method: Method, target_sum: float, size_factor_key: str | None) -> str:
-    size = "total counts" if size_factor_key is None else size_factor_key
-    normalised = f"{target_sum:g} * counts / {size}"
-    return f"difference of mean {f'log2(1 + {normalised})' if method == 'lognorm' else normalised}"

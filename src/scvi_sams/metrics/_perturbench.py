@@ -1,23 +1,31 @@
 """Metrics of PerturBench (Wu et al., arXiv:2408.10609), as its code computes them.
 
 Profiles are means over cells of log1p-normalised expression, perturbations x genes, of one group
-of cells (such as a cell type); :func:`~scvi_sams.metrics._similarity.rmse`, ``mae``,
+of cells (such as a cell type); :func:`~scvi_sams.metrics._profiles.rmse`, ``mae``,
 ``pearson`` and ``cosine`` compare them or their log fold changes row by row.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scvi_sams._checks import check_choice
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.metrics._ranking import not_finite, own_positions
-from scvi_sams.metrics._similarity import centred
+from scvi_sams.metrics._comparison import Comparison, Metric, RankVersion, Scores
+from scvi_sams.metrics._profiles import (
+    centred,
+    cosine,
+    mae,
+    not_finite,
+    own_positions,
+    pearson,
+    rmse,
+)
 
 RankMetric = Literal["rmse", "mae", "cosine", "pearson"]
-RankVersion = Literal["2025", "2024"]
 
 _DISTANCE = {"rmse": "euclidean", "mae": "cityblock", "cosine": "euclidean", "pearson": "euclidean"}
 """Distances that sort as the metric does; similarities are taken between unit vectors."""
@@ -110,10 +118,8 @@ def rank_scores(
             "Pass one profile per perturbation on both sides; the shapes are "
             f"{predicted.shape} and {observed.shape}."
         )
-    if metric not in _DISTANCE:
-        raise SAMSError(f"Unknown metric {metric!r}; choose one of {', '.join(_DISTANCE)}.")
-    if version not in ("2025", "2024"):
-        raise SAMSError(f"Unknown version {version!r}; choose '2025' or '2024'.")
+    check_choice("metric", metric, list(_DISTANCE))
+    check_choice("version", version, get_args(RankVersion))
     failed = not_finite(predicted)
     if metric == "pearson":
         predicted, observed = centred(predicted), centred(observed)
@@ -187,3 +193,70 @@ def _top_genes(difference: np.ndarray, variance: np.ndarray, n_genes: int) -> np
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(size > 0, size / np.sqrt(variance), 0)
     return np.lexsort((-size, -t))[: min(n_genes, np.count_nonzero(t))]
+
+
+def _changes(group: Comparison) -> tuple[np.ndarray, np.ndarray]:
+    predicted, observed = (
+        logfc(means, group.control_mean) for means in (group.predicted, group.observed)
+    )
+    return predicted, observed
+
+
+def _ranks(
+    predicted: np.ndarray, observed: np.ndarray, metric: RankMetric, by: Comparison
+) -> Scores:
+    version, n = by.options.rank_version, len(observed)
+    values = rank_scores(predicted, observed, metric, version=version)
+    return Scores(values, 0.5 if version == "2025" else (n - 1) / (2 * n))
+
+
+def _recall(group: Comparison) -> Scores:
+    n_genes = group.options.n_top_genes
+    values = deg_recall(
+        group.predicted,
+        group.observed,
+        group.control_mean,
+        group.control_variance,
+        n_genes=n_genes,
+    )
+    return Scores(values, min(n_genes / len(group.genes), 1))
+
+
+_MODE, _SOURCE = "perturbench", "PerturBench, Wu et al., arXiv:2408.10609"
+
+METRICS = (
+    Metric(
+        _MODE, "rmse_average", "fit", "root mean squared error of mean log1p expression", _SOURCE,
+        False, lambda group: rmse(group.predicted, group.observed), is_headline=True,
+    ),
+    Metric(
+        _MODE, "mae_average", "fit", "mean absolute error of mean log1p expression", _SOURCE,
+        False, lambda group: mae(group.predicted, group.observed),
+    ),
+    Metric(
+        _MODE, "cosine_logfc", "fit", "cosine similarity of logfc = log2(mean + 0.1) - "
+        "log2(control mean + 0.1), on means of log1p values", _SOURCE,
+        True, lambda group: cosine(*group.once(_changes)), is_headline=True,
+    ),
+    Metric(
+        _MODE, "pearson_logfc", "fit", "Pearson correlation of the same logfc", _SOURCE,
+        True, lambda group: pearson(*group.once(_changes)),
+    ),
+    Metric(
+        _MODE, "rank_rmse_average", "specificity", "position of the own prediction among all "
+        "predictions by rmse_average to the observation, / (n - 1); ties at their mean", _SOURCE,
+        False, lambda group: _ranks(group.predicted, group.observed, "rmse", group),
+        chance=0.5, worst_if_failed=True, is_headline=True,
+    ),
+    Metric(
+        _MODE, "rank_cosine_logfc", "specificity", "position of the own prediction among all "
+        "predictions by cosine_logfc to the observation, / (n - 1); ties at their mean", _SOURCE,
+        False, lambda group: _ranks(*group.once(_changes), "cosine", group),
+        chance=0.5, worst_if_failed=True, is_headline=True,
+    ),
+    Metric(
+        _MODE, "deg_recall", "fit", "share of the genes with the largest observed |t| (variance "
+        "of control cells; 20 unless asked otherwise) that have the largest predicted |t|",
+        _SOURCE, True, _recall,
+    ),
+)  # fmt: skip

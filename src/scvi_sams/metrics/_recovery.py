@@ -1,26 +1,26 @@
-"""How much of the simulated truth was found: masks and latents."""
+"""How much of the simulated truth was found: masks, latents, and what probabilities promised."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from scvi_sams._checks import check_choice, check_matrix, check_number
-from scvi_sams.exceptions import SAMSError
-from scvi_sams.metrics._alignment import aligned_rows
-from scvi_sams.metrics._similarity import centred, ratio
+from scvi_sams._checks import check_choice, check_integer, check_matrix, check_number
+from scvi_sams._fdr import active_at_fdr, check_probabilities
+from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.metrics._profiles import centred, ratio
+
+Table: TypeAlias = "pd.DataFrame | np.ndarray"
+"""Perturbations x latent, or observations x latent; rows have names in a DataFrame."""
+
+_NOMINAL_RATES = (0.01, 0.05, 0.1, 0.2)
 
 
-def mask_recovery(
-    masks: pd.DataFrame | np.ndarray,
-    true_masks: pd.DataFrame | np.ndarray,
-    *,
-    threshold: float = 0.5,
-) -> pd.Series:
+def mask_recovery(masks: Table, true_masks: Table, *, threshold: float = 0.5) -> pd.Series:
     """Score estimated masks against the true ones of simulated data.
 
     Latent dimensions have no order, so they are first matched one to one
@@ -60,7 +60,7 @@ def mask_recovery(
     """
     check_matrix(masks=masks, true_masks=true_masks)
     check_number(threshold=threshold)
-    estimate, truth = (table > threshold for table in aligned_rows(masks, true_masks))
+    estimate, truth = (table > threshold for table in _aligned_rows(masks, true_masks))
     rows, columns = match_latents(estimate, truth)
     true_positives = np.sum(estimate[:, rows] & truth[:, columns])
     return pd.Series(
@@ -74,9 +74,7 @@ def mask_recovery(
     )
 
 
-def match_latents(
-    masks: pd.DataFrame | np.ndarray, true_masks: pd.DataFrame | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def match_latents(masks: Table, true_masks: Table) -> tuple[np.ndarray, np.ndarray]:
     """Match estimated with true latent dimensions one to one.
 
     Of all matchings it takes one with the largest number of true positives (their expected number,
@@ -84,10 +82,8 @@ def match_latents(
 
     Parameters
     ----------
-    masks
-        Perturbations x latent: masks of 0 and 1, or inclusion probabilities.
-    true_masks
-        Perturbations x true latent: 0 and 1.
+    masks, true_masks
+        As for :func:`mask_recovery`.
 
     Returns
     -------
@@ -107,16 +103,13 @@ def match_latents(
     ([0, 1], [1, 0])
     """
     check_matrix(masks=masks, true_masks=true_masks)
-    estimate, truth = aligned_rows(masks, true_masks)
+    estimate, truth = _aligned_rows(masks, true_masks)
     true_positives = estimate.T.astype(np.float64) @ truth.astype(np.float64)
     return linear_sum_assignment(true_positives, maximize=True)
 
 
 def mean_correlation_coefficient(
-    latents: pd.DataFrame | np.ndarray,
-    true_latents: pd.DataFrame | np.ndarray,
-    *,
-    method: Literal["pearson", "spearman"] = "pearson",
+    latents: Table, true_latents: Table, *, method: Literal["pearson", "spearman"] = "pearson"
 ) -> float:
     """Mean correlation coefficient (MCC) of estimated latents with the true ones of simulated data.
 
@@ -160,7 +153,7 @@ def mean_correlation_coefficient(
     """
     check_matrix(latents=latents, true_latents=true_latents)
     check_choice("method", method, ("pearson", "spearman"))
-    tables = aligned_rows(latents, true_latents, table="latents", what="observations")
+    tables = _aligned_rows(latents, true_latents, table="latents", what="observations")
     estimate, truth = (table.astype(np.float64) for table in tables)
     if len(truth) < 2:
         raise SAMSError(f"Correlations need at least two observations, not {len(truth)}.")
@@ -173,7 +166,146 @@ def mean_correlation_coefficient(
     return ratio(correlation[rows, columns].sum(), truth.shape[1])
 
 
+class Calibration(NamedTuple):
+    """What inclusion probabilities promise and what they keep, on simulated truth.
+
+    Attributes
+    ----------
+    bins
+        Reliability: one row per bin of inclusion probability with its bounds ``lower`` and
+        ``upper``, mean probability ``predicted``, share of truly active entries ``observed`` (both
+        NaN in an empty bin) and ``n_entries``.
+    expected_calibration_error
+        Mean over entries of ``|predicted - observed|`` of their bin.
+    fdr
+        One row per nominal false discovery rate: ``false_discovery_proportion`` realised,
+        ``n_active`` entries called active, and ``recall`` of the truly active ones (proportion and
+        recall are 0 where there is nothing to divide by).
+    """
+
+    bins: pd.DataFrame
+    expected_calibration_error: float
+    fdr: pd.DataFrame
+
+
+def mask_calibration(masks: Table, true_masks: Table, *, n_bins: int = 10) -> Calibration:
+    """Compare inclusion probabilities with the true masks of simulated data.
+
+    Latent dimensions are first matched one to one (:func:`match_latents`). Entries of estimated
+    dimensions without a partner are truly inactive; active entries of true dimensions without a
+    partner are in no bin, but are missed in the recall. Of all matchings the best one is taken, so
+    what is reported is slightly optimistic.
+
+    Parameters
+    ----------
+    masks, true_masks
+        As for :func:`mask_recovery`; ``masks`` are posterior inclusion probabilities.
+    n_bins
+        Number of bins of equal width; each holds its lower bound, the last one 1 too.
+
+    Returns
+    -------
+    Reliability bins, expected calibration error, and the false discoveries at nominal rates of 1,
+    5, 10 and 20 % (:func:`active_at_fdr`).
+
+    Raises
+    ------
+    UnknownPerturbationError
+        If a perturbation is in one DataFrame only.
+    SAMSError
+        If the numbers of perturbations differ, ``masks`` holds no probabilities, ``true_masks``
+        other values than 0 and 1, or there is no bin.
+
+    Notes
+    -----
+    Expected calibration error: Naeini, Cooper and Hauskrecht (2015), AAAI.
+
+    Examples
+    --------
+    Of two entries with a probability of .9 both are true, of two with .2 none:
+
+    >>> masks = np.array([[0.9, 0.2], [0.2, 0.9]])
+    >>> calibration = scvi_sams.evaluation.mask_calibration(masks, np.eye(2))
+    >>> round(calibration.expected_calibration_error, 3)
+    0.15
+    """
+    check_matrix(masks=masks, true_masks=true_masks)
+    check_integer(n_bins=n_bins)
+    estimate, true = _aligned_rows(masks, true_masks)
+    probability = estimate.astype(np.float64)
+    check_probabilities(probability)
+    if not np.isin(true, (0, 1)).all():
+        raise SAMSError(
+            "The true masks hold values other than 0 and 1. Pass masks, not effects or "
+            "probabilities."
+        )
+    rows, columns = match_latents(probability, true)
+    truth = np.zeros(probability.shape, dtype=bool)
+    truth[:, rows] = true[:, columns]
+
+    bins = _reliability(probability.ravel(), truth.ravel(), n_bins)
+    gaps = (bins["predicted"] - bins["observed"]).abs().fillna(0)
+    error = ratio((gaps * bins["n_entries"]).sum(), truth.size)
+    return Calibration(bins, error, _false_discoveries(probability, truth, true.sum()))
+
+
+def check_same_rows(first: pd.Index, second: pd.Index, sides: str, what: str) -> None:
+    """Raise an error if a name is in one index only.
+
+    The message says what the two are (``"run 0 and run 1"``), and what a row is.
+    """
+    unshared = first.symmetric_difference(second)
+    if len(unshared):
+        raise UnknownPerturbationError(
+            f"{', '.join(map(repr, unshared[:5]))} ({len(unshared)} in all) is in only one of "
+            f"{sides}. Subset both to the same {what}."
+        )
+
+
+def _aligned_rows(
+    estimated: Table, true: Table, *, table: str = "masks", what: str = "perturbations"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bring an estimated table to the rows of the true one: by name if both have names."""
+    if isinstance(estimated, pd.DataFrame) and isinstance(true, pd.DataFrame):
+        sides = f"the estimated and the true {table}"
+        check_same_rows(estimated.index, true.index, sides, what)
+        estimated = estimated.loc[true.index]
+    estimate, truth = np.asarray(estimated), np.asarray(true)
+    if len(estimate) != len(truth):
+        raise SAMSError(
+            f"There are {len(estimate)} {what} in the estimated {table} and {len(truth)} in the "
+            "true ones. Give both the same rows."
+        )
+    return estimate, truth
+
+
 def _unit_columns(table: np.ndarray) -> np.ndarray:
     deviations = centred(table.T).T
     norms = np.linalg.norm(deviations, axis=0)
     return deviations / np.where(norms > 0, norms, 1)
+
+
+def _reliability(probability: np.ndarray, truth: np.ndarray, n_bins: int) -> pd.DataFrame:
+    bin_of_entry = np.minimum((probability * n_bins).astype(int), n_bins - 1)
+    entries = pd.DataFrame({"predicted": probability, "observed": truth.astype(np.float64)})
+    grouped = entries.groupby(bin_of_entry)
+    bounds = np.linspace(0, 1, n_bins + 1)
+    bins = pd.DataFrame({"lower": bounds[:-1], "upper": bounds[1:]})
+    bins[["predicted", "observed"]] = grouped.mean().reindex(bins.index)
+    bins["n_entries"] = np.bincount(bin_of_entry, minlength=n_bins)
+    return bins.rename_axis("bin")
+
+
+def _false_discoveries(probability: np.ndarray, truth: np.ndarray, n_true: int) -> pd.DataFrame:
+    rows = []
+    for rate in _NOMINAL_RATES:
+        active = active_at_fdr(probability, rate)
+        n_active, n_found = active.sum(), (active & truth).sum()
+        rows.append(
+            {
+                "false_discovery_proportion": ratio(n_active - n_found, n_active),
+                "n_active": n_active,
+                "recall": ratio(n_found, n_true),
+            }
+        )
+    return pd.DataFrame(rows, index=pd.Index(_NOMINAL_RATES, name="fdr"))

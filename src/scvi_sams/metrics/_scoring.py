@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, TypeAlias, get_args
 
 import anndata as ad
 import numpy as np
@@ -19,25 +19,22 @@ from scvi_sams._checks import (
     check_text,
 )
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
-from scvi_sams.metrics._ate import compare_ate
-from scvi_sams.metrics._expression import Comparison, compare_expression
-from scvi_sams.metrics._modes import SCORERS, Options, Scores
-from scvi_sams.metrics._observed import ate_table
-from scvi_sams.metrics._perturbench import RankVersion
-from scvi_sams.metrics._registry import METRICS, MODES
+from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics._comparison import (
+    Comparison,
+    Metric,
+    Options,
+    RankVersion,
+    Scores,
+    Side,
+    check_genes,
+    compare_sides,
+    read_side,
+)
+from scvi_sams.metrics._registry import metrics_by_mode
 
-_COLUMNS = [
-    "perturbation",
-    "covariate",
-    "mode",
-    "metric",
-    "value",
-    "n_cells",
-    "higher_is_better",
-    "chance",
-    "status",
-]
-_REGISTERED = {(metric.mode, metric.metric): metric for metric in METRICS}
+Value: TypeAlias = "float | np.ndarray | pd.Series"
+"""Of a metric, one or several."""
 
 
 def score_predictions(
@@ -74,15 +71,11 @@ def score_predictions(
     modes
         Which metrics: ``"sams"``, ``"perturbench"``, ``"cell-eval"``, ``"systema"``, and
         ``"distances"``, which needs predicted cells.
-    perturbation_key
-        Column of ``obs`` with the label of each row, in both.
-    control
-        Label or labels of the control cells.
+    perturbation_key, control, delimiter
+        As for :func:`observed_ate`, in both.
     covariate_key
         Column of ``obs``, in both, with groups such as cell types that are compared one by one,
         each with its own control cells; ``None`` if there is one group.
-    delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
     target_genes
         Genes that each perturbation targets, which the discrimination score leaves out; ``None``
         takes the names in the label (``"A+B"``: genes ``A`` and ``B``), as far as they are genes.
@@ -160,52 +153,65 @@ def score_predictions(
         raise InvalidArgumentError(
             "`target_genes` must be a dict of perturbations and the genes that they target."
         )
-    unknown = [mode for mode in modes if mode not in MODES]
-    if unknown or not modes:
-        raise SAMSError(
-            f"There is no mode {', '.join(map(repr, unknown)) or '(none given)'}; choose from "
-            f"{', '.join(map(repr, MODES))}."
-        )
-    groups = compare_expression(
-        predicted,
-        observed,
-        perturbation_key=perturbation_key,
-        control=control,
-        covariate_key=covariate_key,
-        delimiter=delimiter,
-    )
-    from_cells = any(cells.shape[0] > 1 for group in groups for cells in group.predicted_cells)
-    if "distances" in modes and not from_cells:
-        raise SAMSError(
-            "Mode 'distances' compares cells with cells, but there is one predicted row per "
-            "perturbation. Predict cells, or leave out this mode."
-        )
+    check_modes(modes)
+    check_genes(predicted, observed)
+    spelling = Spelling.of(control, delimiter)
+    sides = [
+        read_side(data, observed.var_names, side, perturbation_key, covariate_key, spelling)
+        for side, data in (("predicted", predicted), ("observed", observed))
+    ]
     options = Options(
         target_genes=target_genes,
         perturbed_centroid=_fitting_centroid(perturbed_centroid, observed.var_names),
-        delimiter=delimiter,
         n_top_genes=n_top_genes,
         rank_version=rank_version,
         n_components=n_components,
         seed=seed,
-        from_cells=from_cells,
     )
-    tables = []
-    for mode in dict.fromkeys(modes):
-        if mode == "sams":
-            tables.append(_sams_rows(groups, n_top_genes))
-            continue
-        for group in groups:
-            tables += [_rows(group, mode, scores) for scores in SCORERS[mode](group, options)]
-    table = pd.concat(tables, ignore_index=True)[_COLUMNS]
+    table = score_sides(sides[0], sides[1], observed.var_names, modes, options)
     return table if covariate_key is not None else table.drop(columns="covariate")
 
 
-def position(
-    value: float | np.ndarray | pd.Series,
-    negative: float | np.ndarray | pd.Series,
-    positive: float | np.ndarray | pd.Series,
-) -> float | np.ndarray | pd.Series:
+def check_modes(modes: Sequence[str]) -> None:
+    """Raise an error if there is no such mode, or none was given."""
+    known = metrics_by_mode()
+    unknown = [mode for mode in modes if mode not in known]
+    if unknown or not modes:
+        raise SAMSError(
+            f"There is no mode {', '.join(map(repr, unknown)) or '(none given)'}; choose "
+            f"`modes` from {', '.join(map(repr, known))}."
+        )
+
+
+def score_sides(
+    predicted: Side, observed: Side, genes: pd.Index, modes: Sequence[str], options: Options
+) -> pd.DataFrame:
+    """Score as :func:`score_predictions` does, with labels that were read already.
+
+    Returns
+    -------
+    Its table, always with ``covariate``; ``None`` there if there is one group.
+    """
+    groups = compare_sides(predicted, observed, genes, options)
+    given = "cells" if groups[0].from_cells else "profiles"
+    tables = []
+    for mode in dict.fromkeys(modes):
+        metrics = [m for m in metrics_by_mode()[mode] if m.needs in (None, given)]
+        if not metrics:
+            raise SAMSError(
+                f"Mode {mode!r} compares cells with cells, but there is one predicted row per "
+                "perturbation. Predict cells, or leave out this mode."
+            )
+        for group in groups:
+            tables += [_rows(group, metric) for metric in metrics if metric.pooled is None]
+        for metric in metrics:
+            if metric.pooled is not None:
+                tables += [_rows(group, metric) for group in groups]
+                tables.append(_pooled_row(groups, metric, metric.pooled(groups)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def position(value: Value, negative: Value, positive: Value) -> Value:
     """Where a value lies between a negative and a positive control.
 
     Parameters
@@ -233,70 +239,48 @@ def position(
     return np.subtract(value, negative) / np.where(span == 0, np.nan, span)
 
 
-def _rows(group: Comparison, mode: str, scores: Scores) -> pd.DataFrame:
-    metric = _REGISTERED[mode, scores.metric]
+def _rows(group: Comparison, metric: Metric) -> pd.DataFrame:
+    assert metric.score is not None
+    found = metric.score(group)
+    scores = found if isinstance(found, Scores) else Scores(found)
     values = scores.values
     if not metric.worst_if_failed:
         values = np.where(group.succeeded, values, np.nan)
     undefined = group.succeeded & (np.isnan(values) | ~np.asarray(scores.defined))
+    status = np.where(undefined, "undefined", group.status)
+    chance = metric.chance if scores.chance is None else scores.chance
+    names = group.perturbations
+    return _table(metric, names, group.covariate, values, group.n_cells, chance, status)
+
+
+def _pooled_row(groups: Sequence[Comparison], metric: Metric, value: float) -> pd.DataFrame:
+    statuses = np.concatenate([group.status for group in groups])
+    failures = [failure for failure in ("missing", "nan") if failure in statuses]
+    n_cells = sum(group.n_cells.sum() for group in groups)
+    return _table(metric, ["all"], "all", value, n_cells, metric.chance, [*failures, "ok"][0])
+
+
+def _table(
+    metric: Metric,
+    perturbations: list[str],
+    covariate: str | None,
+    value: Any,
+    n_cells: Any,
+    chance: Any,
+    status: Any,
+) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "perturbation": group.perturbations,
-            "covariate": group.covariate,
-            "mode": mode,
-            "metric": scores.metric,
-            "value": values,
-            "n_cells": group.n_cells,
+            "perturbation": perturbations,
+            "covariate": covariate,
+            "mode": metric.mode,
+            "metric": metric.metric,
+            "value": value,
+            "n_cells": n_cells,
             "higher_is_better": metric.higher_is_better,
-            "chance": scores.chance,
-            "status": np.where(undefined, "undefined", group.status),
+            "chance": chance,
+            "status": status,
         }
-    )
-
-
-def _sams_rows(groups: Sequence[Comparison], n_top_genes: int) -> pd.DataFrame:
-    """Score the average treatment effects of all groups by :func:`compare_ate`."""
-    n_cells = np.concatenate([group.n_cells for group in groups])
-    rows = [str(row) for row in range(len(n_cells))]
-    tables = [
-        ate_table(
-            # The paper's effects are differences of log2(1 + x).
-            np.concatenate([(means - g.control_mean) / np.log(2) for g, means in sides]),
-            rows,
-            groups[0].genes,
-            description={"method": "log1p", "target_sum": None, "units": "log2(1 + x)"},
-            layers={},
-            obs={"n_cells": n_cells},
-        )
-        for sides in (
-            [(group, group.predicted) for group in groups],
-            [(group, group.observed) for group in groups],
-        )
-    ]
-    scores = compare_ate(*tables, n_top_genes=n_top_genes, delimiter=None)
-    status = np.concatenate([group.status for group in groups])
-    failures = [failure for failure in ("missing", "nan") if failure in status]
-    index = pd.DataFrame(
-        {
-            "perturbation": [*(p for group in groups for p in group.perturbations), "all"],
-            "covariate": [*(g.covariate for g in groups for _ in g.perturbations), "all"],
-            "n_cells": [*n_cells, n_cells.sum()],
-            "status": [*status, *(failures or ["ok"])[:1]],
-        }
-    )
-    failed = np.append(status != "ok", False)
-    return pd.concat(
-        [
-            index.assign(
-                mode="sams",
-                metric=metric.metric,
-                value=np.where(failed, np.nan, scores[metric.metric]),
-                higher_is_better=metric.higher_is_better,
-                chance=metric.chance,
-            )
-            for metric in METRICS
-            if metric.mode == "sams"
-        ]
     )
 
 

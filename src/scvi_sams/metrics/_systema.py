@@ -11,8 +11,8 @@ from scipy.spatial.distance import cdist
 
 from scvi_sams._checks import check_same_columns
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.metrics._ranking import not_finite, own_positions
-from scvi_sams.metrics._similarity import largest, pearson
+from scvi_sams.metrics._comparison import Comparison, Metric
+from scvi_sams.metrics._profiles import largest, not_finite, own_positions, pearson
 
 
 def perturbed_centroid(profiles: np.ndarray) -> np.ndarray:
@@ -69,21 +69,7 @@ def pearson_delta_top(
     *,
     n_genes: int = 20,
 ) -> np.ndarray:
-    """:func:`pearson_delta` over the genes that differ most from control in each perturbation.
-
-    Parameters
-    ----------
-    predicted, observed, reference
-        As for :func:`pearson_delta`.
-    control_mean
-        Mean expression of the control cells, genes.
-    n_genes
-        Number of genes with the largest ``|observed - control_mean|``.
-
-    Returns
-    -------
-    One correlation per perturbation.
-    """
+    """:func:`pearson_delta` over the genes with the largest ``|observed - control_mean|``."""
     top = largest(observed - control_mean, n_genes)
     deltas = (
         np.take_along_axis(profiles - reference, top, axis=1) for profiles in (predicted, observed)
@@ -126,3 +112,40 @@ def centroid_accuracy(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray
     if n == 1:
         return np.full(1, np.nan)
     return 1 - own_positions(cdist(observed, predicted), not_finite(predicted)) / (n - 1)
+
+
+def _reference(group: Comparison) -> np.ndarray:
+    given = group.options.perturbed_centroid
+    return perturbed_centroid(group.observed) if given is None else given
+
+
+def _top_delta(group: Comparison) -> np.ndarray:
+    return pearson_delta_top(
+        group.predicted,
+        group.observed,
+        _reference(group),
+        group.control_mean,
+        n_genes=group.options.n_top_genes,
+    )
+
+
+_MODE, _SOURCE = "systema", "Systema, Vinas Torne et al., Nature Biotechnology 2025"
+
+METRICS = (
+    Metric(
+        _MODE, "pearson_delta", "specificity", "Pearson correlation of the differences from the "
+        "perturbed centroid, the mean over perturbations of their means", _SOURCE,
+        True, lambda group: pearson_delta(group.predicted, group.observed, _reference(group)),
+        is_headline=True,
+    ),
+    Metric(
+        _MODE, "pearson_delta_top", "specificity", "pearson_delta over the genes with the largest "
+        "|observed - control| (20 unless asked otherwise)", _SOURCE, True, _top_delta,
+    ),
+    Metric(
+        _MODE, "centroid_accuracy", "specificity", "share of the other perturbations whose "
+        "observed centroid is farther from the prediction than the own one; ties count half",
+        _SOURCE, True, lambda group: centroid_accuracy(group.predicted, group.observed),
+        chance=0.5, worst_if_failed=True, is_headline=True,
+    ),
+)  # fmt: skip

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from scvi_sams._checks import check_axes
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.metrics._calibration import Calibration
+from scvi_sams.metrics._recovery import Calibration
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LARGEST_POINT = 120

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from scvi_sams._checks import as_names, check_bool, check_integer, check_text
 from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
-from scvi_sams.labels._spelling import control_names
 from scvi_sams.labels._stratified import stratified_split
+
+CellLabels: TypeAlias = "Labels | Sequence[str] | np.ndarray | pd.Series"
+"""One label per cell, as users write them or read already."""
+
+Shares: TypeAlias = tuple[float, float, float]
+"""Of training, validation and test cells."""
 
 
 def canonical_labels(
-    labels: Sequence[str] | np.ndarray | pd.Series,
+    labels: CellLabels,
     *,
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
@@ -49,7 +56,7 @@ def canonical_labels(
 
 
 def hold_out_combinations(
-    labels: Sequence[str] | np.ndarray | pd.Series,
+    labels: CellLabels,
     n_held_out: int,
     *,
     seed: int = 0,
@@ -65,16 +72,12 @@ def hold_out_combinations(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     n_held_out
         Number of combinations to hold out.
     seed
         Seed of the choice.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination.
     require_singles
         Choose only among combinations each of whose perturbations has cells that carry it alone,
         so that its effect can be learned whichever other combinations are held out.
@@ -95,16 +98,9 @@ def hold_out_combinations(
     ['A+B', 'B+C']
     """
     check_integer(at_least=None, n_held_out=n_held_out)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
     check_bool(require_singles=require_singles)
-    combinations = shuffled_combinations(
-        canonical_labels(labels, control=control, delimiter=delimiter),
-        seed,
-        control=control,
-        delimiter=delimiter,
-        require_singles=require_singles,
-    )
+    labels = read_combined(labels, control, delimiter, seed)
+    combinations = shuffled_combinations(labels, seed, require_singles=require_singles)
     if not 0 <= n_held_out <= len(combinations):
         condition = " whose perturbations all occur alone as well" if require_singles else ""
         raise InvalidSplitError(
@@ -115,31 +111,53 @@ def hold_out_combinations(
     return sorted(combinations[:n_held_out])
 
 
-def shuffled_combinations(
-    label_of_cell: np.ndarray,
-    seed: int,
-    *,
-    control: str | Sequence[str],
-    delimiter: str,
-    require_singles: bool = False,
-) -> list[str]:
-    """Return the combinations among canonical labels, sorted and then shuffled by the seed.
+def read_combined(
+    labels: CellLabels, control: str | Sequence[str], delimiter: str, seed: int
+) -> Labels:
+    """Check what all splits of combinations are given, and read the labels."""
+    check_integer(at_least=0, seed=seed)
+    check_text(delimiter=delimiter)
+    return read_labels(labels, control, delimiter)
+
+
+def parts_of_combinations(labels: Labels) -> dict[str, list[str]]:
+    """Perturbations of every combination that cells carry; combinations are sorted."""
+    parts = {name: labels.spelling.perturbations(name) for name in labels.perturbed_names}
+    return {name: names for name, names in parts.items() if len(names) > 1}
+
+
+def shuffled_combinations(labels: Labels, seed: int, *, require_singles: bool = False) -> list[str]:
+    """Return the combinations that cells carry, sorted and then shuffled by the seed.
 
     With ``require_singles`` only those each of whose perturbations has cells of its own.
     """
-    present = set(label_of_cell) - set(control_names(control))
-    combinations = sorted(label for label in present if delimiter in label)
+    parts = parts_of_combinations(labels)
+    combinations = list(parts)
     if require_singles:
-        combinations = [c for c in combinations if present.issuperset(c.split(delimiter))]
+        present = set(labels.names)
+        combinations = [name for name in combinations if present.issuperset(parts[name])]
     order = np.random.default_rng(seed).permutation(len(combinations))
     return [combinations[position] for position in order]
 
 
+def cells_of(labels: Labels, names: Sequence[str]) -> np.ndarray:
+    """Which cells carry one of some canonical labels: boolean, shape ``(n_cells,)``."""
+    return np.isin(labels.names, list(names))[labels.name_of_cell]
+
+
+def split_within_labels(
+    labels: Labels, cells: np.ndarray, fractions: Shares, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split cells, given by position, at random within each label; see :func:`stratified_split`."""
+    parts = stratified_split(labels.name_of_cell[cells], fractions, seed=seed)
+    return cells[parts[0]], cells[parts[1]], cells[parts[2]]
+
+
 def split_cells(
-    labels: Sequence[str] | np.ndarray | pd.Series,
+    labels: CellLabels,
     held_out: Sequence[str],
     *,
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    fractions: Shares = (0.8, 0.1, 0.1),
     seed: int = 0,
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
@@ -152,8 +170,8 @@ def split_cells(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     held_out
         Labels, in any spelling, whose cells are all held out, for example those of
         :func:`hold_out_combinations`.
@@ -161,10 +179,6 @@ def split_cells(
         Shares of training, validation and test cells among the cells that are not held out.
     seed
         Seed of the split.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
 
     Returns
     -------
@@ -185,30 +199,22 @@ def split_cells(
     {'train': 24, 'validation': 3, 'test': 3, 'held_out': 5}
     """
     check_integer(at_least=0, seed=seed)
-    held_out = as_names("held_out", held_out)
-    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
-    held_out_labels = set(canonical_labels(held_out, control=control, delimiter=delimiter))
-    _validate_held_out(held_out_labels, label_of_cell, control_names(control))
-    is_held_out = np.isin(label_of_cell, list(held_out_labels))
-    known = np.flatnonzero(~is_held_out)
-    parts = stratified_split(label_of_cell[known].astype(str), fractions, seed=seed)
-    split = {
-        name: known[part] for name, part in zip(("train", "validation", "test"), parts, strict=True)
-    }
-    return split | {"held_out": np.flatnonzero(is_held_out)}
-
-
-def _validate_held_out(
-    held_out: set[str], label_of_cell: np.ndarray, control: tuple[str, ...]
-) -> None:
-    absent = sorted(held_out - set(label_of_cell))
+    labels = read_labels(labels, control, delimiter)
+    names = {labels.spelling.canonical(name) for name in as_names("held_out", held_out)}
+    absent = sorted(names.difference(labels.names))
     if absent:
         raise InvalidSplitError(
             f"No cell carries the held-out label {', '.join(map(repr, absent))}, so there would be "
             "nothing to test on. Choose labels that occur in the data."
         )
-    if control[0] in held_out:
+    if labels.control in names:
         raise InvalidSplitError(
-            f"The control ({control[0]!r}) cannot be held out: without control cells in training "
-            "no effect is defined. Remove it from `held_out`."
+            f"The control ({labels.control!r}) cannot be held out: without control cells in "
+            "training no effect is defined. Remove it from `held_out`."
         )
+    is_held_out = cells_of(labels, list(names))
+    parts = split_within_labels(labels, np.flatnonzero(~is_held_out), fractions, seed=seed)
+    return {
+        **dict(zip(("train", "validation", "test"), parts, strict=True)),
+        "held_out": np.flatnonzero(is_held_out),
+    }

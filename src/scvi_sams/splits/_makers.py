@@ -7,18 +7,27 @@ from math import ceil
 
 import numpy as np
 
-from scvi_sams._checks import check_bool, check_integer, check_number, check_text
+from scvi_sams._checks import check_bool, check_integer, check_number
 from scvi_sams.exceptions import InvalidSplitError
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._stratified import stratified_split
-from scvi_sams.splits._cells import canonical_labels, shuffled_combinations
-from scvi_sams.splits._split import Labels, Split, make_split
+from scvi_sams.splits._cells import (
+    CellLabels,
+    Shares,
+    cells_of,
+    read_combined,
+    shuffled_combinations,
+    split_within_labels,
+)
+from scvi_sams.splits._split import Split, make_split
 
 _TESTED = 0.25
 _TRAIN_AND_VALIDATION = (0.8, 0.2, 0.0)
 
 
 def norman_ood(
-    labels: Labels,
+    labels: CellLabels,
     fraction: float,
     *,
     seed: int = 0,
@@ -34,17 +43,13 @@ def norman_ood(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     fraction
         Of all combinations, from 0 (training on singles only) to 0.75 (all that are not tested).
     seed
         Of the order of the combinations and of the cells. With the same seed the tested
         combinations are the same for every fraction, and those that train are nested.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination.
 
     Returns
     -------
@@ -69,10 +74,8 @@ def norman_ood(
     (2, 60)
     """
     check_number(fraction=fraction)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
-    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
-    order = _combinations(label_of_cell, seed, control, delimiter)
+    labels = read_combined(labels, control, delimiter, seed)
+    order = _combinations(labels, seed)
     n_tested = ceil(_TESTED * len(order))
     n_trained = int(fraction * len(order))
     if not 0 <= fraction <= 1 - _TESTED:
@@ -81,28 +84,26 @@ def norman_ood(
             f"always tested. Choose from 0 to {1 - _TESTED}."
         )
     tested = order[len(order) - n_tested :]
-    unused = set(order[n_trained:])
-    known = np.flatnonzero(~np.isin(label_of_cell, list(unused)))
-    train, validation, _ = _stratified(label_of_cell, known, _TRAIN_AND_VALIDATION, seed)
+    known = np.flatnonzero(~cells_of(labels, order[n_trained:]))
+    train, validation, _ = split_within_labels(labels, known, _TRAIN_AND_VALIDATION, seed=seed)
+    test = np.flatnonzero(cells_of(labels, tested))
     return make_split(
         labels,
         train,
         validation,
-        np.flatnonzero(np.isin(label_of_cell, tested)),
+        test,
         name="norman_ood",
         held_out=sorted(tested),
         seed=seed,
         settings={"fraction": fraction},
-        control=control,
-        delimiter=delimiter,
     )
 
 
 def norman_data_efficiency(
-    labels: Labels,
+    labels: CellLabels,
     fraction: float,
     *,
-    fractions: tuple[float, float, float] = (0.64, 0.16, 0.2),
+    fractions: Shares = (0.64, 0.16, 0.2),
     seed: int = 0,
     control: str | Sequence[str] = "control",
     delimiter: str = "+",
@@ -116,8 +117,8 @@ def norman_data_efficiency(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     fraction
         Of the training and validation cells of each combination that is kept, from 0 to 1.
     fractions
@@ -125,10 +126,6 @@ def norman_data_efficiency(
     seed
         Of the order of the cells. With the same seed the tested cells are the same for every
         fraction, and those that train are nested.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination.
 
     Returns
     -------
@@ -150,23 +147,20 @@ def norman_data_efficiency(
     6
     """
     check_number(fraction=fraction)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
+    labels = read_combined(labels, control, delimiter, seed)
     if not 0 <= fraction <= 1:
         raise InvalidSplitError(f"The fraction of cells to keep is {fraction}: choose from 0 to 1.")
-    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
-    combinations = sorted(_combinations(label_of_cell, seed, control, delimiter))
-    combined = np.isin(label_of_cell, combinations)
-    train, validation, _ = _stratified(
-        label_of_cell, np.flatnonzero(~combined), _TRAIN_AND_VALIDATION, seed
+    combined = cells_of(labels, _combinations(labels, seed))
+    train, validation, _ = split_within_labels(
+        labels, np.flatnonzero(~combined), _TRAIN_AND_VALIDATION, seed=seed
     )
-    pool, validation_pool, test = _stratified(
-        label_of_cell, np.flatnonzero(combined), fractions, seed
+    pool, validation_pool, test = split_within_labels(
+        labels, np.flatnonzero(combined), fractions, seed=seed
     )
     if fraction > 0:
         shares = (fraction, 0.0, 1 - fraction)
-        kept, _, _ = _stratified(label_of_cell, pool, shares, seed)
-        kept_for_validation, _, _ = _stratified(label_of_cell, validation_pool, shares, seed)
+        kept, _, _ = split_within_labels(labels, pool, shares, seed=seed)
+        kept_for_validation, _, _ = split_within_labels(labels, validation_pool, shares, seed=seed)
         train = np.concatenate([train, kept])
         validation = np.concatenate([validation, kept_for_validation])
     return make_split(
@@ -176,18 +170,16 @@ def norman_data_efficiency(
         test,
         name="norman_data_efficiency",
         # A combination with a single cell keeps it for training, so it cannot be tested.
-        held_out=sorted(set(label_of_cell[test])) if fraction == 0 else (),
+        held_out=labels[test].names if fraction == 0 else (),
         seed=seed,
         settings={"fraction": fraction, "fractions": list(fractions)},
-        control=control,
-        delimiter=delimiter,
     )
 
 
 def random_cells(
-    labels: Labels,
+    labels: CellLabels,
     *,
-    fractions: tuple[float, float, float] = (0.64, 0.16, 0.2),
+    fractions: Shares = (0.64, 0.16, 0.2),
     stratified: bool = True,
     seed: int = 0,
     control: str | Sequence[str] = "control",
@@ -197,8 +189,8 @@ def random_cells(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     fractions
         Shares of training, validation and test cells.
     stratified
@@ -206,10 +198,6 @@ def random_cells(
         only among all cells, as in the paper, where a rare label may be absent from a part.
     seed
         Of the order of the cells.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
 
     Returns
     -------
@@ -232,37 +220,22 @@ def random_cells(
     """
     check_bool(stratified=stratified)
     check_integer(at_least=0, seed=seed)
-    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
-    groups = label_of_cell.astype(str) if stratified else np.zeros(len(label_of_cell))
-    train, validation, test = stratified_split(groups, fractions, seed=seed)
+    labels = read_labels(labels, control, delimiter)
+    groups = labels.name_of_cell if stratified else np.zeros(len(labels))
     return make_split(
         labels,
-        train,
-        validation,
-        test,
+        *stratified_split(groups, fractions, seed=seed),
         name="random_cells",
         seed=seed,
         settings={"fractions": list(fractions), "stratified": stratified},
-        control=control,
-        delimiter=delimiter,
     )
 
 
-def _combinations(
-    label_of_cell: np.ndarray, seed: int, control: str | Sequence[str], delimiter: str
-) -> list[str]:
-    order = shuffled_combinations(label_of_cell, seed, control=control, delimiter=delimiter)
+def _combinations(labels: Labels, seed: int) -> list[str]:
+    order = shuffled_combinations(labels, seed)
     if not order:
         raise InvalidSplitError(
-            f"No label is a combination joined by {delimiter!r}. Pass the `delimiter` of your "
-            "labels, or split single perturbations with random_cells."
+            f"No label is a combination joined by {labels.spelling.delimiter!r}. Pass the "
+            "`delimiter` of your labels, or split single perturbations with random_cells."
         )
     return order
-
-
-def _stratified(
-    label_of_cell: np.ndarray, cells: np.ndarray, fractions: tuple[float, float, float], seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split the cells at the given positions within each label."""
-    parts = stratified_split(label_of_cell[cells].astype(str), fractions, seed=seed)
-    return cells[parts[0]], cells[parts[1]], cells[parts[2]]

@@ -1,24 +1,31 @@
-"""PerturBench's splits that hold out combinations, or single perturbations that occur in them."""
+"""PerturBench's splits: combinations, their single perturbations, or levels of a covariate."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
 import numpy as np
 
-from scvi_sams._checks import check_integer, check_number, check_text
+from scvi_sams._checks import check_integer, check_number
 from scvi_sams.exceptions import InvalidSplitError
-from scvi_sams.labels._spelling import control_names
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._stratified import stratified_split
-from scvi_sams.splits._cells import canonical_labels, shuffled_combinations
-from scvi_sams.splits._split import Labels, Split, make_split
+from scvi_sams.splits._cells import (
+    CellLabels,
+    cells_of,
+    parts_of_combinations,
+    read_combined,
+    shuffled_combinations,
+)
+from scvi_sams.splits._split import PARTS, Levels, Split, levels_of_cells, make_split
 
 
 def combination_hold_out(
-    labels: Labels,
+    labels: CellLabels,
     *,
     fraction: float = 0.7,
     control_fraction: float = 0.5,
@@ -32,8 +39,8 @@ def combination_hold_out(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     fraction
         ``int(fraction * n)`` of the n combinations are held out. With an odd number, the test has
         one more than validation.
@@ -41,10 +48,6 @@ def combination_hold_out(
         Share of the control cells that train; the others are halved between validation and test.
     seed
         Of the choice and of the control cells.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination.
 
     Returns
     -------
@@ -72,27 +75,17 @@ def combination_hold_out(
     2
     >>> split.save("split.npz")
     """
-    check_number(fraction=fraction, control_fraction=control_fraction)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
-    check_fractions(fraction, control_fraction)
-    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
-    order = shuffled_combinations(label_of_cell, seed, control=control, delimiter=delimiter)
+    _check_fractions(fraction, control_fraction)
+    labels = read_combined(labels, control, delimiter, seed)
+    order = shuffled_combinations(labels, seed)
     held_out = order[: int(fraction * len(order))]
     return _hold_out_labels(
-        labels,
-        label_of_cell,
-        held_out,
-        name="combination_hold_out",
-        settings={"fraction": fraction, "control_fraction": control_fraction},
-        seed=seed,
-        control=control,
-        delimiter=delimiter,
+        "combination_hold_out", labels, held_out, fraction, control_fraction, seed
     )
 
 
 def single_hold_out(
-    labels: Labels,
+    labels: CellLabels,
     *,
     fraction: float = 0.3,
     control_fraction: float = 0.5,
@@ -107,19 +100,13 @@ def single_hold_out(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     fraction
         ``int(fraction * n)`` of the n single perturbations that also occur in a combination are
         held out, or fewer if all others share a combination with one of them.
-    control_fraction
-        Share of the control cells that train; the others are halved between validation and test.
-    seed
-        Of the choice and of the control cells.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination.
+    control_fraction, seed
+        As for :func:`combination_hold_out`.
 
     Returns
     -------
@@ -143,16 +130,13 @@ def single_hold_out(
     >>> bool(held_out[split.train].any())  # only their combinations train
     False
     """
-    check_number(fraction=fraction, control_fraction=control_fraction)
-    check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
-    check_fractions(fraction, control_fraction)
-    label_of_cell = canonical_labels(labels, control=control, delimiter=delimiter)
+    _check_fractions(fraction, control_fraction)
+    labels = read_combined(labels, control, delimiter, seed)
     partners: dict[str, set[str]] = defaultdict(set)
-    for names in (label.split(delimiter) for label in set(label_of_cell) if delimiter in label):
+    for names in parts_of_combinations(labels).values():
         for single in names:
             partners[single].update(names)
-    eligible = sorted(set(label_of_cell).intersection(partners))
+    eligible = sorted(partners.keys() & set(labels.names))
     most = int(fraction * len(eligible))
     held_out: list[str] = []
     excluded: set[str] = set()
@@ -160,46 +144,125 @@ def single_hold_out(
         if len(held_out) < most and single not in excluded:
             held_out.append(str(single))
             excluded |= partners[single]
-    return _hold_out_labels(
+    return _hold_out_labels("single_hold_out", labels, held_out, fraction, control_fraction, seed)
+
+
+def covariate_transfer(
+    labels: CellLabels,
+    covariate: Levels,
+    *,
+    fraction: float = 0.3,
+    most_levels: int = 1,
+    control_fraction: float = 0.5,
+    seed: int = 0,
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
+) -> Split:
+    """Hold out perturbations in some levels of a covariate that train in other levels.
+
+    Perturbations with the most levels come first, in random order among equals. Each is held out
+    in 1 to ``most_levels`` levels drawn at random, at least one of its levels always trains, and in
+    no level more than ``int(fraction * n)`` of its n perturbations are held out. Those of a level
+    are halved between validation and test. Control cells of each level are in all three parts.
+
+    Parameters
+    ----------
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
+    covariate
+        Level of each cell, for example its cell type.
+    fraction
+        Largest share of the perturbations of a level that is held out in it.
+    most_levels
+        Largest number of levels that a perturbation is held out in.
+    control_fraction
+        Share of the control cells of each level that train; the others are halved.
+    seed
+        Of the choices and of the control cells.
+
+    Returns
+    -------
+    The split; ``held_out`` and ``held_out_levels`` name what is held out where.
+
+    Raises
+    ------
+    InvalidCovariateError
+        If a cell has no level.
+    InvalidSplitError
+        If nothing would be held out, or a fraction is not between 0 and 1.
+
+    Notes
+    -----
+    PerturBench (Wu et al., arXiv 2408.10609v4), task "transfer"; the draw is this package's own.
+
+    Examples
+    --------
+    >>> cell_types = np.where(np.arange(adata.n_obs) % 2 == 0, "T cell", "B cell")
+    >>> split = scvi_sams.evaluation.covariate_transfer(adata.obs["perturbation"], cell_types)
+    >>> set(split.held_out_levels) <= {"T cell", "B cell"}
+    True
+    """
+    _check_fractions(fraction, control_fraction)
+    check_integer(at_least=0, seed=seed)
+    check_integer(most_levels=most_levels)
+    labels = read_labels(labels, control, delimiter)
+    level_of_cell = levels_of_cells(covariate, len(labels))
+    pair_of_cell = list(zip(labels.canonical, level_of_cell, strict=True))
+    perturbed = [pair for pair in sorted(set(pair_of_cell)) if pair[0] != labels.control]
+    held_out = _draw_pairs(perturbed, fraction, most_levels, np.random.default_rng(seed))
+    tested, validated = set(), set()
+    for level in sorted({level for _, level in held_out}):
+        of_level = [pair for pair in held_out if pair[1] == level]
+        n_tested = ceil(len(of_level) / 2)
+        tested.update(of_level[:n_tested])
+        validated.update(of_level[n_tested:])
+    part_of_pair = dict.fromkeys(validated, "validation") | dict.fromkeys(tested, "test")
+    part_of_cell = np.array([part_of_pair.get(pair, "train") for pair in pair_of_cell])
+    ordered = sorted(held_out)
+    return _assemble(
         labels,
-        label_of_cell,
-        held_out,
-        name="single_hold_out",
-        settings={"fraction": fraction, "control_fraction": control_fraction},
+        part_of_cell,
+        level_of_cell,
+        name="covariate_transfer",
+        held_out=[label for label, _ in ordered],
+        held_out_levels=[level for _, level in ordered],
+        covariate=covariate,
+        settings={
+            "fraction": fraction,
+            "most_levels": most_levels,
+            "control_fraction": control_fraction,
+        },
         seed=seed,
-        control=control,
-        delimiter=delimiter,
     )
 
 
 def _hold_out_labels(
+    name: str,
     labels: Labels,
-    label_of_cell: np.ndarray,
     held_out: list[str],
-    *,
-    control: str | Sequence[str],
-    **described: Any,
+    fraction: float,
+    control_fraction: float,
+    seed: int,
 ) -> Split:
     """Make the split that tests the first half of the held-out labels and validates the others."""
     n_tested = ceil(len(held_out) / 2)
-    part_of_cell = np.full(len(label_of_cell), "train", dtype=object)
-    part_of_cell[np.isin(label_of_cell, held_out[:n_tested])] = "test"
-    part_of_cell[np.isin(label_of_cell, held_out[n_tested:])] = "validation"
-    return assemble_split(
+    part_of_cell = np.full(len(labels), "train", dtype=object)
+    part_of_cell[cells_of(labels, held_out[:n_tested])] = "test"
+    part_of_cell[cells_of(labels, held_out[n_tested:])] = "validation"
+    return _assemble(
         labels,
         part_of_cell,
-        label_of_cell == control_names(control)[0],
-        np.zeros(len(label_of_cell)),
+        np.zeros(len(labels)),
+        name=name,
         held_out=sorted(held_out),
-        control=control,
-        **described,
+        seed=seed,
+        settings={"fraction": fraction, "control_fraction": control_fraction},
     )
 
 
-def assemble_split(
+def _assemble(
     labels: Labels,
     part_of_cell: np.ndarray,
-    is_control: np.ndarray,
     control_groups: np.ndarray,
     *,
     held_out: list[str],
@@ -215,29 +278,45 @@ def assemble_split(
             "and that `delimiter` is right."
         )
     share = settings["control_fraction"]
-    controls = np.flatnonzero(is_control)
+    controls = np.flatnonzero(labels.is_control)
     shares = (share, (1 - share) / 2, (1 - share) / 2)
-    parts = stratified_split(control_groups[controls].astype(str), shares, seed=seed)
-    train, validation, test = (
-        np.concatenate([np.flatnonzero((part_of_cell == part) & ~is_control), controls[cells]])
-        for part, cells in zip(("train", "validation", "test"), parts, strict=True)
+    of_controls = stratified_split(control_groups[controls].astype(str), shares, seed=seed)
+    parts = (
+        np.concatenate(
+            [np.flatnonzero((part_of_cell == part) & ~labels.is_control), controls[cells]]
+        )
+        for part, cells in zip(PARTS, of_controls, strict=True)
     )
-    return make_split(
-        labels,
-        train,
-        validation,
-        test,
-        held_out=held_out,
-        settings=settings,
-        seed=seed,
-        **described,
-    )
+    described |= {"held_out": held_out, "settings": settings, "seed": seed}
+    return make_split(labels, *parts, **described)
 
 
-def check_fractions(fraction: float, control_fraction: float) -> None:
+def _check_fractions(fraction: float, control_fraction: float) -> None:
     """Raise an error unless both fractions are above 0 and at most 1."""
+    check_number(fraction=fraction, control_fraction=control_fraction)
     if not 0 < fraction <= 1 or not 0 < control_fraction <= 1:
         raise InvalidSplitError(
             f"The fractions are {fraction} (held out) and {control_fraction} (of control cells "
             "that train); both must be above 0 and at most 1."
         )
+
+
+def _draw_pairs(
+    pairs: list[tuple[str, str]], fraction: float, most_levels: int, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """Draw the pairs of perturbation and level to hold out, in random order."""
+    levels_of: dict[str, list[str]] = defaultdict(list)
+    for label, level in pairs:
+        levels_of[label].append(level)
+    room = {level: int(fraction * n) for level, n in Counter(level for _, level in pairs).items()}
+    order = [str(label) for label in rng.permutation(sorted(levels_of))]
+    held_out = []
+    for label in sorted(order, key=lambda label: -len(levels_of[label])):
+        open_levels = [level for level in levels_of[label] if room[level] > 0]
+        most = min(most_levels, len(levels_of[label]) - 1, len(open_levels))
+        if most < 1:
+            continue
+        for level in rng.choice(open_levels, rng.integers(1, most + 1), replace=False):
+            room[str(level)] -= 1
+            held_out.append((label, str(level)))
+    return held_out

@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from scvi_sams._checks import as_labels, as_names, as_numbers, check_integer, check_text
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
-from scvi_sams.labels._spelling import control_names
-from scvi_sams.splits._cells import canonical_labels
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import read_labels
+from scvi_sams.splits._cells import CellLabels
 
-Labels = Sequence[str] | np.ndarray | pd.Series
+Levels: TypeAlias = "Sequence[str] | np.ndarray | pd.Series"
+"""Level of a covariate, such as a cell type, of every cell."""
 
 PARTS = ("train", "validation", "test")
 
@@ -90,7 +92,11 @@ class Split:
 
     @classmethod
     def load(
-        cls, path: str | Path, labels: Labels | None = None, *, covariate: Labels | None = None
+        cls,
+        path: str | Path,
+        labels: CellLabels | None = None,
+        *,
+        covariate: Levels | None = None,
     ) -> Self:
         """Read a split that :meth:`save` wrote.
 
@@ -98,11 +104,9 @@ class Split:
         ----------
         path
             Of the file, ending in ``.json`` or ``.npz``.
-        labels
-            One label per cell of the data that the split is to be used on. If given, the split is
-            checked against them (:func:`check_split`).
-        covariate
-            One level per cell, for a split that holds labels out in some levels only.
+        labels, covariate
+            Of the cells that the split is to be used on, as for :func:`check_split`, which is
+            called if there are labels.
 
         Returns
         -------
@@ -136,7 +140,7 @@ class Split:
 
 
 def make_split(
-    labels: Labels,
+    labels: CellLabels,
     train: np.ndarray,
     validation: np.ndarray,
     test: np.ndarray,
@@ -146,7 +150,7 @@ def make_split(
     held_out_levels: Sequence[str] | None = None,
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
-    covariate: Labels | None = None,
+    covariate: Levels | None = None,
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
 ) -> Split:
@@ -154,8 +158,8 @@ def make_split(
 
     Parameters
     ----------
-    labels
-        One label per cell.
+    labels, control, delimiter
+        As for :func:`canonical_labels`.
     train, validation, test
         Positions of cells.
     name, seed, settings
@@ -166,10 +170,6 @@ def make_split(
         Level in which each of them is held out, if not in all.
     covariate
         One level per cell, needed with ``held_out_levels``.
-    control
-        Label or labels of the control cells.
-    delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
 
     Returns
     -------
@@ -196,21 +196,21 @@ def make_split(
         raise InvalidArgumentError(f"`settings` must be a dict, not {settings!r}.")
     if held_out_levels is not None:
         held_out_levels = as_names("held_out_levels", held_out_levels)
-    labels = as_labels("labels", labels)
+    labels = read_labels(labels, control, delimiter)
+    canonical = labels.spelling.canonical
     split = Split(
         train=_positions("train", train),
         validation=_positions("validation", validation),
         test=_positions("test", test),
-        held_out=tuple(canonical_labels(held_out, control=control, delimiter=delimiter)),
+        held_out=tuple(canonical(name) for name in as_names("held_out", held_out)),
         held_out_levels=None if held_out_levels is None else tuple(map(str, held_out_levels)),
         name=name,
         seed=None if seed is None else int(seed),
         settings=dict(settings or {}),
-        control=control_names(control),
-        delimiter=delimiter,
-        fingerprint=labels_fingerprint(
-            canonical_labels(labels, control=control, delimiter=delimiter),
-            None if held_out_levels is None else levels_of_cells(covariate, len(labels)),
+        control=labels.spelling.control,
+        delimiter=labels.spelling.delimiter,
+        fingerprint=_fingerprint(
+            labels, None if held_out_levels is None else levels_of_cells(covariate, len(labels))
         ),
     )
     check_split(split, labels, covariate=covariate)
@@ -234,8 +234,8 @@ def _checked_path(path: str | Path) -> Path:
     return path
 
 
-def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None) -> None:
-    """Refuse a split that leaks, or that was made for other data.
+def check_split(split: Split, labels: CellLabels, *, covariate: Levels | None = None) -> None:
+    """Raise an error if a split leaks, or was made for other data.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None
     >>> split = evaluation.combination_hold_out(labels)
     >>> evaluation.check_split(split, labels)
 
-    The same split for cells in another order is refused:
+    The same split does not fit cells in another order:
 
     >>> evaluation.check_split(split, labels.iloc[::-1])
     Traceback (most recent call last):
@@ -274,29 +274,29 @@ def check_split(split: Split, labels: Labels, *, covariate: Labels | None = None
         raise InvalidArgumentError(
             f"`split` must be a Split (make_split, Split.load), not {type(split).__name__}."
         )
-    label_of_cell = canonical_labels(labels, control=split.control, delimiter=split.delimiter)
+    labels = read_labels(labels, split.control, split.delimiter)
     levels = None
     if split.held_out_levels is not None:
-        levels = levels_of_cells(covariate, len(label_of_cell))
-    if labels_fingerprint(label_of_cell, levels) != split.fingerprint:
+        levels = levels_of_cells(covariate, len(labels))
+    if _fingerprint(labels, levels) != split.fingerprint:
         raise InvalidSplitError(
             f"The split {split.name!r} was made for other labels, or for these in another order of "
             "the cells. Use it on the data it was made for, or make a new one."
         )
-    _check_positions(split, len(label_of_cell))
-    control = split.control[0]
-    if control not in label_of_cell[split.train]:
+    _check_positions(split, len(labels))
+    if not labels.is_control[split.train].any():
         raise InvalidSplitError(
-            f"No training cell is labelled {control!r}: without control cells in training no "
-            "effect is defined. Put control cells into training, or pass their label as `control`."
+            f"No training cell is labelled {labels.control!r}: without control cells in training "
+            "no effect is defined. Put control cells into training, or pass their label as "
+            "`control`."
         )
     if len(split.test) == 0:
         raise InvalidSplitError("No cell is tested. Hold out more, or ask for a larger test share.")
-    _check_no_leaks(split, label_of_cell, levels)
+    _check_no_leaks(split, labels, levels)
 
 
-def levels_of_cells(covariate: Labels | None, n_cells: int) -> np.ndarray:
-    """Return the level of every cell as text, refusing missing ones."""
+def levels_of_cells(covariate: Levels | None, n_cells: int) -> np.ndarray:
+    """Return the level of every cell as text; an error if one is missing."""
     levels = pd.Series([] if covariate is None else as_labels("covariate", covariate), dtype=object)
     if len(levels) != n_cells or levels.isna().any():
         raise InvalidCovariateError(
@@ -306,9 +306,9 @@ def levels_of_cells(covariate: Labels | None, n_cells: int) -> np.ndarray:
     return levels.map(str).to_numpy(dtype=object)
 
 
-def labels_fingerprint(label_of_cell: np.ndarray, levels: np.ndarray | None) -> str:
+def _fingerprint(labels: Labels, levels: np.ndarray | None) -> str:
     """Return the SHA-256 of the canonical labels of all cells, and of their levels if given."""
-    content = [label_of_cell.tolist(), None if levels is None else levels.tolist()]
+    content = [labels.canonical.tolist(), None if levels is None else levels.tolist()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -331,43 +331,41 @@ def _check_positions(split: Split, n_cells: int) -> None:
             )
 
 
-def _check_no_leaks(split: Split, label_of_cell: np.ndarray, levels: np.ndarray | None) -> None:
-    held_out: set[Any] = set(split.held_out)
-    group_of_cell = label_of_cell
-    if levels is not None and split.held_out_levels is not None:
+def _check_no_leaks(split: Split, labels: Labels, levels: np.ndarray | None) -> None:
+    """Compare what is held out with what cells carry, both as they are written in messages."""
+    if levels is None or split.held_out_levels is None:
+        held_out = set(map(repr, split.held_out))
+        named = np.array([repr(name) for name in labels.names], dtype=object)
+        group_of_cell = named[labels.name_of_cell]
+    else:
         if len(split.held_out) != len(split.held_out_levels):
             raise InvalidSplitError(
                 f"{len(split.held_out)} labels are held out in {len(split.held_out_levels)} levels"
                 ". Give one level for each."
             )
-        held_out = set(zip(split.held_out, split.held_out_levels, strict=True))
-        group_of_cell = np.empty(len(label_of_cell), dtype=object)
-        group_of_cell[:] = list(zip(label_of_cell, levels, strict=True))
-    if split.control[0] in split.held_out:
+        pairs = zip(split.held_out, split.held_out_levels, strict=True)
+        held_out = {f"{label!r} in {level!r}" for label, level in pairs}
+        cells = zip(labels.canonical, levels, strict=True)
+        group_of_cell = np.array([f"{label!r} in {level!r}" for label, level in cells], object)
+    if labels.control in split.held_out:
         raise InvalidSplitError(
-            f"The control ({split.control[0]!r}) cannot be held out. Remove it from `held_out`."
+            f"The control ({labels.control!r}) cannot be held out. Remove it from `held_out`."
         )
     groups = {part: held_out.intersection(group_of_cell[getattr(split, part)]) for part in PARTS}
     absent = held_out.difference(group_of_cell)
     if absent:
         raise InvalidSplitError(
-            f"No cell carries the held-out {_listed(absent)}. Hold out labels that occur."
+            f"No cell carries the held-out {', '.join(sorted(absent))}. Hold out labels that occur."
         )
     if groups["train"]:
         raise InvalidSplitError(
-            f"The split leaks: training cells carry the held-out {_listed(groups['train'])}. "
-            "Remove these cells from training."
+            "The split leaks: training cells carry the held-out "
+            f"{', '.join(sorted(groups['train']))}. Remove these cells from training."
         )
     both = groups["validation"] & groups["test"]
     if both:
         raise InvalidSplitError(
-            f"The split leaks: validation and test cells both carry the held-out {_listed(both)}, "
-            "so that what is tested also chooses the model. Leave it in one of the two."
+            "The split leaks: validation and test cells both carry the held-out "
+            f"{', '.join(sorted(both))}, so that what is tested also chooses the model. Leave it "
+            "in one of the two."
         )
-
-
-def _listed(groups: set[Any]) -> str:
-    return ", ".join(
-        repr(group) if isinstance(group, str) else f"{group[0]!r} in {group[1]!r}"
-        for group in sorted(groups)
-    )
