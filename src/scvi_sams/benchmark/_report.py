@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -51,7 +52,7 @@ def write_report(
         "as_table": _as_table,
         "number": _number,
     }
-    environment.tests["finite"] = np.isfinite
+    environment.tests["finite"] = math.isfinite
     methods = list(dict.fromkeys(summary["method"]))
     page = environment.get_template("report.html.jinja").render(
         title=title,
