@@ -5,11 +5,10 @@ from scvi_sams.plotting._benchmark import (
     benchmark_perturbations,
     benchmark_specificity,
 )
-from scvi_sams.plotting._calibration import mask_calibration
+from scvi_sams.plotting._diagnostics import mask_calibration, training_curves
 from scvi_sams.plotting._genes import ate_scatter, dose_response, effect_volcano, program_genes
 from scvi_sams.plotting._latent import latent
 from scvi_sams.plotting._matrices import interaction_matrix, masks, similarity
-from scvi_sams.plotting._training import training_curves
 
 __all__ = [
     "ate_scatter",

@@ -13,6 +13,8 @@ from matplotlib.axis import Axis
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
+from scvi_sams.exceptions import SAMSError
+
 FONT_SIZE = 7
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, told apart with any colour vision; shapes or line styles differ as well."""
@@ -30,6 +32,36 @@ _ADJUSTMENT = {
 def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
     """Axes of a new figure of this size in inches, unless there are some."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def new_panels(
+    axes: Sequence[Axes] | np.ndarray | None,
+    names: Sequence[str],
+    what: str,
+    *,
+    size: tuple[float, float],
+    n_columns: int,
+) -> list[Axes]:
+    """One axes per name, of a new figure unless there are some.
+
+    Raises
+    ------
+    SAMSError
+        If there are more axes, or fewer.
+    """
+    n = len(names)
+    if axes is None:
+        n_rows = -(-n // n_columns)
+        figure, grid = plt.subplots(
+            n_rows, n_columns, figsize=size, layout="constrained", squeeze=False
+        )
+        axes = grid.ravel()[:n]
+        for unused in grid.ravel()[n:]:
+            figure.delaxes(unused)
+    panels = list(np.ravel(axes))
+    if len(panels) != n:
+        raise SAMSError(f"{n} {what} need as many axes, not {len(panels)}.")
+    return panels
 
 
 def lay_out(ax: Axes) -> None:
