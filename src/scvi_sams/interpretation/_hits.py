@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scvi_sams._checks import check_integer, check_key, check_model
+from scvi_sams._checks import check_integer, check_key
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import active_at_fdr
 
@@ -81,7 +81,6 @@ def perturbation_hits(
     >>> hits.columns.tolist()[:4]
     ['n_cells', 'few_cells', 'expected_active_latents', 'active_latents']
     """
-    check_model("predict_ate", model=model)
     check_integer(n_genes=n_genes)
     check_integer(at_least=0, min_cells=min_cells)
     check_key(key_added=key_added)
@@ -112,8 +111,7 @@ def perturbation_hits(
 
 def _strongest(ate: AnnData, n_genes: int, *, sign: int) -> list[str]:
     """Name the genes with the largest effects of a sign, of those whose sign is sure."""
-    n_draws = ate.uns["ate"]["n_posterior_samples"]
-    posterior_sd = ate.layers["standard_error"] * n_draws**0.5
+    posterior_sd = ate.layers["standard_error"] * ate.uns["ate"]["n_posterior_samples"] ** 0.5
     strength = np.where(np.abs(ate.X) > _SURE * posterior_sd, sign * ate.X, 0)
     order = np.argsort(-strength, axis=1, kind="stable")[:, :n_genes]
     return [

@@ -10,9 +10,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse, stats
 
-from scvi_sams._checks import as_names, check_anndata, check_key, check_model, check_number
+from scvi_sams._checks import as_names, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
+from scvi_sams.interpretation._similarity import unit_rows
 from scvi_sams.labels._combinations import parts_of_combination
 from scvi_sams.labels._spelling import canonical_label, control_names
 from scvi_sams.metrics._observed import Method, check_unique, labelled_cells, normalised_expression
@@ -81,8 +82,6 @@ def observed_interactions(
     [[30, 60]]
     """
     check_number(target_sum=target_sum, above=0)
-    if direction is not None:
-        check_anndata(direction=direction)
     cells, labels = labelled_cells(
         adata, indices, perturbation_key=perturbation_key, control=control, delimiter=delimiter
     )
@@ -199,7 +198,6 @@ def genetic_interactions(
     >>> "predicted_score" in table and "observed_score" in table
     True
     """
-    check_model("predict_interactions", model=model)
     check_key(key_added=key_added)
     arguments = model._setup_arguments
     for key in ("dosage_key", "dosage_obsm_key"):
@@ -289,6 +287,4 @@ def _directions(
             f"`direction` has no {', '.join(map(repr, missing[:5]))}. Predict the interactions of "
             "the same combinations."
         )
-    additive = np.asarray(predicted.layers["additive"], dtype=np.float64)[rows]
-    norms = np.linalg.norm(additive, axis=1, keepdims=True)
-    return np.divide(additive, norms, out=np.zeros_like(additive), where=norms > 0)
+    return unit_rows(np.asarray(predicted.layers["additive"], dtype=np.float64)[rows])

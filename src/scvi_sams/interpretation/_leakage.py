@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scvi_sams._checks import check_integer, check_model
+from scvi_sams._checks import check_integer
 from scvi_sams._torch import fixed_seed
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import MissingControlError
@@ -92,7 +92,6 @@ def basal_leakage(
     >>> leakage.columns.tolist(), leakage.index[-1]
     (['auc_basal', 'auc_total', 'n_cells'], 'all')
     """
-    check_model("get_latent_representation", model=model)
     check_integer(at_least=0, seed=seed)
     # The AnnData that scvi-tools makes of a view is what is registered.
     adata = model._validate_anndata(adata)

@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import cdist, squareform
 
-from scvi_sams._checks import check_ate, check_bool, check_choice, check_matrix, check_table
+from scvi_sams._checks import check_ate, check_choice, check_matrix, check_table
 from scvi_sams.exceptions import SAMSError
 
 _MOST_FOR_OPTIMAL_ORDER = 1000
@@ -61,7 +61,6 @@ def perturbation_similarity(
     C  0.0  0.0  1.0
     """
     check_choice("metric", metric, ("cosine", "jaccard"))
-    check_bool(order=order)
     if isinstance(table, AnnData):
         check_ate(table=table)
         names, values = table.obs_names, np.asarray(table.X, dtype=np.float64)
@@ -71,7 +70,7 @@ def perturbation_similarity(
     if np.isnan(values).any():
         bad = names[np.isnan(values).any(axis=1)]
         raise SAMSError(f"{len(bad)} perturbations have NaN entries, such as {bad[0]!r}.")
-    similarity = _cosine(values) if metric == "cosine" else _weighted_jaccard(values)
+    similarity = cosine_similarity(values) if metric == "cosine" else _weighted_jaccard(values)
     np.fill_diagonal(similarity, 1)
     if order:
         leaves = hierarchical_order(similarity)
@@ -98,9 +97,15 @@ def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
     return leaves_list(linkage(squareform(distance), method="average", optimal_ordering=optimal))
 
 
-def _cosine(values: np.ndarray) -> np.ndarray:
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Rows of length 1; rows of zeros stay as they are."""
     norms = np.linalg.norm(values, axis=1, keepdims=True)
-    units = np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+    return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+
+
+def cosine_similarity(values: np.ndarray) -> np.ndarray:
+    """Cosine similarity of every two rows; 0 for a row of zeros."""
+    units = unit_rows(values)
     return np.clip(units @ units.T, -1, 1)
 
 

@@ -13,9 +13,10 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
-from scvi_sams._checks import check_integer, check_models, check_table
+from scvi_sams._checks import check_integer, check_table
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.interpretation._similarity import unit_rows
 from scvi_sams.metrics._alignment import check_same_rows
 from scvi_sams.metrics._similarity import ratio
 
@@ -207,7 +208,6 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
     >>> stability.pairs[["first", "second", "jaccard"]].values.tolist()
     [[0.0, 1.0, 1.0]]
     """
-    check_models("get_perturbation_masks", "get_perturbation_effects", models=models)
     runs = _read_runs(models, fdr)
     pairs, jaccards, cosines = [], [], []
     for first, second in combinations(range(len(runs)), 2):
@@ -265,7 +265,6 @@ def consensus_masks(
     >>> consensus.masks.shape, consensus.support.shape
     ((8, 6), (8, 6))
     """
-    check_models("get_perturbation_masks", "get_perturbation_effects", models=models)
     check_integer(at_least=None, reference=reference)
     runs = _read_runs(models, fdr)
     if not 0 <= reference < len(runs):
@@ -312,7 +311,7 @@ def _read_runs(models: Sequence[MaskedModel], fdr: float) -> list[_Run]:
 def _match(effects: np.ndarray, reference: np.ndarray) -> _Matching:
     if not (np.isfinite(effects).all() and np.isfinite(reference).all()):
         raise SAMSError("Some effects are not finite: training diverged. Leave out that run.")
-    cosine = _directions(reference).T @ _directions(effects)
+    cosine = unit_rows(reference.T) @ unit_rows(effects.T).T
     rows, columns = linear_sum_assignment(np.abs(cosine), maximize=True)
     found = cosine[rows, columns] != 0
     rows, columns = rows[found], columns[found]
@@ -320,11 +319,6 @@ def _match(effects: np.ndarray, reference: np.ndarray) -> _Matching:
     positions, cosines = np.full(n_reference, -1), np.zeros(n_reference)
     positions[rows], cosines[rows] = columns, cosine[rows, columns]
     return _Matching(positions, np.sign(cosines).astype(int), np.abs(cosines))
-
-
-def _directions(effects: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(effects, axis=0)
-    return effects / np.where(norms > 0, norms, 1)
 
 
 def _match_runs(run: _Run, reference: _Run) -> _Matching:

@@ -242,7 +242,8 @@ def benchmark_perturbations(
 
 
 def _check_columns(name: str, table: pd.DataFrame) -> None:
-    absent = [column for column in ("method", "metric", "mode") if column not in table]
+    columns = getattr(table, "columns", ())  # of the whole result it is one step further
+    absent = [column for column in ("method", "metric", "mode") if column not in columns]
     if absent:
         raise MissingKeyError(
             f"`{name}` has no column {absent[0]!r}. Pass the table of a BenchmarkResult: "

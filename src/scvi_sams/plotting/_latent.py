@@ -80,7 +80,14 @@ def latent(
     if not basis:
         raise InvalidArgumentError("`basis` is empty: name representations of adata.obsm.")
     highlight = None if highlight is None else as_names("highlight", highlight)
-    _check_keys_exist(adata, basis, color)
+    if color not in adata.obs:
+        raise MissingKeyError(f"obs has no column {color!r} to colour the cells by.")
+    absent = [key for key in basis if key not in adata.obsm]
+    if absent:
+        raise MissingKeyError(
+            f"obsm has no {', '.join(map(repr, absent))}. Compute it first with the model's "
+            "get_latent_representation."
+        )
     labels = adata.obs[color].astype(str)
     palette = dict(zip(_highlighted(labels, highlight), _COLORS, strict=False))
     n_others = labels.nunique() - len(palette)
@@ -119,17 +126,6 @@ def latent(
             points.set_rasterized(True)
     panels[-1].get_legend().set_title(color, prop={"size": 8})
     return panels
-
-
-def _check_keys_exist(adata: ad.AnnData, basis: Sequence[str], color: str) -> None:
-    absent = [key for key in basis if key not in adata.obsm]
-    if absent:
-        raise MissingKeyError(
-            f"obsm has no {', '.join(map(repr, absent))}. Compute it first with the model's "
-            "get_latent_representation."
-        )
-    if color not in adata.obs:
-        raise MissingKeyError(f"obs has no column {color!r} to colour the cells by.")
 
 
 def _highlighted(labels: pd.Series, highlight: Sequence[str] | None) -> list[str]:

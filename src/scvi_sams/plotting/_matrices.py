@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from scvi_sams._checks import check_frame, check_number, check_table
+from scvi_sams._checks import check_number, check_table
 from scvi_sams.exceptions import MissingKeyError, SAMSError
 from scvi_sams.interpretation._programs import aligned_effects
-from scvi_sams.interpretation._similarity import hierarchical_order
+from scvi_sams.interpretation._similarity import cosine_similarity, hierarchical_order
 from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, new_axes
 
 _NOT_KNOWN = "0.88"
@@ -182,9 +182,8 @@ def interaction_matrix(
     >>> table = scvi_sams.tl.genetic_interactions(model, n_samples=200)
     >>> ax = scvi_sams.pl.interaction_matrix(table, "observed_relative", lower="predicted_relative")
     """
-    check_frame(interactions=interactions)
-    for column in (score, lower):
-        if column is not None and column not in interactions:
+    for column in (score,) if lower is None else (score, lower):
+        if column not in interactions:
             raise MissingKeyError(
                 f"The table has no column {column!r}; it has "
                 f"{', '.join(map(repr, interactions.columns))}."
@@ -200,10 +199,7 @@ def interaction_matrix(
     table = upper if lower is None else _matrix(names, pairs, interactions.loc[is_pair, lower])
     leaves = np.arange(len(names))
     if order:
-        known = np.nan_to_num(upper)
-        norms = np.linalg.norm(known, axis=1, keepdims=True)
-        units = np.divide(known, norms, out=np.zeros_like(known), where=norms > 0)
-        leaves = hierarchical_order(units @ units.T)
+        leaves = hierarchical_order(cosine_similarity(np.nan_to_num(upper)))
     above, below = (values[np.ix_(leaves, leaves)] for values in (upper, table))
     shown = np.where(np.triu(np.ones_like(above, dtype=bool)), above, below)
     # A single extreme pair would leave all others pale.
