@@ -57,8 +57,7 @@ def write_report(
     page = environment.get_template("report.html.jinja").render(
         title=title,
         settings=settings,
-        splits=_splits(settings["splits"]),
-        methods=_methods(settings["methods"], runs),
+        seconds=runs.groupby("method")["seconds"].mean(),
         axes=_headlines(summary),
         ordered=[m for m in methods if m not in _CONTROLS] + [m for m in _CONTROLS if m in methods],
         controls=_CONTROLS,
@@ -70,35 +69,12 @@ def write_report(
         .rename("seeds")
         .reset_index(),
         most_failures=_MOST_FAILURES,
-        all_numbers=_all_numbers(summary),
+        summary=summary.drop(columns=["n_seeds", "higher_is_better"]).rename(
+            columns=lambda name: name.replace("_", " ")
+        ),
         definitions=_definitions(summary),
     )
     write_whole(Path(path), lambda partial: partial.write_text(page, encoding="utf-8"))
-
-
-def _splits(splits: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "seed": seed,
-                "split": split["name"],
-                "settings": ", ".join(f"{k} = {v}" for k, v in split["settings"].items()),
-                **{part: f"{split[f'n_{part}']:,}" for part in ("train", "validation", "test")},
-                "held-out labels": len(split["held_out"]),
-            }
-            for seed, split in splits.items()
-        ]
-    )
-
-
-def _methods(methods: dict[str, str], runs: pd.DataFrame) -> pd.DataFrame:
-    seconds = runs.groupby("method", sort=False)["seconds"].mean()
-    return pd.DataFrame(
-        [
-            {"method": name, "settings": text, "seconds per fit": f"{seconds[name]:.1f}"}
-            for name, text in methods.items()
-        ]
-    )
 
 
 def _headlines(summary: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
@@ -172,13 +148,6 @@ def _perturbation_figures(scores: pd.DataFrame, summary: pd.DataFrame) -> list[d
     ]
 
 
-def _all_numbers(summary: pd.DataFrame) -> pd.DataFrame:
-    table = summary.drop(columns=["n_seeds", "higher_is_better"])
-    for column in table.select_dtypes("float"):
-        table[column] = table[column].map(_number)
-    return table.rename(columns=lambda name: name.replace("_", " "))
-
-
 def _definitions(summary: pd.DataFrame) -> pd.DataFrame:
     table = define_metrics().merge(summary[["mode", "metric"]].drop_duplicates())
     better = table["higher_is_better"].map({True: "higher", False: "lower"})
@@ -192,7 +161,14 @@ def _definitions(summary: pd.DataFrame) -> pd.DataFrame:
 def _as_table(frame: pd.DataFrame, wrap: bool) -> str:
     with pd.option_context("display.max_colwidth", None):
         # pandas escapes what is in the cells.
-        return frame.to_html(index=False, border=0, justify="left", classes=["wrap"] * wrap)
+        return frame.to_html(
+            index=False,
+            border=0,
+            justify="left",
+            classes=["wrap"] * wrap,
+            float_format=_number,
+            na_rep=_NOTHING,
+        )
 
 
 def _svg(draw: Callable[..., Axes], size: tuple[float, float], description: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from scipy import sparse, stats
 from scvi_sams._checks import as_names, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
-from scvi_sams.interpretation._similarity import unit_rows
+from scvi_sams.interpretation._perturbations import unit_rows
 from scvi_sams.labels._combinations import parts_of_combination
 from scvi_sams.labels._spelling import canonical_label, control_names
 from scvi_sams.metrics._observed import Method, check_unique, labelled_cells, normalised_expression

@@ -62,7 +62,7 @@ def basal_leakage(
         and test cells, if these are at least 10 control cells, and 10 cells of at least half of
         the perturbations that have as many at all; otherwise, and for other data, all cells.
     seed
-        Of the draws and of the folds; the global random state plays no part.
+        Of the samples and of the folds; the global random state plays no part.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def basal_leakage(
     Shifts are at their posterior mean, so that an effect the model is unsure of does not count as
     leaking. Basal states are drawn, because that is what is decoded. Their posterior means would
     exaggerate: in a dimension that the decoder hardly uses, traces of the shift in the mean are
-    small next to the noise of a draw, but not next to the spread of the other means.
+    small next to the noise of a sample, but not next to the spread of the other means.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def _states(
     """Draw basal states, and add the mean shifts; both of shape ``(n_cells, n_latent)``."""
     states = []
     for representation in ("basal", "perturbed"):
-        # The same seed: both are of the same draws.
+        # The same seed: both are of the same samples.
         with fixed_seed(seed, model.module.device):
             states.append(
                 model.get_latent_representation(
@@ -175,11 +175,5 @@ def _auc(states: np.ndarray, is_perturbed: np.ndarray, is_control: np.ndarray, s
     cells = is_perturbed | is_control
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=seed)
-    scores = cross_val_score(
-        classifier,
-        states[cells],
-        is_perturbed[cells],
-        cv=folds,
-        scoring="roc_auc",
-    )
-    return float(scores.mean())
+    x, y = states[cells], is_perturbed[cells]
+    return float(cross_val_score(classifier, x, y, cv=folds, scoring="roc_auc").mean())

@@ -52,17 +52,14 @@ def benchmark_metric(
     rows = _rows_of(summary, metric, mode).iloc[::-1]
     ax = new_axes(ax, 4.2, 0.6 + 0.25 * len(rows))
     places = np.arange(len(rows))
-    means = rows["mean"].fillna(rows["mean_of_succeeded"]).to_numpy()
     low = rows["low"].fillna(rows["mean"] - rows["sd_over_seeds"]).to_numpy()
     high = rows["high"].fillna(rows["mean"] + rows["sd_over_seeds"]).to_numpy()
-    for place, mean, start, end, (_, row) in zip(
-        places, means, low, high, rows.iterrows(), strict=True
-    ):
+    for place, start, end, (_, row) in zip(places, low, high, rows.iterrows(), strict=True):
         is_control = row["method"] in _CONTROLS
         colour = _CONTROL_COLOUR if is_control else _METHOD_COLOUR
         ax.plot([start, end], [place, place], color=colour, linewidth=1.4, zorder=2)
         ax.plot(
-            mean,
+            row["shown"],
             place,
             marker="D" if is_control else "o",
             markersize=5,
@@ -126,7 +123,7 @@ def benchmark_specificity(
         colour = _CONTROL_COLOUR if is_control else next(colours)
         marker = "dh*"[_CONTROLS.index(str(method))] if is_control else next(markers)
         hollow = bool(x["n_failed"])
-        place = (_known_mean(x), _known_mean(y))
+        place = (x["shown"], y["shown"])
         ax.plot([x["low"], x["high"]], [place[1]] * 2, color=colour, linewidth=0.8, zorder=2)
         ax.plot([place[0]] * 2, [y["low"], y["high"]], color=colour, linewidth=0.8, zorder=2)
         ax.plot(
@@ -232,12 +229,12 @@ def benchmark_perturbations(
         fontsize=_FONT_SIZE,
     )
     ax.set(xlim=ends, ylim=ends, aspect="equal")
-    ax.set_xlabel(f"{reference}", fontsize=_FONT_SIZE)
+    ax.set_xlabel(reference, fontsize=_FONT_SIZE)
     ax.set_ylabel(metric, fontsize=_FONT_SIZE)
     ax.tick_params(labelsize=_FONT_SIZE - 1, length=2)
     worst = np.argsort(-behind, kind="stable")[:label_worst]
     worst = worst[behind[worst] > 0]
-    label_points(ax, np.column_stack([x, y]), worst, [str(name) for name in both.index[worst]])
+    label_points(ax, x, y, {place: both.index[place] for place in worst})
     return ax
 
 
@@ -267,11 +264,8 @@ def _rows_of(summary: pd.DataFrame, metric: str, mode: str | None) -> pd.DataFra
             f"Several modes have a metric {metric!r}; pass `mode`, one of "
             f"{', '.join(map(repr, rows['mode'].unique()))}."
         )
+    rows = rows.assign(shown=rows["mean"].fillna(rows["mean_of_succeeded"]))
     return rows[rows["over"] == "all"] if (rows["over"] == "all").any() else rows
-
-
-def _known_mean(row: pd.Series) -> float:
-    return row["mean_of_succeeded"] if np.isnan(row["mean"]) else row["mean"]
 
 
 def _name(rows: pd.DataFrame) -> str:

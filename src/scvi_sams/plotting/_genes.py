@@ -12,6 +12,7 @@ from scipy import stats
 
 from scvi_sams._checks import as_names, check_ate, check_integer, check_number, check_table
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
+from scvi_sams.interpretation._perturbations import SURE
 from scvi_sams.interpretation._programs import top_genes
 from scvi_sams.metrics._ate import align_ate, effect_metrics
 from scvi_sams.plotting._style import COLOURS, FONT_SIZE, label_points, lay_out, new_axes, tidy
@@ -20,8 +21,6 @@ _UP, _DOWN, _REST = "#D55E00", "#0072B2", "#BBBBBB"
 _CURVE_COLOURS = (*COLOURS, "#000000")
 _LINE_STYLES = ("-", "--", "-.", ":")
 _FDR = 0.05
-_SURE = 2
-"""Posterior standard deviations, as in :func:`scvi_sams.tl.perturbation_hits`."""
 _NAME_SPACING = 1.35
 """Lines of text between names at the end of curves."""
 _MANY = 3000
@@ -138,7 +137,7 @@ def effect_volcano(
         meaning = "-log10 p-value"
     else:
         height = ratio / n_samples**0.5
-        is_sure = height > _SURE
+        is_sure = height > SURE
         meaning = "|effect| / posterior sd"
     is_sure &= np.abs(effect) >= min_effect
     ax = new_axes(ax, 4.2, 4)
@@ -157,12 +156,7 @@ def effect_volcano(
     tidy(ax)
     strongest = np.argsort(-np.where(is_sure, np.abs(effect), -1), kind="stable")[:label_top]
     strongest = strongest[is_sure[strongest]]
-    label_points(
-        ax,
-        np.column_stack([effect, height]),
-        strongest,
-        [str(name) for name in ate.var_names[strongest]],
-    )
+    label_points(ax, effect, height, {place: ate.var_names[place] for place in strongest})
     return ax
 
 
@@ -326,23 +320,23 @@ def ate_scatter(
     ax.set(xlim=(-extreme, extreme), ylim=(-extreme, extreme), aspect="equal")
     ax.set(xlabel="observed effect", ylabel="predicted effect")
     ax.set_title(observed.uns["ate"].get("units", ""), fontsize=FONT_SIZE)
+    perturbations = f"{observed.n_obs:,} perturbation{'s' * (observed.n_obs != 1)}"
+    lines = [f"Pearson {effect_metrics(y, x)['pearson']:.3f}"]
+    lines += [f"{perturbations}, {observed.n_vars:,} genes"]
+    if n_missing := int(missing.sum()):
+        lines += [f"{n_missing:,} not predicted (drawn at 0)"]
     summary = ax.text(
         0.03,
         0.97,
-        _summary(effect_metrics(y, x)["pearson"], observed, int(missing.sum())),
+        "\n".join(lines),
         transform=ax.transAxes,
         va="top",
         fontsize=FONT_SIZE + 1,
     )
 
     strongest = np.argsort(-np.abs(x), kind="stable")[:label_top]
-    label_points(
-        ax,
-        np.column_stack([x, y]),
-        strongest,
-        [_entry_name(observed, position) for position in strongest],
-        avoid=[summary],
-    )
+    names = {place: _entry_name(observed, place) for place in strongest}
+    label_points(ax, x, y, names, avoid=[summary])
     return ax
 
 
@@ -363,16 +357,6 @@ def _draw_points(ax: Axes, x: np.ndarray, y: np.ndarray, extreme: float) -> None
         linewidths=0.1,
     )
     ax.figure.colorbar(hexagons, ax=ax, label="gene-perturbation pairs", shrink=0.6)
-
-
-def _summary(pearson: float, observed: ad.AnnData, n_missing: int) -> str:
-    lines = [
-        f"Pearson {pearson:.3f}",
-        f"{observed.n_obs:,} perturbation{'s' * (observed.n_obs != 1)}, {observed.n_vars:,} genes",
-    ]
-    if n_missing:
-        lines.append(f"{n_missing:,} not predicted (drawn at 0)")
-    return "\n".join(lines)
 
 
 def _entry_name(observed: ad.AnnData, position: int) -> str:

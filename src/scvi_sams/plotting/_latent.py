@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 
 from scvi_sams._checks import as_names
 from scvi_sams._constants import RESULT_KEYS
@@ -124,7 +125,8 @@ def latent(
         ax.set(xlabel="UMAP 1", ylabel="UMAP 2")
         for points in ax.collections:
             points.set_rasterized(True)
-    panels[-1].get_legend().set_title(color, prop={"size": 8})
+    legend = panels[-1].get_legend()
+    legend.set_title(color, prop=FontProperties(size=8))  # type: ignore[union-attr]
     return panels
 
 

@@ -11,8 +11,8 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from scvi_sams._checks import check_number, check_table
 from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.interpretation._perturbations import cosine_similarity, hierarchical_order
 from scvi_sams.interpretation._programs import aligned_effects
-from scvi_sams.interpretation._similarity import cosine_similarity, hierarchical_order
 from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, new_axes
 
 _NOT_KNOWN = "0.88"

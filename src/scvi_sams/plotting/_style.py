@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,13 +42,7 @@ def new_panels(
     size: tuple[float, float],
     n_columns: int,
 ) -> list[Axes]:
-    """One axes per name, of a new figure unless there are some.
-
-    Raises
-    ------
-    SAMSError
-        If there are more axes, or fewer.
-    """
+    """One axes per name, of a new figure unless there are some; an error if there are others."""
     n = len(names)
     if axes is None:
         n_rows = -(-n // n_columns)
@@ -58,7 +52,7 @@ def new_panels(
         axes = grid.ravel()[:n]
         for unused in grid.ravel()[n:]:
             figure.delaxes(unused)
-    panels = list(np.ravel(axes))
+    panels = list(np.ravel(np.asarray(axes, dtype=object)))
     if len(panels) != n:
         raise SAMSError(f"{n} {what} need as many axes, not {len(panels)}.")
     return panels
@@ -76,14 +70,9 @@ def tidy(ax: Axes, font_size: int = FONT_SIZE) -> None:
 
 
 def label_points(
-    ax: Axes,
-    points: np.ndarray,
-    chosen: np.ndarray,
-    names: Sequence[str],
-    *,
-    avoid: Sequence[Text] = (),
+    ax: Axes, x: np.ndarray, y: np.ndarray, names: Mapping[int, str], *, avoid: Sequence[Text] = ()
 ) -> None:
-    """Name the chosen points, each beside it and away from the others and from other texts.
+    """Name points by their positions, beside them and away from the others and from other texts.
 
     A name that finds no free place, inside the axes and without crossing the names before it, is
     left out.
@@ -94,23 +83,24 @@ def label_points(
     texts = [
         ax.annotate(
             name,
-            points[position],
-            xytext=points[position],
+            (x[place], y[place]),
+            xytext=(x[place], y[place]),
             ha="center",
             va="center",
             fontsize=FONT_SIZE,
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )
-        for position, name in zip(chosen, names, strict=True)
+        for place, name in names.items()
     ]
     boxes = [text.get_window_extent() for text in avoid]
     unit = ax.figure.dpi / 72
     # Of points that lie on each other one is enough to keep away from.
-    squares = ax.transData.transform(points) // (6 * unit)
+    squares = ax.transData.transform(np.column_stack([x, y])) // (6 * unit)
     _, distinct = np.unique(squares, axis=0, return_index=True)
     _, lines = adjust_text(
         texts,
-        *points[distinct].T,
+        x[distinct],
+        y[distinct],
         objects=[box.transformed(ax.transData.inverted()) for box in boxes] or None,
         ax=ax,
         explode_radius=75 * unit,
