@@ -15,7 +15,7 @@ from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
 from scvi_sams.interpretation._perturbations import unit_rows
 from scvi_sams.labels._combinations import parts_of_combination
-from scvi_sams.labels._spelling import canonical_label, control_names
+from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import Method, check_unique, labelled_cells, normalised_expression
 
 if TYPE_CHECKING:
@@ -88,27 +88,26 @@ def observed_interactions(
     values = normalised_expression(
         cells, method, layer=layer, size_factor_key=size_factor_key, target_sum=target_sum
     )
-    base = control_names(control)[0]
+    spelling = Spelling.of(control, delimiter)
+    base, canonical = spelling.control_label, spelling.canonical
     cells_of = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
     if combinations is None:
-        combinations = _complete_combinations(cells_of, delimiter)
+        combinations = _complete_combinations(cells_of, spelling)
     combinations = as_names("combinations", combinations)
     if not combinations:
         raise InvalidArgumentError("`combinations` is empty: name combinations, or None for all.")
-    names = [canonical_label(c, delimiter=delimiter, control=control) for c in combinations]
+    names = [canonical(c) for c in combinations]
     check_unique(names)
     directions = None
     if direction is not None:
-        rows = [
-            canonical_label(c, delimiter=delimiter, control=control) for c in direction.obs_names
-        ]
+        rows = [canonical(c) for c in direction.obs_names]
         directions = _directions(direction, adata.var_names, rows, names)
 
     means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     tables: dict[str, list] = {"X": [], "effect": [], "additive": [], "standard_error": []}
     summaries = []
     for place, name in enumerate(names):
-        parts = parts_of_combination(name, delimiter)
+        parts = parts_of_combination(name, spelling.delimiter)
         _check_measured([name, *parts, base], cells_of)
         for group in (name, *parts, base):
             if group not in means:
@@ -252,10 +251,10 @@ def _mean_and_squared_error(values: Any) -> tuple[np.ndarray, np.ndarray]:
     return dense_mean, spread / (n_cells - 1 if n_cells > 1 else np.nan)
 
 
-def _complete_combinations(cells_of: dict[str, np.ndarray], delimiter: str | None) -> list[str]:
-    split = {name: name.split(delimiter) if delimiter else [name] for name in cells_of}
+def _complete_combinations(cells_of: dict[str, np.ndarray], spelling: Spelling) -> list[str]:
+    split = {name: spelling.perturbations(name) for name in cells_of}
     found = [
-        name for name, parts in split.items() if len(parts) > 1 and set(parts) <= set(cells_of)
+        name for name, parts in split.items() if len(parts) > 1 and cells_of.keys() >= {*parts}
     ]
     if not found:
         raise SAMSError(
