@@ -108,13 +108,6 @@ UNKNOWN: list[Case] = [
         for name, value in (("key_added", 3), ("n_genes", 2.5), ("min_cells", "few"), ("fdr", 2))
     ),
     refused(
-        "`tl.perturbation_hits`: a table in place of the model",
-        lambda situation: tl.perturbation_hits(situation.adata.to_df()),
-        InvalidArgumentError,
-        "`model` must be a trained model",
-        "DataFrame",
-    ),
-    refused(
         "`tl.genetic_interactions`: `key_added` is a list",
         lambda situation: tl.genetic_interactions(situation.shared, key_added=["mine"]),
         InvalidArgumentError,
@@ -144,18 +137,9 @@ UNKNOWN: list[Case] = [
         for name, value, error, named in (
             ("basis", [], InvalidArgumentError, ("`basis` is empty",)),
             ("basis", "X_none", MissingKeyError, ("'X_none'", "get_latent_representation")),
-            ("color", 3, InvalidArgumentError, ("`color`", "3")),
+            ("color", 3, MissingKeyError, ("no column 3",)),
             ("highlight", 5, InvalidArgumentError, ("`highlight`", "5")),
         )
-    ),
-    refused(
-        "`pl.masks`: `ax` is a figure's name",
-        lambda situation: pl.masks(
-            situation.shared.get_perturbation_masks(key_added=None), ax="figure 1"
-        ),
-        InvalidArgumentError,
-        "`ax` must be axes of matplotlib",
-        "'figure 1'",
     ),
     refused(
         "`evaluation.observed_ate`: a matrix in place of the AnnData",

@@ -39,16 +39,16 @@ def colors_by_label(ax) -> dict[str, tuple]:
     handles = ax.get_legend().legend_handles
     texts = ax.get_legend().get_texts()
     return {
-        text.get_text(): to_rgba(handle.get_color())
+        text.get_text(): tuple(handle.get_facecolor()[0])
         for handle, text in zip(handles, texts, strict=True)
     }
 
 
 def drawn_colors(ax) -> tuple[int, dict[tuple, int]]:
     """Return the number of grey cells and the number of cells of each colour."""
-    rest, colored = ax.collections
-    colors, counts = np.unique(colored.get_facecolors(), axis=0, return_counts=True)
-    return len(rest.get_offsets()), dict(zip(map(tuple, colors), counts, strict=True))
+    colors, counts = np.unique(ax.collections[0].get_facecolors(), axis=0, return_counts=True)
+    drawn = dict(zip(map(tuple, colors), counts, strict=True))
+    return drawn.pop(GREY, 0), drawn
 
 
 def test_panels_are_titled_and_have_no_ticks():
@@ -95,11 +95,10 @@ def test_chosen_labels_are_highlighted():
 
 def test_cells_of_separate_groups_are_drawn_apart_in_their_colors():
     ax = plotting.latent(make_cells(6), basis=["X_sams_perturbed"], highlight=["P4", "P5"])[0]
-    rest, highlighted = ax.collections
+    cells = ax.collections[0]
     for color in (colors_by_label(ax)["P4"], colors_by_label(ax)["P5"]):
-        own = (highlighted.get_facecolors() == color).all(axis=1)
-        group = highlighted.get_offsets()[own]
-        others = np.concatenate([rest.get_offsets(), highlighted.get_offsets()[~own]])
+        own = (cells.get_facecolors() == color).all(axis=1)
+        group, others = cells.get_offsets()[own], cells.get_offsets()[~own]
         centre = group.mean(axis=0)
         farthest = np.linalg.norm(group - centre, axis=1).max()
         assert farthest < np.linalg.norm(others - centre, axis=1).min()
@@ -109,7 +108,7 @@ def test_the_same_data_gives_the_same_picture():
     cells = make_cells(4)
     first, second = (plotting.latent(cells, basis=["X_sams"])[0] for _ in range(2))
     np.testing.assert_array_equal(
-        first.collections[1].get_offsets(), second.collections[1].get_offsets()
+        first.collections[0].get_offsets(), second.collections[0].get_offsets()
     )
 
 

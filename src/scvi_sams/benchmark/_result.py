@@ -152,7 +152,15 @@ class BenchmarkResult:
         title
             Heading of the report.
         """
-        write_report(self, path, title)
+        write_report(
+            path,
+            title,
+            scores=self.scores,
+            runs=self.runs,
+            settings=self.settings,
+            summary=self.summary(),
+            failures=self.failures,
+        )
 
 
 def _statistics(group: pd.DataFrame) -> dict[str, float | int | bool]:

@@ -3,10 +3,13 @@
 Plain functions on the tables that models return, or on trained models; also as ``scvi_sams.tl``.
 """
 
-from scvi_sams.interpretation._hits import perturbation_hits
 from scvi_sams.interpretation._interactions import genetic_interactions, observed_interactions
+from scvi_sams.interpretation._perturbations import (
+    hierarchical_order,
+    perturbation_hits,
+    perturbation_similarity,
+)
 from scvi_sams.interpretation._programs import gene_ranking, latent_perturbations, top_genes
-from scvi_sams.interpretation._similarity import hierarchical_order, perturbation_similarity
 
 __all__ = [
     "gene_ranking",

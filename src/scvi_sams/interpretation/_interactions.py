@@ -10,9 +10,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse, stats
 
-from scvi_sams._checks import as_names, check_anndata, check_key, check_model, check_number
+from scvi_sams._checks import as_names, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
+from scvi_sams.interpretation._perturbations import unit_rows
 from scvi_sams.labels._labels import parts_of_combination
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import (
@@ -86,8 +87,6 @@ def observed_interactions(
     [[30, 60]]
     """
     check_number(target_sum=target_sum, above=0)
-    if direction is not None:
-        check_anndata(direction=direction)
     spelling = Spelling.of(control, delimiter)
     cells, labels = labelled_cells(adata, indices, perturbation_key, spelling)
     values = normalised_expression(
@@ -99,7 +98,7 @@ def observed_interactions(
         for place, name in enumerate(labels.names)
     }
     if combinations is None:
-        combinations = _complete_combinations(cells_of, delimiter)
+        combinations = _complete_combinations(cells_of, spelling)
     combinations = as_names("combinations", combinations)
     if not combinations:
         raise InvalidArgumentError("`combinations` is empty: name combinations, or None for all.")
@@ -114,7 +113,7 @@ def observed_interactions(
     tables: dict[str, list] = {"X": [], "effect": [], "additive": [], "standard_error": []}
     summaries = []
     for place, name in enumerate(names):
-        parts = parts_of_combination(name, delimiter)
+        parts = parts_of_combination(name, spelling.delimiter)
         _check_measured([name, *parts, base], cells_of)
         for group in (name, *parts, base):
             if group not in means:
@@ -204,7 +203,6 @@ def genetic_interactions(
     >>> "predicted_score" in table and "observed_score" in table
     True
     """
-    check_model("predict_interactions", model=model)
     check_key(key_added=key_added)
     arguments = model._setup_arguments
     for key in ("dosage_key", "dosage_obsm_key"):
@@ -259,10 +257,10 @@ def _mean_and_squared_error(values: Any) -> tuple[np.ndarray, np.ndarray]:
     return dense_mean, spread / (n_cells - 1 if n_cells > 1 else np.nan)
 
 
-def _complete_combinations(cells_of: dict[str, np.ndarray], delimiter: str | None) -> list[str]:
-    split = {name: name.split(delimiter) if delimiter else [name] for name in cells_of}
+def _complete_combinations(cells_of: dict[str, np.ndarray], spelling: Spelling) -> list[str]:
+    split = {name: spelling.perturbations(name) for name in cells_of}
     found = [
-        name for name, parts in split.items() if len(parts) > 1 and set(parts) <= set(cells_of)
+        name for name, parts in split.items() if len(parts) > 1 and cells_of.keys() >= {*parts}
     ]
     if not found:
         raise SAMSError(
@@ -294,6 +292,4 @@ def _directions(
             f"`direction` has no {', '.join(map(repr, missing[:5]))}. Predict the interactions of "
             "the same combinations."
         )
-    additive = np.asarray(predicted.layers["additive"], dtype=np.float64)[rows]
-    norms = np.linalg.norm(additive, axis=1, keepdims=True)
-    return np.divide(additive, norms, out=np.zeros_like(additive), where=norms > 0)
+    return unit_rows(np.asarray(predicted.layers["additive"], dtype=np.float64)[rows])

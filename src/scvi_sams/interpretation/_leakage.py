@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scvi_sams._checks import check_integer, check_model
+from scvi_sams._checks import check_integer
 from scvi_sams._torch import fixed_seed
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import MissingControlError
@@ -61,7 +61,7 @@ def basal_leakage(
         and test cells, if these are at least 10 control cells, and 10 cells of at least half of
         the perturbations that have as many at all; otherwise, and for other data, all cells.
     seed
-        Of the draws and of the folds; the global random state plays no part.
+        Of the samples and of the folds; the global random state plays no part.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def basal_leakage(
     Shifts are at their posterior mean, so that an effect the model is unsure of does not count as
     leaking. Basal states are drawn, because that is what is decoded. Their posterior means would
     exaggerate: in a dimension that the decoder hardly uses, traces of the shift in the mean are
-    small next to the noise of a draw, but not next to the spread of the other means.
+    small next to the noise of a sample, but not next to the spread of the other means.
 
     Examples
     --------
@@ -91,7 +91,6 @@ def basal_leakage(
     >>> leakage.columns.tolist(), leakage.index[-1]
     (['auc_basal', 'auc_total', 'n_cells'], 'all')
     """
-    check_model("get_latent_representation", model=model)
     check_integer(at_least=0, seed=seed)
     # The AnnData that scvi-tools makes of a view is what is registered.
     adata = model._validate_anndata(adata)
@@ -127,7 +126,7 @@ def _states(
     """Draw basal states, and add the mean shifts; both of shape ``(n_cells, n_latent)``."""
     states = []
     for representation in ("basal", "perturbed"):
-        # The same seed: both are of the same draws.
+        # The same seed: both are of the same samples.
         with fixed_seed(seed, model.module.device):
             states.append(
                 model.get_latent_representation(
@@ -173,11 +172,5 @@ def _auc(states: np.ndarray, is_perturbed: np.ndarray, is_control: np.ndarray, s
     cells = is_perturbed | is_control
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=seed)
-    scores = cross_val_score(
-        classifier,
-        states[cells],
-        is_perturbed[cells],
-        cv=folds,
-        scoring="roc_auc",
-    )
-    return float(scores.mean())
+    x, y = states[cells], is_perturbed[cells]
+    return float(cross_val_score(classifier, x, y, cv=folds, scoring="roc_auc").mean())

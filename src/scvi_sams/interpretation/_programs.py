@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from scvi_sams._checks import check_choice, check_integer, check_table, check_text
+from scvi_sams._checks import check_choice, check_integer, check_table
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.exceptions import MissingKeyError, SAMSError
 
@@ -136,10 +136,7 @@ def latent_perturbations(
 def aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
     """Rows and columns of ``effects`` in the order of ``masks``; an error if one is not there."""
     check_table(effects=effects, masks=masks)
-    absent = [
-        *masks.index.difference(effects.index),
-        *masks.columns.difference(effects.columns),
-    ]
+    absent = [*masks.index.difference(effects.index), *masks.columns.difference(effects.columns)]
     if absent:
         raise MissingKeyError(
             f"`effects` has no row or column {', '.join(map(repr, absent[:5]))} "
@@ -184,7 +181,6 @@ def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
     """
     check_table(programs=programs)
-    check_text(latent=latent)
     if latent not in programs:
         raise MissingKeyError(
             f"There is no latent dimension {latent!r}; there are {programs.columns[0]!r} to "

@@ -13,9 +13,10 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
-from scvi_sams._checks import check_integer, check_models, check_table
+from scvi_sams._checks import check_integer, check_table
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.interpretation._perturbations import unit_rows
 from scvi_sams.metrics._profiles import ratio
 from scvi_sams.metrics._recovery import check_same_rows
 
@@ -29,13 +30,11 @@ class MaskedModel(Protocol):
 
     def get_perturbation_masks(self, *, key_added: str | None = ...) -> pd.DataFrame:
         """Return inclusion probabilities, perturbations x latent."""
-        ...
 
     def get_perturbation_effects(
         self, *, key_added: str | None = ...
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return mean and standard deviation of the masked effects, perturbations x latent."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +86,20 @@ class _Run(NamedTuple):
     effects: pd.DataFrame
     active: pd.DataFrame
 
-    @property
-    def effects_of_live_latents(self) -> np.ndarray:
-        """Mean effects; 0 in latents that move nothing, so that they match nothing.
+    def matched_to(self, reference: _Run) -> _Matching:
+        """Match latents by their mean effects; those that move nothing match nothing.
 
         What is left in them is noise. Among few perturbations, noise is often more similar to noise
         by chance than what two runs found, and would take its partners away.
         """
-        return np.where(self.active.any(axis=0), self.effects, 0).astype(np.float64)
+        if self is reference:
+            n_latent = self.masks.shape[1]
+            return _Matching(np.arange(n_latent), np.ones(n_latent, dtype=int), np.ones(n_latent))
+        live = (
+            np.where(run.active.any(axis=0), run.effects, 0).astype(np.float64)
+            for run in (self, reference)
+        )
+        return _match(*live)
 
 
 class _Matching(NamedTuple):
@@ -207,11 +212,10 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
     >>> stability.pairs[["first", "second", "jaccard"]].values.tolist()
     [[0.0, 1.0, 1.0]]
     """
-    check_models("get_perturbation_masks", "get_perturbation_effects", models=models)
     runs = _read_runs(models, fdr)
     pairs, jaccards, cosines = [], [], []
     for first, second in combinations(range(len(runs)), 2):
-        matching = _match_runs(runs[second], runs[first])
+        matching = runs[second].matched_to(runs[first])
         agreement, jaccard = _compare(runs[first], runs[second], matching)
         pairs.append({"first": first, "second": second, **agreement})
         jaccards.append(jaccard)
@@ -225,7 +229,9 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
         },
         index=names,
     )
-    latents = _stability_of_latents(runs[0], np.mean(cosines, axis=0))
+    n_active = runs[0].active.sum(axis=0)
+    cosine = np.where(n_active > 0, np.mean(cosines, axis=0), np.nan)
+    latents = pd.DataFrame({"cosine": cosine, "n_active": n_active})
     stability = MaskStability(pd.DataFrame(pairs), perturbations, latents)
     _warn_of_instability(stability, fdr)
     return stability
@@ -265,7 +271,6 @@ def consensus_masks(
     >>> consensus.masks.shape, consensus.support.shape
     ((8, 6), (8, 6))
     """
-    check_models("get_perturbation_masks", "get_perturbation_effects", models=models)
     check_integer(at_least=None, reference=reference)
     runs = _read_runs(models, fdr)
     if not 0 <= reference < len(runs):
@@ -274,8 +279,8 @@ def consensus_masks(
         )
     kept = runs[reference]
     totals = [np.zeros(kept.masks.shape) for _ in ConsensusMasks._fields]
-    for position, run in enumerate(runs):
-        matching = _identity(kept) if position == reference else _match_runs(run, kept)
+    for run in runs:
+        matching = run.matched_to(kept)
         placed = (
             matching.place(run.masks),
             matching.place(run.effects) * matching.signs,
@@ -299,20 +304,17 @@ def _read_runs(models: Sequence[MaskedModel], fdr: float) -> list[_Run]:
     names = tables[0].index
     for position, table in enumerate(tables):
         check_same_rows(names, table.index, f"run 0 and run {position}", "perturbations")
-    runs = []
-    for model, table in zip(models, tables, strict=True):
-        masks = table.loc[names]
-        effects = model.get_perturbation_effects(key_added=None)[0]
-        runs.append(
-            _Run(masks, effects.loc[names], active_at_fdr(masks, fdr)),
-        )
-    return runs
+    effects = [model.get_perturbation_effects(key_added=None)[0] for model in models]
+    return [
+        _Run(masks.loc[names], mean.loc[names], active_at_fdr(masks.loc[names], fdr))
+        for masks, mean in zip(tables, effects, strict=True)
+    ]
 
 
 def _match(effects: np.ndarray, reference: np.ndarray) -> _Matching:
     if not (np.isfinite(effects).all() and np.isfinite(reference).all()):
         raise SAMSError("Some effects are not finite: training diverged. Leave out that run.")
-    cosine = _directions(reference).T @ _directions(effects)
+    cosine = unit_rows(reference.T) @ unit_rows(effects.T).T
     rows, columns = linear_sum_assignment(np.abs(cosine), maximize=True)
     found = cosine[rows, columns] != 0
     rows, columns = rows[found], columns[found]
@@ -320,20 +322,6 @@ def _match(effects: np.ndarray, reference: np.ndarray) -> _Matching:
     positions, cosines = np.full(n_reference, -1), np.zeros(n_reference)
     positions[rows], cosines[rows] = columns, cosine[rows, columns]
     return _Matching(positions, np.sign(cosines).astype(int), np.abs(cosines))
-
-
-def _directions(effects: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(effects, axis=0)
-    return effects / np.where(norms > 0, norms, 1)
-
-
-def _match_runs(run: _Run, reference: _Run) -> _Matching:
-    return _match(run.effects_of_live_latents, reference.effects_of_live_latents)
-
-
-def _identity(run: _Run) -> _Matching:
-    n_latent = run.masks.shape[1]
-    return _Matching(np.arange(n_latent), np.ones(n_latent, dtype=int), np.ones(n_latent))
 
 
 def _compare(first: _Run, second: _Run, matching: _Matching) -> tuple[dict[str, float], np.ndarray]:
@@ -360,33 +348,23 @@ def _groups(run: _Run) -> np.ndarray:
     return np.where(run.active.any(axis=1), strength.argmax(axis=1), -1)
 
 
-def _stability_of_latents(first: _Run, cosine: np.ndarray) -> pd.DataFrame:
-    n_active = first.active.sum(axis=0)
-    return pd.DataFrame(
-        {"cosine": np.where(n_active > 0, cosine, np.nan), "n_active": n_active},
-        index=first.masks.columns,
-    )
-
-
 def _warn_of_instability(stability: MaskStability, fdr: float) -> None:
     """Warn the caller of :func:`mask_stability`."""
-    if not stability.perturbations["n_active"].any():
-        warnings.warn(
-            f"No run has an active mask entry at a false discovery rate of {fdr:g}: that the runs "
-            "agree means nothing. Train for longer, on more cells, or allow a higher rate.",
-            UserWarning,
-            stacklevel=3,
-        )
-        return
     jaccard = stability.pairs["jaccard"].mean()
-    if jaccard < _REPRODUCIBLE:
+    if not stability.perturbations["n_active"].any():
+        message = (
+            f"No run has an active mask entry at a false discovery rate of {fdr:g}: that the runs "
+            "agree means nothing. Train for longer, on more cells, or allow a higher rate."
+        )
+    elif jaccard < _REPRODUCIBLE:
         worst = stability.perturbations["jaccard"].sort_values(kind="stable").head(_N_WORST)
         listed = ", ".join(f"{name} ({value:.2f})" for name, value in worst[worst < 1].items())
-        warnings.warn(
+        message = (
             f"The masks are not reproducible: runs share {jaccard:.2f} of their active entries "
             f"(Jaccard index, mean over {len(stability.pairs)} pairs). Least of all for {listed}. "
             "Do not read single masks of one run: keep entries that most runs support "
-            "(consensus_masks), or measure more cells of these perturbations.",
-            UserWarning,
-            stacklevel=3,
+            "(consensus_masks), or measure more cells of these perturbations."
         )
+    else:
+        return
+    warnings.warn(message, UserWarning, stacklevel=3)

@@ -1,17 +1,14 @@
 """Figures: each function draws on the axes it is given, returns them, and never shows them."""
 
-from scvi_sams.plotting._ate import ate_scatter
 from scvi_sams.plotting._benchmark import (
     benchmark_metric,
     benchmark_perturbations,
     benchmark_specificity,
 )
-from scvi_sams.plotting._calibration import mask_calibration
-from scvi_sams.plotting._genes import dose_response, effect_volcano, program_genes
+from scvi_sams.plotting._diagnostics import mask_calibration, training_curves
+from scvi_sams.plotting._genes import ate_scatter, dose_response, effect_volcano, program_genes
 from scvi_sams.plotting._latent import latent
-from scvi_sams.plotting._masks import masks
-from scvi_sams.plotting._similarity import interaction_matrix, similarity
-from scvi_sams.plotting._training import training_curves
+from scvi_sams.plotting._matrices import interaction_matrix, masks, similarity
 
 __all__ = [
     "ate_scatter",

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from itertools import cycle
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scvi_sams._checks import check_axes, check_frame, check_integer, check_key, check_text
+from scvi_sams._checks import check_integer
 from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.plotting._style import COLOURS, label_points, new_axes, tidy
 
 _CONTROLS = ("control mean", "mean of perturbations", "half of the test cells")
 _NEGATIVE, _POSITIVE = _CONTROLS[1:]
 _METHOD_COLOUR, _CONTROL_COLOUR = "#0072B2", "#595959"
-# Okabe and Ito's colours, told apart with any colour vision; shapes differ as well.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FONT_SIZE = 8
 
@@ -51,25 +49,17 @@ def benchmark_metric(
     --------
     >>> ax = scvi_sams.pl.benchmark_metric(benchmark.summary(), "rmse_average")
     """
-    check_frame(summary=summary)
-    check_text(metric=metric)
-    check_key(mode=mode)
-    check_axes(ax=ax)
     rows = _rows_of(summary, metric, mode).iloc[::-1]
-    if ax is None:
-        _, ax = plt.subplots(figsize=(4.2, 0.6 + 0.25 * len(rows)), layout="constrained")
+    ax = new_axes(ax, 4.2, 0.6 + 0.25 * len(rows))
     places = np.arange(len(rows))
-    means = rows["mean"].fillna(rows["mean_of_succeeded"]).to_numpy()
     low = rows["low"].fillna(rows["mean"] - rows["sd_over_seeds"]).to_numpy()
     high = rows["high"].fillna(rows["mean"] + rows["sd_over_seeds"]).to_numpy()
-    for place, mean, start, end, (_, row) in zip(
-        places, means, low, high, rows.iterrows(), strict=True
-    ):
+    for place, start, end, (_, row) in zip(places, low, high, rows.iterrows(), strict=True):
         is_control = row["method"] in _CONTROLS
         colour = _CONTROL_COLOUR if is_control else _METHOD_COLOUR
         ax.plot([start, end], [place, place], color=colour, linewidth=1.4, zorder=2)
         ax.plot(
-            mean,
+            row["shown"],
             place,
             marker="D" if is_control else "o",
             markersize=5,
@@ -85,8 +75,7 @@ def benchmark_metric(
     direction = "higher" if rows["higher_is_better"].iloc[0] else "lower"
     # Two lines, because the axes of a narrow figure are narrower than one.
     ax.set_xlabel(f"{_name(rows)}\n({direction} is better)", fontsize=_FONT_SIZE)
-    ax.tick_params(labelsize=_FONT_SIZE, length=2)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax, _FONT_SIZE)
     return ax
 
 
@@ -125,21 +114,16 @@ def benchmark_specificity(
     --------
     >>> ax = scvi_sams.pl.benchmark_specificity(benchmark.summary())
     """
-    check_frame(summary=summary)
-    check_text(fit=fit, specificity=specificity)
-    check_key(mode=mode)
-    check_axes(ax=ax)
     x_rows = _rows_of(summary, fit, mode).set_index("method")
     y_rows = _rows_of(summary, specificity, mode).set_index("method").reindex(x_rows.index)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(4.2, 4.6), layout="constrained")
-    colours, markers = cycle(_COLOURS), cycle(_MARKERS)
+    ax = new_axes(ax, 4.2, 4.6)
+    colours, markers = cycle(COLOURS), cycle(_MARKERS)
     for (method, x), (_, y) in zip(x_rows.iterrows(), y_rows.iterrows(), strict=True):
         is_control = method in _CONTROLS
         colour = _CONTROL_COLOUR if is_control else next(colours)
         marker = "dh*"[_CONTROLS.index(str(method))] if is_control else next(markers)
         hollow = bool(x["n_failed"])
-        place = (_known_mean(x), _known_mean(y))
+        place = (x["shown"], y["shown"])
         ax.plot([x["low"], x["high"]], [place[1]] * 2, color=colour, linewidth=0.8, zorder=2)
         ax.plot([place[0]] * 2, [y["low"], y["high"]], color=colour, linewidth=0.8, zorder=2)
         ax.plot(
@@ -161,8 +145,7 @@ def benchmark_specificity(
         # Whatever the metric's direction, the better end is right and up.
         axis.set_inverted(not rows["higher_is_better"].iloc[0])
         axis.set_label_text(f"{_name(rows)} (better \N{RIGHTWARDS ARROW})", fontsize=_FONT_SIZE)
-    ax.tick_params(labelsize=_FONT_SIZE, length=2)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax, _FONT_SIZE)
     ax.legend(
         fontsize=_FONT_SIZE - 1,
         frameon=False,
@@ -196,7 +179,8 @@ def benchmark_perturbations(
     metric, mode
         Which metric.
     label_worst
-        Number of perturbations to name: those where the method falls behind most.
+        Number of perturbations to name: those where the method falls behind most. Names that find
+        no free place are left out.
     ax
         Axes to draw on; ``None`` makes a figure.
 
@@ -214,12 +198,8 @@ def benchmark_perturbations(
     --------
     >>> ax = scvi_sams.pl.benchmark_perturbations(benchmark.scores, "additive")
     """
-    check_frame(scores=scores)
-    _check_same_table("scores", scores)
-    check_text(method=method, metric=metric, reference=reference)
-    check_key(mode=mode)
+    _check_columns("scores", scores)
     check_integer(at_least=0, label_worst=label_worst)
-    check_axes(ax=ax)
     chosen = scores[(scores["metric"] == metric) & (scores["perturbation"] != "all")]
     if mode is not None:
         chosen = chosen[chosen["mode"] == mode]
@@ -230,8 +210,7 @@ def benchmark_perturbations(
         index="perturbation", columns="method", values="value", aggfunc="mean", dropna=False
     )
     both = means[[reference, method]].dropna()
-    if ax is None:
-        _, ax = plt.subplots(figsize=(3, 3.1), layout="constrained")
+    ax = new_axes(ax, 3, 3.1)
     x, y = both[reference].to_numpy(), both[method].to_numpy()
     higher = bool(chosen["higher_is_better"].iloc[0])
     ends = np.array([0.0, 1.0])
@@ -243,15 +222,6 @@ def benchmark_perturbations(
     ax.plot(ends, ends, color="0.35", linewidth=0.8, linestyle="--", zorder=1)
     ax.scatter(x, y, s=16, color=_METHOD_COLOUR, alpha=0.7, linewidths=0, zorder=2)
     behind = (x - y) if higher else (y - x)
-    for row in np.argsort(-behind, kind="stable")[:label_worst]:
-        if behind[row] > 0:
-            ax.annotate(
-                both.index[row],
-                (x[row], y[row]),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=_FONT_SIZE - 2,
-            )
     better = int((behind < 0).sum())
     ax.set_title(
         f"{method}: better in {better} of {len(both)}"
@@ -259,14 +229,18 @@ def benchmark_perturbations(
         fontsize=_FONT_SIZE,
     )
     ax.set(xlim=ends, ylim=ends, aspect="equal")
-    ax.set_xlabel(f"{reference}", fontsize=_FONT_SIZE)
+    ax.set_xlabel(reference, fontsize=_FONT_SIZE)
     ax.set_ylabel(metric, fontsize=_FONT_SIZE)
     ax.tick_params(labelsize=_FONT_SIZE - 1, length=2)
+    worst = np.argsort(-behind, kind="stable")[:label_worst]
+    worst = worst[behind[worst] > 0]
+    label_points(ax, x, y, {place: both.index[place] for place in worst})
     return ax
 
 
-def _check_same_table(name: str, table: pd.DataFrame) -> None:
-    absent = [column for column in ("method", "metric", "mode") if column not in table]
+def _check_columns(name: str, table: pd.DataFrame) -> None:
+    columns = getattr(table, "columns", ())  # of the whole result it is one step further
+    absent = [column for column in ("method", "metric", "mode") if column not in columns]
     if absent:
         raise MissingKeyError(
             f"`{name}` has no column {absent[0]!r}. Pass the table of a BenchmarkResult: "
@@ -275,7 +249,7 @@ def _check_same_table(name: str, table: pd.DataFrame) -> None:
 
 
 def _rows_of(summary: pd.DataFrame, metric: str, mode: str | None) -> pd.DataFrame:
-    _check_same_table("summary", summary)
+    _check_columns("summary", summary)
     rows = summary[summary["metric"] == metric]
     if mode is not None:
         rows = rows[rows["mode"] == mode]
@@ -290,11 +264,8 @@ def _rows_of(summary: pd.DataFrame, metric: str, mode: str | None) -> pd.DataFra
             f"Several modes have a metric {metric!r}; pass `mode`, one of "
             f"{', '.join(map(repr, rows['mode'].unique()))}."
         )
+    rows = rows.assign(shown=rows["mean"].fillna(rows["mean_of_succeeded"]))
     return rows[rows["over"] == "all"] if (rows["over"] == "all").any() else rows
-
-
-def _known_mean(row: pd.Series) -> float:
-    return row["mean_of_succeeded"] if np.isnan(row["mean"]) else row["mean"]
 
 
 def _name(rows: pd.DataFrame) -> str:

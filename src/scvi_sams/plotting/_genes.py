@@ -1,38 +1,30 @@
-"""Genes of a program, of a perturbation, and over doses."""
+"""Genes of a program, of a perturbation, over doses, and of predictions beside observations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from scvi_sams._checks import (
-    as_names,
-    check_ate,
-    check_axes,
-    check_integer,
-    check_number,
-    check_table,
-    check_text,
-)
+from scvi_sams._checks import as_names, check_ate, check_integer, check_number, check_table
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
+from scvi_sams.interpretation._perturbations import SURE
 from scvi_sams.interpretation._programs import top_genes
-from scvi_sams.plotting._point_names import FONT_SIZE, label_points
+from scvi_sams.metrics._ate import align_ate, effect_metrics
+from scvi_sams.plotting._style import COLOURS, FONT_SIZE, label_points, lay_out, new_axes, tidy
 
 _UP, _DOWN, _REST = "#D55E00", "#0072B2", "#BBBBBB"
-# Okabe and Ito's colours, told apart with any colour vision; line styles differ as well.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_CURVE_COLOURS = (*COLOURS, "#000000")
 _LINE_STYLES = ("-", "--", "-.", ":")
 _FDR = 0.05
-_SURE = 2
-"""Posterior standard deviations, as in :func:`scvi_sams.tl.perturbation_hits`."""
 _NAME_SPACING = 1.35
 """Lines of text between names at the end of curves."""
+_MANY = 3000
+"""From this many points on they hide each other, and counts per hexagon are drawn instead."""
 
 
 def program_genes(
@@ -67,26 +59,21 @@ def program_genes(
     >>> ax = scvi_sams.pl.program_genes(model.get_latent_programs(), "latent_0")
     """
     check_table(programs=programs)
-    check_text(latent=latent)
-    check_axes(ax=ax)
     if latent not in programs:
         raise MissingKeyError(f"There is no latent dimension {latent!r} in the programs.")
     genes = top_genes(programs[[latent]], n_genes).sort_values("change", kind="stable")
     if genes.empty:
         raise SAMSError(f"No gene changes with {latent!r}: it is switched off.")
-    if ax is None:
-        height = float(np.clip(0.9 + 0.16 * len(genes), 2, 9))
-        _, ax = plt.subplots(figsize=(3.4, height), layout="constrained")
+    ax = new_axes(ax, 3.4, float(np.clip(0.9 + 0.16 * len(genes), 2, 9)))
     colours = np.where(genes["change"] > 0, _UP, _DOWN)
     places = np.arange(len(genes))
     ax.barh(places, genes["change"], color=colours, height=0.75)
     ax.axvline(0, color="0.35", linewidth=0.8)
     ax.set_yticks(places, genes["gene"])
     ax.set_ylim(-0.7, len(genes) - 0.3)
-    ax.tick_params(labelsize=FONT_SIZE, length=2)
     ax.set_xlabel("change of expression\n(log2 per unit)", fontsize=FONT_SIZE + 1)
     ax.set_title(latent.replace("_", " "), fontsize=FONT_SIZE + 2)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
     return ax
 
 
@@ -132,10 +119,8 @@ def effect_volcano(
     >>> ax = scvi_sams.pl.effect_volcano(ate, "P001")
     """
     check_ate(ate=ate)
-    check_text(perturbation=perturbation)
     check_number(min_effect=min_effect, at_least=0)
     check_integer(at_least=0, label_top=label_top)
-    check_axes(ax=ax)
     if perturbation not in ate.obs_names:
         raise MissingKeyError(f"The table has no row {perturbation!r}.")
     if "standard_error" not in ate.layers:
@@ -143,20 +128,19 @@ def effect_volcano(
     row = ate.obs_names.get_loc(perturbation)
     effect = np.asarray(ate.X[row], dtype=np.float64)
     error = np.asarray(ate.layers["standard_error"][row], dtype=np.float64)
-    n_draws = ate.uns.get("ate", {}).get("n_posterior_samples")
+    n_samples = ate.uns.get("ate", {}).get("n_posterior_samples")
     ratio = np.divide(np.abs(effect), error, out=np.zeros_like(effect), where=error > 0)
-    if n_draws is None:
+    if n_samples is None:
         p_value = 2 * stats.norm.sf(ratio)
         height = -(np.log(2) + stats.norm.logsf(ratio)) / np.log(10)
         is_sure = stats.false_discovery_control(p_value) < _FDR
         meaning = "-log10 p-value"
     else:
-        height = ratio / n_draws**0.5
-        is_sure = height > _SURE
+        height = ratio / n_samples**0.5
+        is_sure = height > SURE
         meaning = "|effect| / posterior sd"
     is_sure &= np.abs(effect) >= min_effect
-    if ax is None:
-        _, ax = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    ax = new_axes(ax, 4.2, 4)
     colours = np.where(is_sure, np.where(effect > 0, _UP, _DOWN), _REST)
     order = np.argsort(is_sure, kind="stable")
     ax.scatter(effect[order], height[order], s=9, c=colours[order], linewidths=0, alpha=0.8)
@@ -169,18 +153,10 @@ def effect_volcano(
     ax.set_ylabel(meaning, fontsize=FONT_SIZE + 1)
     n_up, n_down = int((is_sure & (effect > 0)).sum()), int((is_sure & (effect < 0)).sum())
     ax.set_title(f"{perturbation}: {n_up} up, {n_down} down", fontsize=FONT_SIZE + 2)
-    ax.tick_params(labelsize=FONT_SIZE, length=2)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.figure.canvas.figure.draw_without_rendering()  # places of names need the final layout
+    tidy(ax)
     strongest = np.argsort(-np.where(is_sure, np.abs(effect), -1), kind="stable")[:label_top]
     strongest = strongest[is_sure[strongest]]
-    label_points(
-        ax,
-        np.column_stack([effect, height]),
-        strongest,
-        [str(name) for name in ate.var_names[strongest]],
-        taken=[],
-    )
+    label_points(ax, effect, height, {place: ate.var_names[place] for place in strongest})
     return ax
 
 
@@ -222,9 +198,7 @@ def dose_response(
     >>> ax = scvi_sams.pl.dose_response(curves, "P001", n_genes=3)
     """
     check_ate(curves=curves)
-    check_text(perturbation=perturbation)
     check_integer(n_genes=n_genes)
-    check_axes(ax=ax)
     rows = np.flatnonzero(curves.obs["perturbation"].astype(str) == perturbation)
     if not len(rows):
         raise MissingKeyError(f"There are no curves of {perturbation!r}.")
@@ -240,15 +214,14 @@ def dose_response(
         if (chosen < 0).any():
             absent = [gene for gene, place in zip(genes, chosen, strict=True) if place < 0]
             raise MissingKeyError(f"The curves have no genes {', '.join(map(repr, absent[:5]))}.")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(4.4, 3.4), layout="constrained")
+    ax = new_axes(ax, 4.4, 3.4)
     dose = curves.obs["dose"].to_numpy(np.float64)[rows]
     low, high = (np.asarray(curves.layers[f"interval_{side}"])[rows] for side in ("low", "high"))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     opacity = min(0.15, 0.5 / max(1, len(chosen)))  # many intervals hide each other
     for number, gene in enumerate(chosen):
-        colour = _COLOURS[number % len(_COLOURS)]
-        style = _LINE_STYLES[number // len(_COLOURS) % len(_LINE_STYLES)]
+        colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
+        style = _LINE_STYLES[number // len(_CURVE_COLOURS) % len(_LINE_STYLES)]
         ax.fill_between(dose, low[:, gene], high[:, gene], color=colour, alpha=opacity, linewidth=0)
         ax.plot(dose, effect[:, gene], color=colour, linestyle=style, linewidth=1.5)
     measured = curves.obs["is_measured_range"].to_numpy(bool)[rows]
@@ -264,15 +237,14 @@ def dose_response(
     units = curves.uns.get("ate", {}).get("units", "")
     ax.set_ylabel(f"effect\n{units}", fontsize=FONT_SIZE + 1)
     ax.set_title(perturbation, fontsize=FONT_SIZE + 2, pad=12)
-    ax.tick_params(labelsize=FONT_SIZE, length=2)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
     _name_ends(ax, float(dose[-1]), effect[-1, chosen], [str(g) for g in curves.var_names[chosen]])
     return ax
 
 
 def _name_ends(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
     """Name curves at their ends, moved apart where they would overlap."""
-    ax.figure.canvas.figure.draw_without_rendering()
+    lay_out(ax)
     low, high = ax.get_ylim()
     points = ax.get_window_extent().height * 72 / ax.figure.dpi
     step = _NAME_SPACING * FONT_SIZE / points * (high - low)
@@ -290,6 +262,104 @@ def _name_ends(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
             textcoords=ax.get_yaxis_transform(),
             fontsize=FONT_SIZE,
             va="center",
-            color=_COLOURS[which % len(_COLOURS)],
+            color=_CURVE_COLOURS[which % len(_CURVE_COLOURS)],
             annotation_clip=False,
         )
+
+
+def ate_scatter(
+    predicted: ad.AnnData,
+    observed: ad.AnnData,
+    *,
+    label_top: int = 8,
+    delimiter: str | None = "+",
+    ax: Axes | None = None,
+) -> Axes:
+    """Predicted against observed effect of every gene and perturbation, with the identity line.
+
+    Parameters
+    ----------
+    predicted, observed
+        ATE tables, as for :func:`scvi_sams.evaluation.compare_ate`. Failed predictions are drawn,
+        and scored, as no effect, and their number is written into the axes.
+    label_top
+        Number of entries with the largest absolute observed effect to name; those that find no
+        free place are left out.
+    delimiter
+        What joins the perturbations of a combination.
+    ax
+        Axes to draw on; ``None`` makes a figure.
+
+    Returns
+    -------
+    The axes, both directions in the same units and limits. The annotated Pearson correlation is
+    that of the row ``"all"`` of :func:`scvi_sams.evaluation.compare_ate`.
+
+    Raises
+    ------
+    SAMSError, MissingKeyError
+        If the tables cannot be compared.
+
+    Examples
+    --------
+    >>> observed = scvi_sams.evaluation.observed_ate(adata)
+    >>> predicted = model.predict_ate(list(observed.obs_names), n_samples=200)
+    >>> ax = scvi_sams.pl.ate_scatter(predicted, observed)
+    >>> ax.figure.savefig("ate.png")
+    """
+    check_integer(at_least=0, label_top=label_top)
+    predicted_effects, observed_effects, missing = align_ate(
+        predicted, observed, delimiter=delimiter
+    )
+    x, y = observed_effects.ravel(), predicted_effects.ravel()
+    ax = new_axes(ax, 5.6, 4.8)
+
+    extreme = 1.08 * max(np.abs(x).max(), np.abs(y).max()) or 1.0
+    _draw_points(ax, x, y, extreme)
+    ax.axline((0, 0), slope=1, color="0.35", linewidth=0.8, linestyle="--", zorder=3)
+    ax.set(xlim=(-extreme, extreme), ylim=(-extreme, extreme), aspect="equal")
+    ax.set(xlabel="observed effect", ylabel="predicted effect")
+    ax.set_title(observed.uns["ate"].get("units", ""), fontsize=FONT_SIZE)
+    perturbations = f"{observed.n_obs:,} perturbation{'s' * (observed.n_obs != 1)}"
+    lines = [f"Pearson {effect_metrics(y, x)['pearson']:.3f}"]
+    lines += [f"{perturbations}, {observed.n_vars:,} genes"]
+    if n_missing := int(missing.sum()):
+        lines += [f"{n_missing:,} not predicted (drawn at 0)"]
+    summary = ax.text(
+        0.03,
+        0.97,
+        "\n".join(lines),
+        transform=ax.transAxes,
+        va="top",
+        fontsize=FONT_SIZE + 1,
+    )
+
+    strongest = np.argsort(-np.abs(x), kind="stable")[:label_top]
+    names = {place: _entry_name(observed, place) for place in strongest}
+    label_points(ax, x, y, names, avoid=[summary])
+    return ax
+
+
+def _draw_points(ax: Axes, x: np.ndarray, y: np.ndarray, extreme: float) -> None:
+    for draw_line in (ax.axhline, ax.axvline):
+        draw_line(0, color="0.85", linewidth=0.8, zorder=0)
+    if len(x) < _MANY:
+        ax.scatter(x, y, s=10, alpha=0.5, color="#0072B2", linewidths=0)
+        return
+    hexagons = ax.hexbin(
+        x,
+        y,
+        gridsize=70,
+        extent=(-extreme, extreme, -extreme, extreme),
+        bins="log",
+        mincnt=1,
+        cmap="viridis",
+        linewidths=0.1,
+    )
+    ax.figure.colorbar(hexagons, ax=ax, label="gene-perturbation pairs", shrink=0.6)
+
+
+def _entry_name(observed: ad.AnnData, position: int) -> str:
+    row, column = divmod(int(position), observed.n_vars)
+    gene = observed.var_names[column]
+    return gene if observed.n_obs == 1 else f"{gene} ({observed.obs_names[row]})"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
+from matplotlib.font_manager import FontProperties
 
-from scvi_sams._checks import as_axes, as_names, check_anndata, check_text
+from scvi_sams._checks import as_names
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
+from scvi_sams.plotting._style import new_panels
 
 _TITLES = {
     RESULT_KEYS.LATENT: "basal state",
@@ -77,43 +77,57 @@ def latent(
     >>> latent = model.get_latent_representation()  # adata.obsm["X_sams"]
     >>> axes = scvi_sams.pl.latent(adata, basis=["X_sams"], highlight=["P001"])  # doctest: +SKIP
     """
-    check_anndata(adata=adata)
     basis = as_names("basis", basis)
     if not basis:
         raise InvalidArgumentError("`basis` is empty: name representations of adata.obsm.")
     highlight = None if highlight is None else as_names("highlight", highlight)
-    check_text(color=color)
-    _check_keys_exist(adata, basis, color)
-    labels = adata.obs[color].astype(str)
-    color_of_label = dict(zip(_highlighted(labels, highlight), _COLORS, strict=False))
-    if axes is None:
-        _, grid = plt.subplots(
-            1,
-            len(basis),
-            figsize=(3.8 * len(basis) + 1.4, 3.8),
-            squeeze=False,
-            layout="constrained",
-        )
-        axes = grid[0]
-    panels = as_axes("axes", axes)
-    if len(panels) != len(basis):
-        raise SAMSError(f"{len(basis)} representations need as many axes, not {len(panels)}.")
-    for ax, key in zip(panels, basis, strict=True):
-        _draw_cells(ax, _umap(np.asarray(adata.obsm[key])), labels, color_of_label)
-        ax.set(title=_TITLES.get(key, key), xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    _add_legend(panels[-1], labels, color_of_label, title=color)
-    return panels
-
-
-def _check_keys_exist(adata: ad.AnnData, basis: Sequence[str], color: str) -> None:
+    if color not in adata.obs:
+        raise MissingKeyError(f"obs has no column {color!r} to colour the cells by.")
     absent = [key for key in basis if key not in adata.obsm]
     if absent:
         raise MissingKeyError(
             f"obsm has no {', '.join(map(repr, absent))}. Compute it first with the model's "
             "get_latent_representation."
         )
-    if color not in adata.obs:
-        raise MissingKeyError(f"obs has no column {color!r} to colour the cells by.")
+    labels = adata.obs[color].astype(str)
+    palette = dict(zip(_highlighted(labels, highlight), _COLORS, strict=False))
+    n_others = labels.nunique() - len(palette)
+    if n_others:
+        others = f"{n_others} others"
+        labels = labels.where(labels.isin(palette), others)
+        palette[others] = _REST_COLOR
+    shown = pd.Categorical(labels, list(palette))
+    # The others first, the rest in random order, so that no group is drawn on top of all others.
+    cells = np.random.default_rng(_SEED).permutation(len(labels))
+    cells = cells[np.argsort(labels.map(palette).iloc[cells] != _REST_COLOR, kind="stable")]
+    size = (3.8 * len(basis) + 1.4, 3.8)
+    panels = new_panels(axes, basis, "representations", size=size, n_columns=len(basis))
+    for ax, key in zip(panels, basis, strict=True):
+        drawn = ad.AnnData(
+            obs=pd.DataFrame({color: shown[cells]}, index=cells.astype(str)),
+            obsm={"X_umap": _umap(np.asarray(adata.obsm[key]))[cells]},
+        )
+        sc.pl.embedding(
+            drawn,
+            "umap",
+            color=color,
+            palette=palette,
+            size=float(np.clip(20_000 / len(cells), 1, 14)),
+            marker="o",
+            linewidths=0,
+            legend_loc="right margin" if ax is panels[-1] else "none",
+            legend_fontsize=8,
+            frameon=True,
+            title=_TITLES.get(key, key),
+            ax=ax,
+            show=False,
+        )
+        ax.set(xlabel="UMAP 1", ylabel="UMAP 2")
+        for points in ax.collections:
+            points.set_rasterized(True)
+    legend = panels[-1].get_legend()
+    legend.set_title(color, prop=FontProperties(size=8))  # type: ignore[union-attr]
+    return panels
 
 
 def _highlighted(labels: pd.Series, highlight: Sequence[str] | None) -> list[str]:
@@ -138,42 +152,3 @@ def _umap(representation: np.ndarray) -> np.ndarray:
     sc.pp.neighbors(cells, use_rep="X", random_state=_SEED)
     sc.tl.umap(cells, random_state=_SEED)
     return cells.obsm["X_umap"]
-
-
-def _draw_cells(
-    ax: Axes, positions: np.ndarray, labels: pd.Series, color_of_label: dict[str, str]
-) -> None:
-    size = np.clip(20_000 / len(positions), 1, 14)
-    colored = labels.isin(color_of_label).to_numpy()
-    x, y = positions.T
-    ax.scatter(x[~colored], y[~colored], s=size, color=_REST_COLOR, linewidths=0, rasterized=True)
-    # In random order, so that no group is drawn on top of all others.
-    cells = np.random.default_rng(_SEED).permutation(np.flatnonzero(colored))
-    ax.scatter(
-        x[cells],
-        y[cells],
-        s=size,
-        c=labels.iloc[cells].map(color_of_label).tolist(),
-        linewidths=0,
-        rasterized=True,
-    )
-
-
-def _add_legend(ax: Axes, labels: pd.Series, color_of_label: dict[str, str], *, title: str) -> None:
-    entries = dict(color_of_label)
-    n_rest = labels.nunique() - len(color_of_label)
-    if n_rest:
-        entries[f"{n_rest} others"] = _REST_COLOR
-    handles = [
-        Line2D([], [], marker="o", linestyle="", markersize=5, color=value, label=label)
-        for label, value in entries.items()
-    ]
-    ax.legend(
-        handles=handles,
-        title=title,
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
-        frameon=False,
-        fontsize=8,
-        title_fontsize=8,
-    )

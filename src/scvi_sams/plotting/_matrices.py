@@ -1,30 +1,99 @@
-"""Similarity and interactions of perturbations: matrices of perturbations x perturbations."""
+"""Matrices: perturbations x latent dimensions, and perturbations x perturbations."""
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from scipy.cluster.hierarchy import leaves_list, linkage
 
-from scvi_sams._checks import (
-    check_axes,
-    check_bool,
-    check_frame,
-    check_key,
-    check_table,
-    check_text,
-)
+from scvi_sams._checks import check_number, check_table
 from scvi_sams.exceptions import MissingKeyError, SAMSError
-from scvi_sams.interpretation._similarity import hierarchical_order
-from scvi_sams.plotting._heatmap import FONT_SIZE, label_rows_and_columns
+from scvi_sams.interpretation._perturbations import cosine_similarity, hierarchical_order
+from scvi_sams.interpretation._programs import aligned_effects
+from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, new_axes
 
 _NOT_KNOWN = "0.88"
 _SHOWN = 0.99
 """Share of the interactions within the range of colours, where there are many."""
 _MANY = 100
 _ROUNDING = 1e-6
+
+
+def masks(
+    masks: pd.DataFrame,
+    *,
+    effects: pd.DataFrame | None = None,
+    threshold: float | None = None,
+    ax: Axes | None = None,
+    order: bool = True,
+) -> Axes:
+    """Heatmap of perturbations x latent dimensions.
+
+    Parameters
+    ----------
+    masks
+        Posterior inclusion probabilities, perturbations x latent.
+    effects
+        Masked effects of the same perturbations on the same latent dimensions, as the ``mean`` of
+        ``get_perturbation_effects``. If given, they are shown in colours centred on 0, instead of
+        the probability.
+    threshold
+        Leave entries blank (0) whose inclusion probability is not greater than this; ``None``
+        shows all.
+    ax
+        Axes to draw on; ``None`` makes a figure of fitting size.
+    order
+        Put perturbations with similar rows next to each other (average linkage, Euclidean
+        distance) and the most active latent dimensions first. ``False`` keeps the order of
+        ``masks``.
+
+    Returns
+    -------
+    The axes. Tick labels are thinned where they would not fit.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``effects`` lacks a perturbation or latent dimension of ``masks``.
+
+    Examples
+    --------
+    >>> masks, effects = model.get_perturbation_masks(), model.get_perturbation_effects()
+    >>> ax = scvi_sams.pl.masks(masks, effects=effects.mean, threshold=0.5)
+    >>> ax.get_title() or ax.get_ylabel()
+    'perturbation (8)'
+    """
+    check_table(masks=masks)
+    if threshold is not None:
+        check_number(threshold=threshold)
+    table = masks if effects is None else aligned_effects(effects, masks)
+    if threshold is not None:
+        table = table.where(masks > threshold, 0)
+    if order:
+        rows = table.to_numpy()
+        leaves = np.arange(len(rows))
+        if len(rows) > 2:
+            leaves = leaves_list(linkage(rows, method="average", optimal_ordering=True))
+        table = table.iloc[leaves, np.argsort(-table.abs().sum().to_numpy(), kind="stable")]
+    n_rows, n_columns = table.shape
+    ax = new_axes(
+        ax,
+        float(np.clip(2.2 + 0.14 * n_columns, 4, 9)),
+        float(np.clip(1 + 0.14 * n_rows, 3, 10)),
+    )
+    if effects is None:
+        limits, colours, meaning = (0.0, 1.0), "Blues", "inclusion probability"
+    else:
+        extreme = table.abs().to_numpy().max() or 1.0
+        limits, colours, meaning = (-extreme, extreme), "RdBu_r", "expected effect (latent units)"
+    _heatmap(ax, table, colours, limits).set_label(meaning)
+    label_rows_and_columns(ax, table.index, table.columns)
+    ax.set_xlabel(f"latent dimension ({n_columns})")
+    ax.set_ylabel(f"perturbation ({n_rows})")
+    return ax
 
 
 def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None = None) -> Axes:
@@ -55,8 +124,6 @@ def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None 
     >>> ax = scvi_sams.pl.similarity(table)
     """
     check_table(similarity=similarity)
-    check_bool(order=order)
-    check_axes(ax=ax)
     if not similarity.index.equals(similarity.columns):
         raise SAMSError(
             "Rows and columns of a similarity are the same perturbations; these differ."
@@ -115,13 +182,8 @@ def interaction_matrix(
     >>> table = scvi_sams.tl.genetic_interactions(model, n_samples=200)
     >>> ax = scvi_sams.pl.interaction_matrix(table, "observed_relative", lower="predicted_relative")
     """
-    check_frame(interactions=interactions)
-    check_text(score=score, delimiter=delimiter)
-    check_key(lower=lower)
-    check_bool(order=order)
-    check_axes(ax=ax)
-    for column in (score, lower):
-        if column is not None and column not in interactions:
+    for column in (score,) if lower is None else (score, lower):
+        if column not in interactions:
             raise MissingKeyError(
                 f"The table has no column {column!r}; it has "
                 f"{', '.join(map(repr, interactions.columns))}."
@@ -137,10 +199,7 @@ def interaction_matrix(
     table = upper if lower is None else _matrix(names, pairs, interactions.loc[is_pair, lower])
     leaves = np.arange(len(names))
     if order:
-        known = np.nan_to_num(upper)
-        norms = np.linalg.norm(known, axis=1, keepdims=True)
-        units = np.divide(known, norms, out=np.zeros_like(known), where=norms > 0)
-        leaves = hierarchical_order(units @ units.T)
+        leaves = hierarchical_order(cosine_similarity(np.nan_to_num(upper)))
     above, below = (values[np.ix_(leaves, leaves)] for values in (upper, table))
     shown = np.where(np.triu(np.ones_like(above, dtype=bool)), above, below)
     # A single extreme pair would leave all others pale.
@@ -160,24 +219,29 @@ def _matrix(names: list[str], pairs: pd.DataFrame, values: pd.Series) -> np.ndar
 
 
 def _square(
-    table: pd.DataFrame, colors: str, limits: tuple[float, float], meaning: str, ax: Axes | None
+    table: pd.DataFrame, colours: str, limits: tuple[float, float], meaning: str, ax: Axes | None
 ) -> Axes:
-    if ax is None:
-        side = float(np.clip(1.8 + 0.14 * len(table), 3.2, 9))
-        _, ax = plt.subplots(figsize=(side + 0.9, side), layout="constrained")
-    colormap = colormaps[colors].with_extremes(bad=_NOT_KNOWN)
-    image = ax.imshow(
-        np.ma.masked_invalid(table.to_numpy(np.float64)),
-        interpolation="nearest",
-        cmap=colormap,
-        vmin=limits[0],
-        vmax=limits[1],
-    )
-    beyond = np.nanmax(np.abs(table.to_numpy(np.float64))) > limits[1] + _ROUNDING
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.6, extend="both" if beyond else "neither")
+    side = float(np.clip(1.8 + 0.14 * len(table), 3.2, 9))
+    ax = new_axes(ax, side + 0.9, side)
+    bar = _heatmap(ax, table, colours, limits)
+    ax.set_aspect("equal")
     bar.set_label(meaning, fontsize=FONT_SIZE + 1)
     bar.ax.tick_params(labelsize=FONT_SIZE)
-    ax.figure.canvas.figure.draw_without_rendering()  # what fits depends on the final layout
     label_rows_and_columns(ax, table.index, table.columns)
     ax.set_xlabel(f"perturbation ({len(table)})", fontsize=FONT_SIZE + 1)
     return ax
+
+
+def _heatmap(ax: Axes, table: pd.DataFrame, colours: str, limits: tuple[float, float]) -> Colorbar:
+    """Draw the entries, those that are not known in grey, and say what the colours mean."""
+    values = np.ma.masked_invalid(table.to_numpy(np.float64))
+    image = ax.imshow(
+        values,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colormaps[colours].with_extremes(bad=_NOT_KNOWN),
+        vmin=limits[0],
+        vmax=limits[1],
+    )
+    beyond = np.abs(values).max() > limits[1] + _ROUNDING
+    return ax.figure.colorbar(image, ax=ax, shrink=0.6, extend="both" if beyond else "neither")

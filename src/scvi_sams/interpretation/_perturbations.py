@@ -1,0 +1,239 @@
+"""What each perturbation does, in one row, and which perturbations are alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import cdist, squareform
+
+from scvi_sams._checks import (
+    check_ate,
+    check_choice,
+    check_integer,
+    check_key,
+    check_matrix,
+    check_table,
+)
+from scvi_sams._constants import RESULT_KEYS
+from scvi_sams._fdr import active_at_fdr
+from scvi_sams.exceptions import SAMSError
+
+if TYPE_CHECKING:
+    from scvi_sams.model._counterfactual import CounterfactualMixin
+
+SURE = 2
+"""Posterior standard deviations between an effect and zero, for a gene to be named."""
+_MOST_FOR_OPTIMAL_ORDER = 1000
+"""Optimal ordering of leaves takes minutes for more."""
+
+
+def perturbation_hits(
+    model: CounterfactualMixin,
+    *,
+    fdr: float = 0.05,
+    n_genes: int = 5,
+    min_cells: int = 50,
+    n_samples: int = 5000,
+    n_posterior_samples: int = 500,
+    interval: float = 0.95,
+    key_added: str | None = RESULT_KEYS.HITS,
+) -> pd.DataFrame:
+    """Say of each perturbation how much it does, to which genes, and on how many cells that rests.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    fdr
+        Mask entries are called active at this false discovery rate over all perturbations
+        (:func:`scvi_sams.evaluation.active_at_fdr`).
+    n_genes
+        Number of genes to name, up and down.
+    min_cells
+        Perturbations with fewer training cells are marked.
+    n_samples, n_posterior_samples, interval
+        Of ``predict_ate``; more samples of the posterior than there, for tails in which a mask
+        that is nearly sure is off.
+    key_added
+        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        nothing.
+
+    Returns
+    -------
+    One row per perturbation, the strongest first:
+
+    - ``n_cells``: training cells that carry it, alone or in combinations; ``few_cells``: whether
+      they are fewer than ``min_cells``, so that effects are shrunken and masks unsure.
+    - ``expected_active_latents``: sum of inclusion probabilities; ``active_latents``: number of
+      entries that are active at ``fdr``. Only for models with masks.
+    - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect of a unit dose
+      (``predict_ate(method="lograte")``: log2 units, or the data's for a normal likelihood), with
+      ``effect_norm_low`` and ``effect_norm_high``. A norm is never negative and grows with what is
+      not known: compare it with that of perturbations known to do nothing.
+    - ``genes_up``, ``genes_down``: names, the largest effect first, joined by ``", "``. Only genes
+      whose expected effect exceeds twice its posterior standard deviation: for a single mask entry
+      that is an inclusion probability above .8.
+
+    Raises
+    ------
+    SAMSError
+        If ``fdr`` or ``interval`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> hits = scvi_sams.tl.perturbation_hits(model, n_samples=200, n_posterior_samples=50)
+    >>> len(hits)
+    8
+    >>> hits["effect_norm"].is_monotonic_decreasing
+    True
+    >>> hits.columns.tolist()[:4]
+    ['n_cells', 'few_cells', 'expected_active_latents', 'active_latents']
+    """
+    check_integer(n_genes=n_genes)
+    check_integer(at_least=0, min_cells=min_cells)
+    check_key(key_added=key_added)
+    n_cells = model.module.cells_per_perturbation.cpu().numpy().astype(int)
+    columns: dict[str, Any] = {"n_cells": n_cells, "few_cells": n_cells < min_cells}
+    if hasattr(model, "get_perturbation_masks"):
+        masks = model.get_perturbation_masks(key_added=None)
+        columns["expected_active_latents"] = masks.sum(axis=1).to_numpy(np.float64)
+        columns["active_latents"] = active_at_fdr(masks, fdr).sum(axis=1).to_numpy()
+    ate = model.predict_ate(
+        method="lograte" if model.module.likelihood.is_count_likelihood else "mean",
+        n_samples=n_samples,
+        n_posterior_samples=n_posterior_samples,
+        interval=interval,
+        key_added=None,
+    )
+    columns |= ate.obs.to_dict("list")
+    columns["genes_up"] = _strongest(ate, n_genes, sign=1)
+    columns["genes_down"] = _strongest(ate, n_genes, sign=-1)
+    index = pd.Index(model.perturbations, name="perturbation")
+    hits = pd.DataFrame(columns, index=index)
+    hits = hits.sort_values("effect_norm", ascending=False, kind="stable")
+    if key_added is not None and model.adata is not None:
+        model.adata.uns[key_added] = hits.copy()
+        model.keep_provenance(model.adata, key_added)
+    return hits
+
+
+def _strongest(ate: AnnData, n_genes: int, *, sign: int) -> list[str]:
+    """Name the genes with the largest effects of a sign, of those whose sign is sure."""
+    posterior_sd = ate.layers["standard_error"] * ate.uns["ate"]["n_posterior_samples"] ** 0.5
+    strength = np.where(np.abs(ate.X) > SURE * posterior_sd, sign * ate.X, 0)
+    order = np.argsort(-strength, axis=1, kind="stable")[:, :n_genes]
+    return [
+        ", ".join(ate.var_names[genes[row[genes] > 0]])
+        for genes, row in zip(order, strength, strict=True)
+    ]
+
+
+def perturbation_similarity(
+    table: pd.DataFrame | AnnData,
+    *,
+    metric: Literal["cosine", "jaccard"] = "cosine",
+    order: bool = True,
+) -> pd.DataFrame:
+    """Similarity of every two perturbations, similar ones next to each other.
+
+    Parameters
+    ----------
+    table
+        One row per perturbation: effects on genes (an ATE table of ``predict_ate``) or on latents
+        (the ``mean`` of ``get_perturbation_effects``) for ``"cosine"``; masks
+        (``get_perturbation_masks``, or booleans of :func:`scvi_sams.evaluation.active_at_fdr`) for
+        ``"jaccard"``.
+    metric
+        ``"cosine"``: x.y over the product of norms, 1 for the same direction, -1 for opposite ones.
+        ``"jaccard"``: sum of min(x, y) / sum of max(x, y), which for booleans is the share of
+        common entries among all active ones.
+    order
+        Order rows and columns by average linkage of 1 - similarity; ``False`` keeps the order of
+        ``table``.
+
+    Returns
+    -------
+    Perturbations x perturbations. A perturbation without effects or active entries is similar (0)
+    to no other. The direction of an effect that is hardly there is noise: for a picture of
+    pathways leave perturbations out that do nothing (:func:`perturbation_hits`).
+
+    Raises
+    ------
+    SAMSError
+        If ``metric`` is unknown, the table holds NaN, or, for ``"jaccard"``, values outside 0 to 1.
+
+    Examples
+    --------
+    >>> effects = pd.DataFrame([[1.0, 0.0], [2.0, 0.0], [0.0, -1.0]], index=["A", "B", "C"])
+    >>> scvi_sams.tl.perturbation_similarity(effects, order=False)
+         A    B    C
+    A  1.0  1.0  0.0
+    B  1.0  1.0  0.0
+    C  0.0  0.0  1.0
+    """
+    check_choice("metric", metric, ("cosine", "jaccard"))
+    if isinstance(table, AnnData):
+        check_ate(table=table)
+        names, values = table.obs_names, np.asarray(table.X, dtype=np.float64)
+    else:
+        check_table(table=table)
+        names, values = table.index, table.to_numpy(np.float64)
+    if np.isnan(values).any():
+        bad = names[np.isnan(values).any(axis=1)]
+        raise SAMSError(f"{len(bad)} perturbations have NaN entries, such as {bad[0]!r}.")
+    similarity = cosine_similarity(values) if metric == "cosine" else _weighted_jaccard(values)
+    np.fill_diagonal(similarity, 1)
+    if order:
+        leaves = hierarchical_order(similarity)
+        names, similarity = names[leaves], similarity[np.ix_(leaves, leaves)]
+    return pd.DataFrame(similarity, index=names, columns=names.rename(None))
+
+
+def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
+    """Order rows by average linkage of 1 - similarity, for a symmetric matrix.
+
+    Examples
+    --------
+    >>> similarity = np.array([[1.0, 0.0, 0.9], [0.0, 1.0, 0.0], [0.9, 0.0, 1.0]])
+    >>> order = scvi_sams.tl.hierarchical_order(similarity).tolist()
+    >>> abs(order.index(0) - order.index(2))  # the similar ones are neighbours
+    1
+    """
+    check_matrix(similarity=similarity)
+    if len(similarity) < 3:
+        return np.arange(len(similarity))
+    distance = np.clip(1 - (similarity + similarity.T) / 2, 0, None)
+    np.fill_diagonal(distance, 0)
+    optimal = len(similarity) <= _MOST_FOR_OPTIMAL_ORDER
+    return leaves_list(linkage(squareform(distance), method="average", optimal_ordering=optimal))
+
+
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Rows of length 1; rows of zeros stay as they are."""
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+
+
+def cosine_similarity(values: np.ndarray) -> np.ndarray:
+    """Cosine similarity of every two rows; 0 for a row of zeros."""
+    units = unit_rows(values)
+    return np.clip(units @ units.T, -1, 1)
+
+
+def _weighted_jaccard(values: np.ndarray) -> np.ndarray:
+    if ((values < 0) | (values > 1)).any():
+        raise SAMSError(
+            "Jaccard similarity is that of masks: probabilities or booleans. For effects use "
+            "metric='cosine'."
+        )
+    totals = values.sum(axis=1)
+    both = totals[:, None] + totals[None]
+    # |x - y| = max - min and x + y = max + min.
+    difference = cdist(values, values, metric="cityblock")
+    union = (both + difference) / 2
+    common = (both - difference) / 2
+    return np.divide(common, union, out=np.zeros_like(union), where=union > 0)
