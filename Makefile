@@ -96,6 +96,7 @@ build: $(DEV_STAMP)
 	rm -rf dist
 	$(VENV_PYTHON) -m build
 	$(VENV_PYTHON) -m zipfile -l dist/*.whl | grep scvi_sams/py.typed
+	$(VENV_PYTHON) -m zipfile -l dist/*.whl | grep scvi_sams/benchmark/report.html.jinja
 
 $(VENV_PYTHON):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -36,6 +36,7 @@ _INTRODUCTION = """# Bad input, and what comes of it
 
 What is wrong is refused before training, with an error that names the offending values and what to
 do. All errors are of `scvi_sams.exceptions` and subclasses of `SAMSError`, which is a `ValueError`.
+Where only the type is wrong, such as text in place of axes, Python's own error says so.
 After an error the AnnData, the files and the model are as they were (where training diverges the
 model has its last good weights). Unusual but legal input is said to be so, and what happens is
 told; warnings are logged by the logger `scvi.sams`.
