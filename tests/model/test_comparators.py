@@ -15,7 +15,7 @@ from model.builders import (
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.datasets import simulate_screen, simulated_ate
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._base import BasePerturbationModel
+from scvi_sams.model._perturbation_model import PerturbationModel
 
 SETTINGS = {
     "cpa mean field": (CPAVAE, {"correlated_basal": False}),
@@ -102,7 +102,7 @@ def test_masks_and_effects_only_where_the_model_has_them(any_model):
     }
     expected = {CPAVAE: (False, True), SVAEPlus: (True, True), ConditionalVAE: (False, False)}
     assert tuple(has.values()) == expected[type(any_model)]
-    assert isinstance(any_model, BasePerturbationModel)
+    assert isinstance(any_model, PerturbationModel)
 
 
 @pytest.mark.parametrize("any_model", list(SETTINGS)[:3], indirect=True)

@@ -13,14 +13,14 @@ from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import active_at_fdr
 
 if TYPE_CHECKING:
-    from scvi_sams.model._counterfactual import CounterfactualMixin
+    from scvi_sams.model._perturbation_model import PerturbationModel
 
 _SURE = 2
 """Posterior standard deviations between an effect and zero, for a gene to be named."""
 
 
 def perturbation_hits(
-    model: CounterfactualMixin,
+    model: PerturbationModel,
     *,
     fdr: float = 0.05,
     n_genes: int = 5,

@@ -18,7 +18,7 @@ from scvi_sams.labels._spelling import canonical_label, control_names
 from scvi_sams.metrics._observed import Method, check_unique, labelled_cells, normalised_expression
 
 if TYPE_CHECKING:
-    from scvi_sams.model._interactions import InteractionsMixin
+    from scvi_sams.model._perturbation_model import PerturbationModel
 
 
 def observed_interactions(
@@ -147,7 +147,7 @@ def observed_interactions(
 
 
 def genetic_interactions(
-    model: InteractionsMixin,
+    model: PerturbationModel,
     combinations: Sequence[str] | None = None,
     *,
     indices: Sequence[int] | np.ndarray | None = None,

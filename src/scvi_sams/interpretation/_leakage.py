@@ -20,7 +20,7 @@ from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import MissingControlError
 
 if TYPE_CHECKING:
-    from scvi_sams.model._latent import LatentMixin
+    from scvi_sams.model._cell_model import CellModel
 
 logger = logging.getLogger("scvi.sams")
 
@@ -30,7 +30,7 @@ _CONTROL = ""
 
 
 def basal_leakage(
-    model: LatentMixin,
+    model: CellModel,
     adata: AnnData | None = None,
     indices: Sequence[int] | Sequence[bool] | None = None,
     *,
@@ -127,7 +127,7 @@ def basal_leakage(
 
 
 def _states(
-    model: LatentMixin, adata: AnnData, positions: np.ndarray, seed: int
+    model: CellModel, adata: AnnData, positions: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw basal states, and add the mean shifts; both of shape ``(n_cells, n_latent)``."""
     states = []
@@ -147,7 +147,7 @@ def _states(
     return states[0], states[1]
 
 
-def _default_cells(model: LatentMixin, adata: AnnData, labels: np.ndarray) -> np.ndarray:
+def _default_cells(model: CellModel, adata: AnnData, labels: np.ndarray) -> np.ndarray:
     everything = np.arange(len(labels))
     if adata is not model.adata:
         return everything

@@ -6,17 +6,12 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.model._differential import DifferentialExpressionMixin
-from scvi_sams.model._dose_response import DoseResponseMixin
-from scvi_sams.model._interactions import UnseenPairsMixin
-from scvi_sams.model._latent import LatentMixin
-from scvi_sams.model._likelihood import LikelihoodMixin
+from scvi_sams.model._additive import AdditiveMixin
+from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.module._conditional_vae import ConditionalVAEModule
 
 
-class ConditionalVAE(
-    LatentMixin, UnseenPairsMixin, DoseResponseMixin, DifferentialExpressionMixin, LikelihoodMixin
-):
+class ConditionalVAE(AdditiveMixin, PerturbationModel):
     """VAE whose encoder and decoder are given the dosages of the cell's perturbations.
 
     The comparator without structure: a perturbation may change the map from latent states to

@@ -6,25 +6,13 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.model._differential import DifferentialExpressionMixin
-from scvi_sams.model._dose_response import DoseResponseMixin
-from scvi_sams.model._interactions import UnseenPairsMixin
-from scvi_sams.model._latent import LatentMixin
-from scvi_sams.model._likelihood import LikelihoodMixin
-from scvi_sams.model._mechanisms import EffectsMixin
-from scvi_sams.model._programs import ProgramsMixin
+from scvi_sams.model._additive import AdditiveMixin
+from scvi_sams.model._mechanisms import LatentShiftMixin
+from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.module._cpa_vae import CPAVAEModule
 
 
-class CPAVAE(
-    EffectsMixin,
-    ProgramsMixin,
-    LatentMixin,
-    UnseenPairsMixin,
-    DoseResponseMixin,
-    DifferentialExpressionMixin,
-    LikelihoodMixin,
-):
+class CPAVAE(LatentShiftMixin, AdditiveMixin, PerturbationModel):
     """Compositional perturbation VAE, SAMS-VAE without masks :cite:p:`Bereket23`.
 
     A cell's latent state is a basal part plus the sum of the effects of its perturbations; every

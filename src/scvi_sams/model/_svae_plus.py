@@ -6,23 +6,12 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
-from scvi_sams.model._differential import DifferentialExpressionMixin
-from scvi_sams.model._interactions import InteractionsMixin
-from scvi_sams.model._latent import LatentMixin
-from scvi_sams.model._likelihood import LikelihoodMixin
-from scvi_sams.model._mechanisms import MasksMixin
-from scvi_sams.model._programs import ProgramsMixin
+from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin
+from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.module._svae_plus import SVAEPlusModule
 
 
-class SVAEPlus(
-    MasksMixin,
-    ProgramsMixin,
-    LatentMixin,
-    InteractionsMixin,
-    DifferentialExpressionMixin,
-    LikelihoodMixin,
-):
+class SVAEPlus(MaskMixin, LatentShiftMixin, PerturbationModel):
     """Sparse VAE of mechanism shifts, SVAE+ (Lopez et al. 2022, arXiv 2211.03553).
 
     The latent state of a cell is drawn around a sparse mean of its perturbation,
@@ -73,7 +62,6 @@ class SVAEPlus(
     """
 
     _module_cls = SVAEPlusModule
-    _additive = False
 
     def __init__(
         self,

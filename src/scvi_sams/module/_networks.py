@@ -253,3 +253,12 @@ class CovariateEncoding(nn.Module):
         if continuous is not None:
             parts.append(continuous.float())
         return torch.cat(parts, dim=1)
+
+    def in_batch(self, covariates: Tensor | None, batch: int | None) -> Tensor | None:
+        """Covariates of the same cells, all of one batch; ``None`` leaves each in its own."""
+        if batch is None or covariates is None or not self.uses_batch:
+            return covariates
+        n_batch = self.category_counts[0]
+        moved = covariates.clone()
+        moved[:, :n_batch] = functional.one_hot(torch.tensor(batch), n_batch).to(moved)
+        return moved
