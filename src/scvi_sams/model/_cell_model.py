@@ -26,10 +26,9 @@ from scvi_sams.model._cells import (
     rows_of_all_cells,
 )
 from scvi_sams.model._screen_model import ScreenModel
-from scvi_sams.module._latent_shift_module import LatentShiftModule
-from scvi_sams.module._normals import draw_particles
-from scvi_sams.module._perturbation_module import CellBatch
-from scvi_sams.module._slots import positions_in, sum_over_slots
+from scvi_sams.module._minibatch import positions_in, sum_over_slots
+from scvi_sams.module._networks import draw_particles
+from scvi_sams.module._perturbation_module import CellBatch, LatentShiftModule
 
 _LATENT_KEYS = {"basal": RESULT_KEYS.LATENT, "perturbed": RESULT_KEYS.LATENT_PERTURBED}
 

@@ -15,7 +15,7 @@ from scvi_sams._checks import as_names, check_integer
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.exceptions import MissingKeyError
 from scvi_sams.model._screen_model import ScreenModel
-from scvi_sams.module._slots import positions_in, sum_over_slots
+from scvi_sams.module._minibatch import positions_in, sum_over_slots
 
 _MAX_ELEMENTS = 2**23
 """Numbers in the largest array (particles x cells x genes) of a step: 32 MB in float32."""

@@ -102,6 +102,11 @@ class Statistic:
         check_number(above=0, library_size=library_size, target_sum=target_sum)
         if method != "mean" and not likelihood.is_count_likelihood:
             raise SAMSError("A normal likelihood has no counts to normalise: use method='mean'.")
+        if method == "lognorm" and not likelihood.has_laplace_transform:
+            raise SAMSError(
+                f"{type(likelihood).__name__} has no closed form of E[log(1 + x)]: use "
+                "method='lograte'."
+            )
         self.likelihood = likelihood
         self.method = method
         self.library_size = library_size

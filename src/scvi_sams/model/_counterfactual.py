@@ -20,9 +20,9 @@ from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import Contrast, EffectScale, Statistic
 from scvi_sams.model._draws import bounds, check_sampling, summary
-from scvi_sams.module._normals import draw_particles
+from scvi_sams.module._minibatch import positions_in, sum_of_rows
+from scvi_sams.module._networks import draw_particles
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.module._slots import positions_in, sum_of_rows
 
 _PERTURBATIONS_AT_ONCE = 256
 """Whose masks and effects are drawn in one go: some 20 MB an array for a hundred draws."""

@@ -29,10 +29,10 @@ from scvi_sams.model._registration import (
     validate_values,
 )
 from scvi_sams.model._saving import check_saved_model, save_whole
-from scvi_sams.model._settings import validate_settings
 from scvi_sams.model._training import training_arguments
 from scvi_sams.module._likelihoods import LIKELIHOODS
 from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.module._settings import given
 from scvi_sams.train._divergence import weights_kept_on_error
 from scvi_sams.train._plan import PerturbationTrainingPlan
 
@@ -59,7 +59,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         registry: dict[str, Any] | None = None,
         **module_kwargs: Any,
     ) -> None:
-        validate_settings(gene_likelihood=gene_likelihood, **module_kwargs)
+        self._module_cls.check_settings(gene_likelihood=gene_likelihood, **module_kwargs)
         check_registered(type(self), adata, registry)
         super().__init__(adata, registry)
         self.gene_likelihood = gene_likelihood
@@ -322,7 +322,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         >>> longer.history["dense_phase"].squeeze().tolist()
         [1.0, 1.0, 0.0, 0.0]
         """
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = given(locals())
         arguments |= arguments.pop("trainer_kwargs")
         arguments = training_arguments(self, arguments)
         with weights_kept_on_error(self.module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,26 @@ from torch.distributions import Beta
 from torch.distributions.utils import clamp_probs
 from torch.nn import functional
 
+from scvi_sams._checks import check_choice
+from scvi_sams.exceptions import InvalidArgumentError
+
 _LOGIT_OF_EXCLUDED = -20.0
 """Never drawn, and yet of a finite divergence from the prior."""
 
 
 class MaskPrior(nn.Module, ABC):
-    """A prior over the masks, as what it costs a posterior to differ from it."""
+    """A prior over the masks, as what it costs a posterior to differ from it.
+
+    A new one is a subclass and a line in :data:`MASK_PRIORS`.
+    """
 
     log_odds: float
     """Of an entry being on, a priori."""
+
+    @classmethod
+    @abstractmethod
+    def of_settings(cls, probability: float, concentration: float | None) -> Self:
+        """Make it of ``mask_prior_probability`` and ``mask_prior_concentration`` of ``SAMSVAE``."""
 
     @abstractmethod
     def kl(self, logits: Tensor) -> Tensor:
@@ -45,6 +56,11 @@ class BernoulliMaskPrior(MaskPrior):
         self.log_on = math.log(probability)
         self.log_off = math.log1p(-probability)
         self.log_odds = self.log_on - self.log_off
+
+    @classmethod
+    def of_settings(cls, probability: float, concentration: float | None) -> Self:
+        """Take the probability; it is known, so that there is no concentration."""
+        return cls(probability)
 
     def kl(self, logits: Tensor) -> Tensor:
         """``q log(q / alpha) + (1 - q) log((1 - q) / (1 - alpha))``."""
@@ -75,6 +91,11 @@ class PointEstimateMaskPrior(MaskPrior):
         super().__init__()
         self.beta = beta
         self.log_odds = -math.log(beta)
+
+    @classmethod
+    def of_settings(cls, probability: float, concentration: float | None) -> Self:
+        """Take the b whose prior mean is the probability."""
+        return cls(1 / probability - 1)
 
     def kl(self, logits: Tensor) -> Tensor:
         """Return the cost at the best estimate of the probability."""
@@ -116,6 +137,13 @@ class BetaBernoulliMaskPrior(MaskPrior):
         self.b = b
         self.log_odds = math.log(a) - math.log(b)
 
+    @classmethod
+    def of_settings(cls, probability: float, concentration: float | None) -> Self:
+        """Take the probability as the mean, and the concentration as ``a + b``."""
+        if concentration is None:
+            raise InvalidArgumentError("A Beta prior of masks needs `mask_prior_concentration`.")
+        return cls(concentration * probability, concentration * (1 - probability))
+
     def kl(self, logits: Tensor) -> Tensor:
         """Return the bound with q(pi) at its optimum."""
         # In float64: log-gammas of a large concentration all but cancel.
@@ -138,6 +166,15 @@ class BetaBernoulliMaskPrior(MaskPrior):
         log_conditional = masks * probability.log() + (1 - masks) * torch.log1p(-probability)
         divergence = posterior.log_prob(probability) - prior.log_prob(probability)
         return _log_probability(logits, masks) - log_conditional + divergence
+
+
+MASK_PRIORS: dict[str, type[MaskPrior]] = {
+    "bernoulli": BernoulliMaskPrior,
+    "beta_bernoulli": BetaBernoulliMaskPrior,
+}
+"""What ``mask_prior`` may name."""
+
+MaskPriorName = Annotated[str, lambda name, value: check_choice(name, value, list(MASK_PRIORS))]
 
 
 class MaskPosterior(nn.Module):

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from scvi.module.base import LossOutput
-from torch import Tensor, nn
+from torch import nn
 
 from scvi_sams.exceptions import TrainingDivergedError
 
@@ -64,18 +63,6 @@ def weights_kept_on_error(module: nn.Module) -> Iterator[None]:
         before.restore(module)
         module.eval()
         raise
-
-
-def diverged_term(output: LossOutput) -> tuple[str, float] | None:
-    """Name and value of the first term of the objective that is not finite; ``None`` if all are."""
-    if torch.isfinite(output.loss):
-        return None
-    terms: dict[str, Tensor] = {**output.reconstruction_loss, **output.kl_local}
-    for name, values in terms.items():
-        mean = values.mean()
-        if not torch.isfinite(mean):
-            return name, mean.item()
-    return "loss", output.loss.item()
 
 
 def diverged_weights(module: nn.Module) -> str | None:
