@@ -182,7 +182,7 @@ class SAMSVAEModule(LatentShiftModule):
 
     @torch.no_grad()
     def survey_latents(self, cells: Iterable[CellBatch]) -> LatentSurvey:
-        """Which dimensions are bends of the others, and how much each tells of a cell."""
+        """Which dimensions follow from the others, and how much each tells of a cell."""
         rows = torch.arange(len(self.masks.logits), device=self.device)
         means = self.shift_moments(rows)[0][None]
         basal, variances, shifts, codes = [], [], [], []

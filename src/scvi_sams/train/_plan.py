@@ -72,12 +72,12 @@ class PerturbationTrainingPlan(TrainingPlan):
         the bound is worse once masks have a price.
     max_curvature
         After the rotation, a latent dimension is switched off if the squares of the others predict
-        more than this share of it: it is a bend of the others and no mechanism, and its masks would
+        more than this share of it: it is curved, no mechanism, and its masks would
         only repeat that a perturbation is strong. Half of it is enough where the effects on a
-        dimension follow the size of the effects on the others. Where there is a bend, dimensions
+        dimension follow the size of the effects on the others. Where one is curved, dimensions
         that tell less of a cell are switched off with it, as they would take its place; the decoder
-        then learns the bend. Nothing is switched off where that would be half of what is known of
-        cells, or more. On simulated screens bends had .20 to .41, or .12 to .14 and such
+        then learns the curve. Nothing is switched off where that would be half of what is known of
+        cells, or more. On simulated screens curved ones had .20 to .41, or .12 to .14 and such
         effects; mechanisms at most .14 and no such effects; on the screen of Papalexi et al.
         2021 no dimension exceeded .06. ``None`` leaves all on.
     eps
@@ -216,10 +216,10 @@ class PerturbationTrainingPlan(TrainingPlan):
     def _end_dense_phase(self) -> None:
         self.module.find_sparse_axes()
         if self.max_curvature is not None and self.module.can_switch_off_latents:
-            self._switch_off_bends(self.max_curvature)
+            self._switch_off_curved(self.max_curvature)
         self._rotation_epoch = None
 
-    def _switch_off_bends(self, max_curvature: float) -> None:
+    def _switch_off_curved(self, max_curvature: float) -> None:
         # Each process has seen other cells, and all must come to the same decision.
         survey = LatentSurvey(
             *(
@@ -227,14 +227,14 @@ class PerturbationTrainingPlan(TrainingPlan):
                 for values in self.module.survey_latents(self._training_cells())
             )
         )
-        bends = survey.bends(max_curvature)
-        replacements = survey.replacements(bends)
-        is_off = bends | replacements
-        if not bends.any() or not survey.can_spare(is_off):
+        curved = survey.curved(max_curvature)
+        redundant = survey.redundant(curved)
+        is_off = curved | redundant
+        if not curved.any() or not survey.can_spare(is_off):
             return
         logger.info(
-            f"Switched off {int(bends.sum())} latent dimension(s) that describe how the data bend "
-            f"along the others, and {int(replacements.sum())} that could take their place (see "
+            f"Switched off {int(curved.sum())} latent dimension(s) that are curved along the "
+            f"others, and {int(redundant.sum())} that could take their place (see "
             f"`max_curvature`); {int((~is_off).sum())} stay on."
         )
         self.module.switch_off_latents(is_off)
