@@ -86,7 +86,7 @@ def test_results_differ_between_cells_and_perturbations(any_model):
 def test_elbo_is_reconstruction_and_divergences(any_model):
     module = any_model.module
     torch.manual_seed(1)
-    for _, tensors in any_model._batches(any_model.adata, np.arange(20), None):
+    for _, tensors in any_model._read(None, range(20), None).batches():
         with torch.no_grad():
             output = module(tensors, inference_kwargs={"n_particles": 5})[2]
     terms = [*output.reconstruction_loss.values(), *output.kl_local.values()]

@@ -8,6 +8,7 @@ from model.builders import TRAINING, copy_without_registration, small_screen
 from scvi_sams import SAMSVAE
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.module import MASK_PRIORS, MaskPrior
+from scvi_sams.module._masks import BernoulliMaskPrior
 
 
 class PricePrior(MaskPrior):
@@ -18,10 +19,6 @@ class PricePrior(MaskPrior):
         self.price = price
         self.log_odds = -price
 
-    @classmethod
-    def of_settings(cls, probability, concentration):
-        return cls(concentration or 1 / probability)
-
     def kl(self, logits):
         return self.price * torch.sigmoid(logits)
 
@@ -31,7 +28,7 @@ class PricePrior(MaskPrior):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(MASK_PRIORS, "price", PricePrior)
+    monkeypatch.setitem(MASK_PRIORS, "price", lambda share, price: PricePrior(price or 1 / share))
 
 
 def trained(**settings):
@@ -75,6 +72,6 @@ def test_unknown_names_and_lacking_settings_are_named():
         SAMSVAE(adata, mask_prior="horseshoe")
     with pytest.raises(InvalidArgumentError, match="mask_prior_concentration"):
         SAMSVAE(adata, mask_prior="beta_bernoulli")
-    assert type(SAMSVAE(adata).module.mask_prior) is MASK_PRIORS["bernoulli"]
+    assert isinstance(SAMSVAE(adata).module.mask_prior, BernoulliMaskPrior)
     beta = SAMSVAE(adata, mask_prior_concentration=4.0).module.mask_prior
     assert (beta.a, beta.b) == pytest.approx((0.4, 3.6))

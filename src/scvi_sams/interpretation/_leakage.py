@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scvi_sams._checks import check_integer, check_model
+from scvi_sams._checks import as_positions, check_integer, check_model
 from scvi_sams._torch import fixed_seed
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import MissingControlError
@@ -105,7 +105,7 @@ def basal_leakage(
     if indices is None:
         positions = _default_cells(model, adata, labels)
     else:
-        positions = model._indices(adata, indices)
+        positions = as_positions("indices", indices, adata.n_obs)
     scored = labels[positions]
     is_control = scored == _CONTROL
     if is_control.sum() < _MIN_CELLS:

@@ -87,15 +87,9 @@ class AdditiveMixin(PerturbationModel):
         check_choice("by", by, ("effect", "interaction"))
         rows = _rows_of(self, perturbations)
         measured = _measured_pairs(self)
+        method = rate_scale(self.module.likelihood, method)
         contrast, _ = make_contrast(
-            self,
-            rate_scale(self.module.likelihood, method),
-            n_samples,
-            n_posterior_samples,
-            basal,
-            library_size,
-            target_sum,
-            interval,
+            self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
         device = self.module.device
         table = self.module.global_posterior(

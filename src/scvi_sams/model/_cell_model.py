@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scvi import settings
-from torch.distributions import Normal
 
 from scvi_sams._checks import as_positions, check_choice, check_integer, check_number
-from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
-from scvi_sams.counts._block_reader import is_on_disk
-from scvi_sams.data._block_loader import BlockLoader
-from scvi_sams.data._field import registered_perturbations
+from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.model._cells import (
+    CellReader,
     batch_code,
     importance_weighted_bounds,
     negative_log_terms,
     positions_of_genes,
-    rows_of_all_cells,
 )
 from scvi_sams.model._screen_model import ScreenModel
-from scvi_sams.module._minibatch import positions_in, sum_over_slots
 from scvi_sams.module._networks import draw_particles
-from scvi_sams.module._perturbation_module import CellBatch, LatentShiftModule
+from scvi_sams.module._perturbation_module import LatentShiftModule
 
 _LATENT_KEYS = {"basal": RESULT_KEYS.LATENT, "perturbed": RESULT_KEYS.LATENT_PERTURBED}
 
@@ -36,71 +30,18 @@ _LATENT_KEYS = {"basal": RESULT_KEYS.LATENT, "perturbed": RESULT_KEYS.LATENT_PER
 class CellModel(ScreenModel):
     """A model that reads cells: their latent states, expression and likelihood."""
 
-    # Reading cells ------------------------------------------------------------------------------
-
-    def _perturbations_of(self, adata: AnnData, indices: np.ndarray) -> torch.Tensor:
-        """Perturbations that some cells carry, ascending, on the module's device."""
-        manager = self.get_anndata_manager(adata, required=True)
-        codes = registered_perturbations(manager)[0][indices]
-        return torch.as_tensor(np.unique(codes[codes >= 0]), device=self.module.device)
-
-    @staticmethod
-    def _indices(adata: AnnData, indices: Sequence[int] | Sequence[bool] | None) -> np.ndarray:
-        if indices is None:
-            return np.arange(adata.n_obs)
-        return as_positions("indices", indices, adata.n_obs)
-
-    def _batches(
-        self, adata: AnnData, indices: np.ndarray, batch_size: int | None
-    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-        """Yield positions within ``indices``, and the tensors of cells on the module's device.
-
-        Cells are read in ascending order, which needs the fewest accesses where they are on disk;
-        the positions say where each result belongs.
-        """
-        if batch_size is None:
-            batch_size = settings.batch_size
-        check_integer(batch_size=batch_size)
-        order = np.argsort(indices, kind="stable")
-        manager = self.get_anndata_manager(adata, required=True)
-        if is_on_disk(manager.get_from_registry(REGISTRY_KEYS.X)):
-            loader = BlockLoader(manager, indices[order], batch_size)
-        else:
-            loader = self._make_data_loader(adata, indices=indices[order], batch_size=batch_size)
-        start = 0
-        for tensors in loader:
-            n_cells = len(tensors[REGISTRY_KEYS.X])
-            device = self.module.device
-            yield (
-                order[start : start + n_cells],
-                {key: value.to(device) for key, value in tensors.items()},
-            )
-            start += n_cells
-
-    def _cells(
-        self, adata: AnnData, indices: np.ndarray, batch_size: int | None
-    ) -> Iterator[tuple[np.ndarray, CellBatch]]:
-        """Yield positions within ``indices``, and the cells as the module reads them."""
-        for place, tensors in self._batches(adata, indices, batch_size):
-            yield place, self.module.read_batch(tensors)
-
-    def _encoded(
+    def _read(
         self,
-        adata: AnnData,
-        indices: np.ndarray,
+        adata: AnnData | None,
+        indices: Sequence[int] | Sequence[bool] | np.ndarray | None,
         batch_size: int | None,
-        rows: torch.Tensor,
-        shifts: torch.Tensor,
-    ) -> Iterator[tuple[np.ndarray, CellBatch, torch.Tensor, Normal]]:
-        """Yield positions, cells, the shift of each, and the posterior of its basal state.
-
-        ``shifts`` are those of the perturbations ``rows``, ``(P, R, S)``.
-        """
-        for place, cells in self._cells(adata, indices, batch_size):
-            shift = sum_over_slots(shifts, positions_in(rows, cells.codes), cells.doses)
-            yield place, cells, shift, self.module.encode(cells.x, shift, cells.covariates)
-
-    # Latent states ------------------------------------------------------------------------------
+    ) -> CellReader:
+        """Check the data that a method was given, and get ready to read the cells asked for."""
+        self._check_if_trained(warn=True)
+        adata = self._validate_anndata(adata)
+        if indices is None:
+            return CellReader(self, adata, np.arange(adata.n_obs), batch_size)
+        return CellReader(self, adata, as_positions("indices", indices, adata.n_obs), batch_size)
 
     @torch.inference_mode()
     def get_latent_representation(
@@ -172,28 +113,23 @@ class CellModel(ScreenModel):
                 f"{type(self).__name__} has no perturbed state: perturbations act on its networks, "
                 "not on the latent state. Use representation='basal'."
             )
-        self._check_if_trained(warn=True)
-        adata = self._validate_anndata(adata)
-        positions = self._indices(adata, indices)
+        cells = self._read(adata, indices, batch_size)
         n_draws = 1 if give_mean else n_samples
-        states = np.empty((n_draws, len(positions), self.module.n_latent), dtype=np.float32)
-        rows = self._perturbations_of(adata, positions)
+        states = np.empty((n_draws, len(cells), self.module.n_latent), dtype=np.float32)
         if give_mean or mean_shifts:
-            shifts = self.module.shift_moments(rows)[0][None]
+            shifts = self.module.shift_moments(cells.perturbations)[0][None]
         else:
-            shifts = self.module.global_posterior(rows, n_draws).shifts
-        for place, _, shift, qz in self._encoded(adata, positions, batch_size, rows, shifts):
+            shifts = self.module.global_posterior(cells.perturbations, n_draws).shifts
+        for place, _, shift, qz in cells.encoded(shifts):
             z_basal = qz.loc if give_mean else draw_particles(qz, n_draws)
             z = z_basal if representation == "basal" else z_basal + shift
             states[:, place] = z.cpu().numpy()
         result = states if n_draws > 1 else states[0]
         if key_added is not None and n_draws == 1:
             key = _LATENT_KEYS[representation] if key_added == "default" else key_added
-            adata.obsm[key] = rows_of_all_cells(result, positions, adata.n_obs)
-            self.keep_provenance(adata, key)
+            cells.adata.obsm[key] = cells.in_all_rows(result)
+            self.keep_provenance(cells.adata, key)
         return result
-
-    # Expression ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def get_normalized_expression(
@@ -254,31 +190,27 @@ class CellModel(ScreenModel):
         """
         check_integer(n_samples=n_samples)
         check_number(above=0, library_size=library_size)
-        self._check_if_trained(warn=True)
-        adata = self._validate_anndata(adata)
-        positions = self._indices(adata, indices)
+        cells = self._read(adata, indices, batch_size)
         genes = positions_of_genes(gene_list, self.get_var_names())
         n_kept = 1 if return_mean else n_samples
-        values = np.empty((n_kept, len(positions), len(genes)), dtype=np.float32)
-        rows = self._perturbations_of(adata, positions)
-        shifts = self.module.global_posterior(rows, n_samples).shifts
+        values = np.empty((n_kept, len(cells), len(genes)), dtype=np.float32)
+        shifts = self.module.global_posterior(cells.perturbations, n_samples).shifts
         batch = None if transform_batch is None else batch_code(transform_batch, self.adata_manager)
         scale = library_size if self.module.likelihood.is_count_likelihood else 1.0
-        for place, cells, shift, qz in self._encoded(adata, positions, batch_size, rows, shifts):
-            covariates = self.module.covariates.in_batch(cells.covariates, batch)
+        for place, read, shift, qz in cells.encoded(shifts):
+            covariates = self.module.covariates.in_batch(read.covariates, batch)
             logits = self.module.decode(draw_particles(qz, n_samples), shift, covariates)
             rate = scale * self.module.likelihood.rate(logits)[..., genes]
             values[:, place] = (rate.mean(0, keepdim=True) if return_mean else rate).cpu().numpy()
         if key_added is not None and return_mean and gene_list is None:
-            adata.layers[key_added] = rows_of_all_cells(values[0], positions, adata.n_obs)
-            self.keep_provenance(adata, key_added)
+            cells.adata.layers[key_added] = cells.in_all_rows(values[0])
+            self.keep_provenance(cells.adata, key_added)
         if n_kept > 1:
             return values
         if return_numpy:
             return values[0]
-        return pd.DataFrame(
-            values[0], index=adata.obs_names[positions], columns=adata.var_names[genes]
-        )
+        names = cells.adata.obs_names[cells.positions], cells.adata.var_names[genes]
+        return pd.DataFrame(values[0], *names)
 
     @torch.inference_mode()
     def posterior_predictive_sample(
@@ -317,17 +249,13 @@ class CellModel(ScreenModel):
         (3, 100, 5)
         """
         check_integer(n_samples=n_samples)
-        self._check_if_trained(warn=True)
-        adata = self._validate_anndata(adata)
-        positions = self._indices(adata, indices)
+        cells = self._read(adata, indices, batch_size)
         genes = positions_of_genes(gene_list, self.get_var_names())
-        drawn = np.empty((len(positions), len(genes), n_samples), dtype=np.float32)
-        for place, tensors in self._batches(adata, positions, batch_size):
+        drawn = np.empty((len(cells), len(genes), n_samples), dtype=np.float32)
+        for place, tensors in cells.batches():
             sample = self.module.sample(tensors, n_samples)[..., genes]
             drawn[place] = sample.permute(1, 2, 0).cpu().numpy()
         return drawn[..., 0] if n_samples == 1 else drawn
-
-    # Likelihood ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def get_elbo(
@@ -369,9 +297,9 @@ class CellModel(ScreenModel):
         True
         """
         check_integer(n_samples=n_samples)
-        adata, positions = self._scored_cells(adata, indices)
-        scores = negative_log_terms(self, adata, positions, batch_size, n_samples)
-        return self._report(-scores.sum(axis=0), adata, positions, return_mean, key_added)
+        cells = self._read_some(adata, indices, batch_size)
+        scores = negative_log_terms(cells, n_samples)
+        return self._report(-scores.sum(axis=0), cells, return_mean, key_added)
 
     @torch.inference_mode()
     def get_reconstruction_error(
@@ -395,9 +323,9 @@ class CellModel(ScreenModel):
         True
         """
         check_integer(n_samples=n_samples)
-        adata, positions = self._scored_cells(adata, indices)
-        scores = negative_log_terms(self, adata, positions, batch_size, n_samples)
-        return self._report(scores[0], adata, positions, return_mean, key_added)
+        cells = self._read_some(adata, indices, batch_size)
+        scores = negative_log_terms(cells, n_samples)
+        return self._report(scores[0], cells, return_mean, key_added)
 
     @torch.inference_mode()
     def get_iwelbo(
@@ -437,31 +365,22 @@ class CellModel(ScreenModel):
         True
         """
         check_integer(n_samples=n_samples)
-        adata, positions = self._scored_cells(adata, indices)
-        bounds = importance_weighted_bounds(self, adata, positions, batch_size, n_samples)
-        return self._report(bounds, adata, positions, return_mean, key_added)
+        cells = self._read_some(adata, indices, 128 if batch_size is None else batch_size)
+        bounds = importance_weighted_bounds(cells, n_samples)
+        return self._report(bounds, cells, return_mean, key_added)
 
-    def _scored_cells(
-        self, adata: AnnData | None, indices: Sequence[int] | None
-    ) -> tuple[AnnData, np.ndarray]:
-        self._check_if_trained(warn=True)
-        adata = self._validate_anndata(adata)
-        positions = self._indices(adata, indices)
-        if not len(positions):
+    def _read_some(self, *given: Any) -> CellReader:
+        cells = self._read(*given)
+        if not len(cells):
             raise InvalidArgumentError(
                 "There are no cells to score: `indices` or `adata` is empty."
             )
-        return adata, positions
+        return cells
 
     def _report(
-        self,
-        values: np.ndarray,
-        adata: AnnData,
-        positions: np.ndarray,
-        return_mean: bool,
-        key_added: str | None,
+        self, values: np.ndarray, cells: CellReader, return_mean: bool, key_added: str | None
     ) -> float | np.ndarray:
         if key_added is not None:
-            adata.obs[key_added] = rows_of_all_cells(values, positions, adata.n_obs)
-            self.keep_provenance(adata, key_added)
+            cells.adata.obs[key_added] = cells.in_all_rows(values)
+            self.keep_provenance(cells.adata, key_added)
         return float(values.mean()) if return_mean else values

@@ -18,6 +18,7 @@ from scvi_sams.labels._combinations import combinations_as_perturbations
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.model._cell_model import CellModel
+from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contrast import Contrast, EffectScale, Statistic
 from scvi_sams.model._draws import bounds, check_sampling, summary
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
@@ -114,7 +115,7 @@ def basal_states(
     sources = control if len(control) else np.arange(model.adata.n_obs)
     chosen = torch.randint(len(sources), (n_draws,)).numpy()
     covariates = z_basal.new_empty(n_draws, module.covariates.n_out)
-    for place, cells in model._cells(model.adata, sources[chosen], None):
+    for place, cells in CellReader(model, model.adata, sources[chosen], None).cells():
         if basal == "control":
             no_shift = torch.zeros(1, 1, module.n_shift, device=module.device)
             qz = module.encode(cells.x, no_shift, cells.covariates)
@@ -194,30 +195,23 @@ def keep_effects(model: CellModel, result: AnnData, key_added: str, **of_rows: n
 
 
 def counterfactual_expression(
-    model: CellModel,
-    requested: Labels,
-    adata: AnnData,
-    positions: np.ndarray,
-    output: str,
-    target_sum: float,
-    batch_size: int | None,
+    cells: CellReader, requested: Labels, output: str, target_sum: float
 ) -> np.ndarray:
     """Expression of cells under every label, ``(n_labels, n_cells, n_genes)``."""
-    module = model.module
-    own_rows = model._perturbations_of(adata, positions)
-    own = module.global_posterior(own_rows, 1).shifts
+    module = cells.module
+    own = module.global_posterior(cells.perturbations, 1).shifts
     targets = list(drawn_shifts(module, requested, 1))
-    values = np.empty((len(targets), len(positions), adata.n_vars), dtype=np.float32)
+    values = np.empty((len(targets), len(cells), cells.adata.n_vars), dtype=np.float32)
     # For all cells at once: what a generator gives depends on how many numbers are asked for.
-    noise = torch.randn(len(positions), module.n_latent, device=module.device)
+    noise = torch.randn(len(cells), module.n_latent, device=module.device)
     start = 0
-    for place, cells, _, qz in model._encoded(adata, positions, batch_size, own_rows, own):
+    for place, read, _, qz in cells.encoded(own):
         z_basal = qz.loc + qz.scale * noise[start : start + len(place)]
         start += len(place)
         for label, shift in enumerate(targets):
-            logits = module.decode(z_basal, shift[:, None], cells.covariates)
+            logits = module.decode(z_basal, shift[:, None], read.covariates)
             if output == "counts":
-                expression = module.likelihood.sample(logits, cells.size)
+                expression = module.likelihood.sample(logits, read.size)
             else:
                 expression = module.likelihood.rate(logits)
                 if output == "lognorm":
@@ -227,11 +221,11 @@ def counterfactual_expression(
 
 
 def counterfactual_cells(
-    values: np.ndarray, labels: list[str], adata: AnnData, positions: np.ndarray, *, sparsely: bool
+    values: np.ndarray, labels: list[str], cells: CellReader, *, sparsely: bool
 ) -> AnnData:
     """Arrange expression under every label as (labels x cells) x genes, labels slowest."""
     n_labels, n_cells, n_genes = values.shape
-    sources = np.tile(np.asarray(adata.obs_names)[positions], n_labels)
+    sources = np.tile(np.asarray(cells.adata.obs_names)[cells.positions], n_labels)
     names = np.repeat(labels, n_cells)
     flat = values.reshape(n_labels * n_cells, n_genes)
     labelled = [f"{name}:{source}" for name, source in zip(names, sources, strict=True)]
@@ -241,5 +235,5 @@ def counterfactual_cells(
             {"perturbation": pd.Categorical(names), "source_cell": sources},
             index=make_index_unique(pd.Index(labelled)),  # a cell may be asked for twice
         ),
-        var=pd.DataFrame(index=adata.var_names),
+        var=pd.DataFrame(index=cells.adata.var_names),
     )

@@ -159,8 +159,23 @@ def compare_cells(
     ]
 
 
+def check_groups(
+    groupby: object, group1: object, group2: object, idx1: object, idx2: object
+) -> None:
+    """Raise an error if groups of cells are given in two ways, or half of them."""
+    if idx1 is None and idx2 is not None:
+        raise SAMSError("`idx2` needs `idx1`.")
+    if idx1 is not None and not (groupby is group1 is group2 is None):
+        raise SAMSError("Pass either `idx1` (and `idx2`) or groups, not both.")
+
+
 def groups_of_cells(
-    adata: AnnData, groupby: str | None, group1: str | Sequence[str] | None, group2: str | None
+    adata: AnnData,
+    groupby: str | None,
+    group1: str | Sequence[str] | None,
+    group2: str | None,
+    idx1: Sequence[int] | Sequence[bool] | None,
+    idx2: Sequence[int] | Sequence[bool] | None,
 ) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
     """Return names and boolean masks of the two sides of every comparison.
 
@@ -171,8 +186,14 @@ def groups_of_cells(
     UnknownPerturbationError
         If no cell is in a group.
     SAMSError
-        If all cells are in one group.
+        If all cells are in one group, or none in one.
     """
+    if idx1 is not None:
+        first = _mask("idx1", adata.n_obs, idx1)
+        second = ~first if idx2 is None else _mask("idx2", adata.n_obs, idx2)
+        if not first.any() or not second.any():
+            raise SAMSError(f"There are no cells in `{'idx2' if first.any() else 'idx1'}`.")
+        return [("one", "two", first, second)]
     check_key(groupby=groupby, group2=group2)
     if groupby not in adata.obs:
         raise MissingKeyError(f"obs has no column {groupby!r} to group the cells by.")
@@ -197,17 +218,6 @@ def groups_of_cells(
         second = ~first if group2 is None else group_of_cell == group2
         comparisons.append((name, group2 or "Rest", first, second))
     return comparisons
-
-
-def positions_of_groups(
-    n_obs: int, idx1: Sequence[int] | Sequence[bool], idx2: Sequence[int] | Sequence[bool] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boolean masks of cells that were given by position or mask; an error if one is empty."""
-    first = _mask("idx1", n_obs, idx1)
-    second = ~first if idx2 is None else _mask("idx2", n_obs, idx2)
-    if not first.any() or not second.any():
-        raise SAMSError(f"There are no cells in `{'idx2' if first.any() else 'idx1'}`.")
-    return first, second
 
 
 def _mask(argument: str, n_obs: int, cells: Sequence[int] | Sequence[bool]) -> np.ndarray:

@@ -14,6 +14,7 @@ from anndata import AnnData
 from scvi_sams._checks import check_choice, check_integer, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contrast import expected_expression
 from scvi_sams.model._perturbation_model import PerturbationModel
 
@@ -132,26 +133,24 @@ class LatentShiftMixin(PerturbationModel):
         check_number(above=0, target_sum=target_sum)
         if n_cells is not None:
             check_integer(n_cells=n_cells)
-        self._check_if_trained(warn=True)
-        adata = self._validate_anndata(adata)
-        positions = self._indices(adata, indices)
-        if not len(positions):
+        cells = self._read(adata, indices, batch_size)
+        if not len(cells):
             raise SAMSError("There are no cells to average over: `indices` is empty.")
-        if n_cells is not None and n_cells < len(positions):
+        if n_cells is not None and n_cells < len(cells):
             rng = np.random.default_rng(_SUBSET_SEED)
-            positions = rng.choice(positions, n_cells, replace=False)
+            cells.positions = rng.choice(cells.positions, n_cells, replace=False)
         with torch.no_grad(), warnings.catch_warnings():
             # Of torch's own doing, where forward mode is used for the first time.
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
-            slopes = _summed_slopes(self, adata, positions, method, target_sum, batch_size)
+            slopes = _summed_slopes(cells, method, target_sum)
         programs = pd.DataFrame(
-            (slopes / len(positions)).T.float().cpu().numpy(),
-            index=adata.var_names,
+            (slopes / len(cells)).T.float().cpu().numpy(),
+            index=cells.adata.var_names,
             columns=[f"latent_{dimension}" for dimension in range(len(slopes))],
         )
         if key_added is not None:
-            adata.varm[key_added] = programs.copy()
-            self.keep_provenance(adata, key_added)
+            cells.adata.varm[key_added] = programs.copy()
+            self.keep_provenance(cells.adata, key_added)
         return programs
 
 
@@ -203,31 +202,25 @@ def _mechanism_table(model: PerturbationModel, values: np.ndarray) -> pd.DataFra
     )
 
 
-def _summed_slopes(
-    model: PerturbationModel,
-    adata: AnnData,
-    positions: np.ndarray,
-    method: ProgramScale,
-    target_sum: float,
-    batch_size: int | None,
-) -> torch.Tensor:
+def _summed_slopes(cells: CellReader, method: ProgramScale, target_sum: float) -> torch.Tensor:
     """Sum over cells of the derivatives, ``(n_latent, n_genes)``, one direction at a time.
 
     In forward mode: there are fewer latent dimensions than genes, and no more than cells x
     genes is held in memory.
     """
-    module = model.module
-    rows = model._perturbations_of(adata, positions)
-    shifts = module.shift_moments(rows)[0][None]
+    module = cells.module
+    shifts = module.shift_moments(cells.perturbations)[0][None]
     # In double precision, so that the order of cells plays no part.
-    total = torch.zeros(module.n_latent, adata.n_vars, dtype=torch.float64, device=module.device)
-    for _, cells, shift, qz in model._encoded(adata, positions, batch_size, rows, shifts):
+    total = torch.zeros(
+        module.n_latent, cells.adata.n_vars, dtype=torch.float64, device=module.device
+    )
+    for _, read, shift, qz in cells.encoded(shifts):
         z_basal = qz.loc
 
         def expression(
             z: torch.Tensor,
             shift: torch.Tensor = shift,
-            covariates: torch.Tensor | None = cells.covariates,
+            covariates: torch.Tensor | None = read.covariates,
         ) -> torch.Tensor:
             logits = module.decode(z, shift, covariates)
             return expected_expression(module.likelihood, logits, method, target_sum)

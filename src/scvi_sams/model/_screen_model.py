@@ -167,8 +167,6 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             If a batch or covariate is missing, or no number where it must be one.
         RegistrationError
             If ``adata`` is a view, is empty, or has two genes of one name.
-        InvalidArgumentError
-            If an argument is of the wrong type.
 
         After an error ``adata`` is as it was before.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Self
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,6 @@ class MaskPrior(nn.Module, ABC):
 
     log_odds: float
     """Of an entry being on, a priori."""
-
-    @classmethod
-    @abstractmethod
-    def of_settings(cls, probability: float, concentration: float | None) -> Self:
-        """Make it of ``mask_prior_probability`` and ``mask_prior_concentration`` of ``SAMSVAE``."""
 
     @abstractmethod
     def kl(self, logits: Tensor) -> Tensor:
@@ -56,11 +52,6 @@ class BernoulliMaskPrior(MaskPrior):
         self.log_on = math.log(probability)
         self.log_off = math.log1p(-probability)
         self.log_odds = self.log_on - self.log_off
-
-    @classmethod
-    def of_settings(cls, probability: float, concentration: float | None) -> Self:
-        """Take the probability; it is known, so that there is no concentration."""
-        return cls(probability)
 
     def kl(self, logits: Tensor) -> Tensor:
         """``q log(q / alpha) + (1 - q) log((1 - q) / (1 - alpha))``."""
@@ -91,11 +82,6 @@ class PointEstimateMaskPrior(MaskPrior):
         super().__init__()
         self.beta = beta
         self.log_odds = -math.log(beta)
-
-    @classmethod
-    def of_settings(cls, probability: float, concentration: float | None) -> Self:
-        """Take the b whose prior mean is the probability."""
-        return cls(1 / probability - 1)
 
     def kl(self, logits: Tensor) -> Tensor:
         """Return the cost at the best estimate of the probability."""
@@ -137,13 +123,6 @@ class BetaBernoulliMaskPrior(MaskPrior):
         self.b = b
         self.log_odds = math.log(a) - math.log(b)
 
-    @classmethod
-    def of_settings(cls, probability: float, concentration: float | None) -> Self:
-        """Take the probability as the mean, and the concentration as ``a + b``."""
-        if concentration is None:
-            raise InvalidArgumentError("A Beta prior of masks needs `mask_prior_concentration`.")
-        return cls(concentration * probability, concentration * (1 - probability))
-
     def kl(self, logits: Tensor) -> Tensor:
         """Return the bound with q(pi) at its optimum."""
         # In float64: log-gammas of a large concentration all but cancel.
@@ -168,11 +147,17 @@ class BetaBernoulliMaskPrior(MaskPrior):
         return _log_probability(logits, masks) - log_conditional + divergence
 
 
-MASK_PRIORS: dict[str, type[MaskPrior]] = {
-    "bernoulli": BernoulliMaskPrior,
-    "beta_bernoulli": BetaBernoulliMaskPrior,
+def _beta_bernoulli(probability: float, concentration: float | None) -> BetaBernoulliMaskPrior:
+    if concentration is None:
+        raise InvalidArgumentError("A Beta prior of masks needs `mask_prior_concentration`.")
+    return BetaBernoulliMaskPrior(concentration * probability, concentration * (1 - probability))
+
+
+MASK_PRIORS: dict[str, Callable[[float, float | None], MaskPrior]] = {
+    "bernoulli": lambda probability, _: BernoulliMaskPrior(probability),
+    "beta_bernoulli": _beta_bernoulli,
 }
-"""What ``mask_prior`` may name."""
+"""What ``mask_prior`` may name: made of the prior probability and the concentration."""
 
 MaskPriorName = Annotated[str, lambda name, value: check_choice(name, value, list(MASK_PRIORS))]
 

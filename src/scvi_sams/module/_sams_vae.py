@@ -95,9 +95,7 @@ class SAMSVAEModule(LatentShiftModule):
         )
         if mask_prior is None:
             mask_prior = "bernoulli" if mask_prior_concentration is None else "beta_bernoulli"
-        self.mask_prior = MASK_PRIORS[mask_prior].of_settings(
-            mask_prior_probability, mask_prior_concentration
-        )
+        self.mask_prior = MASK_PRIORS[mask_prior](mask_prior_probability, mask_prior_concentration)
         self.effects: EffectPosterior = (
             CorrelatedEffects(
                 n_perturbations, n_latent, n_layers=effect_n_layers, n_hidden=effect_n_hidden
