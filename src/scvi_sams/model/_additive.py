@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import combinations_with_replacement, product
 from typing import ClassVar, Literal
@@ -18,7 +17,13 @@ from scvi_sams.data._field import PerturbationField, registered_perturbations
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
 from scvi_sams.labels._names import check_known
 from scvi_sams.model._contrast import EffectScale, rate_scale
-from scvi_sams.model._counterfactual import check_has_data, keep_effects, make_contrast
+from scvi_sams.model._counterfactual import (
+    check_has_data,
+    effects_of_labels,
+    encode_requested,
+    keep_effects,
+    make_contrast,
+)
 from scvi_sams.model._interactions import Interaction
 from scvi_sams.model._perturbation_model import PerturbationModel
 
@@ -117,6 +122,7 @@ class AdditiveMixin(PerturbationModel):
             raise SAMSError("All pairs of these perturbations were measured.")
         return _ranked(self, np.array(places), pd.DataFrame(summaries), by)
 
+    @torch.inference_mode()
     def predict_dose_response(
         self,
         perturbations: Sequence[str] | None = None,
@@ -187,25 +193,19 @@ class AdditiveMixin(PerturbationModel):
         grids = [_grid(doses, n_doses, maximum) for maximum in largest]
         labels = np.repeat(names, [len(grid) for grid in grids])
         grid = np.concatenate(grids)
-        with warnings.catch_warnings():
-            # They are until the doses become part of them.
-            warnings.filterwarnings("ignore", message="Observation names are not unique")
-            result = self.predict_ate(
-                list(labels),
-                dosages=list(grid),
-                method=rate_scale(self.module.likelihood, method),
-                n_samples=n_samples,
-                n_posterior_samples=n_posterior_samples,
-                basal=basal,
-                library_size=library_size,
-                target_sum=target_sum,
-                interval=interval,
-                key_added=None,
-            )
+        requested = encode_requested(self, list(labels), list(grid))
+        method = rate_scale(self.module.likelihood, method)
+        contrast, description = make_contrast(
+            self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+        )
+        rows = [f"{name}@{dose:g}" for name, dose in zip(labels, grid, strict=True)]
+        genes = pd.Index(self.get_var_names())
+        result = effects_of_labels(contrast, rows, requested, genes, interval)
+        result.obs.index.name = None
+        result.uns["ate"] = description
         result.obs["perturbation"] = labels
         result.obs["dose"] = grid
         result.obs["is_measured_range"] = grid <= np.repeat(largest, [len(g) for g in grids])
-        result.obs_names = [f"{name}@{dose:g}" for name, dose in zip(labels, grid, strict=True)]
         if key_added is not None:
             keep_effects(self, result, key_added, perturbations=labels.copy(), doses=grid.copy())
         return result

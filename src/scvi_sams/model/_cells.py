@@ -30,19 +30,9 @@ _MAX_ELEMENTS = 2**23
 class CellReader:
     """Some cells of registered data, as mini-batches of the tensors that the module reads.
 
-    Cells are read in ascending order, which needs the fewest accesses where they are on disk; with
-    each mini-batch comes the place of its cells in ``positions``.
-
-    Parameters
-    ----------
-    model
-        Whose module reads.
-    adata
-        Data that the model has checked.
-    positions
-        Of the cells, ``(n_cells,)``.
-    batch_size
-        Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``.
+    They are read in ascending order, which needs the fewest accesses where they are on disk; with
+    each mini-batch comes the place of its cells in ``positions``, ``(n_cells,)``. ``adata`` was
+    checked before; ``batch_size=None`` stands for ``scvi.settings.batch_size``.
     """
 
     def __init__(

@@ -25,19 +25,9 @@ EffectScale = Literal["lognorm", "lograte", "mean"]
 class Contrast:
     """Treated against control cells of the same basal states, by common random numbers.
 
-    Parameters
-    ----------
-    module
-        Whose decoder is asked.
-    statistic
-        f, whose expectation is averaged on both sides.
-    z_basal, covariates
-        Basal states ``(n_posterior, n_basal, n_latent)``, covariates to go with them.
-
-    Attributes
-    ----------
-    control
-        Mean of f over the basal states of each posterior sample, ``(n_posterior, n_genes)``.
+    ``statistic`` is f, whose expectation is averaged on both sides, over basal states
+    ``(n_posterior, n_basal, n_latent)`` and covariates to go with them. ``control`` is its mean
+    over the untreated states of each posterior sample, ``(n_posterior, n_genes)``.
     """
 
     def __init__(

@@ -47,7 +47,11 @@ def training_arguments(model: BaseModelClass, given: dict[str, Any]) -> dict[str
         given["max_epochs"] = given["max_epochs"] or _default_max_epochs(len(split[0]))
     _set_default(given, "gradient_clip_val", 100.0)
     if checkpoint_path is not None:
-        path = {"checkpoint_path": _as_path(checkpoint_path)}
+        if not isinstance(checkpoint_path, str | os.PathLike):
+            raise InvalidArgumentError(
+                f"`checkpoint_path` must be the path of a file, not {checkpoint_path!r}."
+            )
+        path = {"checkpoint_path": checkpoint_path}
         given["plan_kwargs"] = dict(given["plan_kwargs"] or {}) | path
         if Path(checkpoint_path).exists():
             given["ckpt_path"] = str(checkpoint_path)
@@ -132,14 +136,6 @@ def _validate_training(given: Mapping[str, Any]) -> None:
     for name in ("train_size", "validation_size"):
         if given[name] is not None:
             check_number(**{name: given[name]})
-
-
-def _as_path(checkpoint_path: object) -> str | os.PathLike[str]:
-    if not isinstance(checkpoint_path, str | os.PathLike):
-        raise InvalidArgumentError(
-            f"`checkpoint_path` must be the path of a file, not {checkpoint_path!r}."
-        )
-    return checkpoint_path
 
 
 def _set_default(given: dict[str, Any], name: str, value: Any) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 _RIDGE = 1e-3
 """Penalty relative to the number of cells: columns are standardised, and may be collinear."""
 
-
 _NATS_OF_A_CURVED = 0.5
 """The states of a dimension that tells less are noise, whatever predicts them."""
 
@@ -84,18 +83,9 @@ def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
     perturbations, so that what perturbations have in common does not count, and a curve is seen
     where the perturbation has put the cells.
 
-    Parameters
-    ----------
-    basal
-        Posterior means of basal states, ``(n_cells, n_latent)``.
-    shift
-        What the perturbations of the cells add, ``(n_cells, n_latent)``.
-    groups
-        Number of the group of every cell, ``(n_cells,)``, integers from 0.
-
-    Returns
-    -------
-    Shape ``(n_latent,)``, at most 1; about 0, or below, where there is nothing to predict.
+    Given are posterior means of basal states and what perturbations add, ``(n_cells, n_latent)``,
+    and the number of the group of every cell, ``(n_cells,)``. The shares, ``(n_latent,)``, are at
+    most 1; about 0, or below, where there is nothing to predict.
     """
     n_cells, n_latent = basal.shape
     state = (basal + shift).double()
@@ -123,15 +113,8 @@ def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
 def following(effects: Tensor) -> Tensor:
     """Correlation of the effect on a dimension with the length of the effect on all others.
 
-    Parameters
-    ----------
-    effects
-        Mean effects, ``(n_perturbations, n_latent)``.
-
-    Returns
-    -------
-    Shape ``(n_latent,)``, between -1 and 1; 0 where something does not vary, or where there are
-    fewer than 20 perturbations.
+    Mean effects ``(n_perturbations, n_latent)`` give ``(n_latent,)``, between -1 and 1; 0 where
+    something does not vary, or where there are fewer than 20 perturbations.
     """
     if len(effects) < _PERTURBATIONS_TO_FOLLOW:
         return torch.zeros_like(effects[0])

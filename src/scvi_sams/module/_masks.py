@@ -39,13 +39,7 @@ class MaskPrior(nn.Module, ABC):
 
 
 class BernoulliMaskPrior(MaskPrior):
-    """m_tl ~ Bernoulli(alpha) (paper, section 3).
-
-    Parameters
-    ----------
-    probability
-        ``alpha``: the share of latent dimensions that a perturbation is expected to move.
-    """
+    """m_tl ~ Bernoulli(alpha) (paper, section 3), ``alpha`` being ``probability``."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -70,12 +64,7 @@ class PointEstimateMaskPrior(MaskPrior):
     nothing further to learn. The cost is ``KL(q(m) || Bernoulli(q / b)) - log Beta(q / b | 1, b)``:
     a density, not a probability, so it can be negative. An entry that is on costs
     ``log b - (b - 1) log(1 - 1 / b)`` more than one that is off: 1.4, 2.5 and 3.3 nats for the
-    papers' 2, 5 and 10.
-
-    Parameters
-    ----------
-    beta
-        ``b``, above 1; the prior mean of the probability is ``1 / (1 + b)``.
+    papers' 2, 5 and 10. ``beta`` is b, above 1; a priori the probability is ``1 / (1 + b)``.
     """
 
     def __init__(self, beta: float) -> None:
@@ -110,11 +99,6 @@ class BetaBernoulliMaskPrior(MaskPrior):
     Given q(m_tl = 1) = q the best q(pi_tl) is Beta(a + q, b + 1 - q); it is put in directly, so
     that there is nothing further to learn and the bound is as tight as a factorised posterior
     allows: ``KL = -H(q) - log(B(a + q, b + 1 - q) / B(a, b))``.
-
-    Parameters
-    ----------
-    a, b
-        Parameters of the Beta prior; its mean is ``a / (a + b)``.
     """
 
     def __init__(self, a: float, b: float) -> None:
@@ -165,14 +149,8 @@ MaskPriorName = Annotated[str, lambda name, value: check_choice(name, value, lis
 class MaskPosterior(nn.Module):
     """q(m_tl) = Bernoulli(sigmoid(logit_tl)), sampled by a straight-through relaxation.
 
-    Parameters
-    ----------
-    n_perturbations, n_latent
-        Shape of the table of logits.
-    initial_probability
-        Inclusion probability that every entry starts at.
-    temperature
-        Of the relaxed Bernoulli that gradients pass through.
+    Every entry starts at ``initial_probability``; gradients pass through a relaxed Bernoulli of
+    ``temperature``.
 
     Attributes
     ----------

@@ -32,16 +32,9 @@ class CellBatch(NamedTuple):
 
 
 class CovariateEncoding(nn.Module):
-    """Batch and further covariates as one numeric vector per cell.
+    """Batch and further covariates as one numeric vector per cell; a single batch adds nothing.
 
-    Parameters
-    ----------
-    n_batch
-        Number of batches; a single batch adds nothing.
-    n_categories
-        Number of categories of every categorical covariate.
-    n_continuous
-        Number of continuous covariates.
+    ``n_categories`` are those of every categorical covariate.
     """
 
     def __init__(self, n_batch: int, n_categories: list[int], n_continuous: int) -> None:

@@ -37,12 +37,7 @@ shifts teaches encoder and decoder to cancel or ignore them, and the effects nev
 class HiddenLayers(nn.Module):
     """Activation of a first pre-activation, then residual blocks; no normalisation, no dropout.
 
-    Parameters
-    ----------
-    n_layers
-        Number of hidden layers, the first (whose linear part the caller owns) included.
-    n_hidden
-        Width.
+    ``n_layers`` counts the first layer too, whose linear part the caller owns.
     """
 
     def __init__(self, n_layers: int, n_hidden: int) -> None:
@@ -60,12 +55,7 @@ class HiddenLayers(nn.Module):
 class NormalHead(nn.Module):
     """Mean and standard deviation of a diagonal normal: variance = exp(.) + 1e-4.
 
-    Parameters
-    ----------
-    n_hidden, n_out
-        Width of the input and of the distribution.
-    initial_scale
-        Standard deviation that the distribution has, about, before training.
+    ``initial_scale`` is about its standard deviation before training.
     """
 
     def __init__(self, n_hidden: int, n_out: int, *, initial_scale: float = 1.0) -> None:
@@ -107,15 +97,6 @@ class BasalEncoder(nn.Module):
     (a skip connection within the same family of posteriors). A growing effect then need not first
     wait for the encoder to make room for it: its gradient is that of the prior of z_basal, a
     regression of states on perturbations. Without it effects stay shrunken for hundreds of epochs.
-
-    Parameters
-    ----------
-    n_genes, n_latent, n_covariates
-        Sizes of the inputs and of the latent space.
-    n_layers, n_hidden
-        Shape of the network.
-    sees_shift
-        Whether the posterior depends on the shift that the perturbations cause.
     """
 
     def __init__(
@@ -145,15 +126,10 @@ class BasalEncoder(nn.Module):
     def state(
         self, x: Tensor, covariates: Tensor | None, condition: Tensor | None = None
     ) -> Normal:
-        """Distribution of the latent state.
+        """Distribution of the latent state; ``x`` and ``covariates`` as in :meth:`forward`.
 
-        Parameters
-        ----------
-        x, covariates
-            As in :meth:`forward`.
-        condition
-            What else the first layer is given, as its product with the weights: added to the
-            pre-activations, ``(n_particles or 1, n_cells, n_hidden)``.
+        ``condition``, ``(n_particles or 1, n_cells, n_hidden)``, is what else the first layer is
+        given, as its product with the weights: it is added to the pre-activations.
         """
         first = self.from_x(x)
         if self.from_covariates is not None:
@@ -164,21 +140,11 @@ class BasalEncoder(nn.Module):
         return self.head(self.hidden_layers(first))
 
     def forward(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
-        """Return the posterior.
+        """Return the posterior, of batch shape ``(n_particles, n_cells, n_latent)``.
 
-        Parameters
-        ----------
-        x
-            Standardised expression, ``(n_cells, n_genes)``.
-        shift
-            ``(n_particles, n_cells, n_latent)``.
-        covariates
-            ``(n_cells, n_covariates)``.
-
-        Returns
-        -------
-        Batch shape ``(n_particles, n_cells, n_latent)`` if the encoder sees the shift, else
-        ``(1, n_cells, n_latent)``.
+        ``x`` is standardised expression, ``(n_cells, n_genes)``, ``shift``
+        ``(n_particles, n_cells, n_latent)``, ``covariates`` ``(n_cells, n_covariates)``. An encoder
+        that does not see the shift has one posterior for all particles.
         """
         if self.from_shift is None:
             return self.state(x, covariates)
@@ -234,42 +200,19 @@ class EffectPosterior(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, rows: Tensor, masks: Tensor) -> Normal:
-        """Return the posterior of effects.
+        """Return the posterior of the effects of perturbations ``rows``, ``(n_rows,)``.
 
-        Parameters
-        ----------
-        rows
-            Perturbations, shape ``(n_rows,)``.
-        masks
-            Drawn masks, shape ``(n_particles, n_rows, n_latent)``.
-
-        Returns
-        -------
-        Batch shape ``(n_particles, n_rows, n_latent)``, or with 1 in place of ``n_particles``
-        where the effects do not depend on the masks.
+        Its batch shape is that of the drawn ``masks``, ``(n_particles, n_rows, n_latent)``, or with
+        1 in place of ``n_particles`` where the effects do not depend on them.
         """
 
     @abstractmethod
     def rotate(self, rotation: Tensor) -> None:
-        """Turn the coordinates of the effects that go with full masks.
-
-        Parameters
-        ----------
-        rotation
-            Orthogonal, ``(n_latent, n_latent)``: new effects are ``effects @ rotation``.
-        """
+        """Turn the coordinates of the effects of full masks: they become ``effects @ rotation``."""
 
     @abstractmethod
     def permute(self, order: Tensor, signs: Tensor) -> None:
-        """Reorder the coordinates and change their signs, whatever the masks.
-
-        Parameters
-        ----------
-        order
-            New dimension ``l`` is the old ``order[l]``, shape ``(n_latent,)``.
-        signs
-            1 or -1 for every new dimension, shape ``(n_latent,)``.
-        """
+        """Reorder coordinates: the new ``l`` is the old ``order[l]``, times ``signs[l]``."""
 
 
 class MeanFieldEffects(EffectPosterior):
@@ -303,14 +246,8 @@ class MeanFieldEffects(EffectPosterior):
 class CorrelatedEffects(EffectPosterior):
     """q(e_t | m_t, t) by a small network of the mask and an embedding of the perturbation.
 
-    One-hot(t) times a weight matrix is a row of it: the first layer looks that row up.
-
-    Parameters
-    ----------
-    n_perturbations, n_latent
-        Sizes.
-    n_layers, n_hidden
-        Shape of the network (paper: 2 x 200 on Replogle, 4 x 400 on Norman).
+    One-hot(t) times a weight matrix is a row of it: the first layer looks that row up. The paper's
+    network has 2 layers of 200 units on Replogle, 4 of 400 on Norman.
     """
 
     def __init__(

@@ -402,13 +402,7 @@ class PerturbationModule(BaseModuleClass):
 
 
 class LatentShiftModule(PerturbationModule):
-    """Base of the modules whose shifts are latent, of width L.
-
-    Parameters
-    ----------
-    **kwargs
-        See :class:`~scvi_sams.module.PerturbationModule`.
-    """
+    """Modules whose perturbations add to the latent state: ``z = z_basal + sum_t d_t s_t``."""
 
     @property
     def n_shift(self) -> int:
@@ -435,12 +429,4 @@ class LatentShiftModule(PerturbationModule):
 
     @abstractmethod
     def permute_shifts(self, order: Tensor, signs: Tensor) -> None:
-        """Reorder the coordinates of the shifts and change their signs.
-
-        Parameters
-        ----------
-        order
-            New dimension ``l`` is the old ``order[l]``, shape ``(n_latent,)``.
-        signs
-            1 or -1 for every new dimension, shape ``(n_latent,)``.
-        """
+        """Reorder coordinates: the new ``l`` is the old ``order[l]``, times ``signs[l]``."""

@@ -72,10 +72,7 @@ class StopOnInterrupt(Callback):
 class ResumableCheckpoint(Checkpoint):
     """Write the state of training after each epoch, and remove the file when training has ended.
 
-    Parameters
-    ----------
-    path
-        Of the file. It is replaced as a whole: killed while writing, the one before is there.
+    The file is replaced as a whole: killed while writing, the one before is there.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -12,21 +12,15 @@ from scvi_sams.exceptions import TrainingDivergedError
 
 
 class GoodWeights:
-    """The last state of a module that is known to be good, in the memory of the CPU.
-
-    Parameters
-    ----------
-    module
-        Whose present state is the first one.
-    """
+    """The last state of a module that is known to be good, in the memory of the CPU."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._keep(module)
-        self._epoch: int | None = None
+        self.keep(module, None)
 
-    def keep(self, module: nn.Module, epoch: int) -> None:
-        """Take the present state, that at the end of ``epoch`` (from 0), for good."""
-        self._keep(module)
+    def keep(self, module: nn.Module, epoch: int | None) -> None:
+        """Take the present state for good: that at the end of ``epoch`` (from 0), if of one."""
+        state = module.state_dict()
+        self._state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         self._epoch = epoch
 
     def restore(self, module: nn.Module) -> str:
@@ -40,10 +34,6 @@ class GoodWeights:
     def are_of_an_epoch(self) -> bool:
         """Whether the state is one of this training, not the one before it."""
         return self._epoch is not None
-
-    def _keep(self, module: nn.Module) -> None:
-        state = module.state_dict()
-        self._state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
 
 @contextmanager
