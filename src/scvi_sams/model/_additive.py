@@ -18,7 +18,6 @@ from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbat
 from scvi_sams.labels._names import check_known
 from scvi_sams.model._contrast import EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
-    check_has_data,
     effects_of_labels,
     encode_requested,
     keep_effects,
@@ -223,7 +222,7 @@ def _rows_of(model: PerturbationModel, perturbations: Sequence[str] | None) -> l
 
 
 def _measured_pairs(model: PerturbationModel) -> set[tuple[int, int]]:
-    check_has_data(model, "perturbations")
+    model._check_has_data("perturbations")
     codes, _ = registered_perturbations(model.adata_manager)
     pairs = codes[(codes >= 0).sum(axis=1) == 2]
     distinct = np.unique(np.sort(pairs, axis=1)[:, -2:], axis=0)
@@ -245,7 +244,7 @@ def _ranked(
 
 
 def _check_has_doses(model: PerturbationModel) -> None:
-    check_has_data(model, "doses")
+    model._check_has_data("doses")
     arguments = model._setup_arguments
     _, doses = registered_perturbations(model.adata_manager)
     registered = arguments["dosage_key"] or arguments["dosage_obsm_key"]

@@ -43,6 +43,13 @@ class CellModel(ScreenModel):
             return CellReader(self, adata, np.arange(adata.n_obs), batch_size)
         return CellReader(self, adata, as_positions("indices", indices, adata.n_obs), batch_size)
 
+    def _check_has_data(self, argument: str) -> None:
+        if self.adata is None:
+            raise SAMSError(
+                f"The model was loaded without data, which `{argument}` needs here: load it with "
+                "`adata`, or pass data."
+            )
+
     @torch.inference_mode()
     def get_latent_representation(
         self,

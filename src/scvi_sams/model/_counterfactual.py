@@ -13,7 +13,7 @@ from scipy import sparse
 
 from scvi_sams._checks import check_number
 from scvi_sams.data._field import registered_perturbations
-from scvi_sams.exceptions import InvalidArgumentError, MissingControlError, SAMSError
+from scvi_sams.exceptions import InvalidArgumentError, MissingControlError
 from scvi_sams.labels._combinations import combinations_as_perturbations
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import encode_labels
@@ -33,15 +33,6 @@ _SHIFTS_AT_ONCE = 2**20
 
 _UNCERTAINTY = ("standard_error", "interval_low", "interval_high")
 """Layers of a table of effects. By name, because those of anndata 0.13 hold X as well."""
-
-
-def check_has_data(model: CellModel, argument: str) -> None:
-    """Raise an error if a model was loaded without the data that an argument needs."""
-    if model.adata is None:
-        raise SAMSError(
-            f"The model was loaded without data, which `{argument}` needs here: load it with "
-            "`adata`, or pass data."
-        )
 
 
 def control_cells(model: CellModel) -> np.ndarray:
@@ -106,7 +97,7 @@ def basal_states(
     shape = (n_posterior, n_basal, -1)
     if basal == "prior" and not module.covariates.n_out:
         return z_basal.reshape(shape), None
-    check_has_data(model, "basal")
+    model._check_has_data("basal")
     control = control_cells(model)
     if basal == "control" and not len(control):
         raise MissingControlError(

@@ -16,7 +16,7 @@ from scvi_sams.labels._combinations import parts_of_combination
 from scvi_sams.labels._labels import distinct_combinations
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import Contrast
-from scvi_sams.model._counterfactual import check_has_data, drawn_shifts, encode_requested
+from scvi_sams.model._counterfactual import drawn_shifts, encode_requested
 from scvi_sams.model._draws import bounds, summary
 
 _PAIRS_PER_CHUNK = 32
@@ -92,7 +92,7 @@ def _drawn_interactions(
 
 def measured_combinations(model: CellModel) -> list[str]:
     """Canonical labels of the combinations in the training data, sorted."""
-    check_has_data(model, "combinations")
+    model._check_has_data("combinations")
     spelling, vocabulary = model._spelling, model.perturbations
     codes, _ = registered_perturbations(model.adata_manager)
     cells, _ = distinct_combinations(codes, vocabulary)

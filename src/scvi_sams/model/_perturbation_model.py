@@ -16,7 +16,6 @@ from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
-    check_has_data,
     control_cells,
     counterfactual_cells,
     counterfactual_expression,
@@ -231,7 +230,7 @@ class PerturbationModel(CellModel):
         labels = as_names("perturbations", perturbations)
         requested = encode_requested(self, labels, dosages)
         if adata is None:
-            check_has_data(self, "adata")
+            self._check_has_data("adata")
         from_controls = adata is None and indices is None
         sources = self._read(adata, control_cells(self) if from_controls else indices, batch_size)
         values = counterfactual_expression(sources, requested, output, target_sum)
