@@ -10,7 +10,7 @@ import pytest
 import scvi
 
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
-from scvi_sams.model._base import BasePerturbationModel
+from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.train import PerturbationTrainingPlan
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "paper"
@@ -109,7 +109,7 @@ def test_one_command_runs_every_class_and_never_runs_it_twice(paper, monkeypatch
     def refuse(*_, **__):
         raise AssertionError("a finished run was trained again")
 
-    monkeypatch.setattr(BasePerturbationModel, "train", refuse)
+    monkeypatch.setattr(PerturbationModel, "train", refuse)
     again = run(paper, monkeypatch, tmp_path, *command)
     pd.testing.assert_frame_equal(again, rows)
     with pytest.raises(AssertionError, match="trained again"):

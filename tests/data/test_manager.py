@@ -194,4 +194,4 @@ def test_two_sources_of_doses_are_refused(screen):
 def test_another_number_of_doses_than_labels_is_refused(screen, dosages):
     model = create(screen)
     with pytest.raises(SAMSError):
-        model._encode_requested(["A", "B"], dosages)
+        model.predict_ate(["A", "B"], dosages=dosages)

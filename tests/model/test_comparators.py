@@ -15,7 +15,7 @@ from model.builders import (
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.datasets import simulate_screen, simulated_ate
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._base import BasePerturbationModel
+from scvi_sams.model._perturbation_model import PerturbationModel
 
 SETTINGS = {
     "cpa mean field": (CPAVAE, {"correlated_basal": False}),
@@ -86,7 +86,7 @@ def test_results_differ_between_cells_and_perturbations(any_model):
 def test_elbo_is_reconstruction_and_divergences(any_model):
     module = any_model.module
     torch.manual_seed(1)
-    for _, tensors in any_model._batches(any_model.adata, np.arange(20), None):
+    for _, tensors in any_model._read(None, range(20), None).batches():
         with torch.no_grad():
             output = module(tensors, inference_kwargs={"n_particles": 5})[2]
     terms = [*output.reconstruction_loss.values(), *output.kl_local.values()]
@@ -102,7 +102,7 @@ def test_masks_and_effects_only_where_the_model_has_them(any_model):
     }
     expected = {CPAVAE: (False, True), SVAEPlus: (True, True), ConditionalVAE: (False, False)}
     assert tuple(has.values()) == expected[type(any_model)]
-    assert isinstance(any_model, BasePerturbationModel)
+    assert isinstance(any_model, PerturbationModel)
 
 
 @pytest.mark.parametrize("any_model", list(SETTINGS)[:3], indirect=True)

@@ -31,7 +31,7 @@ def test_conditional_predictions_are_those_of_the_dosed_sum_of_rows(conditional)
             labels, indices=controls, dosages=dosages, output="rate", adata=conditional.adata
         )
         rates += drawn.X.reshape(rates.shape) / n_draws
-    cells = next(conditional._cells(conditional.adata, controls, None))[1]
+    cells = next(conditional._read(None, controls, None).cells())[1]
     with torch.no_grad():
         qz = conditional.module.encode(cells.x, torch.zeros(1, 1, 32), None)
     noise = np.random.default_rng(0).normal(size=(n_draws, 20, N_LATENT))

@@ -294,9 +294,9 @@ def test_the_number_of_draws_is_reported(default_model):
 
 
 def test_how_many_draws_are_held_in_memory_changes_nothing(default_model, monkeypatch):
-    monkeypatch.setattr("scvi_sams.model._arms._VALUES_AT_ONCE", 2**24)
+    monkeypatch.setattr("scvi_sams.model._contrast._VALUES_AT_ONCE", 2**24)
     whole = ate(default_model, method="mean")
-    monkeypatch.setattr("scvi_sams.model._arms._VALUES_AT_ONCE", 2000)
+    monkeypatch.setattr("scvi_sams.model._contrast._VALUES_AT_ONCE", 2000)
     np.testing.assert_allclose(ate(default_model, method="mean").X, whole.X, rtol=1e-4, atol=1e-3)
 
 

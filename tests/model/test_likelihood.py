@@ -191,7 +191,7 @@ def test_the_bound_approaches_the_exact_marginal_likelihood(monkeypatch, variant
     np.testing.assert_allclose(bound, exact, atol=0.5)
     assert np.median(np.abs(bound - exact)) < 0.03
     # Many samples are computed in parts.
-    monkeypatch.setattr("scvi_sams.model._likelihood._MAX_ELEMENTS", 3 * 128 * 700)
+    monkeypatch.setattr("scvi_sams.model._cells._MAX_ELEMENTS", 3 * 128 * 700)
     bound = score(case.model, "get_iwelbo", n_samples=20_000, seed=1)
     assert np.median(np.abs(bound - exact)) < 0.03
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scvi_sams.module import _chunks
-from scvi_sams.module._chunks import chunks_of_cells, chunks_of_particles
+from scvi_sams.module import _minibatch
+from scvi_sams.module._minibatch import chunks_of_cells, chunks_of_particles
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from scvi_sams.module._chunks import chunks_of_cells, chunks_of_particles
     ],
 )
 def test_a_chunk_has_at_most_so_many_values(values, expected, monkeypatch):
-    monkeypatch.setattr(_chunks, "_VALUES_PER_CHUNK", values)
+    monkeypatch.setattr(_minibatch, "_VALUES_PER_CHUNK", values)
     assert [(s.start, s.stop) for s in chunks_of_cells(torch.zeros(5, 3))] == expected
 
 
@@ -27,7 +27,7 @@ def test_particles_one_by_one():
 
 
 def test_an_accelerator_takes_everything_at_once(monkeypatch):
-    monkeypatch.setattr(_chunks, "_VALUES_PER_CHUNK", 1)
+    monkeypatch.setattr(_minibatch, "_VALUES_PER_CHUNK", 1)
     elsewhere = torch.zeros(5, 3, device="meta")
     assert list(chunks_of_cells(elsewhere)) == [slice(0, 5)]
     assert list(chunks_of_particles(4, elsewhere.device)) == [slice(0, 4)]

@@ -88,14 +88,14 @@ def test_dimensions_that_tell_less_than_a_bend_could_replace_it():
     """1, 1.05, .95 and .05 nats."""
     variance = torch.tensor([-2.0, -2.1, -1.9, -0.1]).exp()
     survey = LatentSurvey(torch.tensor([0.3, 0.0, 0.0, 0.0]), variance, torch.zeros(4))
-    bends = survey.bends(0.2)
-    assert bends.tolist() == [True, False, False, False]
-    assert survey.replacements(bends).tolist() == [False, False, True, True]
+    curved = survey.curved(0.2)
+    assert curved.tolist() == [True, False, False, False]
+    assert survey.redundant(curved).tolist() == [False, False, True, True]
 
 
 def test_weak_dimensions_stay_where_nothing_bends():
     survey = LatentSurvey(torch.tensor([0.19, 0.0]), torch.tensor([0.01, 0.99]), torch.zeros(2))
-    assert not survey.replacements(survey.bends(0.2)).any()
+    assert not survey.redundant(survey.curved(0.2)).any()
 
 
 def test_what_tells_next_to_nothing_is_no_bend():
@@ -103,16 +103,16 @@ def test_what_tells_next_to_nothing_is_no_bend():
     variance = torch.tensor([-0.98, -1.02, 0.5]).exp()
     survey = LatentSurvey(torch.tensor([0.9, 0.9, 0.9]), variance, torch.zeros(3))
     torch.testing.assert_close(survey.information, torch.tensor([0.49, 0.51, 0.0]))
-    assert survey.bends(0.2).tolist() == [False, True, False]
+    assert survey.curved(0.2).tolist() == [False, True, False]
 
 
 def test_what_tells_less_than_the_strongest_of_the_bends_could_replace_it():
     """1.5, .8, 1.6 and 1.4 nats."""
     variance = torch.tensor([-3.0, -1.6, -3.2, -2.8]).exp()
     survey = LatentSurvey(torch.tensor([0.3, 0.4, 0.0, 0.0]), variance, torch.zeros(4))
-    bends = survey.bends(0.2)
-    assert bends.tolist() == [True, True, False, False]
-    assert survey.replacements(bends).tolist() == [False, False, False, True]
+    curved = survey.curved(0.2)
+    assert curved.tolist() == [True, True, False, False]
+    assert survey.redundant(curved).tolist() == [False, False, False, True]
 
 
 def test_half_the_curvature_is_enough_where_effects_follow_the_others():
@@ -121,7 +121,7 @@ def test_half_the_curvature_is_enough_where_effects_follow_the_others():
         torch.full((4,), 0.05),
         torch.tensor([0.7, -0.7, 0.5, 0.9]),
     )
-    assert survey.bends(0.2).tolist() == [True, True, False, False]
+    assert survey.curved(0.2).tolist() == [True, True, False, False]
 
 
 def effects_with_a_bend(n_repeats):

@@ -7,8 +7,7 @@ from torch.nn import functional
 
 from module.builders import make_module
 from scvi_sams.module import draw_particles
-from scvi_sams.module._effects import CorrelatedEffects, MeanFieldEffects
-from scvi_sams.module._networks import NormalHead
+from scvi_sams.module._networks import CorrelatedEffects, MeanFieldEffects, NormalHead
 
 BOTH = pytest.mark.parametrize("correlated", [False, True], ids=["mean field", "correlated"])
 

@@ -306,7 +306,7 @@ def through_logits(x, hidden, weight, bias, log_theta, size, softmax):
 @pytest.mark.parametrize("values_per_chunk", [1, 30, 2**18])
 def test_mean_from_the_last_layer_and_its_gradients(values_per_chunk, softmax, monkeypatch):
     """Whatever the chunks: of one cell, of three and one left over, of all."""
-    monkeypatch.setattr("scvi_sams.module._chunks._VALUES_PER_CHUNK", values_per_chunk)
+    monkeypatch.setattr("scvi_sams.module._minibatch._VALUES_PER_CHUNK", values_per_chunk)
     x, size, arguments = make_last_layer()
     mean, each = mean_decoded_log_prob(x, *arguments, size, softmax=softmax)
     expected = through_logits(x, *arguments, size, softmax)

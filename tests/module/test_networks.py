@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional
 
 from module.builders import COVARIATE_SIZES, make_module, make_tensors
-from scvi_sams.module._networks import BasalEncoder, CovariateEncoding, Decoder, HiddenLayers
+from scvi_sams.module._minibatch import CovariateEncoding
+from scvi_sams.module._networks import BasalEncoder, Decoder, HiddenLayers
 
 N_PARTICLES, N_CELLS, N_GENES, N_LATENT, N_COVARIATES = 4, 6, 9, 3, 2
 

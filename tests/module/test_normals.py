@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from scvi_sams.module._normals import divergence_from_prior, draw_particles, log_ratio_to_prior
+from scvi_sams.module._networks import divergence_from_prior, draw_particles, log_ratio_to_prior
 
 SCALES = [1.0, 2.0, 0.3]
 

@@ -165,7 +165,7 @@ def test_the_order_of_cells_is_the_order_of_results(drawn, model_cls, random, se
 def test_single_and_double_precision_agree(data, model_cls):
     drawn = data.draw(labels)
     model = make_model(model_cls, make_adata(data.draw(counts(len(drawn))), drawn))
-    cells = next(iter(model._cells(model.adata, np.arange(len(drawn)), 64)))[1]
+    cells = next(model._read(None, range(len(drawn)), 64).cells())[1]
     scores = []
     for dtype in (torch.float32, torch.float64):
         module = model.module.to(dtype)

@@ -10,7 +10,7 @@ from model.builders import TRAINING, small_screen
 from scvi_sams import CPAVAE, SAMSVAE
 from scvi_sams.exceptions import TrainingDivergedError, UnreadableDataError
 from scvi_sams.train import _plan
-from scvi_sams.train._divergence import diverged_term
+from scvi_sams.train._plan import diverged_term
 
 SIZES = {"n_latent": 3, "n_hidden": 8}
 ALL_MASKS = {"dense_fraction": 0.0}

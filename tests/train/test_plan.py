@@ -469,7 +469,7 @@ def test_nothing_is_switched_off_where_nobody_asks(screen, monkeypatch):
 def test_mechanisms_of_a_trained_model_stay_on():
     """The module's own measure, on real training batches."""
     model = train(make_model(make_screen()), max_epochs=4, plan_kwargs={"dense_fraction": 0.5})
-    cells = [batch for _, batch in model._cells(model.adata, model.train_indices, 64)]
+    cells = [batch for _, batch in model._read(None, model.train_indices, 64).cells()]
     shares, variances, _ = model.module.survey_latents(cells)
     assert ((variances > 0) & (variances < 1.5)).all()
     assert torch.isfinite(shares).all()

@@ -24,7 +24,7 @@ from scvi_sams.metrics._observed import (
 )
 
 if TYPE_CHECKING:
-    from scvi_sams.model._interactions import InteractionsMixin
+    from scvi_sams.model._perturbation_model import PerturbationModel
 
 
 def observed_interactions(
@@ -151,7 +151,7 @@ def observed_interactions(
 
 
 def genetic_interactions(
-    model: InteractionsMixin,
+    model: PerturbationModel,
     combinations: Sequence[str] | None = None,
     *,
     indices: Sequence[int] | np.ndarray | None = None,

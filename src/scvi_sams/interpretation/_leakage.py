@@ -14,13 +14,13 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scvi_sams._checks import check_integer
+from scvi_sams._checks import as_positions, check_integer
 from scvi_sams._torch import fixed_seed
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import MissingControlError
 
 if TYPE_CHECKING:
-    from scvi_sams.model._latent import LatentMixin
+    from scvi_sams.model._cell_model import CellModel
 
 logger = logging.getLogger("scvi.sams")
 
@@ -29,7 +29,7 @@ _N_FOLDS = 5
 
 
 def basal_leakage(
-    model: LatentMixin,
+    model: CellModel,
     adata: AnnData | None = None,
     indices: Sequence[int] | Sequence[bool] | None = None,
     *,
@@ -99,7 +99,7 @@ def basal_leakage(
     if indices is None:
         positions = _default_cells(model, adata, labels, control)
     else:
-        positions = model._indices(adata, indices)
+        positions = as_positions("indices", indices, adata.n_obs)
     scored = labels[positions]
     is_control = scored == control
     if is_control.sum() < _MIN_CELLS:
@@ -121,7 +121,7 @@ def basal_leakage(
 
 
 def _states(
-    model: LatentMixin, adata: AnnData, positions: np.ndarray, seed: int
+    model: CellModel, adata: AnnData, positions: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw basal states, and add the mean shifts; both of shape ``(n_cells, n_latent)``."""
     states = []
@@ -142,7 +142,7 @@ def _states(
 
 
 def _default_cells(
-    model: LatentMixin, adata: AnnData, labels: np.ndarray, control: str
+    model: CellModel, adata: AnnData, labels: np.ndarray, control: str
 ) -> np.ndarray:
     everything = np.arange(len(labels))
     if adata is not model.adata:

@@ -23,7 +23,7 @@ from scvi_sams._fdr import active_at_fdr
 from scvi_sams.exceptions import SAMSError
 
 if TYPE_CHECKING:
-    from scvi_sams.model._counterfactual import CounterfactualMixin
+    from scvi_sams.model._perturbation_model import PerturbationModel
 
 SURE = 2
 """Posterior standard deviations between an effect and zero, for a gene to be named."""
@@ -32,7 +32,7 @@ _MOST_FOR_OPTIMAL_ORDER = 1000
 
 
 def perturbation_hits(
-    model: CounterfactualMixin,
+    model: PerturbationModel,
     *,
     fdr: float = 0.05,
     n_genes: int = 5,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from anndata import AnnData
 
-from scvi_sams.model._differential import DifferentialExpressionMixin
-from scvi_sams.model._dose_response import DoseResponseMixin
-from scvi_sams.model._interactions import UnseenPairsMixin
-from scvi_sams.model._latent import LatentMixin
-from scvi_sams.model._likelihood import LikelihoodMixin
+from scvi_sams.model._additive import AdditiveMixin
+from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.module._conditional_vae import ConditionalVAEModule
+from scvi_sams.module._perturbation_module import KLEstimator
+from scvi_sams.module._settings import given
 
 
-class ConditionalVAE(
-    LatentMixin, UnseenPairsMixin, DoseResponseMixin, DifferentialExpressionMixin, LikelihoodMixin
-):
+class ConditionalVAE(AdditiveMixin, PerturbationModel):
     """VAE whose encoder and decoder are given the dosages of the cell's perturbations.
 
     The comparator without structure: a perturbation may change the map from latent states to
@@ -56,19 +53,11 @@ class ConditionalVAE(
         *,
         n_hidden: int = 400,
         n_layers: int = 1,
-        gene_likelihood: Literal["nb", "poisson", "normal"] = "nb",
+        gene_likelihood: str = "nb",
         n_particles: int = 1,
-        kl_estimator: Literal["closed_form", "monte_carlo"] = "closed_form",
+        kl_estimator: KLEstimator = "closed_form",
         registry: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            adata,
-            registry=registry,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            gene_likelihood=gene_likelihood,
-            n_particles=n_particles,
-            kl_estimator=kl_estimator,
-        )
-        self.init_params_ = self._get_init_params(locals())
+        arguments = given(locals())
+        super().__init__(**arguments)
+        self.init_params_ = self._get_init_params(arguments)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from anndata import AnnData
 
-from scvi_sams.model._differential import DifferentialExpressionMixin
-from scvi_sams.model._dose_response import DoseResponseMixin
-from scvi_sams.model._interactions import UnseenPairsMixin
-from scvi_sams.model._latent import LatentMixin
-from scvi_sams.model._likelihood import LikelihoodMixin
-from scvi_sams.model._mechanisms import EffectsMixin
-from scvi_sams.model._programs import ProgramsMixin
+from scvi_sams.model._additive import AdditiveMixin
+from scvi_sams.model._mechanisms import LatentShiftMixin
+from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.module._cpa_vae import CPAVAEModule
+from scvi_sams.module._perturbation_module import KLEstimator
+from scvi_sams.module._settings import given
 
 
-class CPAVAE(
-    EffectsMixin,
-    ProgramsMixin,
-    LatentMixin,
-    UnseenPairsMixin,
-    DoseResponseMixin,
-    DifferentialExpressionMixin,
-    LikelihoodMixin,
-):
+class CPAVAE(LatentShiftMixin, AdditiveMixin, PerturbationModel):
     """Compositional perturbation VAE, SAMS-VAE without masks :cite:p:`Bereket23`.
 
     A cell's latent state is a basal part plus the sum of the effects of its perturbations; every
@@ -74,26 +64,14 @@ class CPAVAE(
         n_hidden: int = 400,
         n_layers: int = 1,
         correlated_basal: bool = True,
-        gene_likelihood: Literal["nb", "poisson", "normal"] = "nb",
+        gene_likelihood: str = "nb",
         effect_prior_scale: float = 2.0,
         n_particles: int = 1,
-        kl_estimator: Literal["closed_form", "monte_carlo"] = "closed_form",
+        kl_estimator: KLEstimator = "closed_form",
         global_kl_weight: float = 1.0,
         evidence_cells: float | None = None,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            adata,
-            registry=registry,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            correlated_basal=correlated_basal,
-            gene_likelihood=gene_likelihood,
-            effect_prior_scale=effect_prior_scale,
-            n_particles=n_particles,
-            kl_estimator=kl_estimator,
-            global_kl_weight=global_kl_weight,
-            evidence_cells=evidence_cells,
-        )
-        self.init_params_ = self._get_init_params(locals())
+        arguments = given(locals())
+        super().__init__(**arguments)
+        self.init_params_ = self._get_init_params(arguments)

@@ -44,15 +44,6 @@ class ExpectedLognorm:
     the size is the sum of the counts, of which x is a part: it is taken as x plus the expected
     counts of the other genes, r, so that log(1 + target_sum * x / (x + r)) is the difference of
     two such logarithms. What is left out is the variance of the other genes' sum, of second order.
-
-    Parameters
-    ----------
-    likelihood
-        Of counts.
-    library_size, target_sum
-        See ``predict_ate``.
-    device
-        That of ``likelihood``.
     """
 
     def __init__(

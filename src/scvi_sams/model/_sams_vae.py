@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from anndata import AnnData
 
-from scvi_sams.model._differential import DifferentialExpressionMixin
-from scvi_sams.model._dose_response import DoseResponseMixin
-from scvi_sams.model._interactions import UnseenPairsMixin
-from scvi_sams.model._latent import LatentMixin
-from scvi_sams.model._likelihood import LikelihoodMixin
-from scvi_sams.model._mechanisms import MasksMixin
-from scvi_sams.model._programs import ProgramsMixin
+from scvi_sams.model._additive import AdditiveMixin
+from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin
+from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.module._perturbation_module import KLEstimator
 from scvi_sams.module._sams_vae import SAMSVAEModule
+from scvi_sams.module._settings import given
 
 
-class SAMSVAE(
-    MasksMixin,
-    ProgramsMixin,
-    LatentMixin,
-    UnseenPairsMixin,
-    DoseResponseMixin,
-    DifferentialExpressionMixin,
-    LikelihoodMixin,
-):
+class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     """Sparse additive mechanism shift VAE :cite:p:`Bereket23`.
 
     A cell's latent state is a basal part plus the sum of the effects of its perturbations; a sparse
@@ -46,7 +36,8 @@ class SAMSVAE(
         two give the four variants of the paper's table.
     gene_likelihood
         ``"nb"`` (counts; the paper's Gamma-Poisson), ``"poisson"`` (counts) or ``"normal"`` (values
-        that are already normalised).
+        that are already normalised); or the name of one that you added to
+        ``scvi_sams.module.LIKELIHOODS``.
     mask_prior_probability
         Share of latent dimensions that a perturbation is expected to move. Lower it to be stricter
         with weak entries. On simulated screens with true shares of .02 to .3 a share fitted to
@@ -78,6 +69,9 @@ class SAMSVAE(
         Of the relaxed Bernoulli that gradients pass through.
     effect_n_hidden, effect_n_layers
         Network of the correlated effects.
+    mask_prior
+        Name of a prior that you added to ``scvi_sams.module.MASK_PRIORS``. ``None``:
+        ``"bernoulli"``, or ``"beta_bernoulli"`` where there is a concentration.
     registry
         Set by :meth:`load` where there is no ``adata``.
 
@@ -112,39 +106,21 @@ class SAMSVAE(
         n_layers: int = 1,
         correlated_basal: bool = True,
         correlated_effects: bool = True,
-        gene_likelihood: Literal["nb", "poisson", "normal"] = "nb",
+        gene_likelihood: str = "nb",
         mask_prior_probability: float = 0.1,
         mask_prior_concentration: float | None = None,
         effect_prior_scale: float = 2.0,
         n_particles: int = 1,
-        kl_estimator: Literal["closed_form", "monte_carlo"] = "closed_form",
+        kl_estimator: KLEstimator = "closed_form",
         global_kl_weight: float = 1.0,
         evidence_cells: float | None = 100.0,
         mask_initial_probability: float = 0.5,
         mask_temperature: float = 1.0,
         effect_n_hidden: int = 200,
         effect_n_layers: int = 2,
+        mask_prior: str | None = None,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            adata,
-            registry=registry,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            correlated_basal=correlated_basal,
-            correlated_effects=correlated_effects,
-            gene_likelihood=gene_likelihood,
-            mask_prior_probability=mask_prior_probability,
-            mask_prior_concentration=mask_prior_concentration,
-            effect_prior_scale=effect_prior_scale,
-            n_particles=n_particles,
-            kl_estimator=kl_estimator,
-            global_kl_weight=global_kl_weight,
-            evidence_cells=evidence_cells,
-            mask_initial_probability=mask_initial_probability,
-            mask_temperature=mask_temperature,
-            effect_n_hidden=effect_n_hidden,
-            effect_n_layers=effect_n_layers,
-        )
-        self.init_params_ = self._get_init_params(locals())
+        arguments = given(locals())
+        super().__init__(**arguments)
+        self.init_params_ = self._get_init_params(arguments)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from anndata import AnnData
 
-from scvi_sams.model._differential import DifferentialExpressionMixin
-from scvi_sams.model._interactions import InteractionsMixin
-from scvi_sams.model._latent import LatentMixin
-from scvi_sams.model._likelihood import LikelihoodMixin
-from scvi_sams.model._mechanisms import MasksMixin
-from scvi_sams.model._programs import ProgramsMixin
+from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin
+from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.module._perturbation_module import KLEstimator
+from scvi_sams.module._settings import given
 from scvi_sams.module._svae_plus import SVAEPlusModule
 
 
-class SVAEPlus(
-    MasksMixin,
-    ProgramsMixin,
-    LatentMixin,
-    InteractionsMixin,
-    DifferentialExpressionMixin,
-    LikelihoodMixin,
-):
+class SVAEPlus(MaskMixin, LatentShiftMixin, PerturbationModel):
     """Sparse VAE of mechanism shifts, SVAE+ (Lopez et al. 2022, arXiv 2211.03553).
 
     The latent state of a cell is drawn around a sparse mean of its perturbation,
@@ -73,7 +64,6 @@ class SVAEPlus(
     """
 
     _module_cls = SVAEPlusModule
-    _additive = False
 
     def __init__(
         self,
@@ -82,29 +72,16 @@ class SVAEPlus(
         *,
         n_hidden: int = 400,
         n_layers: int = 1,
-        gene_likelihood: Literal["nb", "poisson", "normal"] = "nb",
+        gene_likelihood: str = "nb",
         mask_prior_beta: float = 5.0,
         n_particles: int = 1,
-        kl_estimator: Literal["closed_form", "monte_carlo"] = "closed_form",
+        kl_estimator: KLEstimator = "closed_form",
         global_kl_weight: float = 1.0,
         evidence_cells: float | None = None,
         mask_initial_probability: float = 0.5,
         mask_temperature: float = 1.0,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            adata,
-            registry=registry,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            gene_likelihood=gene_likelihood,
-            mask_prior_beta=mask_prior_beta,
-            n_particles=n_particles,
-            kl_estimator=kl_estimator,
-            global_kl_weight=global_kl_weight,
-            evidence_cells=evidence_cells,
-            mask_initial_probability=mask_initial_probability,
-            mask_temperature=mask_temperature,
-        )
-        self.init_params_ = self._get_init_params(locals())
+        arguments = given(locals())
+        super().__init__(**arguments)
+        self.init_params_ = self._get_init_params(arguments)

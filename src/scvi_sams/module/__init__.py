@@ -3,27 +3,29 @@
 from scvi_sams.module._conditional_vae import ConditionalVAEModule
 from scvi_sams.module._cpa_vae import CPAVAEModule
 from scvi_sams.module._curvature import LatentSurvey
-from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._likelihoods import LIKELIHOODS, Likelihood
-from scvi_sams.module._normals import draw_particles
-from scvi_sams.module._perturbation_module import (
+from scvi_sams.module._masks import MASK_PRIORS, MaskPrior
+from scvi_sams.module._minibatch import (
     CellBatch,
-    GlobalDraw,
-    PerturbationModule,
-    TrainingStatistics,
-)
-from scvi_sams.module._rotation import sparsest_rotation
-from scvi_sams.module._sams_vae import SAMSVAEModule
-from scvi_sams.module._slots import (
     perturbations_of_batch,
     positions_in,
     sum_of_rows,
     sum_over_slots,
 )
+from scvi_sams.module._networks import draw_particles
+from scvi_sams.module._perturbation_module import (
+    GlobalDraw,
+    LatentShiftModule,
+    PerturbationModule,
+    TrainingStatistics,
+)
+from scvi_sams.module._rotation import sparsest_rotation
+from scvi_sams.module._sams_vae import SAMSVAEModule
 from scvi_sams.module._svae_plus import SVAEPlusModule
 
 __all__ = [
     "LIKELIHOODS",
+    "MASK_PRIORS",
     "CPAVAEModule",
     "CellBatch",
     "ConditionalVAEModule",
@@ -31,6 +33,7 @@ __all__ = [
     "LatentShiftModule",
     "LatentSurvey",
     "Likelihood",
+    "MaskPrior",
     "PerturbationModule",
     "SAMSVAEModule",
     "SVAEPlusModule",

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scvi_sams.module._effects import MeanFieldEffects
-from scvi_sams.module._latent_shift_module import LatentShiftModule
-from scvi_sams.module._normals import draw_particles
-from scvi_sams.module._perturbation_module import GlobalDraw
+from scvi_sams.module._networks import MeanFieldEffects, draw_particles
+from scvi_sams.module._perturbation_module import GlobalDraw, LatentShiftModule
+from scvi_sams.module._settings import PositiveNumber
 
 
 class CPAVAEModule(LatentShiftModule):
@@ -30,7 +29,12 @@ class CPAVAEModule(LatentShiftModule):
     """
 
     def __init__(
-        self, *, n_perturbations: int, n_latent: int, effect_prior_scale: float, **kwargs: Any
+        self,
+        *,
+        n_perturbations: int,
+        n_latent: int,
+        effect_prior_scale: PositiveNumber,
+        **kwargs: Any,
     ) -> None:
         super().__init__(n_perturbations=n_perturbations, n_latent=n_latent, **kwargs)
         self.effect_prior_scale = effect_prior_scale

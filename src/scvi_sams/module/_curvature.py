@@ -1,7 +1,7 @@
-"""Latent dimensions that are no mechanisms, but bends of the others.
+"""Curved and redundant latent dimensions: those that are no mechanisms, but follow from the others.
 
-A decoder that has not learned how expression bends along its latent dimensions lets the encoder
-describe the bend with a further dimension: on simulated screens one that holds, in effect, the
+A decoder that has not learned how expression curves along its latent dimensions lets the encoder
+describe the curve with a further dimension: on simulated screens one that holds, in effect, the
 length of the latent state. Every strong perturbation moves it, as a consequence of what it moves
 besides. As basal states are independent a priori, such a dimension gives itself away: the squares
 of the other dimensions predict it.
@@ -17,13 +17,12 @@ from torch import Tensor
 _RIDGE = 1e-3
 """Penalty relative to the number of cells: columns are standardised, and may be collinear."""
 
-
-_NATS_OF_A_BEND = 0.5
+_NATS_OF_A_CURVED = 0.5
 """The states of a dimension that tells less are noise, whatever predicts them."""
 
 
-_FOLLOWING_OF_A_BEND = 0.6
-"""On simulated screens mechanisms had at most .45, bends that had little curvature at least .75."""
+_FOLLOWING_OF_A_CURVED = 0.6
+"""On simulated screens mechanisms had at most .45, curved ones of little curvature at least .75."""
 
 _PERTURBATIONS_TO_FOLLOW = 20
 """With fewer, effects on a dimension are as large as those on the others by chance."""
@@ -45,31 +44,31 @@ class LatentSurvey(NamedTuple):
         """Nats by which a dimension tells cells apart: ``-log(variance) / 2``, at least 0."""
         return -self.variance.clamp(max=1).log() / 2
 
-    def bends(self, max_curvature: float) -> Tensor:
+    def curved(self, max_curvature: float) -> Tensor:
         """Dimensions of a larger curvature, as far as they tell cells apart at all.
 
         Half the curvature is enough where effects on a dimension follow those on the others:
-        perturbations then move it as far as they move the rest, as they do a bend.
+        perturbations then move it as far as they move the rest.
         """
-        follows = self.following.abs() > _FOLLOWING_OF_A_BEND
-        curved = self.curvature > torch.where(follows, max_curvature / 2, max_curvature)
-        return curved & (self.information > _NATS_OF_A_BEND)
+        follows = self.following.abs() > _FOLLOWING_OF_A_CURVED
+        is_curved = self.curvature > torch.where(follows, max_curvature / 2, max_curvature)
+        return is_curved & (self.information > _NATS_OF_A_CURVED)
 
-    def replacements(self, bends: Tensor) -> Tensor:
-        """Dimensions that could take the place of bends: those that tell less than one of these.
+    def redundant(self, curved: Tensor) -> Tensor:
+        """Dimensions that could take the place of curved ones: they tell less than one of these.
 
-        Where bends were switched off alone, one that told half as much had replaced them by the
-        end of training. Without these as well the decoder learns to bend.
+        Where curved ones were switched off alone, one that told half as much had replaced them by
+        the end of training. Without these as well the decoder learns the curve.
         """
-        if not bends.any():
-            return bends
-        return ~bends & (self.information < self.information[bends].max())
+        if not curved.any():
+            return curved
+        return ~curved & (self.information < self.information[curved].max())
 
     def can_spare(self, is_off: Tensor) -> bool:
         """Whether the other dimensions tell at least half of what all tell.
 
-        Bends come after the mechanisms. Where they seem to come before most of these, as in
-        screens of a thousand cells or of a handful of perturbations, they are mechanisms
+        Curved dimensions come after the mechanisms. Where they seem to come before most of these,
+        as in screens of a thousand cells or of a handful of perturbations, they are mechanisms
         themselves.
         """
         return bool(self.information[is_off].sum() <= self.information.sum() / 2)
@@ -81,21 +80,12 @@ def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
     Ridge regressions on one half of the cells, scored on the other: first on the states of the
     other dimensions, then also on their squares. The answer is the share of what the first leaves
     unexplained that the second explains. Everything is centred within groups of cells with the same
-    perturbations, so that what perturbations have in common does not count, and a bend is seen
+    perturbations, so that what perturbations have in common does not count, and a curve is seen
     where the perturbation has put the cells.
 
-    Parameters
-    ----------
-    basal
-        Posterior means of basal states, ``(n_cells, n_latent)``.
-    shift
-        What the perturbations of the cells add, ``(n_cells, n_latent)``.
-    groups
-        Number of the group of every cell, ``(n_cells,)``, integers from 0.
-
-    Returns
-    -------
-    Shape ``(n_latent,)``, at most 1; about 0, or below, where there is nothing to predict.
+    Given are posterior means of basal states and what perturbations add, ``(n_cells, n_latent)``,
+    and the number of the group of every cell, ``(n_cells,)``. The shares, ``(n_latent,)``, are at
+    most 1; about 0, or below, where there is nothing to predict.
     """
     n_cells, n_latent = basal.shape
     state = (basal + shift).double()
@@ -115,23 +105,16 @@ def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
     for latent in range(n_latent):
         others = torch.arange(n_latent)[torch.arange(n_latent) != latent]
         linear = unexplained(latent, others)
-        bent = unexplained(latent, torch.cat([others, others + n_latent]))
-        shares.append((linear - bent) / linear.clamp(min=1e-12))
+        curved = unexplained(latent, torch.cat([others, others + n_latent]))
+        shares.append((linear - curved) / linear.clamp(min=1e-12))
     return torch.stack(shares).to(basal.dtype)
 
 
 def following(effects: Tensor) -> Tensor:
     """Correlation of the effect on a dimension with the length of the effect on all others.
 
-    Parameters
-    ----------
-    effects
-        Mean effects, ``(n_perturbations, n_latent)``.
-
-    Returns
-    -------
-    Shape ``(n_latent,)``, between -1 and 1; 0 where something does not vary, or where there are
-    fewer than 20 perturbations.
+    Mean effects ``(n_perturbations, n_latent)`` give ``(n_latent,)``, between -1 and 1; 0 where
+    something does not vary, or where there are fewer than 20 perturbations.
     """
     if len(effects) < _PERTURBATIONS_TO_FOLLOW:
         return torch.zeros_like(effects[0])

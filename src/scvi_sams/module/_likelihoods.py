@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from scvi_sams._checks import check_choice
 from scvi_sams.module._negative_binomial import mean_decoded_log_prob, negative_binomial_log_prob
 
 _MAX_LOG_MEAN = 30.0
@@ -15,7 +17,9 @@ _MAX_LOG_MEAN = 30.0
 
 
 class Likelihood(nn.Module, ABC):
-    """What the decoder's output of shape ``(n_particles, n_cells, n_genes)`` means.
+    """What the decoder's output means: "logits", ``(n_particles, n_cells, n_outputs)``.
+
+    A new one is a subclass and a line in :data:`LIKELIHOODS`; everything else asks the class.
 
     Parameters
     ----------
@@ -26,7 +30,10 @@ class Likelihood(nn.Module, ABC):
         instead of the observed library size, which a softmax over the genes shares out.
     """
 
-    is_count_likelihood = True
+    is_count_likelihood: ClassVar[bool] = True
+    """Whether data must be counts: they are checked, encoded by log1p and normalised for size."""
+    outputs_per_gene: ClassVar[int] = 1
+    """Numbers that the decoder says of each gene: ``n_outputs = outputs_per_gene * n_genes``."""
 
     def __init__(self, n_genes: int, *, uses_size_factor: bool) -> None:
         super().__init__()
@@ -52,18 +59,24 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
-        """Draw expression of the shape of ``logits``."""
+        """Draw expression, ``(n_particles, n_cells, n_genes)``."""
 
     def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
         """Log of E[exp(-u x)] of counts x with the given means, ``(len(genes), *shape)``.
 
-        ``mean`` and ``u`` are broadcast against each other.
+        ``mean`` and ``u`` are broadcast against each other. A likelihood without it has no effects
+        on the scale ``"lognorm"``.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no counts.")
+        raise NotImplementedError
+
+    @property
+    def has_laplace_transform(self) -> bool:
+        """Whether :meth:`log_laplace_transform` is known."""
+        return type(self).log_laplace_transform is not Likelihood.log_laplace_transform
 
     @abstractmethod
     def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
-        """Set own parameters from moments of the training cells; return the decoder's bias.
+        """Set own parameters by moments of the training cells; return the bias ``(n_outputs,)``.
 
         Parameters
         ----------
@@ -204,6 +217,9 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "poisson": PoissonLikelihood,
     "normal": NormalLikelihood,
 }
+"""What ``gene_likelihood`` may name."""
+
+GeneLikelihood = Annotated[str, lambda name, value: check_choice(name, value, list(LIKELIHOODS))]
 
 
 def _positive(mean: Tensor) -> Tensor:

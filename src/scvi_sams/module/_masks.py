@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,18 @@ from torch.distributions import Beta
 from torch.distributions.utils import clamp_probs
 from torch.nn import functional
 
+from scvi_sams._checks import check_choice
+from scvi_sams.exceptions import InvalidArgumentError
+
 _LOGIT_OF_EXCLUDED = -20.0
 """Never drawn, and yet of a finite divergence from the prior."""
 
 
 class MaskPrior(nn.Module, ABC):
-    """A prior over the masks, as what it costs a posterior to differ from it."""
+    """A prior over the masks, as what it costs a posterior to differ from it.
+
+    A new one is a subclass and a line in :data:`MASK_PRIORS`.
+    """
 
     log_odds: float
     """Of an entry being on, a priori."""
@@ -32,13 +39,7 @@ class MaskPrior(nn.Module, ABC):
 
 
 class BernoulliMaskPrior(MaskPrior):
-    """m_tl ~ Bernoulli(alpha) (paper, section 3).
-
-    Parameters
-    ----------
-    probability
-        ``alpha``: the share of latent dimensions that a perturbation is expected to move.
-    """
+    """m_tl ~ Bernoulli(alpha) (paper, section 3), ``alpha`` being ``probability``."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -63,12 +64,7 @@ class PointEstimateMaskPrior(MaskPrior):
     nothing further to learn. The cost is ``KL(q(m) || Bernoulli(q / b)) - log Beta(q / b | 1, b)``:
     a density, not a probability, so it can be negative. An entry that is on costs
     ``log b - (b - 1) log(1 - 1 / b)`` more than one that is off: 1.4, 2.5 and 3.3 nats for the
-    papers' 2, 5 and 10.
-
-    Parameters
-    ----------
-    beta
-        ``b``, above 1; the prior mean of the probability is ``1 / (1 + b)``.
+    papers' 2, 5 and 10. ``beta`` is b, above 1; a priori the probability is ``1 / (1 + b)``.
     """
 
     def __init__(self, beta: float) -> None:
@@ -103,11 +99,6 @@ class BetaBernoulliMaskPrior(MaskPrior):
     Given q(m_tl = 1) = q the best q(pi_tl) is Beta(a + q, b + 1 - q); it is put in directly, so
     that there is nothing further to learn and the bound is as tight as a factorised posterior
     allows: ``KL = -H(q) - log(B(a + q, b + 1 - q) / B(a, b))``.
-
-    Parameters
-    ----------
-    a, b
-        Parameters of the Beta prior; its mean is ``a / (a + b)``.
     """
 
     def __init__(self, a: float, b: float) -> None:
@@ -140,17 +131,26 @@ class BetaBernoulliMaskPrior(MaskPrior):
         return _log_probability(logits, masks) - log_conditional + divergence
 
 
+def _beta_bernoulli(probability: float, concentration: float | None) -> BetaBernoulliMaskPrior:
+    if concentration is None:
+        raise InvalidArgumentError("A Beta prior of masks needs `mask_prior_concentration`.")
+    return BetaBernoulliMaskPrior(concentration * probability, concentration * (1 - probability))
+
+
+MASK_PRIORS: dict[str, Callable[[float, float | None], MaskPrior]] = {
+    "bernoulli": lambda probability, _: BernoulliMaskPrior(probability),
+    "beta_bernoulli": _beta_bernoulli,
+}
+"""What ``mask_prior`` may name: made of the prior probability and the concentration."""
+
+MaskPriorName = Annotated[str, lambda name, value: check_choice(name, value, list(MASK_PRIORS))]
+
+
 class MaskPosterior(nn.Module):
     """q(m_tl) = Bernoulli(sigmoid(logit_tl)), sampled by a straight-through relaxation.
 
-    Parameters
-    ----------
-    n_perturbations, n_latent
-        Shape of the table of logits.
-    initial_probability
-        Inclusion probability that every entry starts at.
-    temperature
-        Of the relaxed Bernoulli that gradients pass through.
+    Every entry starts at ``initial_probability``; gradients pass through a relaxed Bernoulli of
+    ``temperature``.
 
     Attributes
     ----------

@@ -25,27 +25,29 @@ from torch.distributions import Normal
 
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.module._curvature import LatentSurvey
-from scvi_sams.module._likelihoods import LIKELIHOODS
-from scvi_sams.module._networks import BasalEncoder, CovariateEncoding, Decoder
-from scvi_sams.module._normals import divergence_from_prior, draw_particles, log_ratio_to_prior
-from scvi_sams.module._slots import perturbations_of_batch, sum_over_slots
+from scvi_sams.module._likelihoods import LIKELIHOODS, GeneLikelihood
+from scvi_sams.module._minibatch import (
+    CellBatch,
+    CovariateEncoding,
+    perturbations_of_batch,
+    sum_over_slots,
+)
+from scvi_sams.module._networks import (
+    BasalEncoder,
+    Decoder,
+    divergence_from_prior,
+    draw_particles,
+    log_ratio_to_prior,
+)
+from scvi_sams.module._rotation import canonical_order, signed_permutation
+from scvi_sams.module._settings import (
+    NotNegative,
+    PositiveNumber,
+    WholeNumber,
+    check_settings,
+)
 
 KLEstimator = Literal["closed_form", "monte_carlo"]
-
-
-class CellBatch(NamedTuple):
-    """A mini-batch of cells as the module reads it."""
-
-    x: Tensor
-    """Expression, ``(B, G)``."""
-    codes: Tensor
-    """Perturbations, ``(B, K)``, -1 where a slot is empty."""
-    doses: Tensor
-    """Dosages, ``(B, K)``, 0 where a slot is empty."""
-    covariates: Tensor | None
-    """Batch and covariates, ``(B, C)``."""
-    size: Tensor
-    """Observed library size, or the registered size factor, ``(B,)``."""
 
 
 class GlobalDraw(NamedTuple):
@@ -96,7 +98,7 @@ class PerturbationModule(BaseModuleClass):
     n_batch, n_categories, n_continuous
         Number of batches, of categories of each categorical covariate, of continuous covariates.
     gene_likelihood
-        ``"nb"``, ``"poisson"`` or ``"normal"``.
+        Name in :data:`LIKELIHOODS`.
     uses_size_factor
         Whether a size factor is registered; otherwise the library size is the sum of the counts.
     correlated_basal
@@ -117,19 +119,19 @@ class PerturbationModule(BaseModuleClass):
         *,
         n_genes: int,
         n_perturbations: int,
-        n_latent: int,
-        n_hidden: int,
-        n_layers: int,
+        n_latent: WholeNumber,
+        n_hidden: WholeNumber,
+        n_layers: WholeNumber,
         n_batch: int,
         n_categories: list[int],
         n_continuous: int,
-        gene_likelihood: str,
+        gene_likelihood: GeneLikelihood,
         uses_size_factor: bool,
         correlated_basal: bool,
-        n_particles: int,
+        n_particles: WholeNumber,
         kl_estimator: KLEstimator,
-        global_kl_weight: float,
-        evidence_cells: float | None,
+        global_kl_weight: NotNegative,
+        evidence_cells: PositiveNumber | None,
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
@@ -143,12 +145,21 @@ class PerturbationModule(BaseModuleClass):
         self.encoder = BasalEncoder(
             n_genes, n_latent, self.covariates.n_out, sees_shift=correlated_basal, **shape
         )
-        self.decoder = Decoder(n_latent, n_genes, self.covariates.n_out, **shape)
-        self.likelihood = LIKELIHOODS[gene_likelihood](n_genes, uses_size_factor=uses_size_factor)
+        likelihood = LIKELIHOODS[gene_likelihood]
+        n_outputs = likelihood.outputs_per_gene * n_genes
+        self.decoder = Decoder(n_latent, n_outputs, self.covariates.n_out, **shape)
+        self.likelihood = likelihood(n_genes, uses_size_factor=uses_size_factor)
         self.register_buffer("cells_per_perturbation", torch.zeros(n_perturbations))
         self.register_buffer("input_mean", torch.zeros(n_genes))
         self.register_buffer("input_sd", torch.ones(n_genes))
         self.register_buffer("is_initialised", torch.tensor(False))
+
+    @classmethod
+    def check_settings(cls, **settings: object) -> None:
+        """Raise an error if a setting is not what the signature that declares it says."""
+        for part in cls.__mro__:
+            if issubclass(part, PerturbationModule) and "__init__" in vars(part):
+                check_settings(vars(part)["__init__"], settings)
 
     # What a model adds ------------------------------------------------------------------------
 
@@ -325,7 +336,7 @@ class PerturbationModule(BaseModuleClass):
         return {"hidden": self.decode_hidden(z_basal, shift, covariates)}
 
     def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Logits of the genes, ``(P, B, G)``, which the likelihood interprets."""
+        """Logits, ``(P, B, outputs per gene x G)``, which the likelihood interprets."""
         return self.decoder.to_genes(self.decode_hidden(z_basal, shift, covariates))
 
     # The objective -----------------------------------------------------------------------------
@@ -388,3 +399,34 @@ class PerturbationModule(BaseModuleClass):
         cells: CellBatch = outputs["cells"]
         logits = self.decode(outputs["z_basal"], outputs["shift"], cells.covariates)
         return self.likelihood.sample(logits, cells.size)
+
+
+class LatentShiftModule(PerturbationModule):
+    """Modules whose perturbations add to the latent state: ``z = z_basal + sum_t d_t s_t``."""
+
+    @property
+    def n_shift(self) -> int:
+        """A shift is as wide as the latent state."""
+        return self.n_latent
+
+    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
+        """q(z_basal | x, shift, covariates)."""
+        return self.encoder(self.standardised(x), shift, covariates)
+
+    def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
+        """Last hidden layer of the decoder at ``z = z_basal + shift``."""
+        return self.decoder(z_basal + shift, covariates)
+
+    @torch.no_grad()
+    def order_latents(self) -> None:
+        """Strongest shifts first, positive on average; what the model says stays the same."""
+        rows = torch.arange(len(self.cells_per_perturbation), device=self.device)
+        order, signs = canonical_order(self.shift_moments(rows)[0])
+        rotation = signed_permutation(order, signs)
+        self.encoder.rotate(rotation)
+        self.decoder.rotate(rotation)
+        self.permute_shifts(order, signs)
+
+    @abstractmethod
+    def permute_shifts(self, order: Tensor, signs: Tensor) -> None:
+        """Reorder coordinates: the new ``l`` is the old ``order[l]``, times ``signs[l]``."""

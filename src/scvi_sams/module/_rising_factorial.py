@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from scvi_sams import _torch as _devices
 from scvi_sams.module import _negative_binomial_loops as loops
-from scvi_sams.module._chunks import chunks_of_cells
+from scvi_sams.module._minibatch import chunks_of_cells
 
 TABLE_SIZE = 256
 """Counts below this are looked up in a table per gene; to the few above, Stirling's series adds."""

@@ -11,13 +11,17 @@ from torch.distributions import Normal
 
 from scvi_sams._torch import fixed_seed
 from scvi_sams.module._curvature import LatentSurvey, curvature, following
-from scvi_sams.module._effects import CorrelatedEffects, EffectPosterior, MeanFieldEffects
-from scvi_sams.module._latent_shift_module import LatentShiftModule
-from scvi_sams.module._masks import BernoulliMaskPrior, BetaBernoulliMaskPrior, MaskPosterior
-from scvi_sams.module._normals import draw_particles
-from scvi_sams.module._perturbation_module import CellBatch, GlobalDraw
+from scvi_sams.module._masks import MASK_PRIORS, MaskPosterior, MaskPriorName
+from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
+from scvi_sams.module._networks import (
+    CorrelatedEffects,
+    EffectPosterior,
+    MeanFieldEffects,
+    draw_particles,
+)
+from scvi_sams.module._perturbation_module import GlobalDraw, LatentShiftModule
 from scvi_sams.module._rotation import sparsest_rotation
-from scvi_sams.module._slots import positions_in, sum_over_slots
+from scvi_sams.module._settings import PositiveNumber, Share, WholeNumber
 
 MAX_INITIAL_LOGIT = 4.6
 """Masks start at probabilities of .01 to .99; training hardly moves those at the ends. At .05 to
@@ -44,10 +48,12 @@ class SAMSVAEModule(LatentShiftModule):
     correlated_effects
         Whether q(e_t) sees the mask.
     mask_prior_probability
-        ``alpha``; with ``mask_prior_concentration`` the mean of the Beta prior.
+        ``alpha``; the mean of a Beta prior.
     mask_prior_concentration
-        ``a + b`` of a Beta prior over the probability of every mask entry, or ``None`` for the
-        Bernoulli prior.
+        ``a + b`` of a Beta prior over the probability of every mask entry.
+    mask_prior
+        Name in :data:`MASK_PRIORS`; ``None``: ``"beta_bernoulli"`` where there is a concentration,
+        else ``"bernoulli"``.
     effect_prior_scale
         ``beta``, the standard deviation of effects a priori.
     mask_initial_probability
@@ -69,13 +75,14 @@ class SAMSVAEModule(LatentShiftModule):
         n_perturbations: int,
         n_latent: int,
         correlated_effects: bool,
-        mask_prior_probability: float,
-        mask_prior_concentration: float | None,
-        effect_prior_scale: float,
-        mask_initial_probability: float,
-        mask_temperature: float,
-        effect_n_hidden: int,
-        effect_n_layers: int,
+        mask_prior_probability: Share,
+        mask_prior_concentration: PositiveNumber | None,
+        effect_prior_scale: PositiveNumber,
+        mask_initial_probability: Share,
+        mask_temperature: PositiveNumber,
+        effect_n_hidden: WholeNumber,
+        effect_n_layers: WholeNumber,
+        mask_prior: MaskPriorName | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(n_perturbations=n_perturbations, n_latent=n_latent, **kwargs)
@@ -86,14 +93,9 @@ class SAMSVAEModule(LatentShiftModule):
             initial_probability=mask_initial_probability,
             temperature=mask_temperature,
         )
-        self.mask_prior = (
-            BernoulliMaskPrior(mask_prior_probability)
-            if mask_prior_concentration is None
-            else BetaBernoulliMaskPrior(
-                mask_prior_concentration * mask_prior_probability,
-                mask_prior_concentration * (1 - mask_prior_probability),
-            )
-        )
+        if mask_prior is None:
+            mask_prior = "bernoulli" if mask_prior_concentration is None else "beta_bernoulli"
+        self.mask_prior = MASK_PRIORS[mask_prior](mask_prior_probability, mask_prior_concentration)
         self.effects: EffectPosterior = (
             CorrelatedEffects(
                 n_perturbations, n_latent, n_layers=effect_n_layers, n_hidden=effect_n_hidden
@@ -178,7 +180,7 @@ class SAMSVAEModule(LatentShiftModule):
 
     @torch.no_grad()
     def survey_latents(self, cells: Iterable[CellBatch]) -> LatentSurvey:
-        """Which dimensions are bends of the others, and how much each tells of a cell."""
+        """Which dimensions follow from the others, and how much each tells of a cell."""
         rows = torch.arange(len(self.masks.logits), device=self.device)
         means = self.shift_moments(rows)[0][None]
         basal, variances, shifts, codes = [], [], [], []

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from scvi_sams.module._latent_shift_module import LatentShiftModule
 from scvi_sams.module._masks import MaskPosterior, PointEstimateMaskPrior
-from scvi_sams.module._perturbation_module import GlobalDraw
+from scvi_sams.module._perturbation_module import GlobalDraw, LatentShiftModule
+from scvi_sams.module._settings import PositiveNumber, Share, number
 
 _INITIAL_MEAN_SCALE = 0.1
 """Standard deviation of the means before training (paper)."""
@@ -46,9 +46,9 @@ class SVAEPlusModule(LatentShiftModule):
         *,
         n_perturbations: int,
         n_latent: int,
-        mask_prior_beta: float,
-        mask_initial_probability: float,
-        mask_temperature: float,
+        mask_prior_beta: Annotated[float, number(above=1)],
+        mask_initial_probability: Share,
+        mask_temperature: PositiveNumber,
         **kwargs: Any,
     ) -> None:
         super().__init__(

@@ -6,28 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from scvi.module.base import LossOutput
-from torch import Tensor, nn
+from torch import nn
 
 from scvi_sams.exceptions import TrainingDivergedError
 
 
 class GoodWeights:
-    """The last state of a module that is known to be good, in the memory of the CPU.
-
-    Parameters
-    ----------
-    module
-        Whose present state is the first one.
-    """
+    """The last state of a module that is known to be good, in the memory of the CPU."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._keep(module)
-        self._epoch: int | None = None
+        self.keep(module, None)
 
-    def keep(self, module: nn.Module, epoch: int) -> None:
-        """Take the present state, that at the end of ``epoch`` (from 0), for good."""
-        self._keep(module)
+    def keep(self, module: nn.Module, epoch: int | None) -> None:
+        """Take the present state for good: that at the end of ``epoch`` (from 0), if of one."""
+        state = module.state_dict()
+        self._state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         self._epoch = epoch
 
     def restore(self, module: nn.Module) -> str:
@@ -41,10 +34,6 @@ class GoodWeights:
     def are_of_an_epoch(self) -> bool:
         """Whether the state is one of this training, not the one before it."""
         return self._epoch is not None
-
-    def _keep(self, module: nn.Module) -> None:
-        state = module.state_dict()
-        self._state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
 
 @contextmanager
@@ -64,18 +53,6 @@ def weights_kept_on_error(module: nn.Module) -> Iterator[None]:
         before.restore(module)
         module.eval()
         raise
-
-
-def diverged_term(output: LossOutput) -> tuple[str, float] | None:
-    """Name and value of the first term of the objective that is not finite; ``None`` if all are."""
-    if torch.isfinite(output.loss):
-        return None
-    terms: dict[str, Tensor] = {**output.reconstruction_loss, **output.kl_local}
-    for name, values in terms.items():
-        mean = values.mean()
-        if not torch.isfinite(mean):
-            return name, mean.item()
-    return "loss", output.loss.item()
 
 
 def diverged_weights(module: nn.Module) -> str | None:

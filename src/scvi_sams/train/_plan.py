@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NoReturn
+from inspect import signature
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 from lightning.pytorch import Callback
@@ -15,14 +17,20 @@ from scvi.train import TrainingPlan
 from scvi_sams import _torch as _devices
 from scvi_sams._checks import check_choice
 from scvi_sams._torch import fixed_seed
-from scvi_sams.exceptions import TrainingDivergedError
+from scvi_sams.exceptions import InvalidArgumentError, TrainingDivergedError
 from scvi_sams.module._curvature import LatentSurvey
-from scvi_sams.module._perturbation_module import CellBatch, PerturbationModule
-from scvi_sams.train._checkpoint import ResumableCheckpoint, keep_state, restore_state
-from scvi_sams.train._divergence import GoodWeights, diverged_term, diverged_weights
-from scvi_sams.train._interruption import StopOnInterrupt
-from scvi_sams.train._phases import forget_best_states, forget_stopping_score
-from scvi_sams.train._plan_settings import check_argument_names, validate_plan
+from scvi_sams.module._minibatch import CellBatch
+from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.module._settings import NotNegative, check_settings, number
+from scvi_sams.train._callbacks import (
+    ResumableCheckpoint,
+    StopOnInterrupt,
+    forget_best_states,
+    forget_stopping_score,
+    keep_state,
+    restore_state,
+)
+from scvi_sams.train._divergence import GoodWeights, diverged_weights
 from scvi_sams.train._statistics import training_statistics
 
 logger = logging.getLogger("scvi.sams")
@@ -64,12 +72,12 @@ class PerturbationTrainingPlan(TrainingPlan):
         the bound is worse once masks have a price.
     max_curvature
         After the rotation, a latent dimension is switched off if the squares of the others predict
-        more than this share of it: it is a bend of the others and no mechanism, and its masks would
+        more than this share of it: it is curved, no mechanism, and its masks would
         only repeat that a perturbation is strong. Half of it is enough where the effects on a
-        dimension follow the size of the effects on the others. Where there is a bend, dimensions
+        dimension follow the size of the effects on the others. Where one is curved, dimensions
         that tell less of a cell are switched off with it, as they would take its place; the decoder
-        then learns the bend. Nothing is switched off where that would be half of what is known of
-        cells, or more. On simulated screens bends had .20 to .41, or .12 to .14 and such
+        then learns the curve. Nothing is switched off where that would be half of what is known of
+        cells, or more. On simulated screens curved ones had .20 to .41, or .12 to .14 and such
         effects; mechanisms at most .14 and no such effects; on the screen of Papalexi et al.
         2021 no dimension exceeded .06. ``None`` leaves all on.
     eps
@@ -94,28 +102,20 @@ class PerturbationTrainingPlan(TrainingPlan):
         self,
         module: PerturbationModule,
         *,
-        lr: float = 2e-3,
-        table_lr: float = 1e-2,
+        lr: NotNegative = 2e-3,
+        table_lr: NotNegative = 1e-2,
         lr_schedule: Literal["cosine", "constant"] = "cosine",
-        dense_fraction: float = 0.5,
-        max_curvature: float | None = 0.17,
-        eps: float = 1e-8,
-        weight_decay: float = 1e-6,
+        dense_fraction: Annotated[float, number(at_least=0, at_most=1)] = 0.5,
+        max_curvature: NotNegative | None = 0.17,
+        eps: NotNegative = 1e-8,
+        weight_decay: NotNegative = 1e-6,
         n_epochs_kl_warmup: int | None = None,
         n_steps_kl_warmup: int | None = None,
         checkpoint_path: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        validate_plan(
-            lr=lr,
-            table_lr=table_lr,
-            lr_schedule=lr_schedule,
-            dense_fraction=dense_fraction,
-            max_curvature=max_curvature,
-            eps=eps,
-            weight_decay=weight_decay,
-        )
-        check_argument_names(kwargs, module)
+        check_settings(PerturbationTrainingPlan.__init__, locals())
+        _check_names(kwargs, module)
         check_choice("optimizer", kwargs.get("optimizer", "Adam"), ("Adam", "AdamW", "Custom"))
         super().__init__(
             module,
@@ -216,10 +216,10 @@ class PerturbationTrainingPlan(TrainingPlan):
     def _end_dense_phase(self) -> None:
         self.module.find_sparse_axes()
         if self.max_curvature is not None and self.module.can_switch_off_latents:
-            self._switch_off_bends(self.max_curvature)
+            self._switch_off_curved(self.max_curvature)
         self._rotation_epoch = None
 
-    def _switch_off_bends(self, max_curvature: float) -> None:
+    def _switch_off_curved(self, max_curvature: float) -> None:
         # Each process has seen other cells, and all must come to the same decision.
         survey = LatentSurvey(
             *(
@@ -227,14 +227,14 @@ class PerturbationTrainingPlan(TrainingPlan):
                 for values in self.module.survey_latents(self._training_cells())
             )
         )
-        bends = survey.bends(max_curvature)
-        replacements = survey.replacements(bends)
-        is_off = bends | replacements
-        if not bends.any() or not survey.can_spare(is_off):
+        curved = survey.curved(max_curvature)
+        redundant = survey.redundant(curved)
+        is_off = curved | redundant
+        if not curved.any() or not survey.can_spare(is_off):
             return
         logger.info(
-            f"Switched off {int(bends.sum())} latent dimension(s) that describe how the data bend "
-            f"along the others, and {int(replacements.sum())} that could take their place (see "
+            f"Switched off {int(curved.sum())} latent dimension(s) that are curved along the "
+            f"others, and {int(redundant.sum())} that could take their place (see "
             f"`max_curvature`); {int((~is_off).sum())} stay on."
         )
         self.module.switch_off_latents(is_off)
@@ -333,3 +333,32 @@ class PerturbationTrainingPlan(TrainingPlan):
         """
         with fixed_seed(_VALIDATION_SEED + batch_idx, self.device):
             super().validation_step(batch, batch_idx)
+
+
+def diverged_term(output: LossOutput) -> tuple[str, float] | None:
+    """Name and value of the first term of the objective that is not finite; ``None`` if all are."""
+    if torch.isfinite(output.loss):
+        return None
+    terms: dict[str, torch.Tensor] = {**output.reconstruction_loss, **output.kl_local}
+    for name, values in terms.items():
+        mean = values.mean()
+        if not torch.isfinite(mean):
+            return name, mean.item()
+    return "loss", output.loss.item()
+
+
+def _check_names(names: Iterable[str], module: PerturbationModule) -> None:
+    """Raise an error if an argument is known neither to the plans nor to the module's loss.
+
+    scvi-tools would pass it to the loss, where it fails after training has begun.
+    """
+    known = {*signature(TrainingPlan.__init__).parameters, *signature(module.loss).parameters}
+    own = signature(PerturbationTrainingPlan.__init__).parameters
+    for name in names:
+        if name not in known:
+            similar = difflib.get_close_matches(name, [*own, *known], n=3)
+            hint = " or ".join(f"`{near}`" for near in dict.fromkeys(similar))
+            raise InvalidArgumentError(
+                f"The training plan has no argument `{name}`"
+                + (f"; did you mean {hint}?" if hint else ".")
+            )

@@ -1,9 +1,9 @@
-"""The two arms of a counterfactual comparison: the same cells with a perturbation and without."""
+"""The same cells with a perturbation and without: what is compared, and on which scale."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -19,25 +19,15 @@ _VALUES_AT_ONCE = 2**18
 
 _VALUES_AT_ONCE_ON_ACCELERATORS = 2**24
 
-Method = Literal["lognorm", "lograte", "mean"]
+EffectScale = Literal["lognorm", "lograte", "mean"]
 
 
-class Arms:
-    """Effects of shifts on given basal states, by common random numbers.
+class Contrast:
+    """Treated against control cells of the same basal states, by common random numbers.
 
-    Parameters
-    ----------
-    module
-        Whose decoder is asked.
-    statistic
-        f, whose expectation is averaged in both arms.
-    z_basal, covariates
-        Basal states ``(n_posterior, n_basal, n_latent)``, covariates to go with them.
-
-    Attributes
-    ----------
-    control
-        Mean of f over the basal states of each posterior sample, ``(n_posterior, n_genes)``.
+    ``statistic`` is f, whose expectation is averaged on both sides, over basal states
+    ``(n_posterior, n_basal, n_latent)`` and covariates to go with them. ``control`` is its mean
+    over the untreated states of each posterior sample, ``(n_posterior, n_genes)``.
     """
 
     def __init__(
@@ -93,15 +83,20 @@ class Statistic:
     def __init__(
         self,
         likelihood: Likelihood,
-        method: Method,
+        method: EffectScale,
         library_size: float,
         target_sum: float,
         device: torch.device,
     ) -> None:
-        check_choice("method", method, ("lognorm", "lograte", "mean"))
+        check_choice("method", method, get_args(EffectScale))
         check_number(above=0, library_size=library_size, target_sum=target_sum)
         if method != "mean" and not likelihood.is_count_likelihood:
             raise SAMSError("A normal likelihood has no counts to normalise: use method='mean'.")
+        if method == "lognorm" and not likelihood.has_laplace_transform:
+            raise SAMSError(
+                f"{type(likelihood).__name__} has no closed form of E[log(1 + x)]: use "
+                "method='lograte'."
+            )
         self.likelihood = likelihood
         self.method = method
         self.library_size = library_size
@@ -129,8 +124,13 @@ class Statistic:
         }
 
 
+def rate_scale(likelihood: Likelihood, method: EffectScale) -> EffectScale:
+    """``method``, or what ``"lograte"`` stands for where data are on their own scale: the mean."""
+    return "mean" if method == "lograte" and not likelihood.is_count_likelihood else method
+
+
 def expected_expression(
-    likelihood: Likelihood, logits: torch.Tensor, method: Method, target_sum: float
+    likelihood: Likelihood, logits: torch.Tensor, method: EffectScale, target_sum: float
 ) -> torch.Tensor:
     """Return ``target_sum * rate`` (``"mean"``) or ``log2(1 + target_sum * rate)``.
 
@@ -143,7 +143,7 @@ def expected_expression(
     return expected if method == "mean" else expected.add_(1).log2_()
 
 
-def units(likelihood: Likelihood, method: Method) -> str:
+def units(likelihood: Likelihood, method: EffectScale) -> str:
     """Name the units of f."""
     if not likelihood.is_count_likelihood:
         return "units of the data"

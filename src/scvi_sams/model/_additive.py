@@ -1,0 +1,293 @@
+"""What adds up: pairs that nobody measured, and doses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations_with_replacement, product
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scvi_sams._checks import as_names, check_choice, check_integer
+from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
+from scvi_sams.data._field import PerturbationField, registered_labels
+from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
+from scvi_sams.labels._names import check_known
+from scvi_sams.model._contrast import EffectScale, rate_scale
+from scvi_sams.model._counterfactual import (
+    effects_of_labels,
+    encode_requested,
+    keep_effects,
+    make_contrast,
+)
+from scvi_sams.model._interactions import Interaction
+from scvi_sams.model._perturbation_model import PerturbationModel
+
+_PERTURBATIONS_PER_BLOCK = 32
+"""Of all pairs, those between two blocks of perturbations are looked at at a time."""
+
+
+class AdditiveMixin(PerturbationModel):
+    """Models in which perturbations and doses add up, so that any combination can be asked for."""
+
+    _additive: ClassVar[bool] = True
+
+    @torch.inference_mode()
+    def rank_unseen_pairs(
+        self,
+        perturbations: Sequence[str] | None = None,
+        *,
+        by: Literal["effect", "interaction"] = "effect",
+        method: EffectScale = "lograte",
+        n_samples: int = 200,
+        n_posterior_samples: int = 20,
+        basal: Literal["prior", "control"] = "prior",
+        library_size: float = 1e4,
+        target_sum: float = 1e4,
+        interval: float = 0.9,
+    ) -> pd.DataFrame:
+        """Rank all pairs that nobody measured: which to screen next.
+
+        The number of pairs grows with the square of the number of perturbations; memory does not.
+
+        Parameters
+        ----------
+        perturbations
+            Pairs of these; ``None`` for all. Name the hits to keep it short.
+        by
+            ``"effect"``: by the norm of the predicted effect. ``"interaction"``: by the absolute
+            score, how far the effect is from additive.
+        method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+            As in :meth:`predict_interactions`, with fewer samples: ranks need less precision.
+
+        Returns
+        -------
+        One row per pair that no training cell carries alone (a pair within a larger combination
+        counts as not measured), best first: ``first``, ``second``, ``combination``,
+        ``effect_norm``, ``score`` with ``score_low`` and ``score_high``, ``additive_score``,
+        ``interaction_norm`` (as in :meth:`predict_interactions`), and ``n_cells``, the smaller
+        number of training cells of the two.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a name is not one of the model's perturbations.
+        SAMSError
+            If there are not two perturbations, or all pairs were measured.
+
+        Examples
+        --------
+        Six of the 28 pairs of 8 perturbations were measured:
+
+        >>> ranking = model.rank_unseen_pairs(n_samples=40)
+        >>> len(ranking)
+        22
+        >>> ranking["effect_norm"].is_monotonic_decreasing
+        True
+        """
+        check_choice("by", by, ("effect", "interaction"))
+        rows = _rows_of(self, perturbations)
+        measured = _measured_pairs(self)
+        method = rate_scale(self.module.likelihood, method)
+        contrast, _ = make_contrast(
+            self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+        )
+        device = self.module.device
+        table = self.module.global_posterior(
+            torch.as_tensor(rows, device=device), n_posterior_samples
+        ).shifts.expand(n_posterior_samples, -1, -1)
+        blocks = [
+            range(start, min(start + _PERTURBATIONS_PER_BLOCK, len(rows)))
+            for start in range(0, len(rows), _PERTURBATIONS_PER_BLOCK)
+        ]
+        places, summaries = [], []
+        for left, right in combinations_with_replacement(blocks, 2):
+            pairs = [
+                (i, j)
+                for i, j in product(left, right)
+                if i < j and (rows[i], rows[j]) not in measured
+            ]
+            singles = {
+                i: contrast.effect(table[:, i]) for i in {*(k for pair in pairs for k in pair)}
+            }
+            for i, j in pairs:
+                effect = contrast.effect(table[:, i] + table[:, j])
+                summaries.append(Interaction(effect, singles[i] + singles[j]).summary(interval))
+                places.append((rows[i], rows[j]))
+        if not places:
+            raise SAMSError("All pairs of these perturbations were measured.")
+        return _ranked(self, np.array(places), pd.DataFrame(summaries), by)
+
+    @torch.inference_mode()
+    def predict_dose_response(
+        self,
+        perturbations: Sequence[str] | None = None,
+        doses: Sequence[float] | np.ndarray | None = None,
+        *,
+        n_doses: int = 11,
+        method: EffectScale = "lograte",
+        n_samples: int = 5000,
+        n_posterior_samples: int = 100,
+        basal: Literal["prior", "control"] = "prior",
+        library_size: float = 1e4,
+        target_sum: float = 1e4,
+        interval: float | None = 0.95,
+        key_added: str | None = RESULT_KEYS.DOSE_RESPONSE,
+    ) -> AnnData:
+        """Predict average treatment effects over a grid of doses.
+
+        Latent shifts are linear in the dose as it was registered; expression follows by the
+        decoder, so that they may curve or saturate. All doses share basal states, masks and
+        effects, hence curves are smooth.
+
+        Parameters
+        ----------
+        perturbations
+            Names; ``None`` for all perturbations.
+        doses
+            Grid, in the units that were registered; ``None`` for ``n_doses`` equal steps from 0 to
+            the largest dose of each perturbation in the training data.
+        n_doses
+            See ``doses``.
+        method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+            As in :meth:`predict_ate`.
+        key_added
+            Key of ``adata.uns`` of the training data that the tables are written to (as a dict of
+            arrays); ``None`` writes nothing.
+
+        Returns
+        -------
+        AnnData, (perturbations x doses) x genes, as :meth:`predict_ate` returns it.
+        ``obs["perturbation"]``, ``obs["dose"]``, and ``obs["is_measured_range"]``: whether training
+        cells had both smaller (0 counts) and larger doses of the perturbation, so that nothing is
+        extrapolated.
+
+        Raises
+        ------
+        InvalidDosageError
+            If no doses were registered, or ``doses`` has negative or non-finite values.
+        UnknownPerturbationError
+            If a name is not one of the model's perturbations.
+
+        Examples
+        --------
+        >>> doses = scvi_sams.datasets.simulate_screen(n_genes=50, dosages=[0.5, 1.0, 2.0])
+        >>> scvi_sams.SAMSVAE.setup_anndata(doses, dosage_key="dosage")
+        >>> dosed = scvi_sams.SAMSVAE(doses, n_latent=5, n_hidden=16)
+        >>> dosed.train(max_epochs=1, enable_progress_bar=False)
+        >>> curves = dosed.predict_dose_response(["P001"], n_doses=5, n_samples=200)
+        >>> curves.obs["dose"].tolist()
+        [0.0, 0.5, 1.0, 1.5, 2.0]
+        >>> float(abs(curves.X[0]).max())  # dose 0
+        0.0
+        """
+        _check_has_doses(self)
+        names = as_names(
+            "perturbations", self.perturbations if perturbations is None else perturbations
+        )
+        largest = _largest_doses(self, names)
+        grids = [_grid(doses, n_doses, maximum) for maximum in largest]
+        labels = np.repeat(names, [len(grid) for grid in grids])
+        grid = np.concatenate(grids)
+        requested = encode_requested(self, list(labels), list(grid))
+        method = rate_scale(self.module.likelihood, method)
+        contrast, description = make_contrast(
+            self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+        )
+        rows = [f"{name}@{dose:g}" for name, dose in zip(labels, grid, strict=True)]
+        genes = pd.Index(self.get_var_names())
+        result = effects_of_labels(contrast, rows, requested, genes, interval)
+        result.obs.index.name = None
+        result.uns["ate"] = description
+        result.obs["perturbation"] = labels
+        result.obs["dose"] = grid
+        result.obs["is_measured_range"] = grid <= np.repeat(largest, [len(g) for g in grids])
+        if key_added is not None:
+            keep_effects(self, result, key_added, perturbations=labels.copy(), doses=grid.copy())
+        return result
+
+
+def _rows_of(model: PerturbationModel, perturbations: Sequence[str] | None) -> list[int]:
+    names = as_names(
+        "perturbations", model.perturbations if perturbations is None else perturbations
+    )
+    check_known(names, model.perturbations)
+    rows = pd.Index(model.perturbations).get_indexer(pd.Index(names))
+    if len(set(rows)) < 2:
+        raise SAMSError("Pairs need at least two perturbations.")
+    return sorted({int(row) for row in rows})
+
+
+def _measured_pairs(model: PerturbationModel) -> set[tuple[int, int]]:
+    model._check_has_data("perturbations")
+    codes = registered_labels(model.adata_manager).codes
+    pairs = codes[(codes >= 0).sum(axis=1) == 2]
+    distinct = np.unique(np.sort(pairs, axis=1)[:, -2:], axis=0)
+    return {(int(a), int(b)) for a, b in distinct}
+
+
+def _ranked(
+    model: PerturbationModel, places: np.ndarray, summaries: pd.DataFrame, by: str
+) -> pd.DataFrame:
+    names = np.array(model.perturbations, dtype=object)[places]
+    pairs = pd.DataFrame(names, columns=["first", "second"])
+    pairs["combination"] = [model._spelling.join(pair) for pair in names]
+    counts = model._state(REGISTRY_KEYS.PERTURBATIONS)[PerturbationField.CELLS_PER_PERTURBATION_KEY]
+    support = pd.Series(np.asarray(counts)[places].min(axis=1), name="n_cells")
+    table = pd.concat([pairs, summaries, support], axis=1)
+    strength = table["effect_norm"] if by == "effect" else table["score"].abs()
+    order = np.argsort(-strength.to_numpy(), kind="stable")
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _check_has_doses(model: PerturbationModel) -> None:
+    model._check_has_data("doses")
+    arguments = model._setup_arguments
+    doses = registered_labels(model.adata_manager).doses
+    registered = arguments["dosage_key"] or arguments["dosage_obsm_key"]
+    if not registered or np.isin(doses, (0, 1)).all():
+        raise InvalidDosageError(
+            "The perturbations were registered without doses"
+            + (" (all are 0 or 1)" if registered else "")
+            + ": there is nothing to draw a curve over. Register them with `dosage_key` (or "
+            "`dosage_obsm_key`) and train again."
+        )
+
+
+def _largest_doses(model: PerturbationModel, names: list[str]) -> np.ndarray:
+    vocabulary = pd.Index(model.perturbations)
+    rows = vocabulary.get_indexer(pd.Index(names))
+    if (rows < 0).any() or not names:
+        unknown = [name for name, row in zip(names, rows, strict=True) if row < 0]
+        raise UnknownPerturbationError(
+            f"{', '.join(map(repr, unknown[:5])) or 'An empty list'} is not one of the model's "
+            "perturbations. Curves are those of single perturbations; for combinations pass "
+            "`dosages` to predict_ate."
+        )
+    labels = registered_labels(model.adata_manager)
+    largest = np.zeros(len(vocabulary))
+    carried = labels.codes >= 0
+    np.maximum.at(largest, labels.codes[carried], labels.doses[carried])
+    return largest[rows]
+
+
+def _grid(doses: Sequence[float] | np.ndarray | None, n_doses: int, largest: float) -> np.ndarray:
+    if doses is None:
+        check_integer(at_least=2, n_doses=n_doses)
+        return np.linspace(0, largest, n_doses)
+    try:
+        grid = np.asarray(doses, dtype=np.float64)
+    except (TypeError, ValueError):
+        grid = np.array(np.nan)
+    if grid.ndim != 1:
+        raise InvalidDosageError(f"`doses` must be a list of numbers, not {doses!r}.")
+    bad = ~np.isfinite(grid) | (grid < 0)
+    if bad.any() or not len(grid):
+        raise InvalidDosageError(
+            "Doses must be finite and not negative"
+            + (f", unlike {grid[bad][0]:g}." if bad.any() else "; there are none.")
+        )
+    return grid

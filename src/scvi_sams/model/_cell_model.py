@@ -1,0 +1,393 @@
+"""What a model says of cells: latent states, expression, and how well it explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scvi_sams._checks import as_positions, check_choice, check_integer, check_number
+from scvi_sams._constants import RESULT_KEYS
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError
+from scvi_sams.model._cells import (
+    CellReader,
+    batch_code,
+    importance_weighted_bounds,
+    negative_log_terms,
+    positions_of_genes,
+)
+from scvi_sams.model._screen_model import ScreenModel
+from scvi_sams.module._networks import draw_particles
+from scvi_sams.module._perturbation_module import LatentShiftModule
+
+_LATENT_KEYS = {"basal": RESULT_KEYS.LATENT, "perturbed": RESULT_KEYS.LATENT_PERTURBED}
+
+
+class CellModel(ScreenModel):
+    """A model that reads cells: their latent states, expression and likelihood."""
+
+    def _read(
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | Sequence[bool] | np.ndarray | None,
+        batch_size: int | None,
+    ) -> CellReader:
+        """Check the data that a method was given, and get ready to read the cells asked for."""
+        self._check_if_trained(warn=True)
+        adata = self._validate_anndata(adata)
+        if indices is None:
+            return CellReader(self, adata, np.arange(adata.n_obs), batch_size)
+        return CellReader(self, adata, as_positions("indices", indices, adata.n_obs), batch_size)
+
+    def _check_has_data(self, argument: str) -> None:
+        if self.adata is None:
+            raise SAMSError(
+                f"The model was loaded without data, which `{argument}` needs here: load it with "
+                "`adata`, or pass data."
+            )
+
+    @torch.inference_mode()
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        representation: Literal["basal", "perturbed"] = "basal",
+        give_mean: bool = True,
+        mean_shifts: bool = False,
+        n_samples: int = 1,
+        batch_size: int | None = None,
+        key_added: str | None = "default",
+    ) -> np.ndarray:
+        """Return the latent state of cells.
+
+        Parameters
+        ----------
+        adata
+            Registered data, or other data with the same genes; ``None`` for the training data.
+        indices
+            Cells; ``None`` for all. Rows of the result follow them.
+        representation
+            ``"basal"``: what the cell would be without its perturbations (``z_basal``).
+            ``"perturbed"``: the state it is in (``z``: basal plus the effects it received).
+        give_mean
+            The posterior mean, with the perturbations' shifts at their posterior mean; otherwise
+            draws from the posterior.
+        mean_shifts
+            Draw basal states only, and keep the perturbations' shifts at their posterior mean: what
+            the model is unsure of in an effect is then in no draw. Only with ``give_mean=False``.
+        n_samples
+            Number of draws; more than one adds a first axis. Only with ``give_mean=False``.
+        batch_size
+            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``.
+        key_added
+            Key of ``adata.obsm`` that the result is written to: by default ``"X_sams"`` (basal) or
+            ``"X_sams_perturbed"``; ``None`` writes nothing. Several draws are never written.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent)``, or ``(n_samples, n_cells, n_latent)``, in units of
+        the prior's standard deviation. In obsm, cells that were not asked for are NaN.
+
+        Raises
+        ------
+        SAMSError
+            If the perturbed state is asked of a model that has none (``ConditionalVAE``), or an
+            argument is of the wrong type or out of range.
+
+        Examples
+        --------
+        >>> model.get_latent_representation().shape
+        (860, 6)
+        >>> adata.obsm["X_sams"].shape
+        (860, 6)
+
+        Control cells have no effects, so that both states are the same:
+
+        >>> perturbed = model.get_latent_representation(representation="perturbed")
+        >>> controls = adata.obs["perturbation"] == "control"
+        >>> np.allclose(perturbed[controls], adata.obsm["X_sams"][controls])
+        True
+        """
+        check_choice("representation", representation, ("basal", "perturbed"))
+        check_integer(n_samples=n_samples)
+        if representation == "perturbed" and not isinstance(self.module, LatentShiftModule):
+            raise SAMSError(
+                f"{type(self).__name__} has no perturbed state: perturbations act on its networks, "
+                "not on the latent state. Use representation='basal'."
+            )
+        cells = self._read(adata, indices, batch_size)
+        n_draws = 1 if give_mean else n_samples
+        states = np.empty((n_draws, len(cells), self.module.n_latent), dtype=np.float32)
+        if give_mean or mean_shifts:
+            shifts = self.module.shift_moments(cells.perturbations)[0][None]
+        else:
+            shifts = self.module.global_posterior(cells.perturbations, n_draws).shifts
+        for place, _, shift, qz in cells.encoded(shifts):
+            z_basal = qz.loc if give_mean else draw_particles(qz, n_draws)
+            z = z_basal if representation == "basal" else z_basal + shift
+            states[:, place] = z.cpu().numpy()
+        result = states if n_draws > 1 else states[0]
+        if key_added is not None and n_draws == 1:
+            key = _LATENT_KEYS[representation] if key_added == "default" else key_added
+            cells.adata.obsm[key] = cells.in_all_rows(result)
+            self.keep_provenance(cells.adata, key)
+        return result
+
+    @torch.inference_mode()
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        transform_batch: str | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float = 1.0,
+        n_samples: int = 1,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+        key_added: str | None = None,
+    ) -> pd.DataFrame | np.ndarray:
+        """Return expected expression of cells at their posterior, normalised for size.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        transform_batch
+            Decode every cell as if it were of this batch; ``None`` keeps its own.
+        gene_list
+            Genes; ``None`` for all.
+        library_size
+            What the result is scaled to: 1 gives shares of the library (or counts per unit of the
+            size factor). A normal likelihood is not scaled.
+        n_samples
+            Draws from the posterior.
+        return_mean
+            Average over draws; otherwise draws are the first axis.
+        return_numpy
+            Return an array rather than a DataFrame (always so for several draws).
+        key_added
+            Layer of ``adata`` that the mean is written to, for all genes. By default none: a dense
+            cells x genes matrix may be larger than the data.
+
+        Returns
+        -------
+        Cells x genes, or draws x cells x genes.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
+        MissingKeyError
+            If a gene or the batch is unknown.
+
+        Examples
+        --------
+        >>> shares = model.get_normalized_expression(indices=[0, 1, 2])
+        >>> shares.shape
+        (3, 100)
+        >>> np.allclose(shares.sum(axis=1), 1)
+        True
+        """
+        check_integer(n_samples=n_samples)
+        check_number(above=0, library_size=library_size)
+        cells = self._read(adata, indices, batch_size)
+        genes = positions_of_genes(gene_list, self.get_var_names())
+        n_kept = 1 if return_mean else n_samples
+        values = np.empty((n_kept, len(cells), len(genes)), dtype=np.float32)
+        shifts = self.module.global_posterior(cells.perturbations, n_samples).shifts
+        batch = None if transform_batch is None else batch_code(transform_batch, self.adata_manager)
+        scale = library_size if self.module.likelihood.is_count_likelihood else 1.0
+        for place, read, shift, qz in cells.encoded(shifts):
+            covariates = self.module.covariates.in_batch(read.covariates, batch)
+            logits = self.module.decode(draw_particles(qz, n_samples), shift, covariates)
+            rate = scale * self.module.likelihood.rate(logits)[..., genes]
+            values[:, place] = (rate.mean(0, keepdim=True) if return_mean else rate).cpu().numpy()
+        if key_added is not None and return_mean and gene_list is None:
+            cells.adata.layers[key_added] = cells.in_all_rows(values[0])
+            self.keep_provenance(cells.adata, key_added)
+        if n_kept > 1:
+            return values
+        if return_numpy:
+            return values[0]
+        names = cells.adata.obs_names[cells.positions], cells.adata.var_names[genes]
+        return pd.DataFrame(values[0], *names)
+
+    @torch.inference_mode()
+    def posterior_predictive_sample(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Draw expression of cells anew from the posterior predictive distribution.
+
+        Parameters
+        ----------
+        adata, indices, gene_list, batch_size
+            As in :meth:`get_normalized_expression`.
+        n_samples
+            Draws per cell.
+
+        Returns
+        -------
+        ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)`` for several draws; counts at
+        each cell's own size, or values of a normal likelihood.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
+        MissingKeyError
+            If a gene is unknown.
+
+        Examples
+        --------
+        >>> model.posterior_predictive_sample(indices=[0, 1, 2], n_samples=5).shape
+        (3, 100, 5)
+        """
+        check_integer(n_samples=n_samples)
+        cells = self._read(adata, indices, batch_size)
+        genes = positions_of_genes(gene_list, self.get_var_names())
+        drawn = np.empty((len(cells), len(genes), n_samples), dtype=np.float32)
+        for place, tensors in cells.batches():
+            sample = self.module.sample(tensors, n_samples)[..., genes]
+            drawn[place] = sample.permute(1, 2, 0).cpu().numpy()
+        return drawn[..., 0] if n_samples == 1 else drawn
+
+    @torch.inference_mode()
+    def get_elbo(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        n_samples: int = 5,
+        return_mean: bool = True,
+        key_added: str | None = RESULT_KEYS.ELBO,
+    ) -> float | np.ndarray:
+        """Return the evidence lower bound of cells (paper, appendix A.1); higher is better.
+
+        Each cell pays its share 1 / N_t of the divergences of masks and effects, N_t being the
+        number of training cells, whichever cells are scored.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        n_samples
+            Draws from the posterior.
+        return_mean
+            Return the mean over cells; otherwise a value per cell, shape ``(n_cells,)``.
+        key_added
+            Column of ``adata.obs`` that values per cell are written to; ``None`` writes nothing.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
+
+        Examples
+        --------
+        >>> held_out = model.validation_indices
+        >>> elbo = model.get_elbo(indices=held_out)
+        >>> model.get_elbo(indices=held_out, return_mean=False).shape == held_out.shape
+        True
+        """
+        check_integer(n_samples=n_samples)
+        cells = self._read_some(adata, indices, batch_size)
+        scores = negative_log_terms(cells, n_samples)
+        return self._report(-scores.sum(axis=0), cells, return_mean, key_added)
+
+    @torch.inference_mode()
+    def get_reconstruction_error(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        n_samples: int = 5,
+        return_mean: bool = True,
+        key_added: str | None = RESULT_KEYS.RECONSTRUCTION_ERROR,
+    ) -> float | np.ndarray:
+        """Return the expected negative log-likelihood of cells under their own posterior.
+
+        Lower is better. Parameters as in :meth:`get_elbo`.
+
+        Examples
+        --------
+        >>> held_out = model.validation_indices
+        >>> model.get_reconstruction_error(indices=held_out) < -model.get_elbo(indices=held_out)
+        True
+        """
+        check_integer(n_samples=n_samples)
+        cells = self._read_some(adata, indices, batch_size)
+        scores = negative_log_terms(cells, n_samples)
+        return self._report(scores[0], cells, return_mean, key_added)
+
+    @torch.inference_mode()
+    def get_iwelbo(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        n_samples: int = 100,
+        return_mean: bool = True,
+        key_added: str | None = RESULT_KEYS.IWELBO,
+    ) -> float | np.ndarray:
+        """Return the predictive importance-weighted bound of cells, the paper's headline figure.
+
+        Masks and effects are drawn ``n_samples`` times once for all cells, then for each cell::
+
+            logsumexp_s [log p(x | z_s) + log p(z_s) - log q(z_s | x, .)] - log(n_samples)
+
+        The global variables are not scored: the bound is on the likelihood of held-out cells given
+        what was learned. Higher is better; it rises with ``n_samples``, so compare at equal ones.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, return_mean, key_added
+            As in :meth:`get_elbo`. Score cells that were not trained on
+            (``model.validation_indices``, ``model.test_indices``).
+        n_samples
+            Importance samples (paper: 100).
+
+        Examples
+        --------
+        More samples make the bound tighter:
+
+        >>> held_out = model.validation_indices
+        >>> loose, tight = (model.get_iwelbo(indices=held_out, n_samples=n) for n in (1, 50))
+        >>> loose < tight
+        True
+        """
+        check_integer(n_samples=n_samples)
+        cells = self._read_some(adata, indices, 128 if batch_size is None else batch_size)
+        bounds = importance_weighted_bounds(cells, n_samples)
+        return self._report(bounds, cells, return_mean, key_added)
+
+    def _read_some(self, *given: Any) -> CellReader:
+        cells = self._read(*given)
+        if not len(cells):
+            raise InvalidArgumentError(
+                "There are no cells to score: `indices` or `adata` is empty."
+            )
+        return cells
+
+    def _report(
+        self, values: np.ndarray, cells: CellReader, return_mean: bool, key_added: str | None
+    ) -> float | np.ndarray:
+        if key_added is not None:
+            cells.adata.obs[key_added] = cells.in_all_rows(values)
+            self.keep_provenance(cells.adata, key_added)
+        return float(values.mean()) if return_mean else values

@@ -1,0 +1,147 @@
+"""Reading cells in mini-batches, and what is computed of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import settings
+from scvi.data import AnnDataManager
+from torch import Tensor
+from torch.distributions import Normal
+
+from scvi_sams._checks import as_names, check_integer
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.counts._block_reader import is_on_disk
+from scvi_sams.data._block_loader import BlockLoader
+from scvi_sams.data._field import registered_labels
+from scvi_sams.exceptions import MissingKeyError
+from scvi_sams.model._screen_model import ScreenModel
+from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
+
+_MAX_ELEMENTS = 2**23
+"""Numbers in the largest array (particles x cells x genes) of a step: 32 MB in float32."""
+
+
+class CellReader:
+    """Some cells of registered data, as mini-batches of the tensors that the module reads.
+
+    They are read in ascending order, which needs the fewest accesses where they are on disk; with
+    each mini-batch comes the place of its cells in ``positions``, ``(n_cells,)``. ``adata`` was
+    checked before; ``batch_size=None`` stands for ``scvi.settings.batch_size``.
+    """
+
+    def __init__(
+        self, model: ScreenModel, adata: AnnData, positions: np.ndarray, batch_size: int | None
+    ) -> None:
+        self.model = model
+        self.module = model.module
+        self.adata = adata
+        self.positions = positions
+        self.batch_size = settings.batch_size if batch_size is None else batch_size
+        check_integer(batch_size=self.batch_size)
+        self.manager = model.get_anndata_manager(adata, required=True)
+
+    def __len__(self) -> int:
+        """Return the number of cells."""
+        return len(self.positions)
+
+    @property
+    def perturbations(self) -> Tensor:
+        """Those that the cells carry, ascending, on the module's device, ``(R,)``."""
+        codes = registered_labels(self.manager).codes[self.positions]
+        return torch.as_tensor(np.unique(codes[codes >= 0]), device=self.module.device)
+
+    def batches(self) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """Yield places, and tensors on the module's device."""
+        order = np.argsort(self.positions, kind="stable")
+        cells, device = self.positions[order], self.module.device
+        if is_on_disk(self.manager.get_from_registry(REGISTRY_KEYS.X)):
+            loader = BlockLoader(self.manager, cells, self.batch_size)
+        else:
+            loader = self.model._make_data_loader(
+                self.adata, indices=cells, batch_size=self.batch_size
+            )
+        start = 0
+        for tensors in loader:
+            place = order[start : start + len(tensors[REGISTRY_KEYS.X])]
+            yield place, {key: value.to(device) for key, value in tensors.items()}
+            start += len(place)
+
+    def cells(self) -> Iterator[tuple[np.ndarray, CellBatch]]:
+        """Yield places, and the cells."""
+        for place, tensors in self.batches():
+            yield place, self.module.read_batch(tensors)
+
+    def encoded(self, shifts: Tensor) -> Iterator[tuple[np.ndarray, CellBatch, Tensor, Normal]]:
+        """Yield places, cells, the shift of each, and the posterior of its basal state.
+
+        ``shifts`` are those of :attr:`perturbations`, ``(n_particles or 1, R, S)``.
+        """
+        rows = self.perturbations
+        for place, cells in self.cells():
+            shift = sum_over_slots(shifts, positions_in(rows, cells.codes), cells.doses)
+            yield place, cells, shift, self.module.encode(cells.x, shift, cells.covariates)
+
+    def in_all_rows(self, values: np.ndarray) -> np.ndarray:
+        """Spread results over all rows of the AnnData, as a copy; other rows are NaN."""
+        full = np.full((self.adata.n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
+        full[self.positions] = values
+        return full
+
+
+def negative_log_terms(cells: CellReader, n_samples: int) -> np.ndarray:
+    """Reconstruction error and divergences per cell, ``(2, n_cells)``."""
+    terms = np.empty((2, len(cells)), dtype=np.float64)
+    for place, tensors in cells.batches():
+        _, _, output = cells.module(tensors, inference_kwargs={"n_particles": n_samples})
+        terms[0, place] = output.reconstruction_loss["reconstruction_loss"].cpu().numpy()
+        terms[1, place] = sum(output.kl_local.values()).cpu().numpy()
+    return terms
+
+
+def importance_weighted_bounds(cells: CellReader, n_samples: int) -> np.ndarray:
+    """Importance-weighted bound per cell, ``(n_cells,)``."""
+    module, rows = cells.module, cells.perturbations
+    n_chunk = max(1, min(n_samples, _MAX_ELEMENTS // (cells.batch_size * cells.adata.n_vars)))
+    chunks = [min(n_chunk, n_samples - start) for start in range(0, n_samples, n_chunk)]
+    shifts = [module.global_posterior(rows, size).shifts for size in chunks]
+    bound = np.empty(len(cells), dtype=np.float64)
+    for place, read in cells.cells():
+        slots = positions_in(rows, read.codes)
+        weights = torch.cat(
+            [
+                module.log_importance_weights(read, sum_over_slots(table, slots, read.doses), size)
+                for table, size in zip(shifts, chunks, strict=True)
+            ]
+        )
+        bound[place] = (torch.logsumexp(weights, 0) - math.log(n_samples)).cpu().numpy()
+    return bound
+
+
+def positions_of_genes(gene_list: Sequence[str] | None, known: Sequence[str]) -> np.ndarray:
+    """Positions of genes among those of the model; ``None`` for all."""
+    genes = pd.Index(known)
+    if gene_list is None:
+        return np.arange(len(genes))
+    asked = as_names("gene_list", gene_list)
+    found = genes.get_indexer(pd.Index(asked, dtype=object))
+    if (found < 0).any():
+        unknown = [gene for gene, place in zip(asked, found, strict=True) if place < 0]
+        raise MissingKeyError(
+            f"Genes {unknown[:5]} are not among those of the model, such as {list(genes[:3])}."
+        )
+    return found
+
+
+def batch_code(batch: str, manager: AnnDataManager) -> int:
+    """Number of a batch of the training data."""
+    mapping = manager.get_state_registry(REGISTRY_KEYS.BATCH)["categorical_mapping"]
+    matches = np.flatnonzero(np.asarray(mapping) == batch)
+    if not len(matches):
+        raise MissingKeyError(f"Batch {batch!r} is not one of {list(mapping)}.")
+    return int(matches[0])

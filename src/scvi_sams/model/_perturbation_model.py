@@ -1,0 +1,449 @@
+"""What perturbations do: effects, counterfactual cells, interactions, differential expression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scvi_sams._checks import as_names, check_choice, check_number
+from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.model._cell_model import CellModel
+from scvi_sams.model._contrast import EffectScale, rate_scale
+from scvi_sams.model._counterfactual import (
+    control_cells,
+    counterfactual_cells,
+    counterfactual_expression,
+    effects_of_labels,
+    encode_requested,
+    keep_effects,
+    make_contrast,
+)
+from scvi_sams.model._differential import (
+    check_comparison,
+    check_groups,
+    compare_cells,
+    compare_perturbations,
+    groups_of_cells,
+    table_of_comparisons,
+)
+from scvi_sams.model._interactions import interactions_of_labels, measured_combinations
+
+
+class PerturbationModel(CellModel):
+    """What all models of a screen share; a subclass names its module and what else it can do.
+
+    Parameters
+    ----------
+    adata
+        Registered with :meth:`setup_anndata`; ``None`` for a model that is loaded without data.
+    gene_likelihood
+        Name in ``scvi_sams.module.LIKELIHOODS``.
+    registry
+        What was registered, in place of ``adata``.
+    **module_kwargs
+        Passed to the module, whose signature says what each may be.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a setting is of the wrong type or out of range.
+    RegistrationError
+        If ``adata`` is not registered.
+    """
+
+    @torch.inference_mode()
+    def predict_ate(
+        self,
+        perturbations: Sequence[str] | None = None,
+        *,
+        dosages: Sequence[float | str] | None = None,
+        method: EffectScale = "lognorm",
+        n_samples: int = 2500,
+        n_posterior_samples: int = 100,
+        basal: Literal["prior", "control"] = "prior",
+        library_size: float = 1e4,
+        target_sum: float = 1e4,
+        interval: float | None = 0.95,
+        key_added: str | None = RESULT_KEYS.ATE,
+    ) -> AnnData:
+        """Predict average treatment effects, of unmeasured combinations too where effects add up.
+
+        Treated and control cells of every comparison share basal states, masks and effects (common
+        random numbers), so that the noise of the draws cancels.
+
+        Parameters
+        ----------
+        perturbations
+            Labels as registered, such as ``["KLF1+MAP2K6"]``; ``None``: every single perturbation.
+        dosages
+            A dose per label, as in ``setup_anndata``; ``None`` means 1.
+        method
+            ``"lognorm"``: f(x) = log2(1 + target_sum * x / size) of counts x, the quantity that
+            the paper reports; size is the sum of x, or the size factor if one is registered.
+            ``"lograte"``: f = log2(1 + target_sum * rate) of a cell's expected expression, without
+            the noise of its counts: close to ``"lognorm"`` where counts are high.
+            ``"mean"``: f(x) = target_sum * x / size (for a normal likelihood f(x) = x).
+            Expectations over x are taken, not drawn (the paper draws): see
+            :ref:`effects <effects>` for what is left out for ``"lognorm"``.
+        n_samples
+            Draws of a basal state (paper: 2,500), in equal parts for each posterior sample.
+        n_posterior_samples
+            Draws of masks and effects.
+        basal
+            Basal states from the prior (paper), or from the posteriors of random control cells.
+            Batch and covariates are those of random control cells in both cases.
+        library_size
+            Size of the predicted cells, in counts (of the size factor, if one is registered).
+        target_sum
+            Total to which expression is normalised.
+        interval
+            Probability mass of the posterior interval. ``None`` leaves intervals out, which are
+            half of the tables.
+        key_added
+            Key of ``adata.uns`` of the training data that the tables are written to as well, as a
+            dict of arrays; ``None`` writes nothing.
+
+        Returns
+        -------
+        AnnData, labels x genes. ``X``: posterior mean of the effect. ``layers["standard_error"]``:
+        its Monte-Carlo standard error. ``layers["interval_low"]`` and ``["interval_high"]``:
+        posterior interval, from averages over ``n_samples / n_posterior_samples`` basal states.
+        ``obs``: ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
+        interval ``"effect_norm_low"`` and ``"effect_norm_high"``. ``uns["ate"]``: method, units and
+        settings. Without ``interval`` there is none of the ``_low`` and ``_high``.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a label names a perturbation that was not trained on, or a combination where the
+            model takes combinations for perturbations of their own.
+        SAMSError
+            If the method needs counts and the likelihood has none, or an argument is of the wrong
+            type or out of range.
+
+        Examples
+        --------
+        A combination that no cell carries, in any order of its names:
+
+        >>> ate = model.predict_ate(["P001", "P002+P001"], n_samples=200)
+        >>> ate.to_df().shape
+        (2, 100)
+        >>> ate.uns["ate"]["method"]
+        'lognorm'
+
+        The control has no effect:
+
+        >>> float(abs(model.predict_ate(["control"], method="mean").X).max())
+        0.0
+        """
+        labels = as_names(
+            "perturbations", self.perturbations if perturbations is None else perturbations
+        )
+        requested = encode_requested(self, labels, dosages)
+        contrast, description = make_contrast(
+            self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+        )
+        genes = pd.Index(self.get_var_names())
+        result = effects_of_labels(contrast, labels, requested, genes, interval)
+        result.uns["ate"] = description
+        if key_added is not None:
+            keep_effects(self, result, key_added, perturbations=np.array(labels))
+        return result
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        perturbations: Sequence[str],
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        dosages: Sequence[float | str] | None = None,
+        output: Literal["lognorm", "rate", "counts"] = "lognorm",
+        target_sum: float = 1e4,
+        batch_size: int | None = None,
+    ) -> AnnData:
+        """Predict what given cells would express under given perturbations.
+
+        The basal state of each cell is drawn from its posterior, its own perturbations are taken
+        away and the asked-for ones put in their place. Masks and effects are drawn once for all
+        cells of a call: an uncertain mask is on or off in all of them.
+
+        Parameters
+        ----------
+        perturbations
+            Labels as registered; where effects add up, combinations need not have been measured.
+            A control label asks for the unperturbed cell.
+        adata, indices
+            Cells to start from; by default the control cells of the training data.
+        dosages
+            A dose per label; ``None`` means 1.
+        output
+            ``"lognorm"``: log(1 + target_sum * rate), natural logarithm, as ``scanpy.pp.log1p`` of
+            normalised counts. ``"rate"``: share of the library (or counts per unit of size factor).
+            ``"counts"``: drawn counts at each cell's own size. A normal likelihood gives its mean
+            for ``"rate"`` and refuses ``"lognorm"``; its ``"counts"`` are drawn values.
+        target_sum
+            See ``output``.
+        batch_size
+            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``. With a seed, rates
+            depend neither on it nor on the order of ``indices``; drawn counts do.
+
+        Returns
+        -------
+        AnnData, (labels x cells) x genes, labels slowest. ``obs["perturbation"]`` the label,
+        ``obs["source_cell"]`` the name of the cell it starts from. ``uns["prediction"]`` says what
+        ``X`` holds.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            As for :meth:`predict_ate`.
+
+        Examples
+        --------
+        Every control cell, as it would look with each of two labels:
+
+        >>> cells = model.predict(["P001", "P001+P002"])
+        >>> cells.shape
+        (400, 100)
+        >>> cells.obs["perturbation"].value_counts().to_dict()
+        {'P001': 200, 'P001+P002': 200}
+
+        Ten other cells, without their perturbation:
+
+        >>> model.predict(
+        ...     ["control"], indices=np.flatnonzero(adata.obs["perturbation"] == "P001")[:10]
+        ... ).shape
+        (10, 100)
+        """
+        check_choice("output", output, ("lognorm", "rate", "counts"))
+        check_number(above=0, target_sum=target_sum)
+        is_count = self.module.likelihood.is_count_likelihood
+        if output == "lognorm" and not is_count:
+            raise SAMSError("A normal likelihood has no counts to normalise: use output='rate'.")
+        labels = as_names("perturbations", perturbations)
+        requested = encode_requested(self, labels, dosages)
+        if adata is None:
+            self._check_has_data("adata")
+        from_controls = adata is None and indices is None
+        sources = self._read(adata, control_cells(self) if from_controls else indices, batch_size)
+        values = counterfactual_expression(sources, requested, output, target_sum)
+        drawn = output == "counts" and is_count
+        cells = counterfactual_cells(values, labels, sources, sparsely=drawn)
+        cells.uns["prediction"] = {"output": output}
+        if output == "lognorm":
+            cells.uns["prediction"] |= {"target_sum": target_sum, "log": "natural, log(1 + x)"}
+        return cells
+
+    @torch.inference_mode()
+    def predict_interactions(
+        self,
+        combinations: Sequence[str] | None = None,
+        *,
+        method: EffectScale = "lograte",
+        n_samples: int = 5000,
+        n_posterior_samples: int = 100,
+        basal: Literal["prior", "control"] = "prior",
+        library_size: float = 1e4,
+        target_sum: float = 1e4,
+        interval: float = 0.95,
+    ) -> AnnData:
+        """Predict how far the effect of a combination is from the sum of the single effects.
+
+        ``interaction = effect(A+B) - (effect(A) + effect(B))`` per gene, where effects are average
+        treatment effects (see :meth:`predict_ate`) at unit doses. The sum is taken where f lives:
+        of log2 expression for ``"lograte"`` and ``"lognorm"``, so that independent fold changes of
+        a gene multiply. In models whose shifts add up, an interaction is how the decoder curves: an
+        interaction in which a pair reaches a state that no cell was in cannot be predicted.
+
+        Parameters
+        ----------
+        combinations
+            Labels such as ``["KLF1+MAP2K6"]``; ``None`` for every combination in the training data.
+        method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+            As in :meth:`predict_ate` (here there always is an interval); all three effects share
+            basal states, masks and effects.
+
+        Returns
+        -------
+        AnnData, combinations x genes. ``X``: posterior mean of the interaction; ``layers``:
+        ``"effect"`` of the combination, ``"additive"`` expectation, and of the interaction
+        ``"standard_error"`` (Monte Carlo), ``"interval_low"`` and ``"interval_high"``. ``obs``:
+
+        - ``score``: the interaction along the direction u of the additive expectation (a unit
+          vector over genes), with ``score_low`` and ``score_high``: below zero the combination is
+          weaker than the sum (buffering), above it is stronger (synergy). The interval holds the
+          posterior and the noise of averages over ``n_samples / n_posterior_samples`` basal states.
+          ``additive_score``: the length of the additive expectation, in the same units.
+        - ``effect_norm`` and ``interaction_norm``: norms over genes of the posterior means.
+
+        ``uns["interaction"]``: method, units and settings.
+
+        Raises
+        ------
+        SAMSError
+            As for :meth:`predict_ate`, or if a label is no combination, or there are none.
+
+        Examples
+        --------
+        >>> interactions = model.predict_interactions(["P001+P007"], n_samples=200)
+        >>> np.allclose(
+        ...     interactions.X,
+        ...     interactions.layers["effect"] - interactions.layers["additive"],
+        ...     atol=1e-4,
+        ... )
+        True
+        >>> interactions.obs.columns.tolist()
+        ['score', 'score_low', 'score_high', 'additive_score', 'effect_norm', 'interaction_norm']
+        """
+        labels = (
+            measured_combinations(self)
+            if combinations is None
+            else as_names("combinations", combinations)
+        )
+        # Of data that are on their own scale already the mean is the same thing.
+        method = rate_scale(self.module.likelihood, method)
+        contrast, description = make_contrast(
+            self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+        )
+        result = interactions_of_labels(self, contrast, labels, interval)
+        result.uns["interaction"] = description
+        return result
+
+    def differential_expression(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | None = None,
+        group1: str | Sequence[str] | None = None,
+        group2: str | None = None,
+        idx1: Sequence[int] | Sequence[bool] | None = None,
+        idx2: Sequence[int] | Sequence[bool] | None = None,
+        mode: Literal["vanilla", "change"] = "change",
+        delta: float = 0.25,
+        batch_size: int | None = None,
+        all_stats: bool = True,
+        batch_correction: bool = False,
+        batchid1: Sequence[str] | None = None,
+        batchid2: Sequence[str] | None = None,
+        fdr_target: float = 0.05,
+        pseudocounts: float | None = None,
+        n_samples: int = 2500,
+        **kwargs: Any,
+    ) -> pd.DataFrame:
+        """Find genes whose expression differs between two perturbations, or two groups of cells.
+
+        Arguments and columns are those of scvi-tools. There are two comparisons:
+
+        - **Perturbations** (neither ``groupby`` nor ``idx1``): the same control cells with one
+          perturbation and with the other (or none), so that differences between cells cancel. A
+          gene is differential if its fold change in such a pair is likely to exceed ``delta``:
+          over what is not known of masks and effects, and over cells. Combinations that nobody
+          measured can be compared too.
+        - **Groups of cells** (``groupby``, or ``idx1``): Bayesian differential expression of
+          scvi-tools (Lopez et al. 2018; Boyeau et al. 2019) on the expression that is inferred for
+          the cells. A gene is differential if two cells, one of each group, are likely to differ
+          in it: the question for cell types. Effects that are smaller than the differences within
+          groups are not found so.
+
+        Parameters
+        ----------
+        adata
+            Cells of the groups (of perturbations only for their statistics); ``None`` for the
+            training data.
+        groupby
+            Column of obs that groups the cells; ``None`` to compare perturbations.
+        group1
+            Perturbation or group, or several, each compared on its own; ``None`` for every
+            perturbation, or every group.
+        group2
+            What they are compared with; ``None`` for no perturbation, or all other cells.
+        idx1, idx2
+            Positions or boolean masks of two groups of cells, instead of ``groupby``; without
+            ``idx2`` all other cells.
+        mode
+            ``"change"``: P(log2 fold change > delta) or P(< -delta), whichever is larger.
+            ``"vanilla"``: P(scale1 > scale2), of groups of cells only, and without a false
+            discovery rate.
+        delta
+            Smallest log2 fold change that counts.
+        batch_size
+            Cells per mini-batch, for groups of cells.
+        all_stats
+            Add means and shares of non-zero values of the registered expression (NaN for a
+            perturbation that no cell carries).
+        batch_correction, batchid1, batchid2
+            For groups of cells: decode both as if they were of every batch in turn (of the named
+            ones). Perturbations are always compared within the same batches.
+        fdr_target
+            Expected false discovery rate at which genes are called.
+        pseudocounts
+            Added to both rates before the logarithm; ``None``: a hundredth of a count in a control
+            cell of median size (for groups of cells the estimate of scvi-tools).
+        n_samples
+            For perturbations: number of draws of a control cell, and of masks and effects with it.
+            Where a mask's inclusion probability is near ``1 - fdr_target``, as those of strong
+            effects often are (``evidence_cells``), which genes are called varies between calls;
+            more draws make it vary less.
+        **kwargs
+            For groups of cells: to ``scvi.model.base.DifferentialComputation.get_bayes_factors``.
+
+        Returns
+        -------
+        Per comparison and gene, most differential first: ``proba_de``, ``proba_not_de``,
+        ``bayes_factor``, ``scale1``, ``scale2`` (mean normalised expression: shares of the library
+        or counts per unit of size factor), ``pseudocounts``, ``delta``, ``lfc_mean``,
+        ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``; ``raw_mean1``, ``raw_mean2``,
+        ``non_zeros_proportion1``, ``non_zeros_proportion2``; ``is_de_fdr_0.05``, ``comparison``,
+        ``group1``, ``group2``. With ``mode="vanilla"`` ``proba_m1`` and ``proba_m2`` in place of
+        probabilities of a change.
+
+        Raises
+        ------
+        MissingKeyError
+            If obs has no column ``groupby``.
+        UnknownPerturbationError
+            If a perturbation is unknown, or no cell is in a group.
+        SAMSError
+            If the likelihood is normal (fold changes need rates), or arguments contradict one
+            another.
+
+        Examples
+        --------
+        P001 against no perturbation, on the same control cells:
+
+        >>> genes = model.differential_expression(group1="P001", n_samples=200)
+        >>> genes.shape[0], genes["comparison"].iloc[0]
+        (100, 'P001 vs control')
+        >>> genes["proba_de"].is_monotonic_decreasing
+        True
+        """
+        check_comparison(self.module.likelihood, mode, delta, fdr_target, pseudocounts, n_samples)
+        check_groups(groupby, group1, group2, idx1, idx2)
+        self._check_if_trained(warn=True)
+        adata = self._validate_anndata(adata)
+        if groupby is None and idx1 is None:
+            if mode == "vanilla" or kwargs or batch_correction or batchid1 or batchid2:
+                raise SAMSError(
+                    "`mode='vanilla'`, batches and arguments for scvi-tools "
+                    f"({', '.join(kwargs) or 'none were given'}) are of comparisons of cells: pass "
+                    "`groupby` or `idx1`."
+                )
+            found = compare_perturbations(
+                self, adata, group1, group2, delta, pseudocounts, n_samples
+            )
+        else:
+            if pseudocounts is not None:
+                kwargs["pseudocounts"] = pseudocounts
+            kwargs |= {"mode": mode, "delta": delta, "batchid1": batchid1, "batchid2": batchid2}
+            kwargs["use_observed_batches"] = not batch_correction
+            groups = groups_of_cells(adata, groupby, group1, group2, idx1, idx2)
+            found = compare_cells(self, adata, groups, batch_size, kwargs)
+        manager = self.get_anndata_manager(adata, required=True)
+        expression = manager.get_from_registry(REGISTRY_KEYS.X) if all_stats else None
+        return table_of_comparisons(found, adata.var_names, expression, mode, fdr_target)

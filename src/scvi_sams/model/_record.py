@@ -1,0 +1,116 @@
+"""What is on record of a model: settings, trainings, versions, and the card made of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from scvi import settings
+from scvi.model.base import BaseModelClass
+
+from scvi_sams._compat import SETUP_ARGUMENTS_KEY
+from scvi_sams._versions import installed_versions
+
+_OF_THE_SPLIT = ("train_size", "validation_size", "shuffle_set_split", "datasplitter_kwargs")
+_OF_THE_MACHINE = ("accelerator", "devices", "load_sparse_tensor", "datamodule")
+
+_LIMITS = """\
+- It knows the perturbations named above and no others. Unknown names are refused.
+- Effects are those of the cells it was trained on: another cell type, time or dose is a guess.
+- Latent dimensions have no names. What they do can differ between trainings.
+- `load` unpickles `model.pt`, which can execute code: load files of people you trust."""
+
+
+def model_record(model: BaseModelClass) -> dict[str, Any]:
+    """How a model came about, as ``provenance`` tells it."""
+    given = model.init_params_
+    made_with = dict(given["non_kwargs"])
+    for further in given["kwargs"].values():
+        made_with |= further
+    return _as_json(
+        {
+            "model": type(model).__name__,
+            "settings": {k: v for k, v in made_with.items() if k != "registry"},
+            "setup": model.registry_[SETUP_ARGUMENTS_KEY],
+            "trainings": model.trainings_,
+        }
+    )
+
+
+def training_record(n_training_cells: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a training by what ``train`` was given, but for the split and the machine."""
+    left_out = (*_OF_THE_SPLIT, *_OF_THE_MACHINE)
+    given = {k: v for k, v in arguments.items() if v is not None and k not in left_out}
+    return _as_json(
+        {
+            "settings": deepcopy(given),
+            "n_training_cells": n_training_cells,
+            "seed": settings.seed,
+            "versions": installed_versions(),
+        }
+    )
+
+
+def _as_json(record: dict[str, Any]) -> dict[str, Any]:
+    """Copy a record as plain values; objects, such as a configuration, are described."""
+    return json.loads(json.dumps(record, default=_as_plain))
+
+
+def _as_plain(value: Any) -> Any:
+    """Turn numbers and arrays of numpy to plain ones, and anything else to its description."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
+def model_card(model: BaseModelClass, description: str | None, license: str | None) -> str:
+    """Describe a model in Markdown, as ``card`` does."""
+    record = model.provenance
+    name = record["model"]
+    summary = (inspect.getdoc(type(model)) or "").partition("\n\n")[0].replace("\n", " ")
+    sections = [
+        _header(name, record["trainings"], license),
+        f"# {name}",
+        description or "No description was given.",
+        summary,
+        "## Data",
+        _data_lines(model),
+        "## Settings",
+        _block({"model": record["settings"], "setup_anndata": record["setup"]}),
+        "## Trainings",
+        _block(record["trainings"]),
+        "## Limits",
+        _LIMITS,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _data_lines(model: BaseModelClass) -> str:
+    sizes = model.summary_stats
+    cells = model.module.cells_per_perturbation.cpu().numpy().astype(int)
+    spread = f"{cells.min()} / {int(np.median(cells))} / {cells.max()}"
+    return "\n".join(
+        [
+            f"- {sizes['n_cells']:,} cells, {sizes['n_vars']:,} genes",
+            f"- {len(model.perturbations):,} perturbations; cells of each that it was trained "
+            f"on: {spread} (min / median / max)",
+            f"- their names: {', '.join(model.perturbations)}",
+        ]
+    )
+
+
+def _header(name: str, trainings: list[dict[str, Any]], license: str | None) -> str:
+    tags = ["biology", "genomics", "single-cell", "perturbation", f"model_cls_name:{name}"]
+    if trainings:
+        versions = trainings[-1]["versions"]
+        tags += [f"scvi_version:{versions['scvi-tools']}", f"anndata_version:{versions['anndata']}"]
+    lines = ["---", "library_name: scvi-tools"]
+    if license is not None:
+        lines.append(f"license: {license}")
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _block(content: Any) -> str:
+    return f"```json\n{json.dumps(content, indent=2)}\n```"

@@ -1,0 +1,453 @@
+"""A model and its screen: registration, training, saving, and what is on record of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from anndata import AnnData
+from scvi.data import AnnDataManager
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
+
+from scvi_sams._checks import check_anndata
+from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
+from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
+from scvi_sams.counts._validation import unchanged_on_error
+from scvi_sams.data._covariates import check_genes
+from scvi_sams.data._field import PerturbationField
+from scvi_sams.exceptions import RegistrationError, UnreadableDataError
+from scvi_sams.labels._spelling import Spelling
+from scvi_sams.model._record import model_card, model_record, training_record
+from scvi_sams.model._registration import (
+    as_keys,
+    check_registered,
+    check_setup,
+    register,
+    validate_values,
+)
+from scvi_sams.model._saving import check_saved_model, save_whole
+from scvi_sams.model._training import training_arguments
+from scvi_sams.module._likelihoods import LIKELIHOODS
+from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.module._settings import given
+from scvi_sams.train._divergence import weights_kept_on_error
+from scvi_sams.train._plan import PerturbationTrainingPlan
+
+if TYPE_CHECKING:
+    from lightning import LightningDataModule
+
+
+class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
+    """A model that is registered with a screen, trained on it, saved and described."""
+
+    _module_cls: ClassVar[type[PerturbationModule]]
+    _training_plan_cls = PerturbationTrainingPlan
+    _additive: ClassVar[bool] = False
+    """Whether a combination is the sum of its perturbations, or a perturbation of its own."""
+    module: PerturbationModule
+    # scvi-tools saves attributes whose names end so.
+    trainings_: tuple[dict[str, Any], ...] = ()
+
+    def __init__(
+        self,
+        adata: AnnData | None,
+        *,
+        gene_likelihood: str,
+        registry: dict[str, Any] | None = None,
+        **module_kwargs: Any,
+    ) -> None:
+        self._module_cls.check_settings(gene_likelihood=gene_likelihood, **module_kwargs)
+        check_registered(type(self), adata, registry)
+        super().__init__(adata, registry)
+        self.gene_likelihood = gene_likelihood
+        self._checked: set[str] = set()
+        if adata is not None:
+            self._validate_cells(self.adata_manager)
+        summary = self.summary_stats
+        categorical = self._state(REGISTRY_KEYS.CATEGORICAL_COVARIATES)
+        self.module = self._module_cls(
+            n_genes=summary.n_vars,
+            n_perturbations=summary.n_perturbations,
+            n_batch=summary.n_batch,
+            n_categories=list(categorical.get("n_cats_per_key", [])),
+            n_continuous=summary.get("n_extra_continuous_covs", 0),
+            uses_size_factor=self._setup_arguments["size_factor_key"] is not None,
+            gene_likelihood=gene_likelihood,
+            **module_kwargs,
+        )
+        self._model_summary_string = (
+            f"{type(self).__name__}: {summary.n_perturbations} perturbations, {summary.n_vars} "
+            f"genes, likelihood {gene_likelihood}."
+        )
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Names of the perturbations, in the order of the rows of masks and effects."""
+        vocabulary = self._state(REGISTRY_KEYS.PERTURBATIONS)[PerturbationField.VOCABULARY_KEY]
+        return [str(name) for name in vocabulary]
+
+    def _state(self, key: str) -> dict[str, Any]:
+        """What registration remembered of a field; empty if it was not registered."""
+        return self.registry_[FIELD_REGISTRIES_KEY].get(key, {}).get(STATE_REGISTRY_KEY, {})
+
+    @property
+    def _setup_arguments(self) -> dict[str, Any]:
+        return self.registry_[SETUP_ARGUMENTS_KEY]
+
+    @property
+    def _spelling(self) -> Spelling:
+        """How the labels of the screen are written."""
+        return Spelling.of(self._setup_arguments["control"], self._setup_arguments["delimiter"])
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        perturbation_key: str | None = "perturbation",
+        control: str | int | Sequence[str | int] = "control",
+        *,
+        delimiter: str | None = "+",
+        dosage_key: str | None = None,
+        dosage_obsm_key: str | None = None,
+        perturbation_names: Sequence[str] | str | None = None,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+        size_factor_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register a screen.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes. Nothing in it is changed but slots that begin with ``_scvi``.
+        perturbation_key
+            Column of obs that names the perturbations of each cell, such as ``"KLF1"`` or
+            ``"KLF1+MAP2K6"``; the order of names plays no part.
+        control
+            Label, or labels, of control cells. Inside a combination they stand for "nothing".
+        delimiter
+            What joins the names of a combination; ``None`` if labels must not be split. (Where a
+            model takes combinations for perturbations of their own, as ``SVAEPlus`` does, this says
+            that ``"A+B"`` is the same one as ``"B+A"``.)
+        dosage_key
+            Column of obs with the dose of each cell: a number, or text such as ``"0.5+1.0"``
+            aligned with the label as written. Without it every dose is 1. Effects are linear in the
+            dose, so give doses on the scale on which that is plausible (often the logarithm).
+        dosage_obsm_key
+            Instead of labels: key of obsm with a cells x perturbations matrix of doses (ndarray,
+            sparse matrix or DataFrame). A row of zeros is a control cell.
+        perturbation_names
+            Names of that matrix' columns, or the key of uns that holds them. A DataFrame has its
+            own.
+        layer
+            Layer with raw counts; ``None`` for ``X``.
+        batch_key, categorical_covariate_keys, continuous_covariate_keys
+            Columns of obs that encoder and decoder condition on.
+        size_factor_key
+            Column of obs with a size factor, for example the whole-transcriptome library size where
+            ``adata`` holds a panel of genes. Without it the size is the sum of the counts.
+        **kwargs
+            ``source_registry`` and other arguments that scvi-tools passes when it loads a model.
+
+        Raises
+        ------
+        MissingKeyError
+            If a named column, layer or matrix does not exist.
+        MissingControlError
+            If no cell is a control cell.
+        InvalidPerturbationLabelError, InvalidDosageError
+            If labels or doses are missing or malformed.
+        InvalidCovariateError
+            If a batch or covariate is missing, or no number where it must be one.
+        RegistrationError
+            If ``adata`` is a view, is empty, or has two genes of one name.
+
+        After an error ``adata`` is as it was before.
+
+        Examples
+        --------
+        >>> adata = scvi_sams.datasets.simulate_screen(n_genes=50)
+        >>> adata.layers["counts"] = adata.X
+        >>> scvi_sams.SAMSVAE.setup_anndata(
+        ...     adata, perturbation_key="perturbation", control="control", layer="counts"
+        ... )
+
+        A wrong label of the controls is found at once:
+
+        >>> scvi_sams.SAMSVAE.setup_anndata(adata, control="NT")
+        Traceback (most recent call last):
+        ...
+        scvi_sams.exceptions.MissingControlError: No control cell was found: no label equals 'NT'...
+        """
+        check_setup(kwargs, layer=layer, batch_key=batch_key, size_factor_key=size_factor_key)
+        categorical_covariate_keys = as_keys(
+            "categorical_covariate_keys", categorical_covariate_keys
+        )
+        continuous_covariate_keys = as_keys("continuous_covariate_keys", continuous_covariate_keys)
+        # Copied, so that lists which the caller changes later stay as they were in the model.
+        arguments = deepcopy(cls._get_setup_method_args(**locals()))
+        cls.register_manager(register(adata, arguments, cls._additive, **kwargs))
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        """Register other data by name where needed, and check its values once."""
+        target = self.adata if adata is None else adata
+        if target is None:
+            raise RegistrationError(
+                "The model was loaded without cells. Pass `adata`: cells with the same genes."
+            )
+        check_anndata(RegistrationError, adata=target)
+        if target is not self.adata:
+            check_genes(target, self.get_var_names())
+        if target.is_view and self.adata_manager is not None:
+            # scvi-tools makes data of its own out of a view before it reads anything.
+            self.adata_manager.check_fields(target, self.adata_manager.registry)
+            self._validate_values(target)
+        with unchanged_on_error(target):
+            validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
+            self._validate_cells(self.get_anndata_manager(validated, required=True))
+        return validated
+
+    def _validate_cells(self, manager: AnnDataManager) -> None:
+        if manager.id not in self._checked:
+            self._validate_values(manager.adata)
+            self._checked.add(manager.id)
+
+    def _validate_values(self, adata: AnnData) -> None:
+        counts = LIKELIHOODS[self.gene_likelihood].is_count_likelihood
+        validate_values(adata, self._setup_arguments, counts=counts)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
+        batch_size: int = 512,
+        early_stopping: bool = False,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        plan_config: Any = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        datamodule: LightningDataModule | None = None,
+        trainer_config: Any = None,
+        data_on_device: bool = False,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the model; arguments are those of scvi-tools, with defaults measured for this one.
+
+        Where the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
+        streamed from there, shuffled in blocks.
+
+        Ctrl-C (the stop button of a notebook) ends training after the running step, and the model
+        is as after early stopping; pressed again it ends at once, with the weights before training.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells. ``None``: 40 at 15,000 cells, fewer for more, between
+            10 and 100.
+        accelerator, devices
+            Hardware, as in Lightning.
+        train_size
+            Share of training cells; ``None`` means 0.9.
+        validation_size
+            Share of validation cells; ``None`` means what is left of ``train_size``. What is left
+            of both is the test set.
+        shuffle_set_split
+            Split at random within each perturbation and combination, so that each has training
+            cells; the seed is ``scvi.settings.seed`` (0 if unset), on every process the same.
+        load_sparse_tensor
+            Move sparse mini-batches to the device and densify them there.
+        batch_size
+            Cells per step.
+        early_stopping
+            Stop when ``elbo_validation`` no longer falls. It is scored with the same random
+            numbers in each epoch and weighs global terms by training counts. Off by default: with
+            the default epochs and schedule the last epoch was the best one in all measured runs. A
+            dense phase (``dense_fraction``) is always trained to its end; scores count after it.
+        datasplitter_kwargs
+            For :class:`~scvi.dataloaders.DataSplitter`, or where the expression is on disk for
+            :class:`~scvi_sams.data.StreamingDataModule`; ``external_indexing`` (a list of positions
+            of training, validation and test cells) replaces the split.
+        plan_config, plan_kwargs
+            For :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
+        datamodule
+            Data module in place of the one made from ``adata``, such as a
+            :class:`~scvi_sams.data.StreamingDataModule`; split and ``batch_size`` are then its own.
+            It needs the attributes ``adata_manager`` and ``train_idx`` of
+            :class:`~scvi.dataloaders.DataSplitter`.
+        data_on_device
+            Send all cells to the device once, as sparse as they are, and cut mini-batches out of
+            them there (:class:`~scvi_sams.data.ResidentDataModule`): for GPUs that have the memory.
+        checkpoint_path
+            File that the state of training is written to after each epoch. If it is there already,
+            training goes on from it: run the same script again after it was killed. The file is
+            removed when training has ended. Then ``history`` has the epochs since the file only.
+        trainer_config, **trainer_kwargs
+            For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper).
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is of the wrong type or out of range.
+        InvalidSplitError
+            If the split leaves no training cells, or names a cell twice or none that is there.
+        TrainingDivergedError
+            If a term of the objective becomes infinite or NaN. The weights are then those at the
+            end of the last good epoch (in a first training, of an epoch after the dense phase;
+            otherwise those before it), and the model counts as trained only if it was before.
+            After any other error they are those before training.
+        UnreadableDataError
+            If the expression is on disk and damaged there.
+
+        Examples
+        --------
+        >>> scvi_sams.SAMSVAE.setup_anndata(adata)
+        >>> longer = scvi_sams.SAMSVAE(adata, n_latent=6, n_hidden=16)
+        >>> longer.train(max_epochs=4, plan_kwargs={"lr": 1e-3}, enable_progress_bar=False)
+
+        The first half of the epochs had all masks on:
+
+        >>> longer.history["dense_phase"].squeeze().tolist()
+        [1.0, 1.0, 0.0, 0.0]
+        """
+        arguments = given(locals())
+        arguments |= arguments.pop("trainer_kwargs")
+        arguments = training_arguments(self, arguments)
+        with weights_kept_on_error(self.module):
+            super().train(**arguments)
+        self.trainings_ = (*self.trainings_, training_record(len(self.train_indices), arguments))
+
+    def save(
+        self,
+        dir_path: str | os.PathLike[str],
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the model in a folder; files appear there only once they are complete.
+
+        Parameters
+        ----------
+        dir_path
+            Folder, which is made.
+        prefix
+            Of the names of the files.
+        overwrite
+            Whether files of an earlier save may be replaced.
+        save_anndata
+            Whether the training data is saved too.
+        **kwargs
+            See :meth:`scvi.model.base.BaseModelClass.save`.
+
+        Raises
+        ------
+        SavingError
+            If the folder exists and ``overwrite`` is false, or nothing can be written there. What
+            was there before is as it was.
+        """
+        save_whole(self, super().save, dir_path, overwrite, save_anndata, prefix=prefix, **kwargs)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike[str],
+        adata: AnnData | bool | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model from the folder that :meth:`save` wrote.
+
+        Reading a saved model executes code that is in it, as scvi-tools reads it with pickle: load
+        only models from people whom you trust.
+
+        Parameters
+        ----------
+        dir_path
+            That folder.
+        adata
+            Cells with the genes of the training data, which need not be registered; ``None`` for
+            those saved with the model, ``False`` for none.
+        *args, **kwargs
+            See :meth:`scvi.model.base.BaseModelClass.load`, such as ``accelerator`` and ``prefix``.
+
+        Raises
+        ------
+        UnreadableDataError
+            If there is no saved model in the folder, it is damaged, or it is one of another class.
+        SAMSError
+            If ``adata`` does not fit the model.
+        """
+        if adata is not None and adata is not False:
+            check_anndata(RegistrationError, adata=adata)
+        if kwargs.get("backup_url") is None:
+            check_saved_model(Path(dir_path), kwargs.get("prefix") or "", cls.__name__)
+        try:
+            return super().load(str(dir_path), adata, *args, **kwargs)
+        except OSError as error:
+            raise UnreadableDataError(
+                f"The files in {str(dir_path)!r} cannot be read: {error}. Copy them again, or pass "
+                "`adata` if it is the saved data."
+            ) from error
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How the model came about: nothing but strings, numbers, booleans, lists and dicts.
+
+        ``"model"``: its class. ``"settings"``: the arguments that it was made with. ``"setup"``:
+        those of ``setup_anndata``. ``"trainings"``: for each call of :meth:`train` that ended
+        without an error the ``"settings"``, ``"n_training_cells"``, the ``"seed"`` (of
+        ``scvi.settings``; ``None`` if it was not set) and the ``"versions"`` of packages. Saved
+        with the model, and written beside every result, as JSON, in ``uns["sams_provenance"]``.
+
+        Examples
+        --------
+        >>> model.provenance["model"], model.provenance["settings"]["n_latent"]
+        ('SAMSVAE', 6)
+        >>> [training["seed"] for training in model.provenance["trainings"]]
+        [0]
+        """
+        return model_record(self)
+
+    def keep_provenance(self, adata: AnnData, key: str) -> None:
+        """Write in ``adata.uns["sams_provenance"]``, as JSON, what made the result ``key``."""
+        records = dict(adata.uns.get(RESULT_KEYS.PROVENANCE, {}))
+        adata.uns[RESULT_KEYS.PROVENANCE] = records | {key: json.dumps(self.provenance)}
+
+    def card(self, *, description: str | None = None, license: str | None = None) -> str:
+        """Describe the model in Markdown: data, settings, trainings, versions and limits.
+
+        The text begins with the metadata that Hugging Face reads, so that it can be saved as
+        ``README.md`` beside the model and handed to ``scvi.hub.HubModel``. The data need not be
+        there.
+
+        Parameters
+        ----------
+        description
+            What the model is of and for: screen, cells, reference. Nobody but you knows it.
+        license
+            Of the model, such as ``"cc-by-4.0"``.
+
+        Returns
+        -------
+        The card.
+
+        Examples
+        --------
+        >>> card = model.card(description="CRISPR screen of cells that do not exist.")
+        >>> "860 cells" in card and "8 perturbations" in card
+        True
+        """
+        self._check_if_trained(warn=True)
+        return model_card(self, description, license)
