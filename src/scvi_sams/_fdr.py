@@ -69,6 +69,7 @@ def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
 
 
 def check_probabilities(values: np.ndarray) -> None:
+    """Raise an error if an entry is NaN or outside of 0 to 1."""
     bad = ~((values >= 0) & (values <= 1))
     if bad.any():
         raise SAMSError(

@@ -27,7 +27,7 @@ from scvi_sams.labels._parsing import encode_labels, read_labels
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import check_unique, obs_column
 
-Expression: TypeAlias = "np.ndarray | sparse.csr_matrix"
+Expression: TypeAlias = np.ndarray | sparse.csr_matrix
 """Cells x genes, log-normalised."""
 
 

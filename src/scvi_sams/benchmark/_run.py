@@ -73,9 +73,9 @@ def benchmark(
           ``"ConditionalVAE"``, ``"training mean"``, ``"additive"``, ``"matching mean"``, ``"ridge
           on principal components"``, ``"linear additive"``, ``"latent additive"``, with defaults;
         - :class:`ModelMethod`, a model class with settings;
-        - an object with ``fit(train_adata)`` and ``predict(perturbations)``, such as the baselines
-          of :mod:`scvi_sams.baselines`. A copy is fitted; a baseline of this package
-          takes the labels and the seed of the benchmark;
+        - an object with ``fit(train_adata)`` and ``predict(perturbations)``, such as a
+          :class:`BaselineMethod`. A copy is fitted; a baseline of this package takes the labels and
+          the seed of the benchmark;
         - a function ``predict(train_adata, perturbations)``, called once per seed.
 
         ``train_adata`` holds training cells only: ``X`` is ``log(1 + target_sum * x / size)``,

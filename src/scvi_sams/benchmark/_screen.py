@@ -14,13 +14,12 @@ from scvi_sams.counts._validation import validate_expression
 from scvi_sams.data._covariates import validate_size_factor
 from scvi_sams.exceptions import (
     InvalidCountsError,
-    InvalidCovariateError,
     InvalidSplitError,
     MissingControlError,
     SAMSError,
 )
 from scvi_sams.labels._labels import Labels
-from scvi_sams.metrics._observed import matrix_of_counts, obs_column
+from scvi_sams.metrics._observed import levels_of, matrix_of_counts, obs_column
 from scvi_sams.splits._cells import cells_of
 from scvi_sams.splits._split import Split
 
@@ -40,8 +39,7 @@ class Columns:
 
     def levels(self, cells: ad.AnnData) -> np.ndarray | None:
         """Level of the covariate of some cells; ``None`` if there is no covariate."""
-        key = self.covariate_key
-        return None if key is None else cells.obs[key].astype(str).to_numpy(dtype=object)
+        return levels_of(cells, self.covariate_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +112,7 @@ def make_screen(
         raise SAMSError(f"`target_sum` must be a positive number or None, not {target_sum!r}.")
     obs = adata.obs[names].copy()
     obs[columns.perturbation_key] = pd.Categorical(labels.canonical.astype(str))
-    if columns.covariate_key is not None and obs[columns.covariate_key].isna().any():
-        raise InvalidCovariateError(
-            f"{obs[columns.covariate_key].isna().sum()} cells have no {columns.covariate_key!r} "
-            "(NaN). Drop them, or name their group."
-        )
+    columns.levels(adata)  # an error if a level is missing
     if columns.size_factor_key is not None:
         validate_size_factor(obs[columns.size_factor_key])
     if not (adata.obs_names.is_unique and adata.var_names.is_unique):

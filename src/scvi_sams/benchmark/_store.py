@@ -190,8 +190,6 @@ def _plain(value: Any) -> Any:
         return sorted(settings_text(item) for item in value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (Path, Enum)):
         return str(value)
     if isinstance(value, functools.partial):

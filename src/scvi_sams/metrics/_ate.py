@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 import anndata as ad
 import numpy as np
@@ -14,7 +14,7 @@ from scvi_sams.exceptions import MissingKeyError, SAMSError
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._comparison import Comparison, Metric
 from scvi_sams.metrics._observed import check_unique
-from scvi_sams.metrics._profiles import centred, cosine, largest, pearson, r2, rmse
+from scvi_sams.metrics._profiles import centred, cosine, largest, pearson, r2, ratio, rmse
 
 Pair: TypeAlias = tuple[np.ndarray, np.ndarray]
 
@@ -80,24 +80,16 @@ def compare_ate(
     """
     check_integer(n_top_genes=n_top_genes)
     x, y, missing = align_ate(predicted, observed, delimiter=delimiter)
-    x_top, y_top = _over_top_genes(x, y, n_top_genes)
     # One more "perturbation" for the row "all": everything, flattened.
+    rows = [*observed.obs_names, "all"]
     scores, top_scores = (
-        pd.concat(
-            [
-                pd.DataFrame(_similarities(predicted_rows, observed_rows)),
-                pd.DataFrame([effect_metrics(predicted_rows, observed_rows)]),
-            ]
-        ).set_index(pd.Index([*observed.obs_names, "all"]))
-        for predicted_rows, observed_rows in ((x, y), (x_top, y_top))
+        pd.DataFrame([*map(effect_metrics, *pair), effect_metrics(*pair)], index=rows)
+        for pair in ((x, y), _over_top_genes(x, y, n_top_genes))
     )
     scores["pearson_top"] = top_scores["pearson"]
     scores["r2_top"] = top_scores["r2"]
-    n_cells = (
-        observed.obs["n_cells"].to_numpy()
-        if "n_cells" in observed.obs
-        else np.full(observed.n_obs, np.nan)
-    )
+    unknown = np.full(observed.n_obs, np.nan)
+    n_cells = np.asarray(observed.obs.get("n_cells", unknown))
     scores["n_cells"] = np.append(n_cells, n_cells.sum())
     scores["missing"] = np.append(missing, missing.sum()).astype(int)
     return scores
@@ -134,7 +126,16 @@ def effect_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, flo
     (1.0, 0.5)
     """
     x, y = (np.ravel(effects).astype(np.float64) for effects in (predicted, observed))
-    return {name: float(value) for name, value in _similarities(x, y).items()}
+    deviations = centred(y)
+    covariance, spread = np.vdot(centred(x), deviations), np.vdot(deviations, deviations)
+    values: dict[str, SupportsFloat] = {
+        "pearson": pearson(x, y),
+        "r2": r2(x, y),
+        "slope": ratio(covariance, spread),
+        "cosine": cosine(x, y),
+        "rmse": rmse(x, y),
+    }
+    return {name: float(value) for name, value in values.items()}
 
 
 def align_ate(
@@ -197,20 +198,6 @@ def _check_same_method(predicted: ad.AnnData, observed: ad.AnnData) -> None:
                 f"The tables cannot be compared: {key} is {ours!r} in the predicted and {theirs!r} "
                 "in the observed one. Compute both in the same way."
             )
-
-
-def _similarities(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """What :func:`effect_metrics` says, over the last axis."""
-    deviations = centred(y)
-    spread = np.sum(deviations**2, axis=-1)
-    covariance = np.sum(centred(x) * deviations, axis=-1)
-    return {
-        "pearson": pearson(x, y),
-        "r2": r2(x, y),
-        "slope": np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0),
-        "cosine": cosine(x, y),
-        "rmse": rmse(x, y),
-    }
 
 
 def _over_top_genes(x: np.ndarray, y: np.ndarray, n_top_genes: int) -> Pair:

@@ -14,7 +14,6 @@ from scipy import sparse
 
 from scvi_sams.exceptions import (
     InvalidCountsError,
-    InvalidCovariateError,
     MissingControlError,
     MissingKeyError,
     SAMSError,
@@ -22,6 +21,7 @@ from scvi_sams.exceptions import (
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics._observed import levels_of, obs_column
 from scvi_sams.metrics._profiles import Matrix, mean_over_cells, not_finite, squared
 
 RankVersion = Literal["2025", "2024"]
@@ -250,23 +250,12 @@ def read_side(
     spelling: Spelling,
 ) -> Side:
     """Read expression, labels and levels of the predicted or the observed cells."""
-    for key in (perturbation_key, covariate_key):
-        if key is not None and key not in data.obs:
-            raise MissingKeyError(
-                f"obs of the {side} data has no column {key!r}; its columns are "
-                f"{', '.join(map(repr, data.obs.columns))}."
-            )
-    labels = encode_labels(data.obs[perturbation_key], spelling=spelling)
-    levels = None
-    if covariate_key is not None:
-        covariates = data.obs[covariate_key]
-        if covariates.isna().any():
-            raise InvalidCovariateError(
-                f"{covariates.isna().sum()} cells of the {side} data have no {covariate_key!r} "
-                "(NaN). Drop them, or name their group."
-            )
-        levels = covariates.astype(str).to_numpy(dtype=object)
-    return Side(_log1p_expression(data, genes, side), labels, levels)
+    where = f"obs of the {side} data"
+    column = obs_column(data, perturbation_key, where)
+    levels = levels_of(data, covariate_key, where)
+    return Side(
+        _log1p_expression(data, genes, side), encode_labels(column, spelling=spelling), levels
+    )
 
 
 def _log1p_expression(data: ad.AnnData, genes: pd.Index, side: str) -> Matrix:

@@ -23,6 +23,7 @@ from scvi_sams._checks import (
 from scvi_sams.counts._block_reader import BlockReader, is_on_disk
 from scvi_sams.exceptions import (
     InvalidCountsError,
+    InvalidCovariateError,
     MissingControlError,
     MissingKeyError,
     SAMSError,
@@ -245,13 +246,25 @@ def ate_table(
     )
 
 
-def obs_column(adata: ad.AnnData, key: str) -> pd.Series:
+def obs_column(adata: ad.AnnData, key: str, where: str = "obs") -> pd.Series:
     """Column of ``obs``; an error that names the others if it is not there."""
     if key not in adata.obs:
-        raise MissingKeyError(
-            f"obs has no column {key!r}; its columns are {', '.join(map(repr, adata.obs.columns))}."
-        )
+        columns = ", ".join(map(repr, adata.obs.columns))
+        raise MissingKeyError(f"{where} has no column {key!r}; its columns are {columns}.")
     return adata.obs[key]
+
+
+def levels_of(adata: ad.AnnData, key: str | None, where: str = "obs") -> np.ndarray | None:
+    """Level of a covariate of every cell, as text; ``None`` without one, an error if it is NaN."""
+    if key is None:
+        return None
+    levels = obs_column(adata, key, where)
+    if levels.isna().any():
+        raise InvalidCovariateError(
+            f"{levels.isna().sum()} cells have no {key!r} (NaN in {where}). Drop them, or name "
+            "their group."
+        )
+    return levels.astype(str).to_numpy(dtype=object)
 
 
 def _groups(labels: Labels, perturbations: Sequence[str] | None) -> tuple[list[str], list[str]]:

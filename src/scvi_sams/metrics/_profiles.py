@@ -11,7 +11,7 @@ from typing import SupportsFloat, TypeAlias
 import numpy as np
 from scipy import sparse
 
-Matrix: TypeAlias = "np.ndarray | sparse.csr_array"
+Matrix: TypeAlias = np.ndarray | sparse.csr_array
 """Cells x genes, dense or sparse."""
 
 _ROUNDING = 1e-9

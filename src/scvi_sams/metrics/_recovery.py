@@ -14,7 +14,7 @@ from scvi_sams._fdr import active_at_fdr, check_probabilities
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
 from scvi_sams.metrics._profiles import centred, ratio
 
-Table: TypeAlias = "pd.DataFrame | np.ndarray"
+Table: TypeAlias = pd.DataFrame | np.ndarray
 """Perturbations x latent, or observations x latent; rows have names in a DataFrame."""
 
 _NOMINAL_RATES = (0.01, 0.05, 0.1, 0.2)

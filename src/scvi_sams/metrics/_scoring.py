@@ -33,7 +33,7 @@ from scvi_sams.metrics._comparison import (
 )
 from scvi_sams.metrics._registry import metrics_by_mode
 
-Value: TypeAlias = "float | np.ndarray | pd.Series"
+Value: TypeAlias = float | np.ndarray | pd.Series
 """Of a metric, one or several."""
 
 

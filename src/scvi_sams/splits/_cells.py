@@ -14,7 +14,7 @@ from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._stratified import stratified_split
 
-CellLabels: TypeAlias = "Labels | Sequence[str] | np.ndarray | pd.Series"
+CellLabels: TypeAlias = Labels | Sequence[str] | np.ndarray | pd.Series
 """One label per cell, as users write them or read already."""
 
 Shares: TypeAlias = tuple[float, float, float]

@@ -19,7 +19,7 @@ from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
 from scvi_sams.splits._cells import CellLabels
 
-Levels: TypeAlias = "Sequence[str] | np.ndarray | pd.Series"
+Levels: TypeAlias = Sequence[str] | np.ndarray | pd.Series
 """Level of a covariate, such as a cell type, of every cell."""
 
 PARTS = ("train", "validation", "test")
