@@ -10,13 +10,9 @@ import torch
 from scipy import sparse
 from scvi.data import AnnDataManager
 
-from scvi_sams._arguments import refuse_other_choices
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._annbatch_reader import AnnbatchReader
 from scvi_sams.data._block_order import BlockOrder
 from scvi_sams.data._block_reader import BlockReader
-
-_READERS = {"blocks": BlockReader, "annbatch": AnnbatchReader}
 
 
 class BlockLoader:
@@ -125,11 +121,10 @@ class BlockLoader:
         )
 
 
-def registered_expression(manager: AnnDataManager, reader: str = "blocks") -> BlockReader:
-    """Return a reader of the expression that is registered: ``"blocks"`` or ``"annbatch"``."""
-    refuse_other_choices("reader", reader, tuple(_READERS))
+def registered_expression(manager: AnnDataManager) -> BlockReader:
+    """Return a reader of the expression that is registered."""
     location = manager.data_registry[REGISTRY_KEYS.X]
     name = f"adata.{location.attr_name}" + (
         f"[{location.attr_key!r}]" if location.attr_name == "layers" else ""
     )
-    return _READERS[reader](manager.get_from_registry(REGISTRY_KEYS.X), name)
+    return BlockReader(manager.get_from_registry(REGISTRY_KEYS.X), name)

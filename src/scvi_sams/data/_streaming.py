@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +44,9 @@ class StreamingDataModule(ScreenDataModule):
         three times for a moment, as they are stored (sparse or dense).
     seed
         Of the order of cells; ``None`` for ``scvi.settings.seed`` (0 if unset).
-    reader
-        ``"blocks"``: this package reads, from h5ad or zarr. ``"annbatch"``: the package of that
-        name reads, from zarr (``pip install "scvi-sams[annbatch]"``, Python 3.12 or newer).
-        Batches are the same.
 
     Raises
     ------
-    ImportError, InvalidArgumentError
-        If annbatch is asked for and not installed, or the counts are not in zarr format.
     InvalidSplitError
         If the split has no training cells, or a cell twice.
     UnreadableDataError
@@ -84,7 +78,6 @@ class StreamingDataModule(ScreenDataModule):
         block_size: int = 512,
         blocks_per_buffer: int = 32,
         seed: int | None = None,
-        reader: Literal["blocks", "annbatch"] = "blocks",
     ) -> None:
         super().__init__(
             adata_manager,
@@ -101,7 +94,7 @@ class StreamingDataModule(ScreenDataModule):
             "pin_memory": pin_memory,
             "block_size": block_size,
             "blocks_per_buffer": blocks_per_buffer,
-            "reader": registered_expression(adata_manager, reader),
+            "reader": registered_expression(adata_manager),
         }
 
     def loader(self, indices: np.ndarray, **order: Any) -> BlockLoader:
