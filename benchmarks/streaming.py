@@ -10,7 +10,6 @@ of its own, for the peak of memory.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import platform
 import time
@@ -97,18 +96,14 @@ def rates(paths: dict[str, Path], rounds: int, block_size: int) -> pd.DataFrame:
             manager, batch_size=BATCH_SIZE, shuffle=True
         )
     }
-    streamed = {f"{suffix}, streamed": (path, "blocks") for suffix, path in paths.items()}
-    if importlib.util.find_spec("annbatch"):
-        streamed["zarr, streamed by annbatch"] = (paths["zarr"], "annbatch")
-    for name, (path, reader) in streamed.items():
+    for suffix, path in paths.items():
         stream = StreamingDataModule(
             small_model(open_screen(path)).adata_manager,
             external_indexing=[np.arange(in_memory.n_obs)],
             batch_size=BATCH_SIZE,
             block_size=block_size,
-            reader=reader,
         )
-        loaders[name] = stream.train_dataloader()
+        loaders[f"{suffix}, streamed"] = stream.train_dataloader()
     timings: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name, loader in loaders.items():

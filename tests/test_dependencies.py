@@ -14,7 +14,7 @@ MODULES = {"scikit-learn": "sklearn", "scvi-tools": "scvi"}
 # Held below a version for scanpy's sake.
 NOT_IMPORTED = {"pynndescent"}
 # Beside scvi-tools' own, for types or where it is installed: no dependencies.
-OPTIONAL = {"annbatch", "cupy", "mlflow"}
+OPTIONAL = {"cupy", "mlflow"}
 EXECUTING = {"eval", "exec", "compile", "__import__"}
 
 

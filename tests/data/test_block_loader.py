@@ -68,6 +68,13 @@ def test_a_screen_in_memory(screen):
     assert_same(joined(BlockLoader(manager)), joined(AnnDataLoader(manager)))
 
 
+def test_a_cell_may_be_asked_for_twice(screen, tmp_path):
+    manager = manager_of(open_screen(write_screen(screen, tmp_path, "zarr csr")))
+    rows = np.array([90, 5, 5, 7, 90])
+    expected = joined(AnnDataLoader(manager_of(screen.copy()), indices=rows))
+    assert_same(joined(BlockLoader(manager, rows, block_size=8)), expected)
+
+
 def places(loader, screen):
     """Positions of the cells that a loader yields, by a covariate that no two share."""
     ages = screen.obs["age"].to_numpy(dtype=np.float32)

@@ -36,9 +36,7 @@ def test_what_is_not_a_number_stays_none():
 
 
 @pytest.mark.parametrize("shape", [(2,), (7, 4), (100, 300, 5)])
-@pytest.mark.parametrize("device", ["processor", "accelerator"])
-def test_mean_and_error_are_those_of_torch(shape, device, monkeypatch):
-    monkeypatch.setattr("scvi_sams._torch.is_accelerator", lambda _: device == "accelerator")
+def test_mean_and_error_are_those_of_torch(shape):
     draws = 3 + torch.randn(shape, generator=torch.Generator().manual_seed(0))
     mean, error = summary(draws, None)
     torch.testing.assert_close(mean, draws.mean(0))
@@ -54,7 +52,7 @@ def test_large_means_do_not_drown_the_error():
 @pytest.mark.parametrize("interval", [0.5, 0.9, 0.95, 0.999])
 @pytest.mark.parametrize("shape", [(), (3,), (300, 2)])
 def test_bounds_are_quantiles(n_draws, interval, shape):
-    """Few draws beyond an end are picked out, more are sorted; ties and many columns included."""
+    """Ties and many columns included."""
     generator = torch.Generator().manual_seed(n_draws)
     draws = torch.randn(n_draws, *shape, generator=generator).mul(4).round().div(4).double()
     before = draws.clone()

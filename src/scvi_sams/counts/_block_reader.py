@@ -12,7 +12,7 @@ from scipy import sparse
 
 from scvi_sams.exceptions import UnreadableDataError
 
-READING_ERRORS = (OSError, ValueError, RuntimeError, LookupError)
+_READING_ERRORS = (OSError, ValueError, RuntimeError, LookupError)
 """What h5py, zarr, its codecs and scipy raise on damaged data."""
 
 
@@ -67,7 +67,7 @@ class BlockReader:
             if self._pointers is not None:
                 return self._read_sparse(start, stop, self._pointers[start : stop + 1])
             return np.asarray(self._values[start:stop])
-        except READING_ERRORS as error:
+        except _READING_ERRORS as error:
             raise UnreadableDataError(
                 f"Rows {start} to {stop - 1} of {self.location} cannot be read ({self._file()}): "
                 f"{error or type(error).__name__}. The file is damaged or incomplete there: copy "
@@ -89,18 +89,14 @@ class BlockReader:
         Dense or csr, one row for each position.
         """
         blocks = []
-        for part in self.blocks_of(rows, rows_per_read):
+        # Split where the next block begins.
+        for part in np.split(rows, np.flatnonzero(np.diff(rows // rows_per_read)) + 1):
             block = self.read(part[0], part[-1] + 1)
             is_whole = (np.diff(part) == 1).all()
             blocks.append(block if is_whole else block[part - part[0]])
         if sparse.issparse(blocks[0]):
             return sparse.vstack(blocks, format="csr")
         return np.concatenate(blocks)
-
-    @staticmethod
-    def blocks_of(rows: np.ndarray, rows_per_read: int) -> list[np.ndarray]:
-        """Split ascending positions into those of each block."""
-        return np.split(rows, np.flatnonzero(np.diff(rows // rows_per_read)) + 1)
 
     def _read_sparse(self, start: int, stop: int, pointers: np.ndarray) -> sparse.csr_matrix:
         entries = slice(int(pointers[0]), int(pointers[-1]))
@@ -121,7 +117,7 @@ class BlockReader:
         try:
             pointers = np.asarray(group["indptr"][:], dtype=np.int64)
             n_entries = (group["data"].shape[0], group["indices"].shape[0])
-        except READING_ERRORS as error:
+        except _READING_ERRORS as error:
             raise self._damaged_pointers() from error
         if (
             pointers.shape != (self.n_rows + 1,)

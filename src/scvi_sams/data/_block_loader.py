@@ -12,13 +12,9 @@ import torch
 from scipy import sparse
 from scvi.data import AnnDataManager
 
-from scvi_sams._checks import check_choice
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._block_reader import BlockReader
-from scvi_sams.data._annbatch_reader import AnnbatchReader
 from scvi_sams.exceptions import InvalidSplitError
-
-_READERS = {"blocks": BlockReader, "annbatch": AnnbatchReader}
 
 
 class BlockOrder:
@@ -241,14 +237,13 @@ class BlockLoader(ScreenLoader):
         )
 
 
-def registered_expression(manager: AnnDataManager, reader: str = "blocks") -> BlockReader:
-    """Return a reader of the expression that is registered: ``"blocks"`` or ``"annbatch"``."""
-    check_choice("reader", reader, tuple(_READERS))
+def registered_expression(manager: AnnDataManager) -> BlockReader:
+    """Return a reader of the expression that is registered."""
     location = manager.data_registry[REGISTRY_KEYS.X]
     name = f"adata.{location.attr_name}" + (
         f"[{location.attr_key!r}]" if location.attr_name == "layers" else ""
     )
-    return _READERS[reader](manager.get_from_registry(REGISTRY_KEYS.X), name)
+    return BlockReader(manager.get_from_registry(REGISTRY_KEYS.X), name)
 
 
 def _ends_of_batches(n_cells: int, n_batches: int, batch_size: int) -> np.ndarray:

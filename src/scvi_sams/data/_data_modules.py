@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,18 +99,12 @@ class StreamingDataModule(ScreenDataModule):
     blocks_per_buffer
         Blocks whose cells are mixed. ``block_size * blocks_per_buffer`` cells are in memory, up to
         three times for a moment, as they are stored (sparse or dense).
-    reader
-        ``"blocks"``: this package reads, from h5ad or zarr. ``"annbatch"``: the package of that
-        name reads, from zarr (``pip install "scvi-sams[annbatch]"``, Python 3.12 or newer).
-        Batches are the same.
     **kwargs
         ``train_size``, ``validation_size``, ``shuffle_set_split``, ``external_indexing``,
         ``batch_size``, ``drop_last`` and ``seed``, as for :class:`ResidentDataModule`.
 
     Raises
     ------
-    ImportError, InvalidArgumentError
-        If annbatch is asked for and not installed, or the counts are not in zarr format.
     InvalidSplitError
         If the split has no training cells, or a cell twice.
     UnreadableDataError
@@ -135,7 +129,6 @@ class StreamingDataModule(ScreenDataModule):
         pin_memory: bool = False,
         block_size: int = 512,
         blocks_per_buffer: int = 32,
-        reader: Literal["blocks", "annbatch"] = "blocks",
         **kwargs: Any,
     ) -> None:
         super().__init__(adata_manager, **kwargs)
@@ -144,7 +137,7 @@ class StreamingDataModule(ScreenDataModule):
             "pin_memory": pin_memory,
             "block_size": block_size,
             "blocks_per_buffer": blocks_per_buffer,
-            "reader": registered_expression(adata_manager, reader),
+            "reader": registered_expression(adata_manager),
         }
 
     def loader(self, indices: np.ndarray, **order: Any) -> BlockLoader:

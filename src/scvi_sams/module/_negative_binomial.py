@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scvi_sams import _torch as _devices
-from scvi_sams.module import _negative_binomial_loops as loops
+from scvi_sams.kernels import _negative_binomial as loops
 from scvi_sams.module._minibatch import chunks_of_cells, chunks_of_particles
 from scvi_sams.module._rising_factorial import rising_factorial, rising_factorial_table
 

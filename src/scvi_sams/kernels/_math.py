@@ -1,9 +1,8 @@
 """``exp`` and ``log1p`` for loops compiled by numba, exact and several values at a time.
 
-A loop over an array that does several things at once reads it once, where torch needs a pass for
-each. The compiler turns such a loop into vector instructions only if it sees all that happens in
-it, and it does not see into the C library: numba's own ``exp`` and ``log1p`` are called value by
-value, at ten times the cost. So single precision has the polynomials of Cephes here (errors below
+The compiler turns a loop into vector instructions only if it sees all that happens in it, and it
+does not see into the C library: numba's own ``exp`` and ``log1p`` are called value by value, at ten
+to twenty times the cost. So single precision has the polynomials of Cephes here (errors below
 1.3e-7, less than those of torch), written without branches. Double precision, which only tests of
 gradients need, calls the C library.
 
@@ -14,18 +13,17 @@ what must be computed as it is written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 EXACT: dict[str, Any] = {**_OPTIONS, "fastmath": {"contract"}}
 VECTORS: dict[str, Any] = {**_OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}}
 
-_SINGLE = np.float32
+_SINGLE, _BITS = np.float32, np.int32
 _ONE, _HALF = _SINGLE(1), _SINGLE(0.5)
 _LOG2_E = _SINGLE(math.log2(math.e))
 # log(2) as a number with few digits, whose multiples are exact, and the rest.
@@ -53,69 +51,9 @@ _LOG = tuple(
     )
 )
 
-_SQRT_HALF_BITS = 0x3F3504F3
-_MANTISSA_BITS = 0x7FFFFF
-_N_MANTISSA_BITS = 23
-
-
-class _Bits:
-    """Writes instructions for the 32 bits of a single-precision number, taken for an integer."""
-
-    def __init__(self, context: Any, builder: Any, number: Any) -> None:
-        self.context, self.builder = context, builder
-        self.value = builder.bitcast(number, context.get_value_type(types.int32))
-
-    def whole(self, value: int) -> Any:
-        """Return a constant."""
-        return self.context.get_constant(types.int32, value)
-
-    def above_sqrt_half(self) -> Any:
-        """Return the bits less those of the square root of a half."""
-        return self.builder.sub(self.value, self.whole(_SQRT_HALF_BITS))
-
-    def as_number(self, bits: Any) -> Any:
-        """Return the number that has these bits."""
-        return self.builder.bitcast(bits, self.context.get_value_type(types.float32))
-
-
-def _on_bits(formula: Callable[[Any, _Bits], Any]) -> Any:
-    """Make a function of a single-precision number out of one of its bits.
-
-    Numba would widen such integers to 64 bits, for which many processors lack instructions.
-    """
-
-    @intrinsic
-    def function(typing_context: Any, value: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return formula(builder, _Bits(context, builder, arguments[0]))
-
-        return types.float32(types.float32), code
-
-    return function
-
-
-def _power_of_two_code(builder: Any, bits: _Bits) -> Any:
-    # The low bits of n + _TO_WHOLE are those of n; an exponent is stored plus 127.
-    exponent = builder.shl(bits.value, bits.whole(_N_MANTISSA_BITS))
-    return bits.as_number(builder.add(exponent, bits.whole(127 << _N_MANTISSA_BITS)))
-
-
-def _exponent_code(builder: Any, bits: _Bits) -> Any:
-    exponent = builder.ashr(bits.above_sqrt_half(), bits.whole(_N_MANTISSA_BITS))
-    return builder.sitofp(exponent, bits.context.get_value_type(types.float32))
-
-
-def _mantissa_code(builder: Any, bits: _Bits) -> Any:
-    rest = builder.and_(bits.above_sqrt_half(), bits.whole(_MANTISSA_BITS))
-    return bits.as_number(builder.add(rest, bits.whole(_SQRT_HALF_BITS)))
-
-
-_power_of_two = _on_bits(_power_of_two_code)
-"""2**n of ``n + _TO_WHOLE``."""
-_exponent = _on_bits(_exponent_code)
-"""n of ``m * 2**n``, with m between the square roots of a half and of two."""
-_mantissa = _on_bits(_mantissa_code)
-"""m of it."""
+# Of the 32 bits of a number, the lowest 23 are its mantissa; above them is its exponent plus 127.
+_N_MANTISSA_BITS, _MANTISSA_BITS = _BITS(23), _BITS(0x7FFFFF)
+_BITS_OF_ONE, _BITS_OF_SQRT_HALF = _BITS(127 << 23), _BITS(0x3F3504F3)
 
 
 @njit(**EXACT)
@@ -134,14 +72,20 @@ def _exp_single(x: Any) -> Any:
     rest = x - n * _LOG_2_HIGH
     rest = rest - n * _LOG_2_LOW
     value = (_polynomial(rest, _EXP) * rest + _HALF) * (rest * rest) + rest + _ONE
-    return value * _power_of_two(shifted)
+    # The low bits of `shifted` are those of n. Numba widens whole numbers, hence int32 each time;
+    # and it takes `view` of what visibly is a number of numpy.
+    exponent = np.int32(np.float32(shifted).view(np.int32) << _N_MANTISSA_BITS)
+    return value * np.int32(exponent + _BITS_OF_ONE).view(np.float32)
 
 
 @njit(**EXACT)
 def _log1p_single(x: Any) -> Any:
     above = _ONE + x
-    n = _exponent(above)
-    rest = _mantissa(above) - _ONE
+    # As m * 2**n, with m between the square roots of a half and of two.
+    bits = np.int32(np.float32(above).view(np.int32) - _BITS_OF_SQRT_HALF)
+    n = _SINGLE(bits >> _N_MANTISSA_BITS)
+    m = np.int32((bits & _MANTISSA_BITS) + _BITS_OF_SQRT_HALF).view(np.float32)
+    rest = m - _ONE
     square = rest * rest
     value = _polynomial(rest, _LOG) * rest * square
     value = value + n * _LOG_2_LOW - _HALF * square
