@@ -114,8 +114,8 @@ class PerturbationField(BaseAnnDataField):
                 f"Doses are given twice, by `dosage_key` ({self.dosage_key!r}) and by "
                 f"`dosage_obsm_key` ({self.dosage_obsm_key!r}). Pass one of them."
             )
-        obsm_keys = [self.dosage_obsm_key]
-        check_keys_exist(adata, obs=[self.perturbation_key, self.dosage_key], obsm=obsm_keys)
+        columns = [self.perturbation_key, self.dosage_key]
+        check_keys_exist(adata, obs=columns, obsm=[self.dosage_obsm_key])
 
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data and remember its vocabulary."""

@@ -77,11 +77,7 @@ def open_screen(path: str | os.PathLike[str]) -> AnnData:
 
 def _left_on_disk(stored: Any) -> Any:
     """Stand-in for a matrix on disk; anything that is no matrix is read."""
-    if isinstance(stored, h5py.Group | zarr.Group):
-        encoding = stored.attrs.get("encoding-type")
-        return (
-            sparse_dataset(stored)
-            if encoding in ("csr_matrix", "csc_matrix")
-            else read_elem(stored)
-        )
-    return stored if stored.shape else read_elem(stored)
+    is_group = isinstance(stored, h5py.Group | zarr.Group)
+    if is_group and stored.attrs.get("encoding-type") in ("csr_matrix", "csc_matrix"):
+        return sparse_dataset(stored)
+    return read_elem(stored) if is_group or not stored.shape else stored

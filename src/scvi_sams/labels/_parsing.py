@@ -86,11 +86,8 @@ def encode_labels(
     label_of_cell, distinct = factorize(labels, InvalidPerturbationLabelError)
     names_of_label = [spelling.split(label) for label in distinct]
     # In the order of the labels, so that what is made of it does not depend on hashing.
-    perturbations = list(
-        dict.fromkeys(
-            name for names in names_of_label for name in names if name not in spelling.control
-        )
-    )
+    names = dict.fromkeys(name for names in names_of_label for name in names)
+    perturbations = [name for name in names if name not in spelling.control]
     if vocabulary is None:
         vocabulary = sorted(perturbations)
     positions = {name: code for code, name in enumerate(vocabulary)}
