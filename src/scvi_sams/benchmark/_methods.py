@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import anndata as ad
 import numpy as np
@@ -54,16 +54,6 @@ BUILT_IN: dict[str, Callable[[], Any]] = {
 _MOST_CONTROL_CELLS = 1000
 
 PredictFunction = Callable[[ad.AnnData, Sequence[str]], ad.AnnData]
-
-
-class Method(Protocol):
-    """What the benchmark runs."""
-
-    def fit(self, fold: Fold, seed: int) -> Fitted:
-        """Learn from the cells of a fold that are not tested."""
-
-    def description(self) -> dict[str, Any]:
-        """Say what defines the method, for its fingerprint."""
 
 
 def resolve_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Method]:
@@ -193,3 +183,7 @@ class FunctionMethod:
     def description(self) -> dict[str, Any]:
         """Its name: code cannot be fingerprinted."""
         return {"function": self.name}
+
+
+Method: TypeAlias = ModelMethod | EstimatorMethod | FunctionMethod
+"""What the benchmark runs: ``fit(fold, seed)``, and ``description()`` for its fingerprint."""

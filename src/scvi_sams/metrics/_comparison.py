@@ -174,54 +174,44 @@ def compare_sides(
         for covariate, labels in names.items()
         for label in labels
     )
-    return [
-        _compare(covariate, perturbations, predicted, observed, genes, options, from_cells)
-        for covariate, perturbations in names.items()
-    ]
-
-
-def _compare(
-    covariate: str | None,
-    perturbations: list[str],
-    ours: Side,
-    theirs: Side,
-    genes: pd.Index,
-    options: Options,
-    from_cells: bool,
-) -> Comparison:
-    control = theirs.labels.control
-    if (covariate, control) not in theirs.positions:
-        group = "" if covariate is None else f" of {covariate!r}"
-        raise MissingControlError(
-            f"No observed cell{group} is labelled {control!r}. The observed data must hold the "
-            "control cells of every group beside the held-out cells."
+    control = observed.labels.control
+    comparisons = []
+    for covariate, perturbations in names.items():
+        if (covariate, control) not in observed.positions:
+            group = "" if covariate is None else f" of {covariate!r}"
+            raise MissingControlError(
+                f"No observed cell{group} is labelled {control!r}. The observed data must hold the "
+                "control cells of every group beside the held-out cells."
+            )
+        predicted_cells = [predicted.cells(covariate, p) for p in perturbations]
+        observed_cells = [observed.cells(covariate, p) for p in perturbations]
+        control_cells = observed.cells(covariate, control)
+        means = np.array([mean_over_cells(cells) for cells in predicted_cells])
+        control_mean = mean_over_cells(control_cells)
+        absent = np.array([cells.shape[0] == 0 for cells in predicted_cells])
+        failed = not_finite(means)
+        mean_of_squares = mean_over_cells(squared(control_cells))
+        comparisons.append(
+            Comparison(
+                covariate=covariate,
+                perturbations=perturbations,
+                genes=genes,
+                # An infinite prediction is as much of a failure as NaN.
+                predicted=np.where(failed[:, None], np.nan, means),
+                observed=np.array([mean_over_cells(cells) for cells in observed_cells]),
+                control_mean=control_mean,
+                control_variance=np.maximum(mean_of_squares - control_mean**2, 0),
+                n_cells=np.array([cells.shape[0] for cells in observed_cells]),
+                status=np.select([absent, failed], ["missing", "nan"], "ok"),
+                predicted_cells=predicted_cells,
+                observed_cells=observed_cells,
+                control_cells=control_cells,
+                from_cells=from_cells,
+                spelling=observed.labels.spelling,
+                options=options,
+            )
         )
-    predicted_cells = [ours.cells(covariate, p) for p in perturbations]
-    observed_cells = [theirs.cells(covariate, p) for p in perturbations]
-    control_cells = theirs.cells(covariate, control)
-    predicted = np.array([mean_over_cells(cells) for cells in predicted_cells])
-    control_mean = mean_over_cells(control_cells)
-    absent = np.array([cells.shape[0] == 0 for cells in predicted_cells])
-    failed = not_finite(predicted)
-    mean_of_squares = mean_over_cells(squared(control_cells))
-    return Comparison(
-        covariate=covariate,
-        perturbations=perturbations,
-        genes=genes,
-        # An infinite prediction is as much of a failure as NaN.
-        predicted=np.where(failed[:, None], np.nan, predicted),
-        observed=np.array([mean_over_cells(cells) for cells in observed_cells]),
-        control_mean=control_mean,
-        control_variance=np.maximum(mean_of_squares - control_mean**2, 0),
-        n_cells=np.array([cells.shape[0] for cells in observed_cells]),
-        status=np.select([absent, failed], ["missing", "nan"], "ok"),
-        predicted_cells=predicted_cells,
-        observed_cells=observed_cells,
-        control_cells=control_cells,
-        from_cells=from_cells,
-        spelling=theirs.labels.spelling,
-        options=options,
-    )
+    return comparisons
 
 
 def check_genes(predicted: ad.AnnData, observed: ad.AnnData) -> None:
@@ -250,9 +240,9 @@ def read_side(
     spelling: Spelling,
 ) -> Side:
     """Read expression, labels and levels of the predicted or the observed cells."""
-    where = f"obs of the {side} data"
-    column = obs_column(data, perturbation_key, where)
-    levels = levels_of(data, covariate_key, where)
+    of = f" of the {side} data"
+    column = obs_column(data, perturbation_key, of)
+    levels = levels_of(data, covariate_key, of)
     return Side(
         _log1p_expression(data, genes, side), encode_labels(column, spelling=spelling), levels
     )

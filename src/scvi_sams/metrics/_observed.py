@@ -246,23 +246,23 @@ def ate_table(
     )
 
 
-def obs_column(adata: ad.AnnData, key: str, where: str = "obs") -> pd.Series:
+def obs_column(adata: ad.AnnData, key: str, of: str = "") -> pd.Series:
     """Column of ``obs``; an error that names the others if it is not there."""
     if key not in adata.obs:
         columns = ", ".join(map(repr, adata.obs.columns))
-        raise MissingKeyError(f"{where} has no column {key!r}; its columns are {columns}.")
+        raise MissingKeyError(f"obs{of} has no column {key!r}; its columns are {columns}.")
     return adata.obs[key]
 
 
-def levels_of(adata: ad.AnnData, key: str | None, where: str = "obs") -> np.ndarray | None:
+def levels_of(adata: ad.AnnData, key: str | None, of: str = "") -> np.ndarray | None:
     """Level of a covariate of every cell, as text; ``None`` without one, an error if it is NaN."""
     if key is None:
         return None
-    levels = obs_column(adata, key, where)
+    levels = obs_column(adata, key, of)
     if levels.isna().any():
         raise InvalidCovariateError(
-            f"{levels.isna().sum()} cells have no {key!r} (NaN in {where}). Drop them, or name "
-            "their group."
+            f"{levels.isna().sum()} cells{of} have no {key!r} (NaN). Drop them, or name their "
+            "group."
         )
     return levels.astype(str).to_numpy(dtype=object)
 
