@@ -105,6 +105,13 @@ def test_masks_and_effects_only_where_the_model_has_them(any_model):
     assert isinstance(any_model, PerturbationModel)
 
 
+@pytest.mark.parametrize("model_cls", [SAMSVAE, CPAVAE, SVAEPlus, ConditionalVAE])
+def test_a_model_names_the_classes_that_say_what_it_can_do(model_cls):
+    assert len(model_cls.__mro__) <= 10
+    for method in ("predict_ate", "predict"):
+        assert any(method in vars(base) for base in model_cls.__bases__)
+
+
 @pytest.mark.parametrize("any_model", list(SETTINGS)[:3], indirect=True)
 def test_perturbed_states_are_basal_states_plus_effects(any_model):
     effects = any_model.get_perturbation_effects(key_added=None).mean

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._checks import as_names, check_choice, check_integer
+from scvi_sams._checks import as_names, check_choice, check_integer, check_number
 from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
@@ -89,6 +89,7 @@ class AdditiveMixin(PerturbationModel):
         True
         """
         check_choice("by", by, ("effect", "interaction"))
+        check_number(above=0, below=1, interval=interval)
         rows = _rows_of(self, perturbations)
         measured = _measured_pairs(self)
         method = rate_scale(self.module.likelihood, method)

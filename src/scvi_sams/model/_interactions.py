@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scvi_sams._checks import check_number
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._labels import distinct_combinations, parts_of_combination
@@ -48,6 +49,7 @@ def interactions_of_labels(
     model: CellModel, contrast: Contrast, labels: list[str], interval: float
 ) -> AnnData:
     """Interactions, combinations x genes, as ``predict_interactions`` returns them."""
+    check_number(above=0, below=1, interval=interval)
     spelling = model._spelling
     parts = [
         parts_of_combination(spelling.canonical(label), spelling.delimiter) for label in labels

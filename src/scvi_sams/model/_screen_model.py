@@ -439,10 +439,6 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         license
             Of the model, such as ``"cc-by-4.0"``.
 
-        Returns
-        -------
-        The card.
-
         Examples
         --------
         >>> card = model.card(description="CRISPR screen of cells that do not exist.")

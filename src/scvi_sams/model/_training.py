@@ -1,4 +1,4 @@
-"""What training is given: split, data module and defaults, and what is refused before it starts."""
+"""What training is given: split, data module and defaults, and what is checked before it starts."""
 
 from __future__ import annotations
 

@@ -37,6 +37,12 @@ class MaskPrior(nn.Module, ABC):
     def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Estimate of the same from masks drawn from the posterior."""
 
+    def kl_of_rows(self, kl_estimator: str, logits: Tensor, masks: Tensor) -> Tensor:
+        """Divergence of every perturbation by an estimator, ``(n_particles or 1, n_rows)``."""
+        if kl_estimator == "closed_form":
+            return self.kl(logits).sum(-1)[None]
+        return self.monte_carlo_kl(logits, masks).sum(-1)
+
 
 class BernoulliMaskPrior(MaskPrior):
     """m_tl ~ Bernoulli(alpha) (paper, section 3), ``alpha`` being ``probability``."""

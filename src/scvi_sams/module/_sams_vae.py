@@ -113,10 +113,8 @@ class SAMSVAEModule(LatentShiftModule):
         logits = self.masks.log_odds(rows)
         if self.masks.all_on:
             kl_m = torch.zeros_like(logits[..., 0])[None] + 0 * logits.sum()
-        elif self.kl_estimator == "closed_form":
-            kl_m = self.mask_prior.kl(logits).sum(-1)[None]
         else:
-            kl_m = self.mask_prior.monte_carlo_kl(logits, m).sum(-1)
+            kl_m = self.mask_prior.kl_of_rows(self.kl_estimator, logits, m)
         return GlobalDraw(m * e, {"masks": kl_m, "effects": kl_e})
 
     @torch.no_grad()

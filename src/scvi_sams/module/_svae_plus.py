@@ -71,11 +71,7 @@ class SVAEPlusModule(LatentShiftModule):
     def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
         """Draw m of the perturbations in ``rows``; shift = m * mu."""
         m = self.masks.sample(rows, n_particles)
-        logits = self.masks.log_odds(rows)
-        if self.kl_estimator == "closed_form":
-            kl_m = self.mask_prior.kl(logits).sum(-1)[None]
-        else:
-            kl_m = self.mask_prior.monte_carlo_kl(logits, m).sum(-1)
+        kl_m = self.mask_prior.kl_of_rows(self.kl_estimator, self.masks.log_odds(rows), m)
         return GlobalDraw(m * self.means[rows], {"masks": kl_m})
 
     @torch.no_grad()
