@@ -91,22 +91,19 @@ class BlockReader:
         try:
             pointers = np.asarray(group["indptr"][:], dtype=np.int64)
             n_entries = (group["data"].shape[0], group["indices"].shape[0])
+            if (
+                pointers.shape != (self.n_rows + 1,)
+                or pointers[0] != 0
+                or (pointers[1:] < pointers[:-1]).any()
+                or n_entries != (pointers[-1], pointers[-1])
+            ):
+                raise ValueError("row pointers out of order")
         except _READING_ERRORS as error:
-            raise self._damaged_pointers() from error
-        if (
-            pointers.shape != (self.n_rows + 1,)
-            or pointers[0] != 0
-            or (pointers[1:] < pointers[:-1]).any()
-            or n_entries != (pointers[-1], pointers[-1])
-        ):
-            raise self._damaged_pointers()
+            raise UnreadableDataError(
+                f"The row pointers (indptr) of {self.location} do not fit its {self.n_rows} rows "
+                f"({self._file()}). The file is damaged or incomplete: copy or write it again."
+            ) from error
         return pointers
-
-    def _damaged_pointers(self) -> UnreadableDataError:
-        return UnreadableDataError(
-            f"The row pointers (indptr) of {self.location} do not fit its {self.n_rows} rows "
-            f"({self._file()}). The file is damaged or incomplete: copy or write it again."
-        )
 
     def _file(self) -> str:
         stored = self._values.group if isinstance(self._values, CSRDataset) else self._values

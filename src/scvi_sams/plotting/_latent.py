@@ -132,9 +132,7 @@ def _highlighted(labels: pd.Series, highlight: Sequence[str] | None) -> list[str
     if highlight is None:
         by_size = sorted(sizes.index, key=lambda label: (-sizes[label], label))
         return by_size[: len(_COLORS)]
-    absent = [label for label in highlight if label not in sizes]
-    if absent:
-        raise SAMSError(f"No cell carries the label {', '.join(map(repr, absent))} to highlight.")
+    check_has("The column of labels", highlight, sizes.index)
     if len(highlight) > len(_COLORS):
         raise SAMSError(
             f"{len(highlight)} labels cannot be told apart by colour; highlight at most "
