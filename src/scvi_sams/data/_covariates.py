@@ -22,7 +22,7 @@ def check_keys_exist(adata: AnnData, **keys_of_slot: Iterable[str | None]) -> No
     """Raise an error if a slot of the AnnData lacks one of its keys; ``None`` is passed over."""
     for slot, keys in keys_of_slot.items():
         wanted = [key for key in keys if key is not None]
-        check_has(f"adata.{slot}", wanted, getattr(adata, slot).keys())
+        check_has(f"adata.{slot} has no", wanted, getattr(adata, slot).keys())
 
 
 def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:

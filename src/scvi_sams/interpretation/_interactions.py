@@ -284,6 +284,6 @@ def _directions(
     if not predicted.var_names.equals(genes):
         raise SAMSError("`direction` has other genes than `adata`, or in another order.")
     advice = " Predict the interactions of the same combinations."
-    check_has("`direction`", names, predicted_names, advice)
+    check_has("`direction` has no", names, predicted_names, advice)
     rows = pd.Index(predicted_names).get_indexer(pd.Index(names))
     return unit_rows(np.asarray(predicted.layers["additive"], dtype=np.float64)[rows])

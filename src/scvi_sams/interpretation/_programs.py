@@ -139,7 +139,7 @@ def aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
     check_table(effects=effects, masks=masks)
     for wanted, present in zip(masks.axes, effects.axes, strict=True):
         absent = wanted.difference(present)
-        check_has("`effects`", absent, present, " Take both tables from the same model.")
+        check_has("`effects` has no", absent, present, " Take both tables from the same model.")
     return effects.loc[masks.index, masks.columns]
 
 
@@ -179,7 +179,7 @@ def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
     """
     check_table(programs=programs)
-    check_has("The table of programs", [latent], programs.columns)
+    check_has("There is no latent dimension", [latent], programs.columns)
     _check_not_nan(programs)
     changes = programs[latent]
     strongest_first = changes.iloc[np.argsort(-changes.abs().to_numpy(), kind="stable")]

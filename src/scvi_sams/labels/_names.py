@@ -60,15 +60,17 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def check_has(
-    holder: str, wanted: Iterable[object], present: Iterable[object], advice: str = ""
+    lacks: str, wanted: Iterable[object], present: Iterable[object], advice: str = ""
 ) -> None:
-    """Raise an error that names what is wanted and not there, and what is there."""
+    """Raise an error that names what is wanted and not there, and what is there.
+
+    ``lacks`` begins the message, as "adata.obs has no column" does.
+    """
     there = list(present)
     missing = [name for name in wanted if name not in there]
     if missing:
         raise MissingKeyError(
-            f"{holder} has no {listing(missing)}. It has {listing(there, limit=50) or 'none'}."
-            + advice
+            f"{lacks} {listing(missing)}. There are {listing(there, limit=50) or 'none'}." + advice
         )
 
 

@@ -201,7 +201,7 @@ def benchmark_perturbations(
     if mode is not None:
         chosen = chosen[chosen["mode"] == mode]
     names = (method, reference)
-    check_has(f"The table of scores of {metric!r}", names, chosen["method"].unique())
+    check_has(f"There are no scores of {metric!r} for", names, chosen["method"].unique())
     means = chosen.pivot_table(
         index="perturbation", columns="method", values="value", aggfunc="mean", dropna=False
     )
@@ -237,14 +237,14 @@ def benchmark_perturbations(
 def _check_columns(name: str, table: pd.DataFrame) -> None:
     columns = getattr(table, "columns", ())  # of the whole result it is one step further
     advice = " Pass the table of a BenchmarkResult: .summary() or .scores."
-    check_has(f"`{name}`", ("method", "metric", "mode"), columns, advice)
+    check_has(f"`{name}` has no column", ("method", "metric", "mode"), columns, advice)
 
 
 def _rows_of(summary: pd.DataFrame, metric: str, mode: str | None) -> pd.DataFrame:
     _check_columns("summary", summary)
     chosen = summary if mode is None else summary[summary["mode"] == mode]
     of_mode = "" if mode is None else f" of mode {mode!r}"
-    check_has(f"The summary of metrics{of_mode}", [metric], chosen["metric"].unique())
+    check_has(f"The summary{of_mode} has no metric", [metric], chosen["metric"].unique())
     rows = chosen[chosen["metric"] == metric]
     if rows["mode"].nunique() > 1:
         raise SAMSError(

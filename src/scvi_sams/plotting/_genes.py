@@ -60,7 +60,7 @@ def program_genes(
     >>> ax = scvi_sams.pl.program_genes(model.get_latent_programs(), "latent_0")
     """
     check_table(programs=programs)
-    check_has("The table of programs", [latent], programs.columns)
+    check_has("There is no latent dimension", [latent], programs.columns)
     genes = top_genes(programs[[latent]], n_genes).sort_values("change", kind="stable")
     if genes.empty:
         raise SAMSError(f"No gene changes with {latent!r}: it is switched off.")
@@ -121,7 +121,7 @@ def effect_volcano(
     check_ate(ate=ate)
     check_number(min_effect=min_effect, at_least=0)
     check_integer(at_least=0, label_top=label_top)
-    check_has("The ATE table", [perturbation], ate.obs_names)
+    check_has("The table has no row", [perturbation], ate.obs_names)
     if "standard_error" not in ate.layers:
         raise MissingKeyError("The table has no layer 'standard_error', which says what is sure.")
     row = ate.obs_names.get_loc(perturbation)
@@ -199,7 +199,7 @@ def dose_response(
     check_ate(curves=curves)
     check_integer(n_genes=n_genes)
     names = curves.obs["perturbation"].astype(str)
-    check_has("The table of curves", [perturbation], names.unique())
+    check_has("The table has no curves of", [perturbation], names.unique())
     rows = np.flatnonzero(names == perturbation)
     rows = rows[np.argsort(curves.obs["dose"].to_numpy()[rows], kind="stable")]
     effect = np.asarray(curves.X)[rows]
@@ -209,7 +209,7 @@ def dose_response(
         genes = as_names("genes", genes)
         if not genes:
             raise InvalidArgumentError("`genes` is empty: name genes, or None for the strongest.")
-        check_has("The table of curves", genes, curves.var_names)
+        check_has("The table has no gene", genes, curves.var_names)
         chosen = curves.var_names.get_indexer(pd.Index(genes))
     ax = new_axes(ax, 4.4, 3.4)
     dose = curves.obs["dose"].to_numpy(np.float64)[rows]

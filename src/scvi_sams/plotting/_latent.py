@@ -82,9 +82,9 @@ def latent(
     if not basis:
         raise InvalidArgumentError("`basis` is empty: name representations of adata.obsm.")
     highlight = None if highlight is None else as_names("highlight", highlight)
-    check_has("adata.obs", [color], adata.obs.columns)
+    check_has("adata.obs has no column", [color], adata.obs.columns)
     advice = " Compute it first with the model's get_latent_representation."
-    check_has("adata.obsm", basis, adata.obsm.keys(), advice)
+    check_has("adata.obsm has no", basis, adata.obsm.keys(), advice)
     labels = adata.obs[color].astype(str)
     palette = dict(zip(_highlighted(labels, highlight), _COLORS, strict=False))
     n_others = labels.nunique() - len(palette)
@@ -132,7 +132,7 @@ def _highlighted(labels: pd.Series, highlight: Sequence[str] | None) -> list[str
     if highlight is None:
         by_size = sorted(sizes.index, key=lambda label: (-sizes[label], label))
         return by_size[: len(_COLORS)]
-    check_has("The column of labels", highlight, sizes.index)
+    check_has("No cell carries the label", highlight, sizes.index)
     if len(highlight) > len(_COLORS):
         raise SAMSError(
             f"{len(highlight)} labels cannot be told apart by colour; highlight at most "

@@ -184,7 +184,7 @@ def interaction_matrix(
     >>> ax = scvi_sams.pl.interaction_matrix(table, "observed_relative", lower="predicted_relative")
     """
     columns = (score,) if lower is None else (score, lower)
-    check_has("The table of interactions", columns, interactions.columns)
+    check_has("The table has no column", columns, interactions.columns)
     labels = interactions.get("combination", interactions.index)
     parts = [sorted(str(label).split(delimiter)) for label in labels]
     is_pair = np.array([len(names) == 2 for names in parts], dtype=bool)
