@@ -1,4 +1,4 @@
-"""Checks of arguments, one helper per kind: numbers, choices, names, tables, models, axes.
+"""Checks of arguments, one helper per kind: numbers, choices, names, tables.
 
 ``check_*`` take arguments by the names that the user knows them by and raise an
 :class:`~scvi_sams.exceptions.InvalidArgumentError` that names the first one that is wrong, what it
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from matplotlib.axes import Axes
 from scipy import sparse
 
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
@@ -146,14 +145,9 @@ def check_ate(**arguments: Any) -> None:
             )
 
 
-def check_frame(**arguments: object) -> None:
-    """Check for a table of pandas."""
-    _check(arguments, lambda value: isinstance(value, pd.DataFrame), "a DataFrame")
-
-
 def check_table(**arguments: Any) -> None:
     """Check for a table of numbers, with rows and columns."""
-    check_frame(**arguments)
+    _check(arguments, lambda value: isinstance(value, pd.DataFrame), "a DataFrame")
     for name, value in arguments.items():
         if not value.size:
             raise InvalidArgumentError(f"`{name}` is a DataFrame without rows or without columns.")
@@ -200,43 +194,6 @@ def as_numbers(argument: str, value: object) -> np.ndarray:
     if array is None or (array.size and not _is_numeric(array)):
         raise InvalidArgumentError(f"`{argument}` must be numbers, not {_shown(value)}.")
     return array.astype(np.float64)
-
-
-def check_model(*methods: str, **arguments: object) -> None:
-    """Check for a model, that is, something with some methods."""
-    _check(
-        arguments,
-        lambda value: all(hasattr(value, method) for method in methods),
-        f"a trained model with {', '.join(methods)}",
-    )
-
-
-def check_models(*methods: str, **arguments: Any) -> None:
-    """Check for a list of models; see :func:`check_model`."""
-    _check(
-        arguments,
-        lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping),
-        "several models",
-    )
-    for name, models in arguments.items():
-        check_model(*methods, **{f"{name}[{n}]": model for n, model in enumerate(models)})
-
-
-def check_axes(**arguments: object) -> None:
-    """Check for axes of matplotlib; ``None`` is accepted."""
-    _check(
-        arguments,
-        lambda value: value is None or isinstance(value, Axes),
-        "axes of matplotlib (plt.subplots()[1]) or None",
-    )
-
-
-def as_axes(argument: str, axes: Sequence[Axes] | np.ndarray) -> list[Axes]:
-    """Return several axes as a list."""
-    panels = list(np.ravel(np.asarray(axes, dtype=object)))
-    are_axes = all(isinstance(panel, Axes) for panel in panels)
-    _check({argument: axes}, lambda _: are_axes, "axes of matplotlib (plt.subplots(...)[1])")
-    return panels
 
 
 def _check(arguments: Mapping[str, Any], is_right: Callable[[Any], bool], wanted: str) -> None:

@@ -26,19 +26,8 @@ class BlockReader:
 
     A sparse matrix on disk is read from its three arrays: slices of anndata's
     :class:`~anndata.abc.CSRDataset` copy the pointers of all rows each time, which took 15 times as
-    long for 256 of 200,000 rows and grows with the file.
-
-    Parameters
-    ----------
-    values
-        Matrix of shape ``(n_rows, n_columns)``: dense or sparse, in memory or on disk.
-    location
-        Where it stands in the AnnData, for messages.
-
-    Raises
-    ------
-    UnreadableDataError
-        If the matrix on disk is stored by columns (csc), or its row pointers are damaged.
+    long for 256 of 200,000 rows and grows with the file. One that is stored by columns (csc), or
+    damaged, is an UnreadableDataError; ``location`` says where it stands in the AnnData.
     """
 
     def __init__(self, values: Any, location: str = "adata.X") -> None:
@@ -54,13 +43,7 @@ class BlockReader:
         self._pointers = self._row_pointers() if isinstance(values, CSRDataset) else None
 
     def read(self, start: int, stop: int) -> np.ndarray | sparse.csr_matrix:
-        """Return rows ``start`` to ``stop - 1``.
-
-        Raises
-        ------
-        UnreadableDataError
-            Naming the rows, if the file is damaged there.
-        """
+        """Return rows ``start`` to ``stop - 1``; an error names them if the file is damaged."""
         if not is_on_disk(self._values):
             return self._values[start:stop]
         try:
@@ -75,18 +58,9 @@ class BlockReader:
             ) from error
 
     def read_rows(self, rows: np.ndarray, rows_per_read: int) -> np.ndarray | sparse.csr_matrix:
-        """Return some rows.
+        """Return one row, dense or csr, for each of some ascending positions, which may repeat.
 
-        Parameters
-        ----------
-        rows
-            Positions, ascending; a position may occur more than once.
-        rows_per_read
-            Length of the blocks. A block is read from its first to its last asked-for row.
-
-        Returns
-        -------
-        Dense or csr, one row for each position.
+        Rows are read in blocks, each from its first to its last asked-for row.
         """
         blocks = []
         # Split where the next block begins.
@@ -117,22 +91,19 @@ class BlockReader:
         try:
             pointers = np.asarray(group["indptr"][:], dtype=np.int64)
             n_entries = (group["data"].shape[0], group["indices"].shape[0])
+            if (
+                pointers.shape != (self.n_rows + 1,)
+                or pointers[0] != 0
+                or (pointers[1:] < pointers[:-1]).any()
+                or n_entries != (pointers[-1], pointers[-1])
+            ):
+                raise ValueError("row pointers out of order")
         except _READING_ERRORS as error:
-            raise self._damaged_pointers() from error
-        if (
-            pointers.shape != (self.n_rows + 1,)
-            or pointers[0] != 0
-            or (pointers[1:] < pointers[:-1]).any()
-            or n_entries != (pointers[-1], pointers[-1])
-        ):
-            raise self._damaged_pointers()
+            raise UnreadableDataError(
+                f"The row pointers (indptr) of {self.location} do not fit its {self.n_rows} rows "
+                f"({self._file()}). The file is damaged or incomplete: copy or write it again."
+            ) from error
         return pointers
-
-    def _damaged_pointers(self) -> UnreadableDataError:
-        return UnreadableDataError(
-            f"The row pointers (indptr) of {self.location} do not fit its {self.n_rows} rows "
-            f"({self._file()}). The file is damaged or incomplete: copy or write it again."
-        )
 
     def _file(self) -> str:
         stored = self._values.group if isinstance(self._values, CSRDataset) else self._values

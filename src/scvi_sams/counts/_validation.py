@@ -48,27 +48,11 @@ def _keys(slot: object) -> list[str]:
 def validate_expression(
     values: np.ndarray | sparse.spmatrix | None, *, counts: bool, location: str
 ) -> None:
-    """Raise an error if the values cannot be what the likelihood assumes.
+    """Raise an error if expression, in memory or on disk, cannot be what the likelihood assumes.
 
-    Parameters
-    ----------
-    values
-        Expression of shape ``(n_cells, n_genes)``; dense or sparse, in memory or on disk.
-        Read in chunks of rows.
-    counts
-        Whether the likelihood is one of counts: whole, non-negative, not too large to be held
-        exactly in single precision, and no cell without any.
-    location
-        Where the values stand, for the message.
-
-    Raises
-    ------
-    InvalidCountsError
-        Naming the first offending values and what to do.
-    MissingKeyError
-        If there are no values.
-    UnreadableDataError
-        If values on disk cannot be read, or a sparse matrix in memory is damaged.
+    It must be there, readable, numeric and finite. Counts are also whole, non-negative, not too
+    large to be held exactly in single precision, and no cell is without any. Read in chunks of
+    rows; ``location`` says where the values stand.
     """
     if values is None:
         raise MissingKeyError(f"{location} is empty. Name the layer with the values as `layer`.")

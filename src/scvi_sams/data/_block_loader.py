@@ -43,12 +43,7 @@ class BlockOrder:
     seed
         Of the random order.
     rank, world_size
-        Number of this process, and number of processes.
-
-    Raises
-    ------
-    InvalidSplitError
-        If there are fewer cells than processes.
+        Number of this process, and number of processes, at most one per cell.
     """
 
     def __init__(
@@ -164,21 +159,12 @@ class BlockLoader(ScreenLoader):
     ----------
     adata_manager
         Of the registered AnnData; its expression may be on disk or in memory.
-    indices
-        Positions of the cells to read; ``None`` for all.
-    load_sparse_tensor
-        Whether X, if it is sparse, is a sparse csr tensor in the batches.
-    pin_memory
-        Whether batches are in page-locked memory, where there is a GPU.
+    indices, batch_size, block_size, blocks_per_buffer, **order
+        See :class:`BlockOrder`; of all cells if ``indices`` is ``None``.
+    load_sparse_tensor, pin_memory
+        See :class:`~scvi_sams.data.StreamingDataModule`.
     reader
         Of X; ``None`` for a new one.
-    batch_size, block_size, blocks_per_buffer, **order
-        See :class:`BlockOrder`.
-
-    Raises
-    ------
-    UnreadableDataError
-        While reading, naming the rows that cannot be read.
     """
 
     def __init__(

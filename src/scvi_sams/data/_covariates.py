@@ -15,18 +15,14 @@ from scvi_sams.exceptions import (
     MissingKeyError,
     RegistrationError,
 )
-from scvi_sams.labels._names import factorize, listing, numbers_in, shown
+from scvi_sams.labels._names import check_has, factorize, listing, numbers_in, shown
 
 
 def check_keys_exist(adata: AnnData, **keys_of_slot: Iterable[str | None]) -> None:
     """Raise an error if a slot of the AnnData lacks one of its keys; ``None`` is passed over."""
     for slot, keys in keys_of_slot.items():
-        present = list(getattr(adata, slot).keys())
-        missing = [key for key in keys if key is not None and key not in present]
-        if missing:
-            raise MissingKeyError(
-                f"adata.{slot} has no {listing(missing)}. It has {listing(present, limit=50)}."
-            )
+        wanted = [key for key in keys if key is not None]
+        check_has(f"adata.{slot} has no", wanted, getattr(adata, slot).keys())
 
 
 def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:

@@ -40,22 +40,8 @@ class PerturbationField(BaseAnnDataField):
     doses (see :class:`~scvi_sams.labels._labels.Labels`). One matrix, so that a mini-batch carries
     it whatever the loader. The vocabulary is kept in the registry; other data is encoded by name.
 
-    Parameters
-    ----------
-    perturbation_key
-        Column of obs with a label per cell.
-    control
-        Label, or labels, of control cells.
-    delimiter
-        What joins the names of a combination; ``None`` if labels are never split.
-    dosage_key
-        Column of obs with the dosage of each cell, aligned with its label as written.
-    dosage_obsm_key
-        Dosage matrix in obsm, cells x perturbations, instead of labels.
-    perturbation_names
-        Names of the matrix' columns, or the key of uns that holds them; not for a DataFrame.
-    additive
-        Whether a combination is the sum of its perturbations, or a perturbation of its own.
+    Parameters are those of ``setup_anndata``, and ``additive``: whether a combination is the sum of
+    its perturbations, or a perturbation of its own.
     """
 
     registry_key = REGISTRY_KEYS.PERTURBATIONS
@@ -209,7 +195,7 @@ class PerturbationField(BaseAnnDataField):
         return names
 
     def _check_same_names(self, adata: AnnData) -> None:
-        """Raise an error if a table in the training data has other names than were given."""
+        """Check that a table in the training data has the names that were given."""
         table, names = adata.obsm[self.dosage_obsm_key], self.perturbation_names
         if not isinstance(table, pd.DataFrame) or names is None or isinstance(names, str):
             return

@@ -48,21 +48,10 @@ class ScreenManager(AnnDataManager):
     def register_fields(
         self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
     ) -> None:
-        """Register all fields, or none.
+        """Register all fields, or none: if one cannot be read the AnnData is as it was.
 
-        Parameters
-        ----------
-        adata
-            Screen to register.
-        source_registry
-            Registry of the training data, whose categories are used; ``None`` learns them.
-        **transfer_kwargs
-            Passed to the fields with a source.
-
-        Raises
-        ------
-        SAMSError
-            Naming what cannot be read; the AnnData is then as it was.
+        ``source_registry`` is that of the training data, whose categories are used; ``None`` learns
+        them.
         """
         source = self._learned or source_registry
         check_anndata(RegistrationError, adata=adata)

@@ -35,18 +35,8 @@ class ResidentLoader(ScreenLoader):
 class ResidentCells:
     """All that is registered of all cells, on a device.
 
-    Parameters
-    ----------
-    adata_manager
-        Of the registered AnnData.
-    device
-        Where its values go.
-
-    Attributes
-    ----------
-    values_of_cells
-        Number of stored values of every cell, on the CPU: with it sizes of mini-batches are
-        known without asking the device.
+    ``values_of_cells``, the number of stored values of every cell, is on the CPU: with it sizes of
+    mini-batches are known without asking the device.
     """
 
     def __init__(self, adata_manager: AnnDataManager, device: torch.device) -> None:

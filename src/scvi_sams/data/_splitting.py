@@ -22,30 +22,12 @@ def training_split(
     *,
     shuffle: bool = True,
 ) -> list[np.ndarray]:
-    """Split a registered screen for training.
+    """Positions of training, validation and test cells of a registered screen.
 
-    Parameters
-    ----------
-    manager
-        Of the registered AnnData.
-    train_size
-        Share of training cells; ``None`` means 0.9.
-    validation_size
-        Share of validation cells; ``None`` means what is left of ``train_size``. What is left of
-        both is the test set.
-    shuffle
-        Split at random within each perturbation and combination; the seed is
-        ``scvi.settings.seed`` (0 if unset). Otherwise cells are taken as they stand: validation,
-        training, then test cells, which is the order of scvi-tools.
-
-    Returns
-    -------
-    Positions of training, validation and test cells.
-
-    Raises
-    ------
-    InvalidSplitError
-        If the shares are no shares.
+    The share of training cells is 0.9 unless it is given, that of validation cells what is left of
+    it; what is left of both is the test set. With ``shuffle`` cells are split at random within each
+    perturbation and combination, with the seed ``scvi.settings.seed`` (0 if unset). Otherwise they
+    are taken as they stand: validation, training, then test cells, the order of scvi-tools.
     """
     train = 0.9 if train_size is None else float(train_size)
     validation = 1 - train if validation_size is None else float(validation_size)
@@ -65,23 +47,8 @@ def default_seed() -> int:
 def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
     """Check a split that a user gives, and put the cells that it leaves out in the test part.
 
-    Parameters
-    ----------
-    split
-        Positions, or booleans, of training, validation and test cells; later parts may be left out.
-    n_cells
-        Number of cells of the screen.
-
-    Returns
-    -------
-    Positions of training, validation and test cells; together all cells.
-
-    Raises
-    ------
-    InvalidSplitError
-        If there are no training cells, or a cell is named twice, or one that does not exist.
-    InvalidArgumentError
-        If a part is neither positions nor booleans.
+    It holds positions, or booleans, of training, validation and test cells; later parts may be left
+    out. Returned are positions of the three, together all cells.
     """
     if isinstance(split, str) or not isinstance(split, Iterable):
         raise InvalidSplitError(

@@ -15,6 +15,7 @@ from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
 from scvi_sams.interpretation._perturbations import unit_rows
 from scvi_sams.labels._labels import parts_of_combination
+from scvi_sams.labels._names import check_has
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import (
     Average,
@@ -110,8 +111,7 @@ def observed_interactions(
         directions = _directions(direction, adata.var_names, rows, names)
 
     means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    tables: dict[str, list] = {"X": [], "effect": [], "additive": [], "standard_error": []}
-    summaries = []
+    tables, summaries = [], []
     for place, name in enumerate(names):
         parts = parts_of_combination(name, spelling.delimiter)
         _check_measured([name, *parts, base], cells_of)
@@ -122,10 +122,7 @@ def observed_interactions(
         additive = sum(means[part][0] for part in parts) - len(parts) * means[base][0]
         weights = {name: 1, base: len(parts) - 1} | dict.fromkeys(parts, -1)
         squared = sum(weight**2 * means[group][1] for group, weight in weights.items())
-        for key, value in zip(
-            tables, (effect - additive, effect, additive, np.sqrt(squared)), strict=True
-        ):
-            tables[key].append(value)
+        tables.append((effect - additive, effect, additive, np.sqrt(squared)))
         row: dict[str, float] = {
             "n_cells": len(cells_of[name]),
             "n_cells_single": min(len(cells_of[part]) for part in parts),
@@ -141,11 +138,12 @@ def observed_interactions(
             )
             row["additive_score"] = float(additive @ directions[place])
         summaries.append(row)
+    interaction, *others = (np.array(rows) for rows in zip(*tables, strict=True))
     return AnnData(
-        np.array(tables.pop("X")),
+        interaction,
         obs=pd.DataFrame(summaries, index=pd.Index(list(combinations), name="combination")),
         var=pd.DataFrame(index=adata.var_names.copy()),
-        layers={key: np.array(value) for key, value in tables.items()},
+        layers=dict(zip(("effect", "additive", "standard_error"), others, strict=True)),
         uns={"interaction": {"method": method, "target_sum": float(target_sum)}},
     )
 
@@ -285,11 +283,7 @@ def _directions(
     """Unit vectors of the additive expectation, combinations x genes; zero where there is none."""
     if not predicted.var_names.equals(genes):
         raise SAMSError("`direction` has other genes than `adata`, or in another order.")
+    advice = " Predict the interactions of the same combinations."
+    check_has("`direction` has no", names, predicted_names, advice)
     rows = pd.Index(predicted_names).get_indexer(pd.Index(names))
-    if (rows < 0).any():
-        missing = [name for name, row in zip(names, rows, strict=True) if row < 0]
-        raise SAMSError(
-            f"`direction` has no {', '.join(map(repr, missing[:5]))}. Predict the interactions of "
-            "the same combinations."
-        )
     return unit_rows(np.asarray(predicted.layers["additive"], dtype=np.float64)[rows])

@@ -9,7 +9,8 @@ import pandas as pd
 
 from scvi_sams._checks import check_choice, check_integer, check_table
 from scvi_sams._fdr import active_at_fdr
-from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.labels._names import check_has
 
 Direction = Literal["both", "up", "down"]
 
@@ -136,12 +137,9 @@ def latent_perturbations(
 def aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
     """Rows and columns of ``effects`` in the order of ``masks``; an error if one is not there."""
     check_table(effects=effects, masks=masks)
-    absent = [*masks.index.difference(effects.index), *masks.columns.difference(effects.columns)]
-    if absent:
-        raise MissingKeyError(
-            f"`effects` has no row or column {', '.join(map(repr, absent[:5]))} "
-            f"({len(absent)} in all) that `masks` has. Take both from the same model."
-        )
+    for wanted, present in zip(masks.axes, effects.axes, strict=True):
+        absent = wanted.difference(present)
+        check_has("`effects` has no", absent, present, " Take both tables from the same model.")
     return effects.loc[masks.index, masks.columns]
 
 
@@ -181,11 +179,7 @@ def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
     """
     check_table(programs=programs)
-    if latent not in programs:
-        raise MissingKeyError(
-            f"There is no latent dimension {latent!r}; there are {programs.columns[0]!r} to "
-            f"{programs.columns[-1]!r}."
-        )
+    check_has("There is no latent dimension", [latent], programs.columns)
     _check_not_nan(programs)
     changes = programs[latent]
     strongest_first = changes.iloc[np.argsort(-changes.abs().to_numpy(), kind="stable")]

@@ -247,12 +247,10 @@ def consensus_masks(
 
     Parameters
     ----------
-    models
-        At least two trained models with the same perturbations.
+    models, fdr
+        As for :func:`mask_stability`; a run supports the entries that are active.
     reference
         Position of the run whose latents are kept, in ``models``.
-    fdr
-        False discovery rate at which a run supports an entry.
 
     Returns
     -------

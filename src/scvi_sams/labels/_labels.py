@@ -145,24 +145,8 @@ def combinations_as_perturbations(
 ) -> Labels:
     """Give every combination a code of its own, for models in which effects do not add up.
 
-    Parameters
-    ----------
-    labels
-        Cells by the single perturbations that they carry.
-    vocabulary
-        Known perturbations and combinations; codes refer to it. ``None`` makes it from the cells,
-        sorted.
-
-    Returns
-    -------
-    Codes and doses of shape ``(n_cells, 1)``.
-
-    Raises
-    ------
-    InvalidDosageError
-        If a dose is neither 0 nor 1.
-    UnknownPerturbationError
-        If ``vocabulary`` lacks a perturbation or a combination.
+    Codes, of shape ``(n_cells, 1)``, refer to ``vocabulary``, the known perturbations and
+    combinations; ``None`` makes it from the cells, sorted. Doses must be 0 or 1.
     """
     other = np.unique(labels.doses[(labels.doses != 0) & (labels.doses != 1)])
     if len(other):

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 import pandas as pd
 
-from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
 
 
 def factorize(values: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, list]:
@@ -57,6 +57,21 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
         " combination. If this is a control label, pass it as `control`; if it is a combination,"
         " check `delimiter`."
     )
+
+
+def check_has(
+    lacks: str, wanted: Iterable[object], present: Iterable[object], advice: str = ""
+) -> None:
+    """Raise an error that names what is wanted and not there, and what is there.
+
+    ``lacks`` begins the message, as "adata.obs has no column" does.
+    """
+    there = list(present)
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise MissingKeyError(
+            f"{lacks} {listing(missing)}. There are {listing(there, limit=50) or 'none'}." + advice
+        )
 
 
 def similar_names(names: Iterable[str]) -> list[list[str]]:

@@ -31,14 +31,8 @@ def read_labels(
 ) -> Labels:
     """Read the labels that a public function was given; what was read already is returned.
 
-    Parameters
-    ----------
-    labels
-        One label per cell, such as a column of obs.
-    control, delimiter
-        As users write them; not looked at where ``labels`` was read already.
-    argument
-        Name that the user knows the labels by, for the message of an InvalidArgumentError.
+    ``control`` and ``delimiter`` are as users write them, and ``argument`` is the name that they
+    know the labels by.
     """
     if isinstance(labels, Labels):
         return labels
@@ -52,29 +46,13 @@ def encode_labels(
     spelling: Spelling,
     vocabulary: Sequence[str] | None = None,
 ) -> Labels:
-    """Encode a label per cell, and optionally its dosage.
+    """Encode a label per cell, of any dtype whose values print as the label, and its dosage.
 
-    Parameters
-    ----------
-    labels
-        One label per cell; any dtype whose values print as the label.
-    dosages
-        One value per cell: a number (the dose of every perturbation of the label) or text such as
-        ``"0.5+1.0"``, aligned with the label as written. Text that reads as a number, such as
-        ``"1e-3"``, is one number whatever the delimiter. Ignored for control cells. ``None``: 1.
-    spelling
-        How labels are written; its delimiter also joins the numbers of a dosage.
-    vocabulary
-        Known perturbations; codes refer to it. ``None`` makes it from the labels, sorted.
-
-    Raises
-    ------
-    InvalidPerturbationLabelError
-        If labels are missing or malformed.
-    InvalidDosageError
-        If dosages are missing, negative, infinite or do not line up with their label.
-    UnknownPerturbationError
-        If a label names a perturbation that ``vocabulary`` lacks.
+    A dosage is a number (the dose of every perturbation of the label) or text such as
+    ``"0.5+1.0"``, aligned with the label as written and joined by the same delimiter. Text that
+    reads as a number, such as ``"1e-3"``, is one number whatever the delimiter. Dosages of control
+    cells are ignored; without dosages all are 1. Codes refer to ``vocabulary``, the known
+    perturbations; ``None`` makes it from the labels, sorted.
     """
     missing = labels.isna().to_numpy()
     if missing.any():
@@ -127,25 +105,10 @@ def encode_dosage_matrix(
 ) -> Labels:
     """Encode a cells x perturbations dosage matrix; an all-zero row is a control cell.
 
-    Parameters
-    ----------
-    matrix
-        Dosages of shape ``(n_cells, n_names)``; left as it is.
-    names
-        Perturbation of each column.
-    spelling
-        How labels are written: columns of its control names stand for "nothing" and are left out.
-    vocabulary
-        Known perturbations; codes refer to it by name, whatever the order of the columns. ``None``
-        takes the columns that have a non-zero entry, in their order.
-
-    Raises
-    ------
-    InvalidDosageError
-        If the matrix has negative, missing, infinite or huge entries, or names do not fit its
-        columns.
-    UnknownPerturbationError
-        If a column with non-zero entries is not in ``vocabulary``.
+    ``names`` are the perturbations of its columns; those named like controls stand for "nothing"
+    and are left out. Codes refer to ``vocabulary``, the known perturbations, by name, whatever the
+    order of the columns; ``None`` takes the columns with a non-zero entry, in their order. Other
+    columns may be unknown.
     """
     # A copy, because what is tidied here is the user's.
     table = sparse.csr_matrix(_numeric(matrix), dtype=np.float64, copy=True)

@@ -31,7 +31,7 @@ class Spelling:
 
     @classmethod
     def of(cls, control: object, delimiter: str | None) -> Self:
-        """Read the two arguments of a public function; see :func:`control_names` for errors."""
+        """Read the two arguments of a public function; an error if no control is named."""
         check_key(delimiter=delimiter)
         return cls(control_names(control), delimiter)
 
@@ -87,15 +87,7 @@ DEFAULT_SPELLING = Spelling(("control",), "+")
 
 
 def control_names(control: object) -> tuple[str, ...]:
-    """Return the control labels as text, whether one or several, text or numbers were given.
-
-    Raises
-    ------
-    MissingControlError
-        If there is none.
-    InvalidArgumentError
-        If one is missing (None or NaN).
-    """
+    """Return the control labels as text, whether one or several, text or numbers were given."""
     several = isinstance(control, Iterable) and not isinstance(control, str)
     labels = list(control) if several else [control]  # type: ignore[call-overload]
     if any(label is None or label != label for label in labels):

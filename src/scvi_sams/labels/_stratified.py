@@ -15,28 +15,13 @@ _ROUNDING = 1e-9
 def stratified_split(
     groups: np.ndarray, fractions: Sequence[float], *, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split cells at random within each group.
+    """Positions of training, validation and test cells, each ascending, split within each group.
 
-    Parameters
-    ----------
-    groups
-        Group of every cell, shape ``(n_cells,)``; any type that sorts.
-    fractions
-        Shares of training, validation and test cells; they sum to one. What rounding left below
-        zero, as in ``1 - 0.9 - 0.1``, counts as zero.
-    seed
-        Of the random order. The global random state is neither used nor changed.
-
-    Returns
-    -------
-    Positions of training, validation and test cells, each ascending. In each group the shares are
-    rounded up or down at random, so that they also hold over many small groups; every group keeps
-    at least one training cell.
-
-    Raises
-    ------
-    InvalidSplitError
-        If the fractions are not three non-negative numbers that sum to one, the first above 0.
+    ``groups`` has the group of every cell, of any type that sorts; ``fractions`` are the three
+    shares, which sum to one. What rounding left below zero, as in ``1 - 0.9 - 0.1``, counts as
+    zero. In each group the shares are rounded up or down at random, so that they also hold over
+    many small groups; every group keeps at least one training cell. The global random state is
+    neither used nor changed.
     """
     shares = as_numbers("fractions", fractions)
     if (

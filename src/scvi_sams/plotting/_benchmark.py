@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from scvi_sams._checks import check_integer
-from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.labels._names import check_has
 from scvi_sams.plotting._style import COLOURS, label_points, new_axes, tidy
 
 _CONTROLS = ("control mean", "mean of perturbations", "half of the test cells")
@@ -91,14 +92,10 @@ def benchmark_specificity(
 
     Parameters
     ----------
-    summary
-        Of :meth:`scvi_sams.evaluation.BenchmarkResult.summary`.
     fit, specificity
         Metrics of the two axes.
-    mode
-        Of both metrics.
-    ax
-        Axes to draw on; ``None`` makes a figure.
+    summary, mode, ax
+        As for :func:`benchmark_metric`; the mode is that of both metrics.
 
     Returns
     -------
@@ -203,9 +200,8 @@ def benchmark_perturbations(
     chosen = scores[(scores["metric"] == metric) & (scores["perturbation"] != "all")]
     if mode is not None:
         chosen = chosen[chosen["mode"] == mode]
-    for name in (method, reference):
-        if name not in set(chosen["method"]):
-            raise SAMSError(f"There are no scores of {metric!r} for the method {name!r}.")
+    names = (method, reference)
+    check_has(f"There are no scores of {metric!r} for", names, chosen["method"].unique())
     means = chosen.pivot_table(
         index="perturbation", columns="method", values="value", aggfunc="mean", dropna=False
     )
@@ -240,25 +236,16 @@ def benchmark_perturbations(
 
 def _check_columns(name: str, table: pd.DataFrame) -> None:
     columns = getattr(table, "columns", ())  # of the whole result it is one step further
-    absent = [column for column in ("method", "metric", "mode") if column not in columns]
-    if absent:
-        raise MissingKeyError(
-            f"`{name}` has no column {absent[0]!r}. Pass the table of a BenchmarkResult: "
-            ".summary() or .scores."
-        )
+    advice = " Pass the table of a BenchmarkResult: .summary() or .scores."
+    check_has(f"`{name}` has no column", ("method", "metric", "mode"), columns, advice)
 
 
 def _rows_of(summary: pd.DataFrame, metric: str, mode: str | None) -> pd.DataFrame:
     _check_columns("summary", summary)
-    rows = summary[summary["metric"] == metric]
-    if mode is not None:
-        rows = rows[rows["mode"] == mode]
-    if rows.empty:
-        raise SAMSError(
-            f"The summary has no metric {metric!r}"
-            + (f" of mode {mode!r}" if mode is not None else "")
-            + f"; it has {', '.join(map(repr, summary['metric'].unique()))}."
-        )
+    chosen = summary if mode is None else summary[summary["mode"] == mode]
+    of_mode = "" if mode is None else f" of mode {mode!r}"
+    check_has(f"The summary{of_mode} has no metric", [metric], chosen["metric"].unique())
+    rows = chosen[chosen["metric"] == metric]
     if rows["mode"].nunique() > 1:
         raise SAMSError(
             f"Several modes have a metric {metric!r}; pass `mode`, one of "

@@ -14,6 +14,7 @@ from scvi_sams._checks import as_names, check_ate, check_integer, check_number, 
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 from scvi_sams.interpretation._perturbations import SURE
 from scvi_sams.interpretation._programs import top_genes
+from scvi_sams.labels._names import check_has
 from scvi_sams.metrics._ate import align_ate, effect_metrics
 from scvi_sams.plotting._style import COLOURS, FONT_SIZE, label_points, lay_out, new_axes, tidy
 
@@ -59,8 +60,7 @@ def program_genes(
     >>> ax = scvi_sams.pl.program_genes(model.get_latent_programs(), "latent_0")
     """
     check_table(programs=programs)
-    if latent not in programs:
-        raise MissingKeyError(f"There is no latent dimension {latent!r} in the programs.")
+    check_has("There is no latent dimension", [latent], programs.columns)
     genes = top_genes(programs[[latent]], n_genes).sort_values("change", kind="stable")
     if genes.empty:
         raise SAMSError(f"No gene changes with {latent!r}: it is switched off.")
@@ -121,8 +121,7 @@ def effect_volcano(
     check_ate(ate=ate)
     check_number(min_effect=min_effect, at_least=0)
     check_integer(at_least=0, label_top=label_top)
-    if perturbation not in ate.obs_names:
-        raise MissingKeyError(f"The table has no row {perturbation!r}.")
+    check_has("The table has no row", [perturbation], ate.obs_names)
     if "standard_error" not in ate.layers:
         raise MissingKeyError("The table has no layer 'standard_error', which says what is sure.")
     row = ate.obs_names.get_loc(perturbation)
@@ -199,9 +198,9 @@ def dose_response(
     """
     check_ate(curves=curves)
     check_integer(n_genes=n_genes)
-    rows = np.flatnonzero(curves.obs["perturbation"].astype(str) == perturbation)
-    if not len(rows):
-        raise MissingKeyError(f"There are no curves of {perturbation!r}.")
+    names = curves.obs["perturbation"].astype(str)
+    check_has("The table has no curves of", [perturbation], names.unique())
+    rows = np.flatnonzero(names == perturbation)
     rows = rows[np.argsort(curves.obs["dose"].to_numpy()[rows], kind="stable")]
     effect = np.asarray(curves.X)[rows]
     if genes is None:
@@ -210,10 +209,8 @@ def dose_response(
         genes = as_names("genes", genes)
         if not genes:
             raise InvalidArgumentError("`genes` is empty: name genes, or None for the strongest.")
+        check_has("The table has no gene", genes, curves.var_names)
         chosen = curves.var_names.get_indexer(pd.Index(genes))
-        if (chosen < 0).any():
-            absent = [gene for gene, place in zip(genes, chosen, strict=True) if place < 0]
-            raise MissingKeyError(f"The curves have no genes {', '.join(map(repr, absent[:5]))}.")
     ax = new_axes(ax, 4.4, 3.4)
     dose = curves.obs["dose"].to_numpy(np.float64)[rows]
     low, high = (np.asarray(curves.layers[f"interval_{side}"])[rows] for side in ("low", "high"))

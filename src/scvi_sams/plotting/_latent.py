@@ -13,7 +13,8 @@ from matplotlib.font_manager import FontProperties
 
 from scvi_sams._checks import as_names
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError
+from scvi_sams.labels._names import check_has
 from scvi_sams.plotting._style import new_panels
 
 _TITLES = {
@@ -81,14 +82,9 @@ def latent(
     if not basis:
         raise InvalidArgumentError("`basis` is empty: name representations of adata.obsm.")
     highlight = None if highlight is None else as_names("highlight", highlight)
-    if color not in adata.obs:
-        raise MissingKeyError(f"obs has no column {color!r} to colour the cells by.")
-    absent = [key for key in basis if key not in adata.obsm]
-    if absent:
-        raise MissingKeyError(
-            f"obsm has no {', '.join(map(repr, absent))}. Compute it first with the model's "
-            "get_latent_representation."
-        )
+    check_has("adata.obs has no column", [color], adata.obs.columns)
+    advice = " Compute it first with the model's get_latent_representation."
+    check_has("adata.obsm has no", basis, adata.obsm.keys(), advice)
     labels = adata.obs[color].astype(str)
     palette = dict(zip(_highlighted(labels, highlight), _COLORS, strict=False))
     n_others = labels.nunique() - len(palette)
@@ -136,9 +132,7 @@ def _highlighted(labels: pd.Series, highlight: Sequence[str] | None) -> list[str
     if highlight is None:
         by_size = sorted(sizes.index, key=lambda label: (-sizes[label], label))
         return by_size[: len(_COLORS)]
-    absent = [label for label in highlight if label not in sizes]
-    if absent:
-        raise SAMSError(f"No cell carries the label {', '.join(map(repr, absent))} to highlight.")
+    check_has("No cell carries the label", highlight, sizes.index)
     if len(highlight) > len(_COLORS):
         raise SAMSError(
             f"{len(highlight)} labels cannot be told apart by colour; highlight at most "

@@ -10,9 +10,10 @@ from matplotlib.colorbar import Colorbar
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from scvi_sams._checks import check_number, check_table
-from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._perturbations import cosine_similarity, hierarchical_order
 from scvi_sams.interpretation._programs import aligned_effects
+from scvi_sams.labels._names import check_has
 from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, new_axes
 
 _NOT_KNOWN = "0.88"
@@ -182,12 +183,8 @@ def interaction_matrix(
     >>> table = scvi_sams.tl.genetic_interactions(model, n_samples=200)
     >>> ax = scvi_sams.pl.interaction_matrix(table, "observed_relative", lower="predicted_relative")
     """
-    for column in (score,) if lower is None else (score, lower):
-        if column not in interactions:
-            raise MissingKeyError(
-                f"The table has no column {column!r}; it has "
-                f"{', '.join(map(repr, interactions.columns))}."
-            )
+    columns = (score,) if lower is None else (score, lower)
+    check_has("The table has no column", columns, interactions.columns)
     labels = interactions.get("combination", interactions.index)
     parts = [sorted(str(label).split(delimiter)) for label in labels]
     is_pair = np.array([len(names) == 2 for names in parts], dtype=bool)
