@@ -41,7 +41,7 @@ LEFT_TO_PYTHON = {
     "tl": {"model", "direction", "latent", "order"},
     "pl": {"ax", "axes", "order", "history", "interactions", "score", "lower", "delimiter"}
     | {"perturbation", "latent", "method", "metric", "mode", "fit", "specificity", "reference"},
-    "evaluation": {"model", "models"},
+    "evaluation": {"model", "models", "split", "settings", "perturbation_key"},
 }
 
 
