@@ -14,8 +14,7 @@ from scipy import sparse
 
 from evaluation.benchmark_builders import FakeModel, PairSplit, additive, run, small_screen
 from scvi_sams.benchmark._methods import resolve_methods
-from scvi_sams.benchmark._predictions import Predictions
-from scvi_sams.benchmark._store import FitStore, StoredFit, settings_text
+from scvi_sams.benchmark._store import FitStore, Predictions, StoredFit, settings_text
 from scvi_sams.evaluation import ControlMean, ModelMethod
 from scvi_sams.exceptions import (
     InvalidCountsError,

@@ -13,7 +13,6 @@ An *ATE table*, which models predict and these functions make and compare, is an
 """
 
 from scvi_sams._fdr import active_at_fdr
-from scvi_sams.baselines._ate import additive_ate, mean_ate
 from scvi_sams.baselines._base import BaselineMethod
 from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
@@ -23,6 +22,8 @@ from scvi_sams.baselines._simple import (
     PCARidge,
     PerturbationMean,
     TrainingMean,
+    additive_ate,
+    mean_ate,
     split_half,
 )
 from scvi_sams.benchmark._model import ModelMethod
