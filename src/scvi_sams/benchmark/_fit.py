@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -27,8 +28,9 @@ from scvi_sams.benchmark._store import (
     fingerprint,
     settings_text,
 )
-from scvi_sams.exceptions import MissingControlError, MissingKeyError, UnknownPerturbationError
+from scvi_sams.exceptions import MissingControlError, UnknownPerturbationError
 from scvi_sams.metrics._comparison import Options, Side, read_side
+from scvi_sams.metrics._observed import check_predicted
 from scvi_sams.metrics._registry import METRICS, metrics_by_mode
 from scvi_sams.metrics._scoring import score_sides
 from scvi_sams.splits._split import Split
@@ -62,22 +64,14 @@ class Task:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """Scores of a task, and how it ran."""
-
-    scores: pd.DataFrame
-    run: dict[str, object]
-
-
 def run_task(
     task: Task,
     screen: Screen,
     options: ScoreOptions,
     store: FitStore,
     n_threads: int | None,
-) -> Outcome:
-    """Load the fit or make it, score it, and keep what was made."""
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Load the fit or make it, score it, and keep what was made; tell how it ran."""
     score_key = fingerprint(options, task.versions)
     place = store.place(task.name, task.seed, task.key)
     kept = store.load(place)
@@ -111,13 +105,14 @@ def run_task(
     return _outcome(task, scores, fit, from_folder=kept is not None)
 
 
-def _outcome(task: Task, scores: pd.DataFrame, fit: StoredFit, *, from_folder: bool) -> Outcome:
-    scores = scores.copy()
-    scores.insert(0, "method", task.name)
-    scores.insert(1, "seed", task.seed)
-    run = {key: fit.record[key] for key in ("status", "message", "seconds")}
+def _outcome(
+    task: Task, scores: pd.DataFrame, fit: StoredFit, *, from_folder: bool
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     named = {"method": task.name, "seed": task.seed}
-    return Outcome(scores, named | run | {"from_folder": from_folder})
+    told = {key: fit.record[key] for key in ("status", "message", "seconds")}
+    # With what names the task in front.
+    scores = pd.DataFrame(named, index=scores.index).join(scores)
+    return scores, named | told | {"from_folder": from_folder}
 
 
 def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> StoredFit:
@@ -212,12 +207,7 @@ def _rows(
         at = "" if level is None else f" in {level!r}"
         raise UnknownPerturbationError(f"There is no predicted row for {label!r}{at}.")
     genes = fold.train.var_names
-    absent = genes.difference(prediction.var_names)
-    if len(absent):
-        raise MissingKeyError(
-            f"{len(absent)} genes have no prediction, for example {absent[0]!r}. Predict all genes "
-            "of train_adata."
-        )
+    check_predicted(genes, prediction.var_names)
     if not prediction.var_names.equals(genes):
         prediction = prediction[:, genes]
     rows = prediction.X

@@ -21,7 +21,7 @@ from scvi_sams.exceptions import (
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._spelling import Spelling
-from scvi_sams.metrics._observed import levels_of, obs_column
+from scvi_sams.metrics._observed import check_predicted, levels_of, obs_column
 from scvi_sams.metrics._profiles import Matrix, mean_over_cells, not_finite, squared
 
 RankVersion = Literal["2025", "2024"]
@@ -223,12 +223,7 @@ def check_genes(predicted: ad.AnnData, observed: ad.AnnData) -> None:
                 f"The gene {repeated!r} occurs twice in the {side} data. Make the names unique "
                 "(var_names_make_unique)."
             )
-    absent = observed.var_names.difference(predicted.var_names)
-    if len(absent):
-        raise MissingKeyError(
-            f"{len(absent)} genes of the observed data have no prediction, for example "
-            f"{absent[0]!r}. Subset the observed data to the predicted genes if you mean to."
-        )
+    check_predicted(observed.var_names, predicted.var_names)
 
 
 def read_side(

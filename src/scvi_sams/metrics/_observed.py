@@ -223,6 +223,16 @@ def check_unique(labels: Sequence[str]) -> None:
         )
 
 
+def check_predicted(genes: pd.Index, predicted: pd.Index) -> None:
+    """Raise an error unless every observed gene is predicted."""
+    absent = genes.difference(predicted)
+    if len(absent):
+        raise MissingKeyError(
+            f"{len(absent)} genes have no prediction, for example {absent[0]!r}. Predict all genes "
+            "of the observed data, or subset these to the predicted genes if you mean to."
+        )
+
+
 def ate_table(
     effect: np.ndarray,
     perturbations: Sequence[str],

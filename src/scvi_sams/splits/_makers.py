@@ -188,15 +188,11 @@ def random_cells(
 
     Parameters
     ----------
-    labels, control, delimiter
-        As for :func:`canonical_labels`.
-    fractions
-        Shares of training, validation and test cells.
+    labels, fractions, seed, control, delimiter
+        As for :func:`split_cells`.
     stratified
         Whether the shares hold within each label, so that every label keeps a training cell. Else
         only among all cells, as in the paper, where a rare label may be absent from a part.
-    seed
-        Of the order of the cells.
 
     Returns
     -------

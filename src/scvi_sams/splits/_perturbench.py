@@ -101,13 +101,11 @@ def single_hold_out(
 
     Parameters
     ----------
-    labels, control, delimiter
-        As for :func:`canonical_labels`.
+    labels, control_fraction, seed, control, delimiter
+        As for :func:`combination_hold_out`.
     fraction
         ``int(fraction * n)`` of the n single perturbations that also occur in a combination are
         held out, or fewer if all others share a combination with one of them.
-    control_fraction, seed
-        As for :func:`combination_hold_out`.
 
     Returns
     -------
@@ -174,8 +172,8 @@ def covariate_transfer(
 
     Parameters
     ----------
-    labels, control, delimiter
-        As for :func:`canonical_labels`.
+    labels, seed, control, delimiter
+        As for :func:`combination_hold_out`.
     covariate
         Level of each cell, for example its cell type.
     fraction
@@ -184,8 +182,6 @@ def covariate_transfer(
         Largest number of levels that a perturbation is held out in.
     control_fraction
         Share of the control cells of each level that train; the others are halved.
-    seed
-        Of the choices and of the control cells.
 
     Returns
     -------
