@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from scvi_sams.metrics._comparison import Metric
-from scvi_sams.metrics._registry import METRICS, describe_metrics
+from scvi_sams.metrics._scoring import METRICS, describe_metrics
 
 AXES = ("fit", "specificity", "distribution", "truth")
 """Questions that a metric may answer. None of them alone says that a method is good."""

@@ -31,8 +31,7 @@ from scvi_sams.benchmark._store import (
 from scvi_sams.exceptions import MissingControlError, UnknownPerturbationError
 from scvi_sams.metrics._comparison import Options, Side, read_side
 from scvi_sams.metrics._observed import check_predicted
-from scvi_sams.metrics._registry import METRICS, metrics_by_mode
-from scvi_sams.metrics._scoring import score_sides
+from scvi_sams.metrics._scoring import METRICS, metrics_by_mode, score_sides
 from scvi_sams.splits._split import Split
 
 _SINGLE_CELL = "A single test cell has no half."

@@ -193,12 +193,4 @@ class BenchmarkResult:
         title
             Heading of the report.
         """
-        write_report(
-            path,
-            title,
-            scores=self.scores,
-            runs=self.runs,
-            settings=self.settings,
-            summary=self.summary(),
-            failures=self.failures,
-        )
+        write_report(path, title, summary=self.summary(), failures=self.failures, **vars(self))

@@ -30,7 +30,7 @@ from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import obs_column
 from scvi_sams.metrics._scoring import check_modes
-from scvi_sams.splits._split import Split, check_split
+from scvi_sams.splits._split import PARTS, Split, check_split
 
 
 def benchmark(
@@ -313,9 +313,7 @@ def _settings(
                 "name": split.name,
                 "settings": dict(split.settings),
                 "seed": split.seed,
-                "n_train": len(split.train),
-                "n_validation": len(split.validation),
-                "n_test": len(split.test),
+                **{f"n_{part}": len(getattr(split, part)) for part in PARTS},
                 "held_out": list(split.held_out),
                 "fingerprint": split_fingerprint(split),
             }

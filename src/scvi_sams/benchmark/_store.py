@@ -234,13 +234,11 @@ def _plain(value: Any) -> Any:
         return sorted(settings_text(item) for item in value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, (Path, Enum)):
-        return str(value)
     if isinstance(value, functools.partial):
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    if type(value).__module__.startswith("torch"):
+    if isinstance(value, (Path, Enum)) or type(value).__module__.startswith("torch"):
         return str(value)
     if hasattr(value, "__dict__"):
         return [_plain(type(value)), _plain(vars(value))]

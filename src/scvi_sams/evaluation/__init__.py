@@ -49,8 +49,7 @@ from scvi_sams.metrics._recovery import (
     match_latents,
     mean_correlation_coefficient,
 )
-from scvi_sams.metrics._registry import describe_metrics
-from scvi_sams.metrics._scoring import position, score_predictions
+from scvi_sams.metrics._scoring import describe_metrics, position, score_predictions
 from scvi_sams.metrics._systema import centroid_accuracy, pearson_delta, perturbed_centroid
 from scvi_sams.splits._cells import canonical_labels, hold_out_combinations, split_cells
 from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells
