@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import anndata as ad
@@ -28,7 +29,7 @@ from scvi_sams.benchmark._store import (
     fingerprint,
     settings_text,
 )
-from scvi_sams.exceptions import MissingControlError, UnknownPerturbationError
+from scvi_sams.exceptions import UnknownPerturbationError
 from scvi_sams.metrics._comparison import Options, Side, read_side
 from scvi_sams.metrics._observed import check_predicted
 from scvi_sams.metrics._scoring import METRICS, metrics_by_mode, score_sides
@@ -135,10 +136,18 @@ def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
     profiles: dict[Key, np.ndarray] = {}
     cells: dict[Key, sparse.csr_matrix] = {}
     messages: dict[Key, str] = {}
-    shifts = _level_shifts(fold)
+
+    @cache
+    def shift(level: str) -> np.ndarray:
+        """By how much the training control cells of a level differ from all of them."""
+        of_level, of_all = (
+            fold.train.X[fold.training_controls(chosen)].mean(axis=0) for chosen in (level, None)
+        )
+        return np.asarray(of_level - of_all).ravel()
+
     for level, label in fold.perturbations:
         try:
-            rows = _rows(fitted.predict(label, level), fold, level, label, shifts)
+            rows = _rows(fitted.predict(label, level), fold, level, label, shift)
             profiles[level, label] = np.asarray(rows.mean(axis=0, dtype=np.float64)).ravel()
             if keep_cells and fitted.predict_cells is not None:
                 rows = fitted.predict_cells(level)
@@ -195,7 +204,7 @@ def _rows(
     fold: Fold,
     level: str | None,
     label: str,
-    shifts: dict[str | None, np.ndarray],
+    shift: Callable[[str], np.ndarray],
 ) -> np.ndarray | sparse.csr_matrix:
     """Predicted rows of one perturbation and level, genes as in the data."""
     covariate_key = fold.columns.covariate_key
@@ -210,27 +219,10 @@ def _rows(
     if not prediction.var_names.equals(genes):
         prediction = prediction[:, genes]
     rows = prediction.X
-    if knows_level:
+    if level is None or knows_level:
         return rows if sparse.issparse(rows) else np.asarray(rows)
-    if level not in shifts:
-        raise MissingControlError(f"No training control cell is of level {level!r}.")
     dense = rows.toarray() if sparse.issparse(rows) else np.asarray(rows)
-    return np.maximum(dense + shifts[level], 0)
-
-
-def _level_shifts(fold: Fold) -> dict[str | None, np.ndarray]:
-    """By how much the training control cells of each level differ from all of them."""
-    levels = fold.columns.levels(fold.train)
-    if levels is None:
-        return {}
-    is_control = fold.train_labels.is_control
-
-    def mean(cells: np.ndarray) -> np.ndarray:
-        return np.asarray(fold.train.X[cells].mean(axis=0)).ravel()
-
-    overall = mean(is_control)
-    present = sorted(set(levels[is_control]))
-    return {level: mean(is_control & (levels == level)) - overall for level in present}
+    return np.maximum(dense + shift(level), 0)
 
 
 def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> pd.DataFrame:

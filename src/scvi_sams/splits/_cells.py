@@ -105,8 +105,7 @@ def hold_out_combinations(
         condition = " whose perturbations all occur alone as well" if require_singles else ""
         raise InvalidSplitError(
             f"{n_held_out} combinations cannot be held out: the labels have {len(combinations)} "
-            f"combinations{condition}. Ask for fewer, or check `delimiter`"
-            + (" or `require_singles`." if require_singles else ".")
+            f"combinations{condition}. Ask for fewer, or check `delimiter` and `require_singles`."
         )
     return sorted(combinations[:n_held_out])
 
