@@ -315,7 +315,7 @@ def _pooled_row(groups: Sequence[Comparison], metric: Metric, value: float) -> p
 
 def _table(metric: Metric, **columns: Any) -> pd.DataFrame:
     declared = {key: getattr(metric, key) for key in ("mode", "metric", "higher_is_better")}
-    return pd.DataFrame(columns | declared, columns=_COLUMNS)
+    return pd.DataFrame(columns | declared)[_COLUMNS]
 
 
 def _fitting_centroid(
