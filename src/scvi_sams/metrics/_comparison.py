@@ -234,17 +234,13 @@ def read_side(
     covariate_key: str | None,
     spelling: Spelling,
 ) -> Side:
-    """Read expression, labels and levels of the predicted or the observed cells."""
+    """Read expression, labels and levels of the predicted or the observed cells.
+
+    Genes are as asked for; an error if the expression cannot be log1p-normalised.
+    """
     of = f" of the {side} data"
-    column = obs_column(data, perturbation_key, of)
+    labels = encode_labels(obs_column(data, perturbation_key, of), spelling=spelling)
     levels = levels_of(data, covariate_key, of)
-    return Side(
-        _log1p_expression(data, genes, side), encode_labels(column, spelling=spelling), levels
-    )
-
-
-def _log1p_expression(data: ad.AnnData, genes: pd.Index, side: str) -> Matrix:
-    """Read ``X`` of one side, genes as asked for; an error if it cannot be log1p-normalised."""
     if not data.var_names.equals(genes):
         data = data[:, genes]
     if data.isbacked:
@@ -262,4 +258,4 @@ def _log1p_expression(data: ad.AnnData, genes: pd.Index, side: str) -> Matrix:
             f"X of the {side} data reaches {highest:g}, which log1p-normalised expression cannot. "
             "Normalise and take logarithms (scanpy.pp.normalize_total, scanpy.pp.log1p)."
         )
-    return matrix
+    return Side(matrix, labels, levels)
