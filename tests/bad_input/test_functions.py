@@ -38,10 +38,12 @@ OTHERWISE_TESTED = {
 }
 # Arguments of which only the type can be wrong, and Python's own error says so.
 LEFT_TO_PYTHON = {
-    "tl": {"model", "direction", "latent", "order"},
+    "tl": {"model", "direction", "latent", "order", "perturbation_key", "layer"}
+    | {"size_factor_key"},
     "pl": {"ax", "axes", "order", "history", "interactions", "score", "lower", "delimiter"}
     | {"perturbation", "latent", "method", "metric", "mode", "fit", "specificity", "reference"},
-    "evaluation": {"model", "models"},
+    "evaluation": {"model", "models", "split", "settings", "perturbation_key", "covariate_key"}
+    | {"layer", "size_factor_key"},
 }
 
 

@@ -3,6 +3,7 @@
 import enum
 import functools
 from pathlib import Path
+from typing import ClassVar
 
 import anndata as ad
 import numpy as np
@@ -13,9 +14,8 @@ from scipy import sparse
 
 from evaluation.benchmark_builders import FakeModel, PairSplit, additive, run, small_screen
 from scvi_sams.benchmark._methods import resolve_methods
-from scvi_sams.benchmark._predictions import Predictions
-from scvi_sams.benchmark._store import FitStore, StoredFit, settings_text
-from scvi_sams.evaluation import ModelMethod
+from scvi_sams.benchmark._store import FitStore, Predictions, StoredFit, settings_text
+from scvi_sams.evaluation import ControlMean, ModelMethod
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidCovariateError,
@@ -478,3 +478,24 @@ def test_scores_of_groups_are_summarised_over_perturbations_and_groups(grouped):
     row = result.summary().query("method == 'additive' and metric == 'rmse_average'").iloc[0]
     assert row["n_perturbations"] == len(own) == 2 * len(PairSplit(grouped)(0).held_out)
     assert row["mean"] == pytest.approx(own["value"].mean())
+
+
+class WithoutPairs(ControlMean):
+    """A user's own baseline: its public ``fit`` leaves out cells first."""
+
+    seen: ClassVar[list[str]] = []
+
+    def fit(self, train_adata):
+        is_pair = train_adata.obs["perturbation"].astype(str).str.contains("+", regex=False)
+        self.seen.extend(train_adata.obs["perturbation"].astype(str))
+        return super().fit(train_adata[~is_pair.to_numpy()])
+
+    def _learn(self, expression, labels, genes):
+        assert not any("+" in name for name in labels.names)
+        super()._learn(expression, labels, genes)
+
+
+def test_a_baseline_with_a_fit_of_its_own_is_fitted_by_it(screen):
+    result = run(screen, {"mine": WithoutPairs()}, seeds=[0])
+    assert set(result.runs["status"]) == {"ok"}
+    assert "control" in WithoutPairs.seen

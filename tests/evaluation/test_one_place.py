@@ -11,7 +11,7 @@ from scvi_sams.evaluation import make_split, score_predictions
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._parsing import read_labels
 from scvi_sams.metrics._comparison import Metric
-from scvi_sams.metrics._registry import METRICS
+from scvi_sams.metrics._scoring import METRICS
 
 LARGEST_ERROR = Metric(
     "mine",

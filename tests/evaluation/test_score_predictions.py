@@ -15,8 +15,7 @@ from scvi_sams.exceptions import (
 )
 from scvi_sams.metrics._distances import energy_distance, median_bandwidth, mmd, principal_axes
 from scvi_sams.metrics._perturbench import deg_recall
-from scvi_sams.metrics._registry import describe_metrics
-from scvi_sams.metrics._scoring import position, score_predictions
+from scvi_sams.metrics._scoring import describe_metrics, position, score_predictions
 
 PROFILE_MODES = ["sams", "perturbench", "cell-eval", "systema"]
 ALL_MODES = [*PROFILE_MODES, "distances"]

@@ -167,8 +167,8 @@ class LatentAdditive(NetworkBaseline):
     -----
     PerturBench (Wu et al., arXiv 2408.10609v4). The defaults are quick. Their best on Norman
     has ``n_hidden=5376, n_latent=64, n_layers=1, dropout=0.1, learning_rate=6.8e-5,
-    weight_decay=1e-8`` and up to 500 epochs with early stopping. Control cells are drawn from all
-    of training, not from the same covariate level.
+    weight_decay=1e-8`` and up to 500 epochs with early stopping. Control cells as for
+    :class:`LinearAdditive`.
     """
 
     n_hidden: int = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from scvi_sams.metrics._comparison import Metric
-from scvi_sams.metrics._registry import METRICS, describe_metrics
+from scvi_sams.metrics._scoring import METRICS, describe_metrics
 
 AXES = ("fit", "specificity", "distribution", "truth")
 """Questions that a metric may answer. None of them alone says that a method is good."""
@@ -71,14 +71,13 @@ def define_metrics() -> pd.DataFrame:
     described = describe_metrics()
     own = pd.DataFrame([vars(metric) for metric in METRICS_OF_FITS])[described.columns]
     table = pd.concat([described, own], ignore_index=True)
-    axes = [axis_of(mode, name) for mode, name in zip(table["mode"], table["metric"], strict=True)]
-    table.insert(2, "axis", axes)
+    table.insert(2, "axis", axes_of(table))
     return table
 
 
-def axis_of(mode: str, metric: str) -> str:
-    """Return which question a metric answers."""
-    of_fits = {(own.mode, own.metric): own for own in METRICS_OF_FITS}
-    found = METRICS.get((mode, metric)) or of_fits.get((mode, metric))
+def axes_of(table: pd.DataFrame) -> list[str]:
+    """Return which question the metric of each row answers."""
+    axes = {(own.mode, own.metric): own.axis for own in (*METRICS.values(), *METRICS_OF_FITS)}
     # A model whose own scores failed as a whole has a row of mode "model" that says so.
-    return "distribution" if found is None else found.axis
+    rows = zip(table["mode"], table["metric"], strict=True)
+    return [axes.get(row, "distribution") for row in rows]

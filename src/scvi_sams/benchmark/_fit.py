@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from scvi_sams.baselines._simple import PerturbationMean
+from scvi_sams.baselines._simple import PerturbationMean, mean_of_halves
 from scvi_sams.benchmark._definitions import FAILURES
 from scvi_sams.benchmark._methods import Method
-from scvi_sams.benchmark._model import Extra
-from scvi_sams.benchmark._predictions import (
+from scvi_sams.benchmark._model import Extra, Fitted
+from scvi_sams.benchmark._screen import Fold, Screen, make_fold
+from scvi_sams.benchmark._store import (
+    FitStore,
     Key,
     Predictions,
-    describe_error,
-    half_of_test_cells,
-    predict_all,
+    StoredFit,
+    fingerprint,
+    settings_text,
 )
-from scvi_sams.benchmark._screen import Fold, Screen, make_fold
-from scvi_sams.benchmark._store import FitStore, StoredFit, fingerprint, settings_text
+from scvi_sams.exceptions import UnknownPerturbationError
 from scvi_sams.metrics._comparison import Options, Side, read_side
-from scvi_sams.metrics._registry import METRICS, metrics_by_mode
-from scvi_sams.metrics._scoring import score_sides
+from scvi_sams.metrics._observed import check_predicted
+from scvi_sams.metrics._scoring import METRICS, metrics_by_mode, score_sides
 from scvi_sams.splits._split import Split
+
+_SINGLE_CELL = "A single test cell has no half."
 
 
 @dataclass(frozen=True)
@@ -58,22 +64,14 @@ class Task:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """Scores of a task, and how it ran."""
-
-    scores: pd.DataFrame
-    run: dict[str, object]
-
-
 def run_task(
     task: Task,
     screen: Screen,
     options: ScoreOptions,
     store: FitStore,
     n_threads: int | None,
-) -> Outcome:
-    """Load the fit or make it, score it, and keep what was made."""
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Load the fit or make it, score it, and keep what was made; tell how it ran."""
     score_key = fingerprint(options, task.versions)
     place = store.place(task.name, task.seed, task.key)
     kept = store.load(place)
@@ -107,13 +105,14 @@ def run_task(
     return _outcome(task, scores, fit, from_folder=kept is not None)
 
 
-def _outcome(task: Task, scores: pd.DataFrame, fit: StoredFit, *, from_folder: bool) -> Outcome:
-    scores = scores.copy()
-    scores.insert(0, "method", task.name)
-    scores.insert(1, "seed", task.seed)
-    run = {key: fit.record[key] for key in ("status", "message", "seconds")}
+def _outcome(
+    task: Task, scores: pd.DataFrame, fit: StoredFit, *, from_folder: bool
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     named = {"method": task.name, "seed": task.seed}
-    return Outcome(scores, named | run | {"from_folder": from_folder})
+    told = {key: fit.record[key] for key in ("status", "message", "seconds")}
+    # With what names the task in front.
+    scores = pd.DataFrame(named, index=scores.index).join(scores)
+    return scores, named | told | {"from_folder": from_folder}
 
 
 def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> StoredFit:
@@ -130,6 +129,100 @@ def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> Store
     except Exception as error:  # noqa: BLE001 - as above
         extras = [Extra("model", "extras", np.nan, 0, "failed", describe_error(error))]
     return StoredFit(predictions, _record(task, "ok", "", extras, started))
+
+
+def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
+    """Ask for every tested perturbation; a failure of one does not stop the others."""
+    profiles: dict[Key, np.ndarray] = {}
+    cells: dict[Key, sparse.csr_matrix] = {}
+    messages: dict[Key, str] = {}
+
+    @cache
+    def shift(level: str) -> np.ndarray:
+        """By how much the training control cells of a level differ from all of them."""
+        of_level, of_all = (
+            fold.train.X[fold.training_controls(chosen)].mean(axis=0) for chosen in (level, None)
+        )
+        return np.asarray(of_level - of_all).ravel()
+
+    for level, label in fold.perturbations:
+        try:
+            rows = _rows(fitted.predict(label, level), fold, level, label, shift)
+            profiles[level, label] = np.asarray(rows.mean(axis=0, dtype=np.float64)).ravel()
+            if keep_cells and fitted.predict_cells is not None:
+                rows = fitted.predict_cells(level)
+            if keep_cells and rows.shape[0] > 1:
+                cells[level, label] = sparse.csr_matrix(rows)
+        except Exception as error:  # noqa: BLE001 - whatever a method raises is a row of the table
+            messages[level, label] = describe_error(error)
+    return Predictions.of(fold, profiles, cells, messages)
+
+
+def half_of_test_cells(fold: Fold, seed: int, *, keep_cells: bool) -> tuple[Predictions, Fold]:
+    """Predict by halves of cells, level by level; return the fold to score it on as well.
+
+    This is the positive control, as :func:`split_half` makes it.
+    """
+    observed, labels = fold.observed, fold.observed_labels
+    levels, name_of = fold.columns.levels(observed), labels.canonical
+    group = np.zeros(observed.n_obs) if levels is None else levels
+    profiles: dict[Key, np.ndarray] = {}
+    cells: dict[Key, sparse.csr_matrix] = {}
+    messages: dict[Key, str] = {}
+    scored = [np.flatnonzero(labels.is_control)]
+    for name in pd.unique(group):
+        level = None if levels is None else name
+        positions = np.flatnonzero(group == name)
+        n_cells = pd.Series(name_of[positions]).value_counts()
+        alone = set(n_cells.index[n_cells == 1]) - {labels.control}
+        messages |= {(level, label): _SINGLE_CELL for label in alone}
+        is_alone = np.isin(name_of[positions], list(alone))
+        scored.append(positions[is_alone])
+        positions = positions[~is_alone]
+        if labels.is_control[positions].all():
+            continue
+        genes = observed.var_names
+        means, places = mean_of_halves(observed.X[positions], labels[positions], genes, seed)
+        half = positions[places]
+        scored.append(np.delete(positions, places))
+        for label, profile in zip(means.obs_names, np.asarray(means.X), strict=True):
+            profiles[level, label] = profile
+            if keep_cells:
+                cells[level, label] = observed.X[half[name_of[half] == label]]
+    kept = np.unique(np.concatenate(scored))
+    scored_on = replace(fold, observed=observed[kept], observed_labels=labels[kept])
+    return Predictions.of(fold, profiles, cells, messages), scored_on
+
+
+def describe_error(error: BaseException) -> str:
+    """Name and message of an error."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _rows(
+    prediction: ad.AnnData,
+    fold: Fold,
+    level: str | None,
+    label: str,
+    shift: Callable[[str], np.ndarray],
+) -> np.ndarray | sparse.csr_matrix:
+    """Predicted rows of one perturbation and level, genes as in the data."""
+    covariate_key = fold.columns.covariate_key
+    knows_level = level is None or covariate_key in prediction.obs
+    if level is not None and knows_level:
+        prediction = prediction[(prediction.obs[covariate_key].astype(str) == level).to_numpy()]
+    if prediction.n_obs == 0:
+        at = "" if level is None else f" in {level!r}"
+        raise UnknownPerturbationError(f"There is no predicted row for {label!r}{at}.")
+    genes = fold.train.var_names
+    check_predicted(genes, prediction.var_names)
+    if not prediction.var_names.equals(genes):
+        prediction = prediction[:, genes]
+    rows = prediction.X
+    if level is None or knows_level:
+        return rows if sparse.issparse(rows) else np.asarray(rows)
+    dense = rows.toarray() if sparse.issparse(rows) else np.asarray(rows)
+    return np.maximum(dense + shift(level), 0)
 
 
 def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> pd.DataFrame:

@@ -114,9 +114,10 @@ class EstimatorMethod:
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Fit a copy to the training cells."""
         estimator = copy.deepcopy(self.estimator)
-        if isinstance(estimator, BaselineMethod):
-            if hasattr(estimator, "seed"):
-                estimator.seed = seed
+        if isinstance(estimator, BaselineMethod) and hasattr(estimator, "seed"):
+            estimator.seed = seed
+        # A baseline may have a ``fit`` of its own, which does more than read the cells.
+        if getattr(type(estimator), "fit", None) is BaselineMethod.fit:
             # Labels were read already, whatever the baseline calls their column.
             estimator._fit(fold.train.X, fold.train_labels, fold.train.var_names)
         else:

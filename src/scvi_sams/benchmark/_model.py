@@ -249,9 +249,8 @@ def _likelihoods(model: Any, fold: Fold, cells: ad.AnnData, n_samples: int | Non
     ):
         positions = np.flatnonzero(chosen)
         if len(positions):
-            bound = partial(
-                model.get_iwelbo, cells, indices=positions, n_samples=n_samples, key_added=None
-            )
+            settings = {"indices": positions, "n_samples": n_samples, "key_added": None}
+            bound = partial(model.get_iwelbo, cells, **settings)
             extras.append(_attempt("model", metric, len(positions), bound))
     return extras
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scvi_sams.benchmark._definitions import FAILURES, HEADLINES, axis_of, define_metrics
+from scvi_sams.benchmark._definitions import FAILURES, HEADLINES, axes_of, define_metrics
 from scvi_sams.benchmark._methods import NEGATIVE_CONTROL, POSITIVE_CONTROL
 from scvi_sams.benchmark._report import write_report
 from scvi_sams.exceptions import SAMSError
@@ -67,27 +67,19 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     sums = np.where(known, values, 0) @ resampled
     counts = known.astype(np.float64) @ resampled
     of_seeds = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-    n_seeds = np.isfinite(of_seeds).sum(axis=0)
-    totals = np.nansum(of_seeds, axis=0)
-    means = totals[n_seeds > 0] / n_seeds[n_seeds > 0]
+    means = np.nanmean(of_seeds[:, np.isfinite(of_seeds).any(axis=0)], axis=0)
     low, high = np.quantile(means, _INTERVAL)
     return float(low), float(high)
 
 
 def _ordered(table: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
     """Headline metrics first, then in the order of the scores; methods as they were given."""
-    headline = {key: place for place, key in enumerate(HEADLINES)}
     keys = [tuple(key) for key in table[_KEYS].to_numpy()]
-    first_seen = {key: place for place, key in reversed(list(enumerate(keys)))}
+    places = {key: place for place, key in enumerate(dict.fromkeys([*HEADLINES, *keys]))}
     order = pd.DataFrame(
-        {
-            "headline": [headline.get(key, len(headline)) for key in keys],
-            "seen": [first_seen[key] for key in keys],
-            "method": table["method"].map(methods.index),
-        }
+        {"metric": [places[key] for key in keys], "method": table["method"].map(methods.index)}
     )
-    chosen = order.sort_values(["headline", "seen", "method"]).index
-    return table.loc[chosen].reset_index(drop=True)
+    return table.loc[order.sort_values(["metric", "method"]).index].reset_index(drop=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,21 +145,12 @@ class BenchmarkResult:
                 f"{', '.join(map(repr, methods))}."
             )
         over = np.where(scores["perturbation"] == "all", "all", "perturbations")
-        rows = []
-        grouped = scores.assign(over=over).groupby(["method", *_KEYS], sort=False)
-        for key, group in grouped:
-            method, mode, metric, what = key
-            rows.append(
-                {
-                    "method": method,
-                    "axis": axis_of(str(mode), str(metric)),
-                    "mode": mode,
-                    "metric": metric,
-                    "over": what,
-                    **_statistics(group),
-                }
-            )
-        table = pd.DataFrame(rows)
+        keys = ["method", *_KEYS]
+        grouped = scores.assign(over=over).groupby(keys, sort=False)
+        table = pd.DataFrame(
+            [dict(zip(keys, key, strict=True)) | _statistics(group) for key, group in grouped]
+        )
+        table.insert(1, "axis", axes_of(table))
         for name, method in (("negative", negative), ("positive", POSITIVE_CONTROL)):
             means = table[table["method"] == method].set_index(_KEYS)["mean"]
             table[name] = means.reindex(pd.MultiIndex.from_frame(table[_KEYS])).to_numpy()
@@ -194,20 +177,8 @@ class BenchmarkResult:
         self.scores.to_csv(path, index=False)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write ``scores`` as Parquet.
-
-        Raises
-        ------
-        SAMSError
-            If pyarrow is not installed.
-        """
-        try:
-            self.scores.to_parquet(path, engine="pyarrow", index=False)
-        except ImportError as error:
-            raise SAMSError(
-                "Parquet needs pyarrow, which is not installed: `pip install pyarrow`, or use "
-                "to_csv."
-            ) from error
+        """Write ``scores`` as Parquet, for which pandas needs pyarrow."""
+        self.scores.to_parquet(path, engine="pyarrow", index=False)
 
     def to_html(self, path: str | Path, *, title: str = "Perturbation benchmark") -> None:
         """Write a report: one HTML file that refers to nothing outside itself.
@@ -222,12 +193,4 @@ class BenchmarkResult:
         title
             Heading of the report.
         """
-        write_report(
-            path,
-            title,
-            scores=self.scores,
-            runs=self.runs,
-            settings=self.settings,
-            summary=self.summary(),
-            failures=self.failures,
-        )
+        write_report(path, title, summary=self.summary(), failures=self.failures, **vars(self))

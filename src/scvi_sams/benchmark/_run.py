@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from scvi_sams._checks import as_names
 from scvi_sams._versions import installed_versions
-from scvi_sams.benchmark._fit import Outcome, ScoreOptions, Task, run_task
+from scvi_sams.benchmark._fit import ScoreOptions, Task, run_task
 from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
 from scvi_sams.benchmark._model import ModelMethod
 from scvi_sams.benchmark._result import BenchmarkResult
@@ -30,7 +30,7 @@ from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import obs_column
 from scvi_sams.metrics._scoring import check_modes
-from scvi_sams.splits._split import Split, check_split
+from scvi_sams.splits._split import PARTS, Split, check_split
 
 
 def benchmark(
@@ -197,13 +197,12 @@ def benchmark(
     store.prepare()
     for made in splits.values():
         store.keep_split(made)
-    outcomes = _run_all(tasks, screen, options, store, n_jobs, progress_bar)
-    tables = [outcome.scores for outcome in outcomes]
+    tables, runs = zip(*_run_all(tasks, screen, options, store, n_jobs, progress_bar), strict=True)
     scores = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return BenchmarkResult(
         # Messages of scores just made and of scores read from files alike.
         scores=scores.astype({"message": str}),
-        runs=pd.DataFrame([outcome.run for outcome in outcomes]),
+        runs=pd.DataFrame(runs),
         settings=_settings(screen, data_key, splits, options, chosen),
     )
 
@@ -215,7 +214,7 @@ def _run_all(
     store: FitStore,
     n_jobs: int | None,
     progress_bar: bool,
-) -> list[Outcome]:
+) -> list[tuple[pd.DataFrame, dict[str, Any]]]:
     n_workers = joblib.effective_n_jobs(n_jobs)
     n_threads = None if n_workers == 1 else max(1, joblib.cpu_count() // n_workers)
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")
@@ -227,9 +226,10 @@ def _run_all(
             joblib.delayed(run_task)(task, screen, options, store, n_threads) for task in tasks
         ):
             outcomes.append(outcome)
-            text = f"{outcome.run['method']}, seed {outcome.run['seed']}: {outcome.run['status']}"
+            run = outcome[1]
+            text = f"{run['method']}, seed {run['seed']}: {run['status']}"
             progress.update(bar, advance=1, description=text)
-    return sorted(outcomes, key=lambda o: order[str(o.run["method"]), int(str(o.run["seed"]))])
+    return sorted(outcomes, key=lambda outcome: order[outcome[1]["method"], outcome[1]["seed"]])
 
 
 def _tasks(
@@ -313,9 +313,7 @@ def _settings(
                 "name": split.name,
                 "settings": dict(split.settings),
                 "seed": split.seed,
-                "n_train": len(split.train),
-                "n_validation": len(split.validation),
-                "n_test": len(split.test),
+                **{f"n_{part}": len(getattr(split, part)) for part in PARTS},
                 "held_out": list(split.held_out),
                 "fingerprint": split_fingerprint(split),
             }

@@ -120,22 +120,17 @@ def make_screen(
             "Names of cells and genes must be unique: call obs_names_make_unique and "
             "var_names_make_unique."
         )
-    counts = ad.AnnData(
-        _counts(adata, layer), obs=obs, var=pd.DataFrame(index=adata.var_names.copy())
-    )
+    matrix = matrix_of_counts(adata.to_memory() if adata.isbacked else adata, layer)
+    location = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    validate_expression(matrix, counts=True, location=location)
+    matrix = sparse.csr_matrix(matrix, dtype=np.float32)
+    counts = ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=adata.var_names.copy()))
     if SIMULATION in adata.uns:
         counts.uns[SIMULATION] = adata.uns[SIMULATION]
         for key in TRUE_LATENTS:
             if key in adata.obsm:
                 counts.obsm[key] = np.array(adata.obsm[key])
     return Screen(counts, labels, columns, target_sum)
-
-
-def _counts(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
-    matrix = matrix_of_counts(adata.to_memory() if adata.isbacked else adata, layer)
-    location = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    validate_expression(matrix, counts=True, location=location)
-    return sparse.csr_matrix(matrix, dtype=np.float32)
 
 
 def make_fold(screen: Screen, split: Split) -> Fold:

@@ -1,4 +1,4 @@
-"""Finished fits in a folder, by the fingerprint of what they depend on.
+"""Predictions of a fit, and finished fits in a folder, by a fingerprint of what they depend on.
 
 A fit is whole or not there, whenever the process ends. A fingerprint is of data, split, settings
 and package version.
@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anndata as ad
 import joblib
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-from scvi_sams.benchmark._predictions import Predictions
-from scvi_sams.benchmark._screen import SIMULATION, Screen
+from scvi_sams.benchmark._screen import SIMULATION, Fold, Screen
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.splits._split import Split
 
@@ -34,6 +34,54 @@ _PROFILES = "prediction.h5ad"
 _CELLS = "cells.h5ad"
 _PARTIAL = ".partial-"
 _TEXT = ("perturbation", "covariate", "mode", "metric", "status", "message")
+
+
+Key = tuple[str | None, str]
+"""Level of the covariate (``None`` without one) and label."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of one method on one fold."""
+
+    profiles: ad.AnnData
+    """Mean profiles: a row per predicted perturbation (and level of the covariate)."""
+    cells: ad.AnnData | None
+    """Predicted cells; ``None`` unless they are to be scored and the method predicts cells."""
+    messages: dict[Key, str]
+    """Why the others have no prediction."""
+
+    @classmethod
+    def of(
+        cls,
+        fold: Fold,
+        profiles: dict[Key, np.ndarray],
+        cells: dict[Key, sparse.csr_matrix],
+        messages: dict[Key, str],
+    ) -> Self:
+        """Put profiles, and cells if there are any, below each other."""
+        stacked = _stack({key: profile[None] for key, profile in profiles.items()}, fold)
+        return cls(stacked, _stack(cells, fold) if cells else None, messages)
+
+
+def _stack(rows: dict[Key, np.ndarray] | dict[Key, sparse.csr_matrix], fold: Fold) -> ad.AnnData:
+    """Put predictions below each other, with label and level in ``obs``."""
+    keys = [key for key, matrix in rows.items() for _ in range(matrix.shape[0])]
+    obs = pd.DataFrame(
+        {fold.columns.perturbation_key: pd.Series([label for _, label in keys], dtype=object)}
+    )
+    if fold.columns.covariate_key is not None:
+        obs[fold.columns.covariate_key] = pd.Series([level for level, _ in keys], dtype=object)
+    obs.index = obs.index.astype(str)
+    matrices = list(rows.values())
+    genes = fold.train.var_names
+    if not matrices:
+        expression = np.empty((0, len(genes)))
+    elif sparse.issparse(matrices[0]):
+        expression = sparse.csr_matrix(sparse.vstack(matrices))
+    else:
+        expression = np.concatenate(matrices)
+    return ad.AnnData(expression, obs=obs, var=pd.DataFrame(index=genes.copy()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,18 +161,14 @@ class FitStore:
             path,
             dtype=dict.fromkeys(_TEXT, str),
             keep_default_na=False,
-            converters={"value": _number, "chance": _number},
+            na_values={"value": [""], "chance": [""]},
+            float_precision="round_trip",
         )
 
     def save_scores(self, place: Path, key: str, scores: pd.DataFrame) -> None:
         """Write a table of scores beside the fit."""
         path = place / f"scores-{key[:16]}.csv"
         write_whole(path, lambda partial: scores.to_csv(partial, index=False))
-
-
-def _number(text: str) -> float:
-    """Exactly the number that was written; pandas' own parser may be off by the last bit."""
-    return float(text) if text else float("nan")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -190,13 +234,11 @@ def _plain(value: Any) -> Any:
         return sorted(settings_text(item) for item in value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, (Path, Enum)):
-        return str(value)
     if isinstance(value, functools.partial):
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    if type(value).__module__.startswith("torch"):
+    if isinstance(value, (Path, Enum)) or type(value).__module__.startswith("torch"):
         return str(value)
     if hasattr(value, "__dict__"):
         return [_plain(type(value)), _plain(vars(value))]

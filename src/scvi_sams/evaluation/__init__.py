@@ -13,7 +13,6 @@ An *ATE table*, which models predict and these functions make and compare, is an
 """
 
 from scvi_sams._fdr import active_at_fdr
-from scvi_sams.baselines._ate import additive_ate, mean_ate
 from scvi_sams.baselines._base import BaselineMethod
 from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
@@ -23,6 +22,8 @@ from scvi_sams.baselines._simple import (
     PCARidge,
     PerturbationMean,
     TrainingMean,
+    additive_ate,
+    mean_ate,
     split_half,
 )
 from scvi_sams.benchmark._model import ModelMethod
@@ -48,8 +49,7 @@ from scvi_sams.metrics._recovery import (
     match_latents,
     mean_correlation_coefficient,
 )
-from scvi_sams.metrics._registry import describe_metrics
-from scvi_sams.metrics._scoring import position, score_predictions
+from scvi_sams.metrics._scoring import describe_metrics, position, score_predictions
 from scvi_sams.metrics._systema import centroid_accuracy, pearson_delta, perturbed_centroid
 from scvi_sams.splits._cells import canonical_labels, hold_out_combinations, split_cells
 from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells

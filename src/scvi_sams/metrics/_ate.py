@@ -13,7 +13,7 @@ from scvi_sams._checks import check_ate, check_integer
 from scvi_sams.exceptions import MissingKeyError, SAMSError
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._comparison import Comparison, Metric
-from scvi_sams.metrics._observed import check_unique
+from scvi_sams.metrics._observed import check_predicted, check_unique
 from scvi_sams.metrics._profiles import centred, cosine, largest, pearson, r2, ratio, rmse
 
 Pair: TypeAlias = tuple[np.ndarray, np.ndarray]
@@ -161,12 +161,7 @@ def align_ate(
     check_ate(predicted=predicted, observed=observed)
     canonical = Spelling.of("control", delimiter).canonical
     _check_same_method(predicted, observed)
-    absent_genes = observed.var_names.difference(predicted.var_names)
-    if len(absent_genes):
-        raise MissingKeyError(
-            f"{len(absent_genes)} genes of the observed table have no prediction, for example "
-            f"{absent_genes[0]!r}. Subset the observed table to the predicted genes if you mean to."
-        )
+    check_predicted(observed.var_names, predicted.var_names)
     y = np.asarray(observed.X, np.float64)
     if y.size == 0:
         raise SAMSError("The observed table is empty: there is nothing to compare with.")

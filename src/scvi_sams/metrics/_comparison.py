@@ -21,7 +21,7 @@ from scvi_sams.exceptions import (
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._spelling import Spelling
-from scvi_sams.metrics._observed import levels_of, obs_column
+from scvi_sams.metrics._observed import check_predicted, levels_of, obs_column
 from scvi_sams.metrics._profiles import Matrix, mean_over_cells, not_finite, squared
 
 RankVersion = Literal["2025", "2024"]
@@ -223,12 +223,7 @@ def check_genes(predicted: ad.AnnData, observed: ad.AnnData) -> None:
                 f"The gene {repeated!r} occurs twice in the {side} data. Make the names unique "
                 "(var_names_make_unique)."
             )
-    absent = observed.var_names.difference(predicted.var_names)
-    if len(absent):
-        raise MissingKeyError(
-            f"{len(absent)} genes of the observed data have no prediction, for example "
-            f"{absent[0]!r}. Subset the observed data to the predicted genes if you mean to."
-        )
+    check_predicted(observed.var_names, predicted.var_names)
 
 
 def read_side(
@@ -239,17 +234,13 @@ def read_side(
     covariate_key: str | None,
     spelling: Spelling,
 ) -> Side:
-    """Read expression, labels and levels of the predicted or the observed cells."""
+    """Read expression, labels and levels of the predicted or the observed cells.
+
+    Genes are as asked for; an error if the expression cannot be log1p-normalised.
+    """
     of = f" of the {side} data"
-    column = obs_column(data, perturbation_key, of)
+    labels = encode_labels(obs_column(data, perturbation_key, of), spelling=spelling)
     levels = levels_of(data, covariate_key, of)
-    return Side(
-        _log1p_expression(data, genes, side), encode_labels(column, spelling=spelling), levels
-    )
-
-
-def _log1p_expression(data: ad.AnnData, genes: pd.Index, side: str) -> Matrix:
-    """Read ``X`` of one side, genes as asked for; an error if it cannot be log1p-normalised."""
     if not data.var_names.equals(genes):
         data = data[:, genes]
     if data.isbacked:
@@ -267,4 +258,4 @@ def _log1p_expression(data: ad.AnnData, genes: pd.Index, side: str) -> Matrix:
             f"X of the {side} data reaches {highest:g}, which log1p-normalised expression cannot. "
             "Normalise and take logarithms (scanpy.pp.normalize_total, scanpy.pp.log1p)."
         )
-    return matrix
+    return Side(matrix, labels, levels)

@@ -16,9 +16,7 @@ from scvi_sams._checks import (
     as_positions,
     check_anndata,
     check_choice,
-    check_key,
     check_number,
-    check_text,
 )
 from scvi_sams.counts._block_reader import BlockReader, is_on_disk
 from scvi_sams.exceptions import (
@@ -170,7 +168,6 @@ def labelled_cells(
 ) -> tuple[ad.AnnData, Labels]:
     """Return the cells to use and their labels; an error if none is a control cell."""
     check_anndata(adata=adata)
-    check_text(perturbation_key=perturbation_key)
     if indices is not None:
         adata = adata[as_positions("indices", indices, adata.n_obs)]
     cells = adata.to_memory() if adata.isbacked else adata
@@ -191,7 +188,6 @@ def normalised_expression(
     target_sum: float,
 ) -> sparse.csr_array:
     """Return f(x) of every cell, as :func:`observed_ate` averages it."""
-    check_key(layer=layer, size_factor_key=size_factor_key)
     check_choice("method", method, get_args(Average))
     values = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
     if not np.isfinite(values.data).all() or (values.data < 0).any():
@@ -224,6 +220,16 @@ def check_unique(labels: Sequence[str]) -> None:
         raise SAMSError(
             f"{', '.join(map(repr, repeated))} occurs more than once ('B+A' equals 'A+B'). Name "
             "each perturbation once."
+        )
+
+
+def check_predicted(genes: pd.Index, predicted: pd.Index) -> None:
+    """Raise an error unless every observed gene is predicted."""
+    absent = genes.difference(predicted)
+    if len(absent):
+        raise MissingKeyError(
+            f"{len(absent)} genes have no prediction, for example {absent[0]!r}. Predict all genes "
+            "of the observed data, or subset these to the predicted genes if you mean to."
         )
 
 

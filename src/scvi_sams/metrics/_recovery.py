@@ -210,11 +210,9 @@ def mask_calibration(masks: Table, true_masks: Table, *, n_bins: int = 10) -> Ca
 
     Raises
     ------
-    UnknownPerturbationError
-        If a perturbation is in one DataFrame only.
-    SAMSError
-        If the numbers of perturbations differ, ``masks`` holds no probabilities, ``true_masks``
-        other values than 0 and 1, or there is no bin.
+    UnknownPerturbationError, SAMSError
+        As for :func:`mask_recovery`, or if ``masks`` holds no probabilities, ``true_masks`` other
+        values than 0 and 1, or there is no bin.
 
     Notes
     -----

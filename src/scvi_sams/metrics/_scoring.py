@@ -15,11 +15,10 @@ from scvi_sams._checks import (
     check_anndata,
     check_choice,
     check_integer,
-    check_key,
-    check_text,
 )
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.labels._spelling import Spelling
+from scvi_sams.metrics import _ate, _cell_eval, _distances, _perturbench, _systema
 from scvi_sams.metrics._comparison import (
     Comparison,
     Metric,
@@ -31,10 +30,52 @@ from scvi_sams.metrics._comparison import (
     compare_sides,
     read_side,
 )
-from scvi_sams.metrics._registry import metrics_by_mode
 
 Value: TypeAlias = float | np.ndarray | pd.Series
 """Of a metric, one or several."""
+
+_COLUMNS = ["perturbation", "covariate", "mode", "metric", "value", "n_cells", "higher_is_better"]
+_COLUMNS += ["chance", "status"]
+
+METRICS: dict[tuple[str, str], Metric] = {
+    (metric.mode, metric.metric): metric
+    for metric in (
+        *_ate.METRICS,
+        *_perturbench.METRICS,
+        *_cell_eval.METRICS,
+        *_systema.METRICS,
+        *_distances.METRICS,
+    )
+}
+"""In the order of tables. A new metric is declared in a file of its own and added here."""
+
+
+def metrics_by_mode() -> dict[str, list[Metric]]:
+    """Metrics of every mode."""
+    modes: dict[str, list[Metric]] = {}
+    for metric in METRICS.values():
+        modes.setdefault(metric.mode, []).append(metric)
+    return modes
+
+
+def describe_metrics() -> pd.DataFrame:
+    """Describe every metric of :func:`score_predictions`.
+
+    Returns
+    -------
+    One row per metric: ``mode``, ``metric``, ``definition`` (``x`` is the prediction, ``y`` the
+    observation), ``source``, ``higher_is_better``, and ``chance``, the value of predicting the same
+    for all perturbations where it does not depend on the data (NaN elsewhere; for many
+    perturbations, :func:`score_predictions` states the exact one).
+
+    Examples
+    --------
+    >>> metrics = scvi_sams.evaluation.describe_metrics()
+    >>> metrics["mode"].unique().tolist()
+    ['sams', 'perturbench', 'cell-eval', 'systema', 'distances']
+    """
+    columns = ["mode", "metric", "definition", "source", "higher_is_better", "chance"]
+    return pd.DataFrame([vars(metric) for metric in METRICS.values()])[columns]
 
 
 def score_predictions(
@@ -143,8 +184,6 @@ def score_predictions(
     (14, {'ok'})
     """
     check_anndata(predicted=predicted, observed=observed)
-    check_text(perturbation_key=perturbation_key)
-    check_key(covariate_key=covariate_key, delimiter=delimiter)
     check_integer(n_top_genes=n_top_genes)
     check_integer(at_least=0, seed=seed)
     modes = as_names("modes", modes)
@@ -249,39 +288,34 @@ def _rows(group: Comparison, metric: Metric) -> pd.DataFrame:
     undefined = group.succeeded & (np.isnan(values) | ~np.asarray(scores.defined))
     status = np.where(undefined, "undefined", group.status)
     chance = metric.chance if scores.chance is None else scores.chance
-    names = group.perturbations
-    return _table(metric, names, group.covariate, values, group.n_cells, chance, status)
+    return _table(
+        metric,
+        perturbation=group.perturbations,
+        covariate=group.covariate,
+        value=values,
+        n_cells=group.n_cells,
+        chance=chance,
+        status=status,
+    )
 
 
 def _pooled_row(groups: Sequence[Comparison], metric: Metric, value: float) -> pd.DataFrame:
     statuses = np.concatenate([group.status for group in groups])
     failures = [failure for failure in ("missing", "nan") if failure in statuses]
-    n_cells = sum(group.n_cells.sum() for group in groups)
-    return _table(metric, ["all"], "all", value, n_cells, metric.chance, [*failures, "ok"][0])
-
-
-def _table(
-    metric: Metric,
-    perturbations: list[str],
-    covariate: str | None,
-    value: Any,
-    n_cells: Any,
-    chance: Any,
-    status: Any,
-) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "perturbation": perturbations,
-            "covariate": covariate,
-            "mode": metric.mode,
-            "metric": metric.metric,
-            "value": value,
-            "n_cells": n_cells,
-            "higher_is_better": metric.higher_is_better,
-            "chance": chance,
-            "status": status,
-        }
+    return _table(
+        metric,
+        perturbation=["all"],
+        covariate="all",
+        value=value,
+        n_cells=sum(group.n_cells.sum() for group in groups),
+        chance=metric.chance,
+        status=[*failures, "ok"][0],
     )
+
+
+def _table(metric: Metric, **columns: Any) -> pd.DataFrame:
+    declared = {key: getattr(metric, key) for key in ("mode", "metric", "higher_is_better")}
+    return pd.DataFrame(columns | declared)[_COLUMNS]
 
 
 def _fitting_centroid(

@@ -119,16 +119,6 @@ def _reference(group: Comparison) -> np.ndarray:
     return perturbed_centroid(group.observed) if given is None else given
 
 
-def _top_delta(group: Comparison) -> np.ndarray:
-    return pearson_delta_top(
-        group.predicted,
-        group.observed,
-        _reference(group),
-        group.control_mean,
-        n_genes=group.options.n_top_genes,
-    )
-
-
 _MODE, _SOURCE = "systema", "Systema, Vinas Torne et al., Nature Biotechnology 2025"
 
 METRICS = (
@@ -140,7 +130,11 @@ METRICS = (
     ),
     Metric(
         _MODE, "pearson_delta_top", "specificity", "pearson_delta over the genes with the largest "
-        "|observed - control| (20 unless asked otherwise)", _SOURCE, True, _top_delta,
+        "|observed - control| (20 unless asked otherwise)", _SOURCE,
+        True, lambda group: pearson_delta_top(
+            group.predicted, group.observed, _reference(group), group.control_mean,
+            n_genes=group.options.n_top_genes,
+        ),
     ),
     Metric(
         _MODE, "centroid_accuracy", "specificity", "share of the other perturbations whose "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from scvi_sams._checks import as_names, check_bool, check_integer, check_text
+from scvi_sams._checks import as_names, check_bool, check_integer
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
@@ -99,25 +99,38 @@ def hold_out_combinations(
     """
     check_integer(at_least=None, n_held_out=n_held_out)
     check_bool(require_singles=require_singles)
-    labels = read_combined(labels, control, delimiter, seed)
+    labels = read_seeded(labels, control, delimiter, seed)
     combinations = shuffled_combinations(labels, seed, require_singles=require_singles)
     if not 0 <= n_held_out <= len(combinations):
         condition = " whose perturbations all occur alone as well" if require_singles else ""
         raise InvalidSplitError(
             f"{n_held_out} combinations cannot be held out: the labels have {len(combinations)} "
-            f"combinations{condition}. Ask for fewer, or check `delimiter`"
-            + (" or `require_singles`." if require_singles else ".")
+            f"combinations{condition}. Ask for fewer, or check `delimiter` and `require_singles`."
         )
     return sorted(combinations[:n_held_out])
 
 
-def read_combined(
-    labels: CellLabels, control: str | Sequence[str], delimiter: str, seed: int
+def read_seeded(
+    labels: CellLabels, control: str | Sequence[str], delimiter: str | None, seed: int
 ) -> Labels:
-    """Check what all splits of combinations are given, and read the labels."""
+    """Check the seed and read the labels, which all splits are given."""
     check_integer(at_least=0, seed=seed)
-    check_text(delimiter=delimiter)
     return read_labels(labels, control, delimiter)
+
+
+def check_held_out(labels: Labels, held_out: Iterable[str], absent: Iterable[str]) -> None:
+    """Raise an error if the control is held out, or what no cell carries, as it is shown."""
+    if labels.control in held_out:
+        raise InvalidSplitError(
+            f"The control ({labels.control!r}) cannot be held out: without control cells in "
+            "training no effect is defined. Remove it from `held_out`."
+        )
+    shown = ", ".join(sorted(absent))
+    if shown:
+        raise InvalidSplitError(
+            f"No cell carries the held-out {shown}, so there would be nothing to test on. Hold out "
+            "labels that occur."
+        )
 
 
 def parts_of_combinations(labels: Labels) -> dict[str, list[str]]:
@@ -198,20 +211,9 @@ def split_cells(
     >>> {part: len(cells) for part, cells in split.items()}
     {'train': 24, 'validation': 3, 'test': 3, 'held_out': 5}
     """
-    check_integer(at_least=0, seed=seed)
-    labels = read_labels(labels, control, delimiter)
+    labels = read_seeded(labels, control, delimiter, seed)
     names = {labels.spelling.canonical(name) for name in as_names("held_out", held_out)}
-    absent = sorted(names.difference(labels.names))
-    if absent:
-        raise InvalidSplitError(
-            f"No cell carries the held-out label {', '.join(map(repr, absent))}, so there would be "
-            "nothing to test on. Choose labels that occur in the data."
-        )
-    if labels.control in names:
-        raise InvalidSplitError(
-            f"The control ({labels.control!r}) cannot be held out: without control cells in "
-            "training no effect is defined. Remove it from `held_out`."
-        )
+    check_held_out(labels, names, map(repr, names.difference(labels.names)))
     is_held_out = cells_of(labels, list(names))
     parts = split_within_labels(labels, np.flatnonzero(~is_held_out), fractions, seed=seed)
     return {

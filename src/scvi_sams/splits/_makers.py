@@ -7,16 +7,15 @@ from math import ceil
 
 import numpy as np
 
-from scvi_sams._checks import check_bool, check_integer, check_number
+from scvi_sams._checks import check_bool, check_number
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import Labels
-from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._stratified import stratified_split
 from scvi_sams.splits._cells import (
     CellLabels,
     Shares,
     cells_of,
-    read_combined,
+    read_seeded,
     shuffled_combinations,
     split_within_labels,
 )
@@ -74,7 +73,7 @@ def norman_ood(
     (2, 60)
     """
     check_number(fraction=fraction)
-    labels = read_combined(labels, control, delimiter, seed)
+    labels = read_seeded(labels, control, delimiter, seed)
     order = _combinations(labels, seed)
     n_tested = ceil(_TESTED * len(order))
     n_trained = int(fraction * len(order))
@@ -147,7 +146,7 @@ def norman_data_efficiency(
     6
     """
     check_number(fraction=fraction)
-    labels = read_combined(labels, control, delimiter, seed)
+    labels = read_seeded(labels, control, delimiter, seed)
     if not 0 <= fraction <= 1:
         raise InvalidSplitError(f"The fraction of cells to keep is {fraction}: choose from 0 to 1.")
     combined = cells_of(labels, _combinations(labels, seed))
@@ -189,15 +188,11 @@ def random_cells(
 
     Parameters
     ----------
-    labels, control, delimiter
-        As for :func:`canonical_labels`.
-    fractions
-        Shares of training, validation and test cells.
+    labels, fractions, seed, control, delimiter
+        As for :func:`split_cells`.
     stratified
         Whether the shares hold within each label, so that every label keeps a training cell. Else
         only among all cells, as in the paper, where a rare label may be absent from a part.
-    seed
-        Of the order of the cells.
 
     Returns
     -------
@@ -219,8 +214,7 @@ def random_cells(
     15
     """
     check_bool(stratified=stratified)
-    check_integer(at_least=0, seed=seed)
-    labels = read_labels(labels, control, delimiter)
+    labels = read_seeded(labels, control, delimiter, seed)
     groups = labels.name_of_cell if stratified else np.zeros(len(labels))
     return make_split(
         labels,

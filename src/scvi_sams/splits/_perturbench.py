@@ -12,13 +12,11 @@ import numpy as np
 from scvi_sams._checks import check_integer, check_number
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import Labels
-from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._stratified import stratified_split
 from scvi_sams.splits._cells import (
     CellLabels,
-    cells_of,
     parts_of_combinations,
-    read_combined,
+    read_seeded,
     shuffled_combinations,
 )
 from scvi_sams.splits._split import PARTS, Levels, Split, levels_of_cells, make_split
@@ -76,11 +74,14 @@ def combination_hold_out(
     >>> split.save("split.npz")
     """
     _check_fractions(fraction, control_fraction)
-    labels = read_combined(labels, control, delimiter, seed)
+    labels = read_seeded(labels, control, delimiter, seed)
     order = shuffled_combinations(labels, seed)
-    held_out = order[: int(fraction * len(order))]
-    return _hold_out_labels(
-        "combination_hold_out", labels, held_out, fraction, control_fraction, seed
+    return _hold_out(
+        labels,
+        [(label, "") for label in order[: int(fraction * len(order))]],
+        name="combination_hold_out",
+        seed=seed,
+        settings={"fraction": fraction, "control_fraction": control_fraction},
     )
 
 
@@ -100,13 +101,11 @@ def single_hold_out(
 
     Parameters
     ----------
-    labels, control, delimiter
-        As for :func:`canonical_labels`.
+    labels, control_fraction, seed, control, delimiter
+        As for :func:`combination_hold_out`.
     fraction
         ``int(fraction * n)`` of the n single perturbations that also occur in a combination are
         held out, or fewer if all others share a combination with one of them.
-    control_fraction, seed
-        As for :func:`combination_hold_out`.
 
     Returns
     -------
@@ -131,7 +130,7 @@ def single_hold_out(
     False
     """
     _check_fractions(fraction, control_fraction)
-    labels = read_combined(labels, control, delimiter, seed)
+    labels = read_seeded(labels, control, delimiter, seed)
     partners: dict[str, set[str]] = defaultdict(set)
     for names in parts_of_combinations(labels).values():
         for single in names:
@@ -144,7 +143,13 @@ def single_hold_out(
         if len(held_out) < most and single not in excluded:
             held_out.append(str(single))
             excluded |= partners[single]
-    return _hold_out_labels("single_hold_out", labels, held_out, fraction, control_fraction, seed)
+    return _hold_out(
+        labels,
+        [(label, "") for label in held_out],
+        name="single_hold_out",
+        seed=seed,
+        settings={"fraction": fraction, "control_fraction": control_fraction},
+    )
 
 
 def covariate_transfer(
@@ -167,8 +172,8 @@ def covariate_transfer(
 
     Parameters
     ----------
-    labels, control, delimiter
-        As for :func:`canonical_labels`.
+    labels, seed, control, delimiter
+        As for :func:`combination_hold_out`.
     covariate
         Level of each cell, for example its cell type.
     fraction
@@ -177,8 +182,6 @@ def covariate_transfer(
         Largest number of levels that a perturbation is held out in.
     control_fraction
         Share of the control cells of each level that train; the others are halved.
-    seed
-        Of the choices and of the control cells.
 
     Returns
     -------
@@ -203,29 +206,14 @@ def covariate_transfer(
     True
     """
     _check_fractions(fraction, control_fraction)
-    check_integer(at_least=0, seed=seed)
     check_integer(most_levels=most_levels)
-    labels = read_labels(labels, control, delimiter)
-    level_of_cell = levels_of_cells(covariate, len(labels))
-    pair_of_cell = list(zip(labels.canonical, level_of_cell, strict=True))
-    perturbed = [pair for pair in sorted(set(pair_of_cell)) if pair[0] != labels.control]
-    held_out = _draw_pairs(perturbed, fraction, most_levels, np.random.default_rng(seed))
-    tested, validated = set(), set()
-    for level in sorted({level for _, level in held_out}):
-        of_level = [pair for pair in held_out if pair[1] == level]
-        n_tested = ceil(len(of_level) / 2)
-        tested.update(of_level[:n_tested])
-        validated.update(of_level[n_tested:])
-    part_of_pair = dict.fromkeys(validated, "validation") | dict.fromkeys(tested, "test")
-    part_of_cell = np.array([part_of_pair.get(pair, "train") for pair in pair_of_cell])
-    ordered = sorted(held_out)
-    return _assemble(
+    labels = read_seeded(labels, control, delimiter, seed)
+    pairs = set(zip(labels.canonical, levels_of_cells(covariate, len(labels)), strict=True))
+    perturbed = [pair for pair in sorted(pairs) if pair[0] != labels.control]
+    return _hold_out(
         labels,
-        part_of_cell,
-        level_of_cell,
+        _draw_pairs(perturbed, fraction, most_levels, np.random.default_rng(seed)),
         name="covariate_transfer",
-        held_out=[label for label, _ in ordered],
-        held_out_levels=[level for _, level in ordered],
         covariate=covariate,
         settings={
             "fraction": fraction,
@@ -236,59 +224,58 @@ def covariate_transfer(
     )
 
 
-def _hold_out_labels(
-    name: str,
+def _hold_out(
     labels: Labels,
-    held_out: list[str],
-    fraction: float,
-    control_fraction: float,
-    seed: int,
-) -> Split:
-    """Make the split that tests the first half of the held-out labels and validates the others."""
-    n_tested = ceil(len(held_out) / 2)
-    part_of_cell = np.full(len(labels), "train", dtype=object)
-    part_of_cell[cells_of(labels, held_out[:n_tested])] = "test"
-    part_of_cell[cells_of(labels, held_out[n_tested:])] = "validation"
-    return _assemble(
-        labels,
-        part_of_cell,
-        np.zeros(len(labels)),
-        name=name,
-        held_out=sorted(held_out),
-        seed=seed,
-        settings={"fraction": fraction, "control_fraction": control_fraction},
-    )
-
-
-def _assemble(
-    labels: Labels,
-    part_of_cell: np.ndarray,
-    control_groups: np.ndarray,
+    held_out: list[tuple[str, str]],
     *,
-    held_out: list[str],
+    name: str,
     settings: dict[str, Any],
     seed: int,
-    **described: Any,
+    covariate: Levels | None = None,
 ) -> Split:
-    """Spread the control cells over the parts, within each group, and make the split."""
+    """Test the first half of the held-out pairs of each level, validate the others.
+
+    Pairs are of a label and a level, ``""`` without a covariate. The control cells are spread over
+    the parts within each level.
+    """
     if not held_out:
         raise InvalidSplitError(
             f"Nothing would be held out with {settings}. Ask for a larger fraction; check that the "
             "data has combinations (or, for covariate_transfer, perturbations in several levels) "
             "and that `delimiter` is right."
         )
+    levels = np.full(len(labels), "")
+    if covariate is not None:
+        levels = levels_of_cells(covariate, len(labels))
+    part_of_pair: dict[tuple[str, str], str] = {}
+    for level in {level for _, level in held_out}:
+        of_level = [pair for pair in held_out if pair[1] == level]
+        n_tested = ceil(len(of_level) / 2)
+        part_of_pair |= dict.fromkeys(of_level[:n_tested], "test")
+        part_of_pair |= dict.fromkeys(of_level[n_tested:], "validation")
+    pairs = zip(labels.canonical, levels, strict=True)
+    part_of_cell = np.array([part_of_pair.get(pair, "train") for pair in pairs])
     share = settings["control_fraction"]
     controls = np.flatnonzero(labels.is_control)
     shares = (share, (1 - share) / 2, (1 - share) / 2)
-    of_controls = stratified_split(control_groups[controls].astype(str), shares, seed=seed)
+    of_controls = stratified_split(levels[controls].astype(str), shares, seed=seed)
     parts = (
         np.concatenate(
             [np.flatnonzero((part_of_cell == part) & ~labels.is_control), controls[cells]]
         )
         for part, cells in zip(PARTS, of_controls, strict=True)
     )
-    described |= {"held_out": held_out, "settings": settings, "seed": seed}
-    return make_split(labels, *parts, **described)
+    held_out = sorted(held_out)
+    return make_split(
+        labels,
+        *parts,
+        name=name,
+        held_out=[label for label, _ in held_out],
+        held_out_levels=None if covariate is None else [level for _, level in held_out],
+        covariate=covariate,
+        settings=settings,
+        seed=seed,
+    )
 
 
 def _check_fractions(fraction: float, control_fraction: float) -> None:

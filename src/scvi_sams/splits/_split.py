@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +17,7 @@ from scvi_sams._checks import as_labels, as_names, as_numbers, check_integer, ch
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
-from scvi_sams.splits._cells import CellLabels
+from scvi_sams.splits._cells import CellLabels, check_held_out
 
 Levels: TypeAlias = Sequence[str] | np.ndarray | pd.Series
 """Level of a covariate, such as a cell type, of every cell."""
@@ -192,8 +192,6 @@ def make_split(
     check_text(name=name)
     if seed is not None:
         check_integer(at_least=0, seed=seed)
-    if settings is not None and not isinstance(settings, Mapping):
-        raise InvalidArgumentError(f"`settings` must be a dict, not {settings!r}.")
     if held_out_levels is not None:
         held_out_levels = as_names("held_out_levels", held_out_levels)
     labels = read_labels(labels, control, delimiter)
@@ -270,10 +268,6 @@ def check_split(split: Split, labels: CellLabels, *, covariate: Levels | None = 
     ...
     scvi_sams.exceptions.InvalidSplitError: ...
     """
-    if not hasattr(split, "fingerprint"):
-        raise InvalidArgumentError(
-            f"`split` must be a Split (make_split, Split.load), not {type(split).__name__}."
-        )
     labels = read_labels(labels, split.control, split.delimiter)
     levels = None
     if split.held_out_levels is not None:
@@ -333,30 +327,15 @@ def _check_positions(split: Split, n_cells: int) -> None:
 
 def _check_no_leaks(split: Split, labels: Labels, levels: np.ndarray | None) -> None:
     """Compare what is held out with what cells carry, both as they are written in messages."""
-    if levels is None or split.held_out_levels is None:
-        held_out = set(map(repr, split.held_out))
-        named = np.array([repr(name) for name in labels.names], dtype=object)
-        group_of_cell = named[labels.name_of_cell]
-    else:
-        if len(split.held_out) != len(split.held_out_levels):
-            raise InvalidSplitError(
-                f"{len(split.held_out)} labels are held out in {len(split.held_out_levels)} levels"
-                ". Give one level for each."
-            )
-        pairs = zip(split.held_out, split.held_out_levels, strict=True)
-        held_out = {f"{label!r} in {level!r}" for label, level in pairs}
-        cells = zip(labels.canonical, levels, strict=True)
-        group_of_cell = np.array([f"{label!r} in {level!r}" for label, level in cells], object)
-    if labels.control in split.held_out:
+    if split.held_out_levels is not None and len(split.held_out) != len(split.held_out_levels):
         raise InvalidSplitError(
-            f"The control ({labels.control!r}) cannot be held out. Remove it from `held_out`."
+            f"{len(split.held_out)} labels are held out in {len(split.held_out_levels)} levels"
+            ". Give one level for each."
         )
+    held_out = set(_shown(split.held_out, split.held_out_levels))
+    group_of_cell = np.array(_shown(labels.canonical, levels), dtype=object)
+    check_held_out(labels, split.held_out, held_out.difference(group_of_cell))
     groups = {part: held_out.intersection(group_of_cell[getattr(split, part)]) for part in PARTS}
-    absent = held_out.difference(group_of_cell)
-    if absent:
-        raise InvalidSplitError(
-            f"No cell carries the held-out {', '.join(sorted(absent))}. Hold out labels that occur."
-        )
     if groups["train"]:
         raise InvalidSplitError(
             "The split leaks: training cells carry the held-out "
@@ -369,3 +348,9 @@ def _check_no_leaks(split: Split, labels: Labels, levels: np.ndarray | None) -> 
             f"{', '.join(sorted(both))}, so that what is tested also chooses the model. Leave it "
             "in one of the two."
         )
+
+
+def _shown(labels: Iterable[str], levels: Iterable[str] | None) -> list[str]:
+    if levels is None:
+        return [repr(label) for label in labels]
+    return [f"{label!r} in {level!r}" for label, level in zip(labels, levels, strict=True)]
