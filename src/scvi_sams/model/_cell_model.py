@@ -96,8 +96,7 @@ class CellModel(ScreenModel):
         Raises
         ------
         SAMSError
-            If the perturbed state is asked of a model that has none (``ConditionalVAE``), or an
-            argument is of the wrong type or out of range.
+            If the perturbed state is asked of a model that has none (``ConditionalVAE``).
 
         Examples
         --------
@@ -182,8 +181,6 @@ class CellModel(ScreenModel):
 
         Raises
         ------
-        InvalidArgumentError
-            If an argument is of the wrong type or out of range.
         MissingKeyError
             If a gene or the batch is unknown.
 
@@ -245,8 +242,6 @@ class CellModel(ScreenModel):
 
         Raises
         ------
-        InvalidArgumentError
-            If an argument is of the wrong type or out of range.
         MissingKeyError
             If a gene is unknown.
 
@@ -290,11 +285,6 @@ class CellModel(ScreenModel):
             Return the mean over cells; otherwise a value per cell, shape ``(n_cells,)``.
         key_added
             Column of ``adata.obs`` that values per cell are written to; ``None`` writes nothing.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If an argument is of the wrong type or out of range.
 
         Examples
         --------

@@ -118,8 +118,7 @@ class LatentShiftMixin(PerturbationModel):
         Raises
         ------
         SAMSError
-            If there are no cells to average over, or an argument is of the wrong type or out of
-            range.
+            If there are no cells to average over.
 
         Examples
         --------

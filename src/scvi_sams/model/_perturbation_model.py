@@ -51,8 +51,6 @@ class PerturbationModel(CellModel):
 
     Raises
     ------
-    InvalidArgumentError
-        If a setting is of the wrong type or out of range.
     RegistrationError
         If ``adata`` is not registered.
     """
@@ -124,8 +122,7 @@ class PerturbationModel(CellModel):
             If a label names a perturbation that was not trained on, or a combination where the
             model takes combinations for perturbations of their own.
         SAMSError
-            If the method needs counts and the likelihood has none, or an argument is of the wrong
-            type or out of range.
+            If the method needs counts and the likelihood has none.
 
         Examples
         --------

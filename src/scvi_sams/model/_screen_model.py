@@ -42,7 +42,12 @@ if TYPE_CHECKING:
 
 
 class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
-    """A model that is registered with a screen, trained on it, saved and described."""
+    """A model that is registered with a screen, trained on it, saved and described.
+
+    Settings and arguments of the wrong type or out of range raise
+    :class:`~scvi_sams.exceptions.InvalidArgumentError`, here and in all that follows, before
+    anything is computed.
+    """
 
     _module_cls: ClassVar[type[PerturbationModule]]
     _training_plan_cls = PerturbationTrainingPlan
@@ -298,8 +303,6 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
         Raises
         ------
-        InvalidArgumentError
-            If an argument is of the wrong type or out of range.
         InvalidSplitError
             If the split leaves no training cells, or names a cell twice or none that is there.
         TrainingDivergedError
