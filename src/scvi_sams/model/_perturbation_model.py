@@ -21,8 +21,10 @@ from scvi_sams.model._counterfactual import (
     counterfactual_expression,
     effects_of_labels,
     encode_requested,
+    interactions_of_labels,
     keep_effects,
     make_contrast,
+    measured_combinations,
 )
 from scvi_sams.model._differential import (
     check_comparison,
@@ -32,7 +34,6 @@ from scvi_sams.model._differential import (
     groups_of_cells,
     table_of_comparisons,
 )
-from scvi_sams.model._interactions import interactions_of_labels, measured_combinations
 
 
 class PerturbationModel(CellModel):
