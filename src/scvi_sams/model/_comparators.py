@@ -9,11 +9,9 @@ from anndata import AnnData
 from scvi_sams.model._additive import AdditiveMixin
 from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin
 from scvi_sams.model._perturbation_model import PerturbationModel
-from scvi_sams.module._conditional_vae import ConditionalVAEModule
-from scvi_sams.module._cpa_vae import CPAVAEModule
+from scvi_sams.module._comparators import ConditionalVAEModule, CPAVAEModule, SVAEPlusModule
 from scvi_sams.module._perturbation_module import KLEstimator
 from scvi_sams.module._settings import given
-from scvi_sams.module._svae_plus import SVAEPlusModule
 
 
 class ConditionalVAE(AdditiveMixin, PerturbationModel):
@@ -31,10 +29,8 @@ class ConditionalVAE(AdditiveMixin, PerturbationModel):
     ----------
     adata
         Registered with :meth:`ConditionalVAE.setup_anndata`.
-    n_latent, n_hidden, n_layers, gene_likelihood, n_particles, kl_estimator
+    n_latent, n_hidden, n_layers, gene_likelihood, n_particles, kl_estimator, registry
         As in :class:`SAMSVAE`.
-    registry
-        Set by :meth:`load` where there is no ``adata``.
 
     Examples
     --------
@@ -150,10 +146,8 @@ class SVAEPlus(MaskMixin, LatentShiftMixin, PerturbationModel):
         As in :class:`SAMSVAE`. ``None`` by default: the objective as published.
     n_latent, n_hidden, n_layers, gene_likelihood, n_particles, kl_estimator, global_kl_weight
         As in :class:`SAMSVAE`.
-    mask_initial_probability, mask_temperature
+    mask_initial_probability, mask_temperature, registry
         As in :class:`SAMSVAE`.
-    registry
-        Set by :meth:`load` where there is no ``adata``.
 
     Examples
     --------
