@@ -189,19 +189,13 @@ def quantiles(draws: Tensor, probabilities: tuple[float, ...]) -> tuple[Tensor, 
     has_nan = np.isnan(ordered[..., -1])  # which sorts last
     found = []
     for probability in probabilities:
-        below, share = _place(probability, len(draws))
+        place = probability * (len(draws) - 1)
+        below = min(int(place), len(draws) - 1)
         above = min(below + 1, len(draws) - 1)
-        weight = ordered.dtype.type(share)
+        weight = ordered.dtype.type(place - below)
         with np.errstate(invalid="ignore"):  # between two infinities of one sign
             step = weight * (ordered[..., above] - ordered[..., below])
         step = np.where(ordered[..., above] == ordered[..., below], 0, step)
         value = np.where(has_nan, np.nan, ordered[..., below] + step)
         found.append(torch.from_numpy(value.astype(ordered.dtype)))
     return tuple(found)
-
-
-def _place(probability: float, n_draws: int) -> tuple[int, float]:
-    """Between which of the ordered draws a quantile lies: the lower, and how far from it."""
-    place = probability * (n_draws - 1)
-    below = min(int(place), n_draws - 1)
-    return below, place - below

@@ -34,7 +34,7 @@ from scvi_sams.model._training import training_arguments
 from scvi_sams.module._likelihoods import LIKELIHOODS
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import given
-from scvi_sams.train._divergence import weights_kept_on_error
+from scvi_sams.train._interruption import weights_kept_on_error
 from scvi_sams.train._plan import PerturbationTrainingPlan
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ if TYPE_CHECKING:
 class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     """A model that is registered with a screen, trained on it, saved and described.
 
-    Settings and arguments of the wrong type or out of range raise
-    :class:`~scvi_sams.exceptions.InvalidArgumentError`, here and in all that follows, before
-    anything is computed.
+    Arguments of the wrong type or out of range raise
+    :class:`~scvi_sams.exceptions.InvalidArgumentError`, here and in what builds on it.
     """
 
     _module_cls: ClassVar[type[PerturbationModule]]

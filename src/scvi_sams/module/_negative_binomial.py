@@ -81,14 +81,12 @@ def mean_decoded_log_prob(
 
     Parameters
     ----------
-    x
-        Counts of shape ``(n_cells, n_genes)``.
+    x, log_theta
+        As in :func:`negative_binomial_log_prob`.
     hidden
         Shape ``(n_particles, n_cells, n_hidden)``.
     weight, bias
         Of the last layer, ``(n_genes, n_hidden)`` and ``(n_genes,)``.
-    log_theta
-        Log of the inverse dispersion, shape ``(n_genes,)``.
     size
         Of every cell, shape ``(n_cells,)``.
     softmax

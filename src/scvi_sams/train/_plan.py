@@ -22,15 +22,16 @@ from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import NotNegative, check_settings, number
-from scvi_sams.train._callbacks import (
+from scvi_sams.train._interruption import (
+    GoodWeights,
     ResumableCheckpoint,
     StopOnInterrupt,
+    diverged_weights,
     forget_best_states,
     forget_stopping_score,
     keep_state,
     restore_state,
 )
-from scvi_sams.train._divergence import GoodWeights, diverged_weights
 from scvi_sams.train._statistics import training_statistics
 
 logger = logging.getLogger("scvi.sams")
@@ -315,7 +316,7 @@ class PerturbationTrainingPlan(TrainingPlan):
     def _stop(self, reason: str) -> NoReturn:
         """Raise an error, after the module has got its last good weights again."""
         weights = self._good_weights.restore(self.module)
-        if self._good_weights.are_of_an_epoch:
+        if self._good_weights.epoch is not None:
             self.module.order_latents()
         raise TrainingDivergedError(
             f"Training diverged at step {self.global_step + 1} (epoch {self.current_epoch + 1}): "
