@@ -31,7 +31,7 @@ from anndata import AnnData
 
 import scvi_sams
 from scvi_sams.model._training import _default_max_epochs
-from scvi_sams.module import _negative_binomial, _rising_factorial
+from scvi_sams.module import _negative_binomial
 
 SCREENS: dict[str, tuple[Callable[[], AnnData], dict[str, Any], dict[str, Any]]] = {
     "papalexi21": (
@@ -44,16 +44,16 @@ SCREENS: dict[str, tuple[Callable[[], AnnData], dict[str, Any], dict[str, Any]]]
 """How to get it, arguments of ``setup_anndata`` and of the model."""
 
 
-class FewBeyondTable(_rising_factorial._TableOfTensors):
+class FewBeyondTable(_negative_binomial._TableOfTensors):
     """Stirling's series for counts beyond the table alone: a processor can ask which they are."""
 
     def read(self, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        last = _rising_factorial.TABLE_SIZE - 1
+        last = _negative_binomial.TABLE_SIZE - 1
         entries = counts.clamp(max=last).int().add_(self.first).flatten()
         values = self.values.index_select(0, entries).view(counts.shape)
         slopes = self.slopes.index_select(0, entries).view(counts.shape)
         cells, genes = (counts > last).nonzero(as_tuple=True)
-        value, slope = _rising_factorial._beyond_table(counts[cells, genes], self.theta[genes])
+        value, slope = _negative_binomial._beyond_table(counts[cells, genes], self.theta[genes])
         values[cells, genes] += value
         slopes[cells, genes] += slope
         return values.sum(-1), slopes
@@ -62,7 +62,7 @@ class FewBeyondTable(_rising_factorial._TableOfTensors):
 def switch_off_kernels() -> None:
     """Let torch do in this process what compiled loops do."""
     _negative_binomial._ChunkOfLoops = _negative_binomial._ChunkOfTensors
-    _rising_factorial._TableOfLoops = FewBeyondTable
+    _negative_binomial._TableOfLoops = FewBeyondTable
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scvi_sams.model._draws import bounds, quantiles, summary
+from scvi_sams.model._contrast import bounds, quantiles, summary
 
 
 def test_mean_error_and_interval_by_hand():

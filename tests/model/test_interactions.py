@@ -121,7 +121,7 @@ def test_the_order_of_names_and_the_size_of_chunks_play_no_part(known, monkeypat
     swapped = interactions(known, ["P002+P001", "P004+P003"])
     np.testing.assert_allclose(swapped.X, found.X, atol=1e-5)
     assert list(swapped.obs_names) == ["P002+P001", "P004+P003"]
-    monkeypatch.setattr("scvi_sams.model._interactions._PAIRS_PER_CHUNK", 1)
+    monkeypatch.setattr("scvi_sams.model._counterfactual._PAIRS_PER_CHUNK", 1)
     np.testing.assert_allclose(interactions(known, list(PAIRS)).X, found.X, atol=1e-3)
 
 

@@ -14,7 +14,7 @@ from model.builders import TRAINING, small_screen
 from scvi_sams import SAMSVAE
 from scvi_sams.data import open_screen
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.train._callbacks import keep_state, restore_state
+from scvi_sams.train._interruption import keep_state, restore_state
 
 N_EPOCHS = 6
 KILLED = """

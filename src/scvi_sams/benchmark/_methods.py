@@ -26,10 +26,8 @@ from scvi_sams.baselines._simple import (
 from scvi_sams.benchmark._model import Fitted, ModelMethod
 from scvi_sams.benchmark._screen import Fold
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._conditional_vae import ConditionalVAE
-from scvi_sams.model._cpa_vae import CPAVAE
+from scvi_sams.model._comparators import CPAVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.model._sams_vae import SAMSVAE
-from scvi_sams.model._svae_plus import SVAEPlus
 
 NO_CHANGE = "control mean"
 NEGATIVE_CONTROL = "mean of perturbations"

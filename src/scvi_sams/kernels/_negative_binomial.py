@@ -1,9 +1,9 @@
 """The loops of the negative binomial over cells and genes, compiled for processors.
 
 Each does in one pass over a chunk of cells what torch does in some twenty, in a quarter of the
-time. The formulas are those of ``_negative_binomial.py`` and ``_rising_factorial.py`` of
-``module``. Single or double precision, as the arrays are. Numbers that are written out would be
-double precision, and the loop with them: hence ``one`` and the like.
+time. The formulas are those of ``module/_negative_binomial.py``. Single or double precision, as the
+arrays are. Numbers that are written out would be double precision, and the loop with them: hence
+``one`` and the like.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbat
 from scvi_sams.labels._names import check_known
 from scvi_sams.model._contrast import EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
+    Interaction,
     effects_of_labels,
     encode_requested,
     keep_effects,
     make_contrast,
 )
-from scvi_sams.model._interactions import Interaction
 from scvi_sams.model._perturbation_model import PerturbationModel
 
 _PERTURBATIONS_PER_BLOCK = 32

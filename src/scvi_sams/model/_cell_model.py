@@ -96,8 +96,7 @@ class CellModel(ScreenModel):
         Raises
         ------
         SAMSError
-            If the perturbed state is asked of a model that has none (``ConditionalVAE``), or an
-            argument is of the wrong type or out of range.
+            If the perturbed state is asked of a model that has none (``ConditionalVAE``).
 
         Examples
         --------
@@ -182,8 +181,6 @@ class CellModel(ScreenModel):
 
         Raises
         ------
-        InvalidArgumentError
-            If an argument is of the wrong type or out of range.
         MissingKeyError
             If a gene or the batch is unknown.
 
@@ -245,8 +242,6 @@ class CellModel(ScreenModel):
 
         Raises
         ------
-        InvalidArgumentError
-            If an argument is of the wrong type or out of range.
         MissingKeyError
             If a gene is unknown.
 
@@ -291,11 +286,6 @@ class CellModel(ScreenModel):
         key_added
             Column of ``adata.obs`` that values per cell are written to; ``None`` writes nothing.
 
-        Raises
-        ------
-        InvalidArgumentError
-            If an argument is of the wrong type or out of range.
-
         Examples
         --------
         >>> held_out = model.validation_indices
@@ -303,10 +293,9 @@ class CellModel(ScreenModel):
         >>> model.get_elbo(indices=held_out, return_mean=False).shape == held_out.shape
         True
         """
-        check_integer(n_samples=n_samples)
-        cells = self._read_some(adata, indices, batch_size)
-        scores = negative_log_terms(cells, n_samples)
-        return self._report(-scores.sum(axis=0), cells, return_mean, key_added)
+        cells = self._read_scored(adata, indices, batch_size, n_samples)
+        scores = -negative_log_terms(cells, n_samples).sum(axis=0)
+        return self._report(scores, cells, return_mean, key_added)
 
     @torch.inference_mode()
     def get_reconstruction_error(
@@ -329,10 +318,8 @@ class CellModel(ScreenModel):
         >>> model.get_reconstruction_error(indices=held_out) < -model.get_elbo(indices=held_out)
         True
         """
-        check_integer(n_samples=n_samples)
-        cells = self._read_some(adata, indices, batch_size)
-        scores = negative_log_terms(cells, n_samples)
-        return self._report(scores[0], cells, return_mean, key_added)
+        cells = self._read_scored(adata, indices, batch_size, n_samples)
+        return self._report(negative_log_terms(cells, n_samples)[0], cells, return_mean, key_added)
 
     @torch.inference_mode()
     def get_iwelbo(
@@ -371,13 +358,14 @@ class CellModel(ScreenModel):
         >>> loose < tight
         True
         """
-        check_integer(n_samples=n_samples)
-        cells = self._read_some(adata, indices, 128 if batch_size is None else batch_size)
+        batch_size = 128 if batch_size is None else batch_size
+        cells = self._read_scored(adata, indices, batch_size, n_samples)
         bounds = importance_weighted_bounds(cells, n_samples)
         return self._report(bounds, cells, return_mean, key_added)
 
-    def _read_some(self, *given: Any) -> CellReader:
-        cells = self._read(*given)
+    def _read_scored(self, adata: Any, indices: Any, batch_size: Any, n_samples: int) -> CellReader:
+        check_integer(n_samples=n_samples)
+        cells = self._read(adata, indices, batch_size)
         if not len(cells):
             raise InvalidArgumentError(
                 "There are no cells to score: `indices` or `adata` is empty."

@@ -1,11 +1,13 @@
-"""The same cells with a perturbation and without: what is compared, and on which scale."""
+"""The same cells with a perturbation and without: what is compared, and how draws are summed up."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from scvi_sams import _torch as _devices
 from scvi_sams._checks import check_choice, check_number
@@ -34,8 +36,8 @@ class Contrast:
         self,
         module: PerturbationModule,
         statistic: Statistic,
-        z_basal: torch.Tensor,
-        covariates: torch.Tensor | None,
+        z_basal: Tensor,
+        covariates: Tensor | None,
     ) -> None:
         self.module = module
         self.statistic = statistic
@@ -43,7 +45,7 @@ class Contrast:
         self.covariates = covariates
         self.control = self.mean(z_basal.new_zeros(len(z_basal), module.n_shift))
 
-    def mean(self, shift: torch.Tensor) -> torch.Tensor:
+    def mean(self, shift: Tensor) -> Tensor:
         """Average f over the basal states of every posterior sample, moved by ``shift``.
 
         ``shift`` is ``(n_posterior, n_shift)``, the result ``(n_posterior, n_genes)``.
@@ -54,11 +56,11 @@ class Contrast:
         ]
         return means[0] if len(means) == 1 else torch.cat(means)
 
-    def every_state(self, shift: torch.Tensor) -> torch.Tensor:
+    def every_state(self, shift: Tensor) -> Tensor:
         """Return f of every basal state, moved by ``shift``, ``(n_states, n_genes)``."""
         return torch.cat([values.flatten(0, 1) for values in self._values(shift)])
 
-    def _values(self, shift: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _values(self, shift: Tensor) -> Iterator[Tensor]:
         n_posterior, n_basal, _ = self.z_basal.shape
         n_values = (
             _VALUES_AT_ONCE_ON_ACCELERATORS
@@ -72,7 +74,7 @@ class Contrast:
             logits = self.module.decode(self.z_basal[part], shift[part, None], of_part)
             yield self.statistic(logits)
 
-    def effect(self, shift: torch.Tensor) -> torch.Tensor:
+    def effect(self, shift: Tensor) -> Tensor:
         """Return by how much ``shift`` changes the mean of f, ``(n_posterior, n_genes)``."""
         return self.mean(shift).sub_(self.control)
 
@@ -107,7 +109,7 @@ class Statistic:
             else None
         )
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+    def __call__(self, logits: Tensor) -> Tensor:
         """Map logits ``(..., n_genes)`` to E[f(x)], of the same shape."""
         if self._lognorm is not None:
             return self._lognorm(logits)
@@ -130,8 +132,8 @@ def rate_scale(likelihood: Likelihood, method: EffectScale) -> EffectScale:
 
 
 def expected_expression(
-    likelihood: Likelihood, logits: torch.Tensor, method: EffectScale, target_sum: float
-) -> torch.Tensor:
+    likelihood: Likelihood, logits: Tensor, method: EffectScale, target_sum: float
+) -> Tensor:
     """Return ``target_sum * rate`` (``"mean"``) or ``log2(1 + target_sum * rate)``.
 
     A normal likelihood has its mean, on whatever scale its data are.
@@ -152,3 +154,48 @@ def units(likelihood: Likelihood, method: EffectScale) -> str:
         "lograte": "log2(1 + expected counts per target_sum)",
         "lognorm": "log2(1 + counts per target_sum)",
     }[method]
+
+
+def summary(draws: Tensor, interval: float | None) -> list[Tensor]:
+    """Summarise at least two draws, ``(n_draws, ...)``.
+
+    Returns
+    -------
+    Their mean and its standard error, and unless ``interval`` is ``None`` the lower and the upper
+    end of the equal-tailed interval.
+    """
+    mean = draws.mean(dim=0)
+    squares = (draws - mean).square_().sum(dim=0)
+    error = (squares / ((len(draws) - 1) * len(draws))).sqrt()
+    return [mean, error, *([] if interval is None else bounds(draws, interval))]
+
+
+def bounds(draws: Tensor, interval: float) -> tuple[Tensor, ...]:
+    """Return the lower and the upper end of the equal-tailed interval of ``(n_draws, ...)``."""
+    return quantiles(draws, (0.5 - interval / 2, 0.5 + interval / 2))
+
+
+def quantiles(draws: Tensor, probabilities: tuple[float, ...]) -> tuple[Tensor, ...]:
+    """Return quantiles over the first dimension, interpolated linearly, as ``torch.quantile`` does.
+
+    On a CPU numpy sorts, which takes a tenth to a twentieth of the time of torch for a hundred
+    draws of two thousand genes. Compiled loops that only picked out the outermost draws took a
+    tenth of that again, and nothing that could be seen of a user's whole path.
+    """
+    if _devices.is_accelerator(draws.device):
+        return tuple(torch.quantile(draws, draws.new_tensor(probabilities), dim=0))
+    ordered = np.array(np.moveaxis(draws.numpy(), 0, -1), order="C")  # a copy, sorted in place
+    ordered.sort(axis=-1)
+    has_nan = np.isnan(ordered[..., -1])  # which sorts last
+    found = []
+    for probability in probabilities:
+        place = probability * (len(draws) - 1)
+        below = min(int(place), len(draws) - 1)
+        above = min(below + 1, len(draws) - 1)
+        weight = ordered.dtype.type(place - below)
+        with np.errstate(invalid="ignore"):  # between two infinities of one sign
+            step = weight * (ordered[..., above] - ordered[..., below])
+        step = np.where(ordered[..., above] == ordered[..., below], 0, step)
+        value = np.where(has_nan, np.nan, ordered[..., below] + step)
+        found.append(torch.from_numpy(value.astype(ordered.dtype)))
+    return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,11 +83,7 @@ def compare_perturbations(
     """Compare the same control cells with one perturbation and with the other, or none."""
     spelling = model._spelling
     second = spelling.control_label if group2 is None else group2
-    if group1 is None:
-        group1 = [name for name in model.perturbations if name != second]
-    first = as_names("group1", group1)
-    if not first:
-        raise InvalidArgumentError("`group1` is empty: there is nothing to compare.")
+    first = _asked_for(group1, model.perturbations, second)
     check_key(group2=group2)
     requested = encode_requested(model, [second, *first])
     module = model.module
@@ -108,6 +104,17 @@ def compare_perturbations(
         of_first = label_of_cell == spelling.canonical(name)
         found.append((name, second, of_first, of_second, columns))
     return found
+
+
+def _asked_for(
+    group1: str | Sequence[str] | None, known: Iterable[str], second: str | None
+) -> list[str]:
+    if group1 is None:
+        group1 = [name for name in known if name != second]
+    names = as_names("group1", group1)
+    if not names:
+        raise InvalidArgumentError("`group1` is empty: there is nothing to compare.")
+    return names
 
 
 def _median_size(model: CellModel) -> float:
@@ -176,17 +183,7 @@ def groups_of_cells(
     idx1: Sequence[int] | Sequence[bool] | None,
     idx2: Sequence[int] | Sequence[bool] | None,
 ) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Return names and boolean masks of the two sides of every comparison.
-
-    Raises
-    ------
-    MissingKeyError
-        If obs has no column ``groupby``.
-    UnknownPerturbationError
-        If no cell is in a group.
-    SAMSError
-        If all cells are in one group, or none in one.
-    """
+    """Return names and boolean masks of the two sides of every comparison."""
     if idx1 is not None:
         first = _mask("idx1", adata.n_obs, idx1)
         second = ~first if idx2 is None else _mask("idx2", adata.n_obs, idx2)
@@ -200,11 +197,7 @@ def groups_of_cells(
     present = np.unique(group_of_cell)
     if len(present) < 2:
         raise SAMSError(f"All cells are in one group, {present[0]!r}: nothing to compare.")
-    if group1 is None:
-        group1 = [str(name) for name in present if name != group2]
-    asked = as_names("group1", group1)
-    if not asked:
-        raise InvalidArgumentError("`group1` is empty: there is nothing to compare.")
+    asked = _asked_for(group1, present, group2)
     unknown = [name for name in [*asked, group2] if name is not None and name not in present]
     if unknown:
         raise UnknownPerturbationError(

@@ -61,10 +61,15 @@ class ExpectedLognorm:
             coarse = np.union1d(coarse[coarse < high - 1.5], fine[fine >= high - 1.5])
             rest = library_size - np.exp(coarse)
             rest = np.maximum(rest, library_size * _SMALLEST_REST)
-            quadrature = _quadrature_of_difference((1 + target_sum) / rest, 1 / rest)
+            factors = [(1 + target_sum) / rest, 1 / rest]
+            # Below the first node the integrand is at most mean * u^2 / smaller factor.
+            first_node = _NEGLIGIBLE * factors[1].min()
         else:
-            quadrature = _quadrature_of_logarithm(math.exp(high), target_sum / library_size)
-        values = _expectations(likelihood, np.exp(coarse), *quadrature, device)
+            factors = [np.array([target_sum / library_size])]
+            first_node = _NEGLIGIBLE / math.exp(high)
+        values = _expectations(
+            likelihood, np.exp(coarse), *_quadrature(first_node, *factors), device
+        )
         self.table = torch.cat(
             [
                 torch.as_tensor(CubicSpline(coarse, some.cpu(), axis=1)(fine), dtype=some.dtype)
@@ -109,30 +114,17 @@ def _expectations(
         yield torch.einsum("gmu,mu->gm", torch.expm1(log_transform), weighted).neg_()
 
 
-def _quadrature_of_logarithm(largest: float, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes u and weights ``(1, n_nodes)`` of E[log2(1 + factor * x)], for means to the largest."""
-    low = math.log(_NEGLIGIBLE / largest)
-    high = math.log(factor * -math.log(_NEGLIGIBLE))
-    u = _nodes(low, high)
-    return u, _weights(u, np.array([factor]))
-
-
-def _quadrature_of_difference(
-    larger: np.ndarray, smaller: np.ndarray
+def _quadrature(
+    first_node: float, factor: np.ndarray, smaller: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes u, weights ``(n_means, n_nodes)`` of E[log2(1 + larger * x) - log2(1 + smaller * x)].
+    """Nodes u and weights ``(n_means, n_nodes)`` of E[log2(1 + factor * x)], factors by mean.
 
-    Both factors are given by mean.
+    With ``smaller`` they are those of that logarithm minus the one of smaller factors.
     """
-    # Below the first node the integrand is at most mean * u^2 / smaller.
-    low = math.log(_NEGLIGIBLE * smaller.min())
-    high = math.log(larger.max() * -math.log(_NEGLIGIBLE))
-    u = _nodes(low, high)
-    return u, _weights(u, larger) - _weights(u, smaller)
-
-
-def _nodes(low: float, high: float) -> np.ndarray:
-    return np.exp(np.arange(low, high + _QUADRATURE_STEP, _QUADRATURE_STEP))
+    low, high = math.log(first_node), math.log(factor.max() * -math.log(_NEGLIGIBLE))
+    u = np.exp(np.arange(low, high + _QUADRATURE_STEP, _QUADRATURE_STEP))
+    weights = _weights(u, factor)
+    return u, weights if smaller is None else weights - _weights(u, smaller)
 
 
 def _weights(u: np.ndarray, factor: np.ndarray) -> np.ndarray:

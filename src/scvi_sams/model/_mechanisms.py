@@ -92,10 +92,8 @@ class LatentShiftMixin(PerturbationModel):
 
         Parameters
         ----------
-        adata
-            Registered data, or other data with the same genes; ``None`` for the training data.
-        indices
-            Cells to average over; ``None`` for all.
+        adata, indices, batch_size
+            Cells to average over, as in :meth:`get_latent_representation`.
         method
             ``"lograte"``: of log2(1 + target_sum * rate). ``"mean"``: of target_sum * rate. A
             normal likelihood has the derivative of its mean for either.
@@ -104,8 +102,6 @@ class LatentShiftMixin(PerturbationModel):
         n_cells
             At most so many of the cells are used, drawn at random, the same in every call; ``None``
             for all of them.
-        batch_size
-            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``.
         key_added
             Key of ``adata.varm`` that the table is written to; ``None`` writes nothing.
 
@@ -118,8 +114,7 @@ class LatentShiftMixin(PerturbationModel):
         Raises
         ------
         SAMSError
-            If there are no cells to average over, or an argument is of the wrong type or out of
-            range.
+            If there are no cells to average over.
 
         Examples
         --------

@@ -21,8 +21,10 @@ from scvi_sams.model._counterfactual import (
     counterfactual_expression,
     effects_of_labels,
     encode_requested,
+    interactions_of_labels,
     keep_effects,
     make_contrast,
+    measured_combinations,
 )
 from scvi_sams.model._differential import (
     check_comparison,
@@ -32,7 +34,6 @@ from scvi_sams.model._differential import (
     groups_of_cells,
     table_of_comparisons,
 )
-from scvi_sams.model._interactions import interactions_of_labels, measured_combinations
 
 
 class PerturbationModel(CellModel):
@@ -51,8 +52,6 @@ class PerturbationModel(CellModel):
 
     Raises
     ------
-    InvalidArgumentError
-        If a setting is of the wrong type or out of range.
     RegistrationError
         If ``adata`` is not registered.
     """
@@ -124,8 +123,7 @@ class PerturbationModel(CellModel):
             If a label names a perturbation that was not trained on, or a combination where the
             model takes combinations for perturbations of their own.
         SAMSError
-            If the method needs counts and the likelihood has none, or an argument is of the wrong
-            type or out of range.
+            If the method needs counts and the likelihood has none.
 
         Examples
         --------

@@ -78,7 +78,8 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     Raises
     ------
     InvalidArgumentError
-        If a setting is of the wrong type or out of range.
+        If a setting, or an argument of a method, is of the wrong type or out of range: before
+        anything is computed.
 
     Examples
     --------

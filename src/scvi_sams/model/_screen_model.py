@@ -34,7 +34,7 @@ from scvi_sams.model._training import training_arguments
 from scvi_sams.module._likelihoods import LIKELIHOODS
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import given
-from scvi_sams.train._divergence import weights_kept_on_error
+from scvi_sams.train._interruption import weights_kept_on_error
 from scvi_sams.train._plan import PerturbationTrainingPlan
 
 if TYPE_CHECKING:
@@ -42,7 +42,11 @@ if TYPE_CHECKING:
 
 
 class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
-    """A model that is registered with a screen, trained on it, saved and described."""
+    """A model that is registered with a screen, trained on it, saved and described.
+
+    Arguments of the wrong type or out of range raise
+    :class:`~scvi_sams.exceptions.InvalidArgumentError`, here and in what builds on it.
+    """
 
     _module_cls: ClassVar[type[PerturbationModule]]
     _training_plan_cls = PerturbationTrainingPlan
@@ -298,8 +302,6 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
         Raises
         ------
-        InvalidArgumentError
-            If an argument is of the wrong type or out of range.
         InvalidSplitError
             If the split leaves no training cells, or names a cell twice or none that is there.
         TrainingDivergedError

@@ -1,7 +1,6 @@
-"""The probabilistic models: one small file each, in the paper's symbols."""
+"""The probabilistic models, in the paper's symbols."""
 
-from scvi_sams.module._conditional_vae import ConditionalVAEModule
-from scvi_sams.module._cpa_vae import CPAVAEModule
+from scvi_sams.module._comparators import ConditionalVAEModule, CPAVAEModule, SVAEPlusModule
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._likelihoods import LIKELIHOODS, Likelihood
 from scvi_sams.module._masks import MASK_PRIORS, MaskPrior
@@ -21,7 +20,6 @@ from scvi_sams.module._perturbation_module import (
 )
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._sams_vae import SAMSVAEModule
-from scvi_sams.module._svae_plus import SVAEPlusModule
 
 __all__ = [
     "LIKELIHOODS",

@@ -20,7 +20,6 @@ _RIDGE = 1e-3
 _NATS_OF_A_CURVED = 0.5
 """The states of a dimension that tells less are noise, whatever predicts them."""
 
-
 _FOLLOWING_OF_A_CURVED = 0.6
 """On simulated screens mechanisms had at most .45, curved ones of little curvature at least .75."""
 
@@ -90,8 +89,10 @@ def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
     n_cells, n_latent = basal.shape
     state = (basal + shift).double()
     target = _centred(basal.double(), groups)
-    predictors = _standardised(_centred(torch.cat([state, state.square()], dim=1), groups))
-    first, second = _halves(n_cells)
+    predictors = _centred(torch.cat([state, state.square()], dim=1), groups)
+    predictors = predictors / predictors.square().mean(dim=0).sqrt().clamp(min=1e-9)
+    order = torch.randperm(n_cells, generator=torch.Generator().manual_seed(0))
+    first, second = order[: n_cells // 2], order[n_cells // 2 :]
     gram = predictors[first].T @ predictors[first]
     gram = gram + _RIDGE * len(first) * torch.eye(2 * n_latent, dtype=gram.dtype)
     moments = predictors[first].T @ target[first]
@@ -131,12 +132,3 @@ def _centred(values: Tensor, groups: Tensor) -> Tensor:
     sums = values.new_zeros(n_groups, values.shape[1]).index_add_(0, groups, values)
     counts = torch.bincount(groups, minlength=n_groups).clamp(min=1)
     return values - (sums / counts[:, None])[groups]
-
-
-def _standardised(values: Tensor) -> Tensor:
-    return values / values.square().mean(dim=0).sqrt().clamp(min=1e-9)
-
-
-def _halves(n_cells: int) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(n_cells, generator=torch.Generator().manual_seed(0))
-    return order[: n_cells // 2], order[n_cells // 2 :]

@@ -118,7 +118,7 @@ class BetaBernoulliMaskPrior(MaskPrior):
         # In float64: log-gammas of a large concentration all but cancel.
         wide = logits.double()
         on, off = torch.sigmoid(wide), torch.sigmoid(-wide)
-        negative_entropy = on * functional.logsigmoid(wide) + off * functional.logsigmoid(-wide)
+        negative_entropy = _bernoulli_kl(wide, 0.0, 0.0)
         evidence = torch.lgamma(self.a + on) + torch.lgamma(self.b + off)
         prior = math.lgamma(self.a) + math.lgamma(self.b)
         total = math.lgamma(self.a + self.b + 1) - math.lgamma(self.a + self.b)

@@ -95,11 +95,6 @@ def perturbations_of_batch(codes: Tensor, n_perturbations: int) -> tuple[Tensor,
     if n_perturbations <= codes.numel():
         rows = torch.arange(n_perturbations, device=codes.device)
         return rows, torch.where(codes < 0, n_perturbations, codes)
-    return _padded_perturbations(codes, n_perturbations)
-
-
-def _padded_perturbations(codes: Tensor, n_perturbations: int) -> tuple[Tensor, Tensor]:
-    """Both for more perturbations than there are slots: as many rows as slots."""
     is_empty = codes < 0
     # Empty slots come last, as if they held one more perturbation, whose row nobody reads.
     ordered, order = torch.where(is_empty, n_perturbations, codes).flatten().sort()

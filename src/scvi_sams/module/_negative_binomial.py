@@ -3,15 +3,18 @@
 With ``ratio = mean / theta`` (``theta`` the inverse dispersion)::
 
     log p(x) = x log(mean) - (x + theta) log1p(ratio) + rising(x, theta) - log(x!)
+    rising(x, theta) = sum_{k < x} log1p(k / theta)
+                     = log Gamma(x + theta) - log Gamma(theta) - x log(theta)
 
 Two reasons to write it out. Every term stays exact when ``theta`` is large (the textbook form
 loses more than 100 nats per cell in float32 at ``theta = 1e5``), and goes over into the Poisson.
-And the terms of ``rising`` do not depend on the Monte-Carlo particle, so they are computed once per
-cell and gene, while the particles need few passes over few arrays.
+And ``rising`` does not depend on the Monte-Carlo particle, so it is read off tables once per cell
+and gene, while the particles need few passes over few arrays.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,10 +27,12 @@ from torch.autograd.function import once_differentiable
 from scvi_sams import _torch as _devices
 from scvi_sams.kernels import _negative_binomial as loops
 from scvi_sams.module._minibatch import chunks_of_cells, chunks_of_particles
-from scvi_sams.module._rising_factorial import rising_factorial, rising_factorial_table
 
 _MAX_LOG_MEAN = 60.0
 """Keeps the mean finite in float32 whatever the decoder says."""
+
+TABLE_SIZE = 256
+"""Counts below this are looked up in a table per gene; to the few above, Stirling's series adds."""
 
 
 def negative_binomial_log_prob(
@@ -53,8 +58,8 @@ def negative_binomial_log_prob(
     """
     x = x.detach()
     size = None if softmax_size is None else softmax_size.detach()
-    particles: Tensor = _ParticleTerms.apply(log_mean, x, log_theta, size)
-    return particles + rising_factorial(log_theta, x)
+    result: Tensor = _LogProb.apply(log_mean, x, log_theta, size)
+    return result
 
 
 def mean_decoded_log_prob(
@@ -76,14 +81,12 @@ def mean_decoded_log_prob(
 
     Parameters
     ----------
-    x
-        Counts of shape ``(n_cells, n_genes)``.
+    x, log_theta
+        As in :func:`negative_binomial_log_prob`.
     hidden
         Shape ``(n_particles, n_cells, n_hidden)``.
     weight, bias
         Of the last layer, ``(n_genes, n_hidden)`` and ``(n_genes,)``.
-    log_theta
-        Log of the inverse dispersion, shape ``(n_genes,)``.
     size
         Of every cell, shape ``(n_cells,)``.
     softmax
@@ -109,10 +112,10 @@ def mean_decoded_log_prob(
     return result
 
 
-class _ParticleTerms(torch.autograd.Function):
-    """``sum_g x log(mean) - (x + theta) log1p(ratio)`` per particle and cell.
+class _LogProb(torch.autograd.Function):
+    """All terms per particle and cell.
 
-    The softmax is differentiated here too, and nothing of the size of the logits is kept but they
+    The softmax is differentiated here too, and of the size of the logits nothing is kept but they
     themselves: the gradient begins with them again.
     """
 
@@ -121,17 +124,21 @@ class _ParticleTerms(torch.autograd.Function):
         ctx: Any, logits: Tensor, x: Tensor, log_theta: Tensor, softmax_size: Tensor | None
     ) -> Tensor:
         theta = log_theta.exp()
-        result = logits.new_empty(logits.shape[:-1])
+        result = torch.empty_like(logits[..., 0])
+        slopes = torch.empty_like(x, dtype=theta.dtype)
+        table = _rising_factorial_table(theta, x)
         for cells, chunk in _chunks_of_cells(x, theta, softmax_size):
+            rising, slopes[cells] = table.read(chunk.counts)
             for particles in chunks_of_particles(len(logits), x.device):
-                result[particles, cells] = chunk.terms(logits[particles, cells].clone())
-        ctx.save_for_backward(logits, x, theta, softmax_size)
+                terms = chunk.terms(logits[particles, cells].clone())
+                result[particles, cells] = terms + rising
+        ctx.save_for_backward(logits, x, theta, softmax_size, slopes)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, x, theta, softmax_size = ctx.saved_tensors
+        logits, x, theta, softmax_size, slopes = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         grad_log_theta = torch.zeros_like(theta)
         for cells, chunk in _chunks_of_cells(x, theta, softmax_size):
@@ -139,7 +146,7 @@ class _ParticleTerms(torch.autograd.Function):
                 part = logits[particles, cells].clone()
                 chunk.terms_and_slopes(part, grad[particles, cells], grad_log_theta)
                 grad_logits[particles, cells] = part
-        return grad_logits, None, grad_log_theta, None
+        return grad_logits, None, grad_log_theta + grad.sum(0) @ slopes, None
 
 
 class _MeanOfDecoded(torch.autograd.Function):
@@ -162,7 +169,7 @@ class _MeanOfDecoded(torch.autograd.Function):
         share = torch.full_like(each, 1 / each.numel())
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
         grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
-        table = rising_factorial_table(theta, x)
+        table = _rising_factorial_table(theta, x)
         beta = 0.0
         for cells, chunk in _chunks_of_cells(x, theta, size if softmax else None):
             rising, slopes_of_theta = table.read(chunk.counts)
@@ -296,3 +303,94 @@ def _chunks_of_cells(
 def _sum_over_cells(values: Tensor, weights: Tensor) -> Tensor:
     """Sum over particles and cells of values (.. x genes) times weights (particles x cells)."""
     return weights.reshape(-1) @ values.reshape(-1, values.shape[-1])
+
+
+def _rising_factorial_table(theta: Tensor, x: Tensor) -> _TableOfLoops | _TableOfTensors:
+    """Table of ``rising - log(x!)`` and its slope in log(theta), for all counts ``x``.
+
+    ``read`` returns the sum over genes per cell, and the slope of every entry.
+    """
+    return (_TableOfTensors if _devices.is_accelerator(x.device) else _TableOfLoops)(theta, x)
+
+
+class _TableOfLoops:
+    """As long for each gene as its largest count needs; for processors."""
+
+    def __init__(self, theta: Tensor, x: Tensor) -> None:
+        self.theta = theta
+        largest = x.amax(0).nan_to_num_(0)
+        self.has_all = bool(largest.amax() < TABLE_SIZE)
+        lengths = largest.clamp(0, TABLE_SIZE - 1).long() + 1
+        self.starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).numpy()
+        self.table = theta.new_empty(self.starts[-1], 2).numpy()
+        steps = torch.arange(int(lengths.amax()), dtype=theta.dtype)
+        arrays = (steps, steps.log1p(), steps.new_empty(2, len(steps)))
+        loops.fill_table(
+            theta.numpy(), self.starts, *(array.numpy() for array in arrays), self.table
+        )
+
+    def read(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        sums = self.theta.new_empty(len(counts))
+        slopes = torch.empty_like(counts, dtype=self.theta.dtype)
+        loops.read_table(counts.numpy(), self.starts, self.table, sums.numpy(), slopes.numpy())
+        if not self.has_all:
+            cells, genes = (counts >= TABLE_SIZE).nonzero(as_tuple=True)
+            # In double precision: they are few, and slopes cancel against those of the mean.
+            value, slope = _beyond_table(counts[cells, genes].double(), self.theta[genes].double())
+            sums.index_add_(0, cells, value.to(sums.dtype))
+            slopes[cells, genes] = (slopes[cells, genes] + slope).to(slopes.dtype)
+        return sums, slopes
+
+
+class _TableOfTensors:
+    """Of one size for all, so that nothing need be asked of the data; for accelerators."""
+
+    def __init__(self, theta: Tensor, x: Tensor) -> None:
+        self.theta = theta
+        # Entry x sums over k < x: column x adds k = x - 1, and column 0 zero, as k = 0 does.
+        steps = torch.arange(-1, TABLE_SIZE - 1, device=x.device, dtype=theta.dtype).clamp_(min=0)
+        of_gene = theta[:, None]
+        self.values = (steps / of_gene).log1p_().sub_(steps.log1p()).cumsum_(1).flatten()
+        # d/d log(theta) log1p(k / theta) = -k / (k + theta)
+        self.slopes = (steps + of_gene).reciprocal_().mul_(-steps).cumsum_(1).flatten()
+        self.first = torch.arange(len(theta), device=x.device, dtype=torch.int32) * TABLE_SIZE
+
+    def read(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        within = counts.clamp(0, TABLE_SIZE - 1).nan_to_num_(0)
+        entries = within.int().add_(self.first).flatten()
+        values = self.values.index_select(0, entries).view(counts.shape)
+        slopes = self.slopes.index_select(0, entries).view(counts.shape)
+        # Computed for all, and zero for nearly all: which are beyond, only the device knows.
+        value, slope = _beyond_table(counts.clamp(min=TABLE_SIZE - 1), self.theta)
+        return (values + value).sum(-1), slopes + slope
+
+
+def _beyond_table(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """What counts x beyond the table add to its last entry: value and slope in log(theta).
+
+    Log-gammas at ``x + theta`` and at the end of the table by Stirling's series, which has nine
+    digits from 256 on, and their difference written so that nothing cancels where theta is large.
+    """
+    last = TABLE_SIZE - 1
+    n = x - last
+    start, end = last + theta, x + theta
+    log_growth = torch.log1p(n / start)
+    value = (end - 0.5) * log_growth + _stirling(end) - _stirling(start)
+    value += n * torch.log1p(last / theta)
+    log_factorial = (x + 0.5) * torch.log1p(n / TABLE_SIZE) + n * math.log(TABLE_SIZE)
+    log_factorial += _stirling(x + 1) - _stirling(torch.full_like(theta, TABLE_SIZE))
+    slope = theta * (log_growth + _stirling_slope(end) - _stirling_slope(start)) - n
+    return value - log_factorial, slope
+
+
+def _stirling(z: Tensor) -> Tensor:
+    """Log Gamma(z) - (z - 1/2) log(z) + z - log(2 pi) / 2."""
+    inverse = z.reciprocal()
+    return inverse * (1 / 12 - inverse.square() / 360)
+
+
+def _stirling_slope(z: Tensor) -> Tensor:
+    """Digamma(z) - log(z)."""
+    inverse = z.reciprocal()
+    square = inverse.square()
+    return -0.5 * inverse - square * (1 / 12 - square / 120)

@@ -18,7 +18,6 @@ from scvi_sams.module._rotation import signed_permutation
 _VARIANCE_FLOOR = 1e-4
 """Added to every posterior variance (paper, appendix)."""
 
-
 _MAX_LOG_VARIANCE = 20.0
 """Far beyond any posterior; keeps the first steps finite where doses are in the thousands."""
 
@@ -27,7 +26,6 @@ _INITIAL_SENSITIVITY = 0.4
 enter one by one as they are needed and the others stay off: on a simulated screen with 30 true ones
 the dense phase ended at a validation -ELBO of 3138.4 instead of 3142.4, with 32 dimensions in use
 instead of more than 35. A tenth was no better there, and too slow a start for a thousand cells."""
-
 
 INITIAL_EFFECT_SCALE = 0.1
 """Standard deviation of effects before training. Starting as wide as the prior, the noise in the

@@ -91,27 +91,14 @@ class PerturbationModule(BaseModuleClass):
     ----------
     n_genes, n_perturbations
         Size of the data.
-    n_latent
-        L.
-    n_hidden, n_layers
-        Shape of encoder and decoder.
     n_batch, n_categories, n_continuous
         Number of batches, of categories of each categorical covariate, of continuous covariates.
-    gene_likelihood
-        Name in :data:`LIKELIHOODS`.
     uses_size_factor
         Whether a size factor is registered; otherwise the library size is the sum of the counts.
-    correlated_basal
-        Whether q(z_basal) sees the shift that the cell's perturbations cause.
-    n_particles
-        P during training.
-    kl_estimator
-        Closed form, or the paper's estimate from the drawn samples.
-    global_kl_weight
-        Factor of the divergences of the global variables; 1 is the ELBO.
-    evidence_cells
-        What the cells of one perturbation say about its globals counts as at most what this many
-        cells would say (see :meth:`evidence_weights`); ``None`` is the ELBO.
+    n_latent, n_hidden, n_layers, gene_likelihood, correlated_basal
+        As in :class:`~scvi_sams.SAMSVAE`.
+    n_particles, kl_estimator, global_kl_weight, evidence_cells
+        As there (see :meth:`evidence_weights`).
     """
 
     def __init__(

@@ -191,14 +191,8 @@ def signed_permutation(order: Tensor, signs: Tensor) -> Tensor:
 def canonical_order(effects: Tensor) -> tuple[Tensor, Tensor]:
     """Strongest latent dimension first, and each so that its effects are positive on average.
 
-    Parameters
-    ----------
-    effects
-        Masked mean effects, ``(n_perturbations, n_latent)``.
-
-    Returns
-    -------
-    Order (by falling Euclidean norm; ties as they were) and signs of the ordered dimensions.
+    Of masked mean effects, ``(n_perturbations, n_latent)``: the order, by falling Euclidean norm
+    (ties as they were), and signs of the ordered dimensions.
     """
     order = effects.norm(dim=0).argsort(descending=True, stable=True)
     total = effects[:, order].sum(dim=0)

@@ -47,21 +47,12 @@ class SAMSVAEModule(LatentShiftModule):
     ----------
     correlated_effects
         Whether q(e_t) sees the mask.
-    mask_prior_probability
-        ``alpha``; the mean of a Beta prior.
-    mask_prior_concentration
-        ``a + b`` of a Beta prior over the probability of every mask entry.
-    mask_prior
-        Name in :data:`MASK_PRIORS`; ``None``: ``"beta_bernoulli"`` where there is a concentration,
-        else ``"bernoulli"``.
+    mask_prior_probability, mask_prior_concentration
+        ``alpha``, or the mean of a Beta prior over it, whose ``a + b`` is the concentration.
     effect_prior_scale
-        ``beta``, the standard deviation of effects a priori.
-    mask_initial_probability
-        Inclusion probability before training.
-    mask_temperature
-        Of the relaxed Bernoulli.
-    effect_n_hidden, effect_n_layers
-        Shape of the network of q(e_t | m_t).
+        ``beta``.
+    mask_prior, mask_initial_probability, mask_temperature, effect_n_hidden, effect_n_layers
+        As in :class:`~scvi_sams.SAMSVAE`.
     **kwargs
         See :class:`~scvi_sams.module.PerturbationModule`.
     """

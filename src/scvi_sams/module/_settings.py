@@ -28,15 +28,10 @@ Share = Annotated[float, number(above=0, below=1)]
 
 
 def check_settings(function: Callable[..., Any], settings: Mapping[str, object]) -> None:
-    """Raise an error if a setting is not what the signature of ``function`` says.
+    """Raise an InvalidArgumentError if a setting is not what the signature of ``function`` says.
 
     Settings that are not in the signature, and annotations that say nothing of a range, are passed
     over. ``None`` is accepted where the annotation has it.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Naming the setting, its value and what it may be.
     """
     hints = get_type_hints(function, include_extras=True)
     for name, value in settings.items():

@@ -22,15 +22,16 @@ from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import NotNegative, check_settings, number
-from scvi_sams.train._callbacks import (
+from scvi_sams.train._interruption import (
+    GoodWeights,
     ResumableCheckpoint,
     StopOnInterrupt,
+    diverged_weights,
     forget_best_states,
     forget_stopping_score,
     keep_state,
     restore_state,
 )
-from scvi_sams.train._divergence import GoodWeights, diverged_weights
 from scvi_sams.train._statistics import training_statistics
 
 logger = logging.getLogger("scvi.sams")
@@ -255,7 +256,15 @@ class PerturbationTrainingPlan(TrainingPlan):
         create = super().get_optimizer_creator()
         if self.optimizer_name == "Custom":
             return create
-        return lambda _: create(self._parameter_groups())
+        tables = self.module.table_parameters()
+        identities = {id(table) for table in tables}
+        networks = [p for p in self.module.parameters() if id(p) not in identities]
+        # Fused, an update is one pass over the parameters: a fifth of the time, a tenth of a step.
+        groups = [
+            {"params": networks, "fused": True},
+            {"params": tables, "fused": True, "lr": self.table_lr, "weight_decay": 0.0},
+        ]
+        return lambda _: create(groups)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Add the schedule of the learning rate."""
@@ -266,16 +275,6 @@ class PerturbationTrainingPlan(TrainingPlan):
             )
             configuration["lr_scheduler"] = {"scheduler": schedule, "interval": "step"}
         return configuration
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        tables = self.module.table_parameters()
-        identities = {id(table) for table in tables}
-        networks = [p for p in self.module.parameters() if id(p) not in identities]
-        # Fused, an update is one pass over the parameters: a fifth of the time, a tenth of a step.
-        return [
-            {"params": networks, "fused": True},
-            {"params": tables, "fused": True, "lr": self.table_lr, "weight_decay": 0.0},
-        ]
 
     def compute_and_log_metrics(
         self, loss_output: LossOutput, metrics: dict[str, Any], mode: str
@@ -317,7 +316,7 @@ class PerturbationTrainingPlan(TrainingPlan):
     def _stop(self, reason: str) -> NoReturn:
         """Raise an error, after the module has got its last good weights again."""
         weights = self._good_weights.restore(self.module)
-        if self._good_weights.are_of_an_epoch:
+        if self._good_weights.epoch is not None:
             self.module.order_latents()
         raise TrainingDivergedError(
             f"Training diverged at step {self.global_step + 1} (epoch {self.current_epoch + 1}): "

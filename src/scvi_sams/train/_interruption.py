@@ -1,4 +1,4 @@
-"""Ctrl-C, a file from which training goes on, and callbacks that must forget the dense phase."""
+"""How training ends early or goes on: Ctrl-C, divergence, checkpoints, the end of a phase."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.exceptions import InvalidArgumentError, TrainingDivergedError
 
 logger = logging.getLogger("scvi.sams")
 
@@ -69,6 +72,53 @@ class StopOnInterrupt(Callback):
             self._before = None
 
 
+class GoodWeights:
+    """The last state of a module that is known to be good, in the memory of the CPU."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.keep(module, None)
+
+    def keep(self, module: nn.Module, epoch: int | None) -> None:
+        """Take the present state for good: that after ``epoch`` (from 0), or before training."""
+        state = module.state_dict()
+        self._state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        self.epoch = epoch
+
+    def restore(self, module: nn.Module) -> str:
+        """Give the module that state again; returns which one it is, in words."""
+        module.load_state_dict(self._state)
+        if self.epoch is None:
+            return "those before this training"
+        return f"those at the end of epoch {self.epoch + 1}"
+
+
+@contextmanager
+def weights_kept_on_error(module: nn.Module) -> Iterator[None]:
+    """Give a module the weights again that it had, if training fails.
+
+    Half-trained weights would pass for those of a finished first phase. Where training diverged
+    the module has its last good weights already.
+    """
+    before = GoodWeights(module)
+    try:
+        yield
+    except TrainingDivergedError:
+        module.eval()
+        raise
+    except BaseException:  # an interruption too
+        before.restore(module)
+        module.eval()
+        raise
+
+
+def diverged_weights(module: nn.Module) -> str | None:
+    """Name of the first parameter that is not finite; ``None`` if all are."""
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return name
+    return None
+
+
 class ResumableCheckpoint(Checkpoint):
     """Write the state of training after each epoch, and remove the file when training has ended.
 
@@ -109,10 +159,7 @@ def keep_state(checkpoint: dict[str, Any], trainer: Trainer, rotation_epoch: int
 def restore_state(checkpoint: dict[str, Any], trainer: Trainer) -> int | None:
     """Take the random state from a checkpoint; returns the epoch of the rotation, if it is to come.
 
-    Raises
-    ------
-    InvalidArgumentError
-        If the checkpoint is of a training with other epochs, cells or processes.
+    A checkpoint of a training with other epochs, cells or processes is an error.
     """
     state = checkpoint.get(_STATE_KEY, {})
     if state.get("planned") != _planned(trainer):
