@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy import sparse
 
-from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
@@ -17,6 +16,7 @@ from scvi_sams.baselines._simple import (
     TrainingMean,
     split_half,
 )
+from scvi_sams.baselines._trained import LatentAdditive, LinearAdditive
 from scvi_sams.exceptions import (
     InvalidCountsError,
     MissingControlError,

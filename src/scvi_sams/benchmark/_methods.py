@@ -14,7 +14,6 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_sams.baselines._base import BaselineMethod
-from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
@@ -23,6 +22,7 @@ from scvi_sams.baselines._simple import (
     PerturbationMean,
     TrainingMean,
 )
+from scvi_sams.baselines._trained import LatentAdditive, LinearAdditive
 from scvi_sams.benchmark._model import Fitted, ModelMethod
 from scvi_sams.benchmark._screen import Fold
 from scvi_sams.exceptions import SAMSError

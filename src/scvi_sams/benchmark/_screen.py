@@ -20,7 +20,7 @@ from scvi_sams.exceptions import (
 )
 from scvi_sams.labels._labels import Labels
 from scvi_sams.metrics._observed import levels_of, matrix_of_counts, obs_column
-from scvi_sams.splits._cells import cells_of
+from scvi_sams.splits._combinations import cells_of
 from scvi_sams.splits._split import Split
 
 COUNTS = "counts"

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
-from scvi_sams.datasets._simulated_truth import CONTROL, chunks_of_cells, proportions
+from scvi_sams.datasets._simulated_truth import CONTROL, cells_at_a_time, proportions
 from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
 
 _BENCHMARK: dict[str, Any] = {
@@ -250,7 +250,7 @@ def _draw_counts(
 ) -> csr_matrix:
     """Gamma-Poisson counts; a cell that comes out empty is drawn again."""
     blocks = []
-    for cells in chunks_of_cells(len(latent), len(theta)):
+    for cells in cells_at_a_time(len(latent), len(theta)):
         mean = library[cells, None] * proportions(decoder, latent[cells])
         counts = np.zeros_like(mean)
         for _ in range(_MOST_DRAWS):

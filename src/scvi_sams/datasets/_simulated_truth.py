@@ -78,7 +78,7 @@ def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
     latent = adata.obsm["true_latent"]
     counts = csr_matrix(adata.X)
     result = np.empty(adata.n_obs)
-    for cells in chunks_of_cells(adata.n_obs, adata.n_vars):
+    for cells in cells_at_a_time(adata.n_obs, adata.n_vars):
         x = counts[cells].toarray().astype(np.float64)
         mean = x.sum(axis=1, keepdims=True) * proportions(decoder, latent[cells])
         result[cells] = nbinom.logpmf(x, theta, theta / (theta + mean)).sum(axis=1)
@@ -142,7 +142,7 @@ def simulated_ate(
     theta = adata.var["true_inverse_dispersion"].to_numpy()
     total = np.zeros((len(perturbations), adata.n_vars))
     total_squares = np.zeros_like(total)
-    for chunk, cells in enumerate(chunks_of_cells(n_samples, adata.n_vars)):
+    for chunk, cells in enumerate(cells_at_a_time(n_samples, adata.n_vars)):
         rng = np.random.default_rng([seed, chunk])
         basal = rng.normal(size=(cells.stop - cells.start, shifts.shape[1]))
         library = library_size * rng.gamma(theta, 1 / theta, size=(len(basal), len(theta)))
@@ -204,7 +204,7 @@ def _true_shift(adata: AnnData, label: str) -> np.ndarray:
     return acting[[known.index(member) for member in members]].sum(axis=0)
 
 
-def chunks_of_cells(n_cells: int, n_genes: int) -> Iterator[slice]:
+def cells_at_a_time(n_cells: int, n_genes: int) -> Iterator[slice]:
     """Slices of cells that are few enough to be dense."""
     step = max(1, _ENTRIES_PER_CHUNK // n_genes)
     return (slice(start, min(start + step, n_cells)) for start in range(0, n_cells, step))

@@ -14,7 +14,6 @@ An *ATE table*, which models predict and these functions make and compare, is an
 
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.baselines._base import BaselineMethod
-from scvi_sams.baselines._networks import LatentAdditive, LinearAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
@@ -26,6 +25,7 @@ from scvi_sams.baselines._simple import (
     mean_ate,
     split_half,
 )
+from scvi_sams.baselines._trained import LatentAdditive, LinearAdditive
 from scvi_sams.benchmark._model import ModelMethod
 from scvi_sams.benchmark._result import BenchmarkResult
 from scvi_sams.benchmark._run import benchmark
@@ -51,7 +51,7 @@ from scvi_sams.metrics._recovery import (
 )
 from scvi_sams.metrics._scoring import describe_metrics, position, score_predictions
 from scvi_sams.metrics._systema import centroid_accuracy, pearson_delta, perturbed_centroid
-from scvi_sams.splits._cells import canonical_labels, hold_out_combinations, split_cells
+from scvi_sams.splits._combinations import canonical_labels, hold_out_combinations, split_cells
 from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells
 from scvi_sams.splits._perturbench import (
     combination_hold_out,

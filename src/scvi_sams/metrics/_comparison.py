@@ -214,7 +214,7 @@ def compare_sides(
     return comparisons
 
 
-def check_genes(predicted: ad.AnnData, observed: ad.AnnData) -> None:
+def check_predicted_genes(predicted: ad.AnnData, observed: ad.AnnData) -> None:
     """Raise an error unless genes are unique and every observed gene is predicted."""
     for side, data in (("predicted", predicted), ("observed", observed)):
         if not data.var_names.is_unique:

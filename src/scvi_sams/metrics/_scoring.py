@@ -26,7 +26,7 @@ from scvi_sams.metrics._comparison import (
     RankVersion,
     Scores,
     Side,
-    check_genes,
+    check_predicted_genes,
     compare_sides,
     read_side,
 )
@@ -193,7 +193,7 @@ def score_predictions(
             "`target_genes` must be a dict of perturbations and the genes that they target."
         )
     check_modes(modes)
-    check_genes(predicted, observed)
+    check_predicted_genes(predicted, observed)
     spelling = Spelling.of(control, delimiter)
     sides = [
         read_side(data, observed.var_names, side, perturbation_key, covariate_key, spelling)

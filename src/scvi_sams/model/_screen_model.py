@@ -265,8 +265,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         train_size
             Share of training cells; ``None`` means 0.9.
         validation_size
-            Share of validation cells; ``None`` means what is left of ``train_size``. What is left
-            of both is the test set.
+            Share of validation cells; ``None`` means all others. What is left is the test set.
         shuffle_set_split
             Split at random within each perturbation and combination, so that each has training
             cells; the seed is ``scvi.settings.seed`` (0 if unset), on every process the same.

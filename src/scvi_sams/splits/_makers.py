@@ -11,7 +11,7 @@ from scvi_sams._checks import check_bool, check_number
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._stratified import stratified_split
-from scvi_sams.splits._cells import (
+from scvi_sams.splits._combinations import (
     CellLabels,
     Shares,
     cells_of,

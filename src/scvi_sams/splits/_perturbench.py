@@ -13,7 +13,7 @@ from scvi_sams._checks import check_integer, check_number
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._stratified import stratified_split
-from scvi_sams.splits._cells import (
+from scvi_sams.splits._combinations import (
     CellLabels,
     parts_of_combinations,
     read_seeded,

@@ -17,7 +17,7 @@ from scvi_sams._checks import as_labels, as_names, as_numbers, check_integer, ch
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
-from scvi_sams.splits._cells import CellLabels, check_held_out
+from scvi_sams.splits._combinations import CellLabels, check_held_out
 
 Levels: TypeAlias = Sequence[str] | np.ndarray | pd.Series
 """Level of a covariate, such as a cell type, of every cell."""

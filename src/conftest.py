@@ -78,13 +78,6 @@ def names_of_few(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def only_in_examples(request: pytest.FixtureRequest) -> None:
-    """Prepare examples in docstrings, and no other tests."""
-    if isinstance(request.node, pytest.DoctestItem):
-        request.getfixturevalue("names_in_examples")
-
-
-@pytest.fixture
 def names_in_examples(
     trained: scvi_sams.SAMSVAE,
     names_of_few: dict[str, Any],
