@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     """A model that is registered with a screen, trained on it, saved and described.
 
-    Arguments of the wrong type or out of range raise
-    :class:`~scvi_sams.exceptions.InvalidArgumentError`, here and in what builds on it.
+    Any argument of the wrong type or out of range raises an ``InvalidArgumentError``.
     """
 
     _module_cls: ClassVar[type[PerturbationModule]]
