@@ -58,7 +58,7 @@ values = {
     "elbo": model.get_elbo(return_mean=False),
     "iwelbo": model.get_iwelbo(return_mean=False, n_samples=3),
     "observed": observed.X,
-    "bandwidth": evaluation.metrics.median_bandwidth(lognorm, max_cells=40, seed=int(sys.argv[1])),
+    "bandwidth": evaluation.median_bandwidth(lognorm, max_cells=40, seed=int(sys.argv[1])),
     "leakage": evaluation.basal_leakage(model, seed=int(sys.argv[1])).to_numpy(float),
 }
 for name, value in model.module.state_dict().items():
