@@ -1,7 +1,6 @@
 """Splits, observed effects, baselines and metrics, and what can be asked of trained models.
 
-Splits, effects, baselines and metrics know no model: :mod:`scvi_sams.splits`,
-:mod:`scvi_sams.baselines` and :mod:`scvi_sams.metrics`.
+Splits, effects, baselines and metrics know no model.
 :func:`mask_stability`, :func:`consensus_masks` and :func:`basal_leakage` take trained models;
 :func:`mask_calibration` takes simulated truth.
 
