@@ -81,7 +81,7 @@ def test_tables(result, tmp_path):
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        with pytest.raises(ImportError, match="install pyarrow"):
+        with pytest.raises(SAMSError, match="pip install pyarrow"):
             result.to_parquet(tmp_path / "scores.parquet")
     else:
         result.to_parquet(tmp_path / "scores.parquet")

@@ -177,8 +177,14 @@ class BenchmarkResult:
         self.scores.to_csv(path, index=False)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write ``scores`` as Parquet, for which pandas needs pyarrow."""
-        self.scores.to_parquet(path, engine="pyarrow", index=False)
+        """Write ``scores`` as Parquet; a SAMSError if pyarrow is not installed."""
+        try:
+            self.scores.to_parquet(path, engine="pyarrow", index=False)
+        except ImportError as error:
+            raise SAMSError(
+                "Parquet needs pyarrow, which is not installed: `pip install pyarrow`, or use "
+                "to_csv."
+            ) from error
 
     def to_html(self, path: str | Path, *, title: str = "Perturbation benchmark") -> None:
         """Write a report: one HTML file that refers to nothing outside itself.

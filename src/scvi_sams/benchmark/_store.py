@@ -161,14 +161,18 @@ class FitStore:
             path,
             dtype=dict.fromkeys(_TEXT, str),
             keep_default_na=False,
-            na_values={"value": [""], "chance": [""]},
-            float_precision="round_trip",
+            converters={"value": _exact, "chance": _exact},
         )
 
     def save_scores(self, place: Path, key: str, scores: pd.DataFrame) -> None:
         """Write a table of scores beside the fit."""
         path = place / f"scores-{key[:16]}.csv"
         write_whole(path, lambda partial: scores.to_csv(partial, index=False))
+
+
+def _exact(text: str) -> float:
+    """Read a number to the last bit, which pandas 2 does not unless told, and pandas 3 always."""
+    return float(text or "nan")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
