@@ -130,7 +130,7 @@ class SVAEPlus(MaskMixin, LatentShiftMixin, PerturbationModel):
 
     A cell has one perturbation: each combination is registered as a perturbation of its own, in any
     order of its names, and combinations without training cells cannot be predicted. Doses other
-    than 1 are refused: register them as labels of their own.
+    than 1 raise an error: register them as labels of their own.
 
     Masks are trained from the start, as published: ``dense_fraction`` of the training plan plays no
     part.

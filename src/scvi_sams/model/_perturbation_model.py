@@ -185,7 +185,7 @@ class PerturbationModel(CellModel):
             ``"lognorm"``: log(1 + target_sum * rate), natural logarithm, as ``scanpy.pp.log1p`` of
             normalised counts. ``"rate"``: share of the library (or counts per unit of size factor).
             ``"counts"``: drawn counts at each cell's own size. A normal likelihood gives its mean
-            for ``"rate"`` and refuses ``"lognorm"``; its ``"counts"`` are drawn values.
+            for ``"rate"`` and raises for ``"lognorm"``; its ``"counts"`` are sampled values.
         target_sum
             See ``output``.
         batch_size

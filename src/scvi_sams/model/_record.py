@@ -19,7 +19,7 @@ _OF_THE_SPLIT = ("train_size", "validation_size", "shuffle_set_split", "dataspli
 _OF_THE_MACHINE = ("accelerator", "devices", "load_sparse_tensor", "datamodule")
 
 _LIMITS = """\
-- It knows the perturbations named above and no others. Unknown names are refused.
+- It knows the perturbations named above and no others. Unknown names raise an error.
 - Effects are those of the cells it was trained on: another cell type, time or dose is a guess.
 - Latent dimensions have no names. What they do can differ between trainings.
 - `load` unpickles `model.pt`, which can execute code: load files of people you trust."""
