@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ class CellReader:
         """Return the number of cells."""
         return len(self.positions)
 
-    @property
+    @cached_property
     def perturbations(self) -> Tensor:
         """Those that the cells carry, ascending, on the module's device, ``(R,)``."""
         codes = registered_labels(self.manager).codes[self.positions]
