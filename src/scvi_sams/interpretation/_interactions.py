@@ -113,7 +113,7 @@ def observed_interactions(
     means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     tables, summaries = [], []
     for place, name in enumerate(names):
-        parts = parts_of_combination(name, spelling.delimiter)
+        parts = parts_of_combination(name, spelling)
         _check_measured([name, *parts, base], cells_of)
         for group in (name, *parts, base):
             if group not in means:

@@ -194,8 +194,9 @@ def inseparable_perturbations(codes: np.ndarray, vocabulary: Sequence[str]) -> l
     return [group for group in groups.values() if len(group) > 1]
 
 
-def parts_of_combination(label: str, delimiter: str | None) -> list[str]:
+def parts_of_combination(label: str, spelling: Spelling) -> list[str]:
     """Split a canonical label; an error if it does not name at least two perturbations."""
+    delimiter = spelling.delimiter
     parts = label.split(delimiter) if delimiter else [label]
     if len(parts) < 2:
         raise SAMSError(

@@ -222,9 +222,7 @@ def interactions_of_labels(
     """Interactions, combinations x genes, as ``predict_interactions`` returns them."""
     check_number(above=0, below=1, interval=interval)
     spelling = model._spelling
-    parts = [
-        parts_of_combination(spelling.canonical(label), spelling.delimiter) for label in labels
-    ]
+    parts = [parts_of_combination(spelling.canonical(label), spelling) for label in labels]
     names = ("X", "effect", "additive", "standard_error", "interval_low", "interval_high")
     genes = pd.Index(model.get_var_names())
     tables = {name: np.empty((len(labels), len(genes)), np.float32) for name in names}
