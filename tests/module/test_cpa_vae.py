@@ -44,11 +44,12 @@ def test_bound_is_that_of_sams_vae_with_all_masks_on(correlated_basal, estimator
 
     with mock.patch("scvi_sams.module._masks.MaskPosterior.sample", all_on):
         theirs = seeded(sams, tensors)
+    # Not to the last bit: processors differ in how they add up the products with masks.
     for name in ("kl_z_basal", "kl_effects"):
-        assert torch.equal(mine.kl_local[name], theirs.kl_local[name])
+        torch.testing.assert_close(mine.kl_local[name], theirs.kl_local[name])
     assert set(mine.kl_local) == {"kl_z_basal", "kl_effects"}
     for name, value in theirs.reconstruction_loss.items():
-        assert torch.equal(mine.reconstruction_loss[name], value)
+        torch.testing.assert_close(mine.reconstruction_loss[name], value)
     masks = theirs.kl_local["kl_masks"].mean().item()
     assert abs(masks) > 0.01
     assert mine.loss.item() == pytest.approx(theirs.loss.item() - masks, rel=1e-6)
@@ -61,7 +62,7 @@ def test_training_starts_as_that_of_sams_vae_does_with_all_masks_on(correlated_b
     sams.begin_dense_phase()
     tensors = make_tensors()
     losses = [seeded(module, tensors).loss for module in (cpa, sams)]
-    assert losses[0].item() == losses[1].item()
+    torch.testing.assert_close(losses[0], losses[1])
     for loss in losses:
         loss.backward()
     gradients = {name: parameter.grad for name, parameter in sams.named_parameters()}
