@@ -1,0 +1,437 @@
+"""Effects shrunk by what their errors say: as a whole, or entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self, get_args
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.optimize import nnls
+from scipy.special import digamma, ndtr, polygamma
+
+from scvi_sams._checks import as_numbers, check_choice
+from scvi_sams.exceptions import InvalidArgumentError
+
+Sharing = Literal["row", "pooled"]
+"""Which effects share the weights of a mixture: those of one perturbation, or all."""
+
+_GRID_RATIO = np.sqrt(2)
+_SMALLEST_SCALE = 2.0**-10
+"""Of the largest: a smaller effect is told from 0 by no screen."""
+_BIN_RATIO = 1.05
+"""Of errors and of effects that share a bin in which the mixture is fitted."""
+_NULL_COUNTS = 9.0
+"""Effects of 0 that the weights are told of beforehand, as in Stephens (2017): where 0 and small
+scales explain the estimates alike it is 0, or sign errors would be promised half as often."""
+_MOST_STEPS = 100
+_MOST_HALVINGS = 30
+_RIDGE = 1e-10
+_MOST_NATS = 0.01
+"""By how much the fitted mixture may fall short of the highest likelihood."""
+_ENTRIES_AT_ONCE = 8192
+
+
+class Shrunken(NamedTuple):
+    """Posterior of effects; four arrays of one shape, perturbations x genes.
+
+    Attributes
+    ----------
+    mean
+        Posterior mean, in the units of the effects.
+    sd
+        Posterior standard deviation.
+    lfsr
+        Local false sign rate: the posterior probability that an effect is 0 or of the other sign
+        than its mean.
+    null
+        Posterior probability that an effect is exactly 0.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    lfsr: np.ndarray
+    null: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class NormalMixture:
+    """Prior of effects: normal distributions of mean 0 and several scales; scale 0 is a point mass.
+
+    Attributes
+    ----------
+    scales
+        Standard deviations, ascending, in the units of the effects; shape ``(n_scales,)``.
+    weights
+        Share of the effects of each scale; they sum to 1.
+    """
+
+    scales: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def fit(
+        cls, effect: np.ndarray, error: np.ndarray, scales: Sequence[float] | None = None
+    ) -> Self:
+        """Find the weights that explain estimates with normal errors best.
+
+        They are those of highest likelihood, had nine more effects been seen to be exactly 0 where
+        there is a point mass (Stephens' "null-biased" prior). Errors and effects are counted in
+        bins, so that a million take no longer than some thousands.
+
+        Parameters
+        ----------
+        effect, error
+            Estimates and their standard errors, of one shape. Those that are not finite, or have
+            no error, say nothing about the weights.
+        scales
+            Standard deviations to weigh, 0 for a point mass. ``None`` takes 0 and a grid in steps
+            of the square root of 2, from a tenth of the smallest error to twice the largest effect.
+        """
+        known = np.isfinite(effect) & np.isfinite(error) & (error > 0)
+        binned_effect, binned_error, counts = _bins(np.abs(effect[known]), error[known])
+        given = _scales(binned_effect, binned_error) if scales is None else np.asarray(scales)
+        grid = np.sort(given.astype(np.float64))
+        if not len(counts):
+            return cls(grid, np.full(len(grid), 1 / len(grid)))
+        log_likelihood, _ = _log_likelihood(binned_effect, binned_error, grid)
+        likelihood = np.exp(log_likelihood - log_likelihood.max(axis=0))
+        if (grid == 0).any():
+            likelihood = np.column_stack([likelihood, grid == 0])
+            counts = np.append(counts, _NULL_COUNTS)
+        weights = _highest_likelihood(likelihood, counts)
+        # A scale that stands for less than a hundredth of an effect is left out, to save its time.
+        is_used = (weights > 0.01 / counts.sum()) | (grid == 0)
+        return cls(grid[is_used], weights[is_used] / weights[is_used].sum())
+
+    def posterior(self, effect: np.ndarray, error: np.ndarray) -> Shrunken:
+        """Posterior of effects of any shape, given estimates and their standard errors.
+
+        An estimate without a finite error says nothing: its posterior is the prior. One with an
+        error of 0 is the effect itself.
+        """
+        shape = effect.shape
+        effect, error = effect.ravel(), error.ravel()
+        tables = Shrunken(*np.empty((4, effect.size)))
+        for start in range(0, effect.size, _ENTRIES_AT_ONCE):
+            block = slice(start, start + _ENTRIES_AT_ONCE)
+            for table, values in zip(
+                tables, self._of_block(effect[block], error[block]), strict=True
+            ):
+                table[block] = values
+        return Shrunken(*(table.reshape(shape) for table in tables))
+
+    def _of_block(self, effect: np.ndarray, error: np.ndarray) -> Shrunken:
+        is_exact = np.isfinite(effect) & (error == 0)
+        known = np.isfinite(effect) & np.isfinite(error) & (error > 0)
+        value = np.where(known, effect, 0)
+        noise = np.where(known, error, 1)
+        log_likelihood, kept = _log_likelihood(value, noise, self.scales)
+        # An effect of which nothing is known has no likelihood, and keeps its prior.
+        log_likelihood[:, ~known] = 0
+        kept[:, ~known] = 0
+        with np.errstate(divide="ignore"):
+            joint = log_likelihood + np.log(self.weights)[:, None]
+        responsibility = np.exp(joint - joint.max(axis=0))
+        responsibility /= responsibility.sum(axis=0)
+        means = kept * value
+        variances = np.where(known, kept * np.square(noise), np.square(self.scales)[:, None])
+        mean = (responsibility * means).sum(axis=0)
+        second = (responsibility * (np.square(means) + variances)).sum(axis=0)
+        is_spread = self.scales > 0
+        distance = np.abs(means[is_spread]) / np.sqrt(variances[is_spread])
+        null = responsibility[~is_spread].sum(axis=0)
+        lfsr = null + (responsibility[is_spread] * ndtr(-distance)).sum(axis=0)
+        is_zero = is_exact & (effect == 0)
+        return Shrunken(
+            np.where(is_exact, effect, mean),
+            np.where(is_exact, 0, np.sqrt(np.maximum(second - np.square(mean), 0))),
+            np.where(is_exact, is_zero, lfsr),
+            np.where(is_exact, is_zero, null),
+        )
+
+
+def shrink_rows(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Scale the effects of each perturbation by the part of their size that is not error.
+
+    ``effect * max(0, 1 - sum(error^2) / sum(effect^2))``, sums over genes: the empirical Bayes
+    posterior mean under a normal prior whose variance is found by moments.
+
+    Parameters
+    ----------
+    effect, error
+        Estimates and their standard errors, perturbations x genes. Genes that are not finite in
+        either are left out of the sums, and their effect is 0.
+
+    Returns
+    -------
+    Shrunken effects, perturbations x genes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If they are not two matrices of numbers of one shape, or an error is negative.
+
+    Notes
+    -----
+    James and Stein (1961); with unequal errors and the positive part, Efron and Morris (1975),
+    Journal of the American Statistical Association 70, 311-319.
+
+    Examples
+    --------
+    Errors make up 2 of 25 in the first row, and all of the second:
+
+    >>> from scvi_sams._shrinkage import shrink_rows
+    >>> shrink_rows(np.array([[3.0, 4.0], [0.5, 1.0]]), np.ones((2, 2))).round(2).tolist()
+    [[2.76, 3.68], [0.0, 0.0]]
+    """
+    effect, error = _as_pair(effect, error)
+    known = np.isfinite(effect) & np.isfinite(error)
+    value, noise = np.where(known, effect, 0), np.where(known, error, 0)
+    size = np.square(value).sum(axis=1, keepdims=True)
+    noise_size = np.square(noise).sum(axis=1, keepdims=True)
+    share = np.divide(noise_size, size, out=np.ones_like(size), where=size > 0)
+    return value * np.maximum(1 - share, 0)
+
+
+def shrink_entries(
+    effect: np.ndarray,
+    error: np.ndarray,
+    *,
+    weights: Sharing = "row",
+    scales: Sequence[float] | None = None,
+) -> Shrunken:
+    """Shrink every effect under a scale mixture of normals (adaptive shrinkage, "ash").
+
+    Effects follow ``sum_k w_k Normal(0, s_k^2)`` with ``s_0 = 0``, a point mass; each is seen with
+    a normal error of known standard deviation. :meth:`NormalMixture.fit` finds the weights.
+
+    Parameters
+    ----------
+    effect, error
+        Estimates and their standard errors, perturbations x genes. An estimate that is not finite
+        or has no finite error says nothing and comes out at 0; one with an error of 0 is kept.
+    weights
+        ``"row"``: the effects of each perturbation have weights of their own. ``"pooled"``: all
+        have the same.
+    scales
+        As for :meth:`NormalMixture.fit`.
+
+    Returns
+    -------
+    Posterior mean, standard deviation, local false sign rate and probability of 0.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If they are not two matrices of numbers of one shape, an error is negative, or ``weights``
+        is neither word.
+
+    Notes
+    -----
+    Stephens (2017), Biostatistics 18, 275-294, with his "normal" family. What does not fit into
+    memory is read in blocks of rows: :meth:`NormalMixture.fit` on some of them, then
+    :meth:`NormalMixture.posterior` on each.
+
+    Examples
+    --------
+    With a single scale of 2 and errors of 1, every effect keeps ``4 / (4 + 1)``:
+
+    >>> from scvi_sams._shrinkage import shrink_entries
+    >>> shrink_entries(np.array([[1.0, -2.0]]), np.ones((1, 2)), scales=[2]).mean.tolist()
+    [[0.8, -1.6]]
+    """
+    check_choice("weights", weights, get_args(Sharing))
+    effect, error = _as_pair(effect, error)
+    if weights == "pooled":
+        return NormalMixture.fit(effect, error, scales).posterior(effect, error)
+    tables = Shrunken(*np.empty((4, *effect.shape)))
+    for row, (values, noise) in enumerate(zip(effect, error, strict=True)):
+        of_row = NormalMixture.fit(values, noise, scales).posterior(values, noise)
+        for table, shrunken in zip(tables, of_row, strict=True):
+            table[row] = shrunken
+    return tables
+
+
+def moderated_variance(
+    variance: np.ndarray, n_cells: np.ndarray, control_variance: np.ndarray, n_controls: int
+) -> np.ndarray:
+    """Draw the variances of genes over few cells towards those over the control cells.
+
+    With ``d = n_cells - 1`` the ratio ``s^2 / s_control^2`` of a perturbation's gene follows
+    ``c F(d, d_0)``, up to the error of the control variances, and the posterior variance is
+    ``(d_0 c s_control^2 + d s^2) / (d_0 + d)``. The scale ``c`` and the prior's degrees of freedom
+    ``d_0`` are found for each perturbation from the mean and the variance of the logarithms of
+    the ratios of all genes, less what errors of both variances put into them.
+
+    Parameters
+    ----------
+    variance
+        Sample variances (``ddof=1``), perturbations x genes; rows of a single cell are ignored.
+    n_cells
+        Cells of each perturbation, shape ``(n_perturbations,)``.
+    control_variance
+        Sample variances over the control cells, shape ``(n_genes,)``.
+    n_controls
+        Number of control cells.
+
+    Returns
+    -------
+    Posterior variances, perturbations x genes, in the units of ``variance``. A gene that does
+    not vary over the controls keeps its own. A perturbation of a single cell has the variances of
+    the controls, NaN where these are 0.
+
+    Notes
+    -----
+    Smyth (2004), Statistical Applications in Genetics and Molecular Biology 3, article 3: section
+    6.2, where the prior variance is common to genes; here it is that of the controls, gene by gene.
+
+    Examples
+    --------
+    Ratios that vary less than their errors say that all are the same:
+
+    >>> from scvi_sams._shrinkage import moderated_variance
+    >>> control = np.array([1.0, 2.0, 4.0])
+    >>> moderated_variance(control[None], np.array([10]), control, 1000).round(2).tolist()
+    [[1.12, 2.24, 4.48]]
+    """
+    variance = np.asarray(variance, dtype=np.float64)
+    prior = np.asarray(control_variance, dtype=np.float64)
+    moderated = np.empty_like(variance)
+    for row, (observed, n) in enumerate(zip(variance, np.asarray(n_cells), strict=True)):
+        freedom, scale, prior_freedom = _prior_of_variances(observed, int(n), prior, n_controls)
+        if not freedom:
+            moderated[row] = np.where(prior > 0, prior, np.nan)
+            continue
+        # Of its own: infinitely many degrees of freedom leave nothing.
+        own = 1 / (1 + prior_freedom / freedom)
+        mixed = own * observed + (1 - own) * scale * prior
+        moderated[row] = np.where(prior > 0, mixed, observed)
+    return moderated
+
+
+def _prior_of_variances(
+    variance: np.ndarray, n_cells: int, control_variance: np.ndarray, n_controls: int
+) -> tuple[int, float, float]:
+    """Degrees of freedom of the variances of a perturbation; scale and those of the prior."""
+    freedom = n_cells - 1
+    known = (variance > 0) & (control_variance > 0)
+    if freedom < 1 or n_controls < 2 or known.sum() < 2:
+        return freedom, 1.0, 0.0
+    ratios = np.log(variance[known] / control_variance[known])
+    of_errors = polygamma(1, freedom / 2) + polygamma(1, (n_controls - 1) / 2)
+    spread = float(np.var(ratios, ddof=1) - of_errors)
+    prior_freedom = 2 * _inverse_trigamma(spread) if spread > 0 else np.inf
+    bias = _log_bias(freedom) - _log_bias(n_controls - 1)
+    if np.isfinite(prior_freedom):
+        bias -= _log_bias(prior_freedom)
+    return freedom, float(np.exp(ratios.mean() - bias)), prior_freedom
+
+
+def _log_bias(freedom: float) -> float:
+    """By how much the mean logarithm of a sample variance differs from that of the variance."""
+    return float(digamma(freedom / 2) - np.log(freedom / 2))
+
+
+def _inverse_trigamma(value: float) -> float:
+    """Solve ``trigamma(x) = value`` by Newton's method on 1 / trigamma, which is nearly linear."""
+    solution = 0.5 + 1 / value
+    for _ in range(50):
+        trigamma = polygamma(1, solution)
+        step = trigamma * (1 - trigamma / value) / polygamma(2, solution)
+        solution += float(step)
+        if abs(step) < 1e-8 * solution:
+            break
+    return solution
+
+
+def _as_pair(effect: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    effect, error = as_numbers("effect", effect), as_numbers("error", error)
+    if effect.ndim != 2 or effect.shape != error.shape:
+        raise InvalidArgumentError(
+            f"`effect` has the shape {effect.shape} and `error` {error.shape}; both must be "
+            "perturbations x genes."
+        )
+    if (error < 0).any():
+        raise InvalidArgumentError("`error` holds negative numbers; it must be standard errors.")
+    return effect, error
+
+
+def _bins(effect: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count entries of nearly the same size and error; return the means of each bin."""
+    if not effect.size:
+        return effect, error, effect
+    step = np.log(_BIN_RATIO)
+    of_error = np.floor(np.log(error) / step).astype(np.int64)
+    # By arcsinh, bins are as wide as a part of the error where the effect is no larger than it.
+    of_effect = np.floor(np.arcsinh(effect / error) / step).astype(np.int64)
+    width = of_effect.max() + 1
+    _, bin_of_entry, counts = np.unique(
+        of_error * width + of_effect, return_inverse=True, return_counts=True
+    )
+    square = np.bincount(bin_of_entry, np.square(effect / error)) / counts
+    log_error = np.bincount(bin_of_entry, np.log(error)) / counts
+    binned_error = np.exp(log_error)
+    return np.sqrt(square) * binned_error, binned_error, counts.astype(np.float64)
+
+
+def _scales(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """0, then steps from a tenth of the smallest error to twice the largest effect."""
+    if not effect.size:
+        return np.zeros(1)
+    smallest = error.min() / 10
+    excess = np.max(np.square(effect) - np.square(error))
+    largest = 2 * np.sqrt(excess) if excess > 0 else 8 * smallest
+    smallest = max(smallest, largest * _SMALLEST_SCALE)
+    n_steps = int(np.ceil(np.log(largest / smallest) / np.log(_GRID_RATIO)))
+    return np.append(0, largest * _GRID_RATIO ** -np.arange(n_steps + 1.0)[::-1])
+
+
+def _log_likelihood(
+    effect: np.ndarray, error: np.ndarray, scales: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of effects under each scale, up to a constant, and the part of an effect that is kept."""
+    variance = np.square(scales)[:, None]
+    total = variance + np.square(error)
+    return -0.5 * (np.log(total) + np.square(effect) / total), variance / total
+
+
+def _highest_likelihood(likelihood: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Weights of highest likelihood; ``likelihood`` is scales x bins.
+
+    By Newton's method where steps of EM would be thousands, as neighbouring scales explain much the
+    same. Minus the number of effects times the sum of the weights in place of the constraint that
+    they sum to 1 has the same maximum (Kim et al., 2020, Journal of Computational and Graphical
+    Statistics 29, 261-273), and leaves a quadratic programme over non-negative weights.
+    """
+    total = counts.sum()
+    weights = np.full(len(likelihood), 1 / len(likelihood))
+    mixed = weights @ likelihood
+    for _ in range(_MOST_STEPS):
+        relative = likelihood / mixed
+        gradient = relative @ counts
+        # The log-likelihood is concave: this bounds how far below its maximum it is.
+        if gradient.max() - total < _MOST_NATS:
+            break
+        curvature = (relative * counts) @ relative.T
+        curvature[np.diag_indices_from(curvature)] += _RIDGE * np.trace(curvature)
+        factor = np.linalg.cholesky(curvature)
+        wanted = solve_triangular(factor, curvature @ weights + gradient - total, lower=True)
+        step = nnls(factor.T, wanted)[0] - weights
+        weights, mixed = _climb(weights, step, likelihood, counts)
+    return weights
+
+
+def _climb(
+    weights: np.ndarray, step: np.ndarray, likelihood: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take the largest of 1, 1/2, 1/4 ... steps that raises the likelihood; also mix it anew."""
+    before = counts @ np.log(weights @ likelihood)
+    for halving in range(_MOST_HALVINGS):
+        tried = weights + step / 2**halving
+        tried /= tried.sum()
+        mixed = tried @ likelihood
+        if (mixed > 0).all() and counts @ np.log(mixed) > before:
+            return tried, mixed
+    return weights, weights @ likelihood
