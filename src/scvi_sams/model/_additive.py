@@ -16,13 +16,15 @@ from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
 from scvi_sams.labels._names import check_known
-from scvi_sams.model._contrast import EffectScale, rate_scale
+from scvi_sams.model._contrast import DrawnEffect, EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
     Interaction,
+    drawn_on_genes,
     effects_of_labels,
     encode_requested,
     keep_effects,
     make_contrast,
+    noise_on_genes,
 )
 from scvi_sams.model._perturbation_model import PerturbationModel
 
@@ -100,6 +102,12 @@ class AdditiveMixin(PerturbationModel):
         table = self.module.global_posterior(
             torch.as_tensor(rows, device=device), n_posterior_samples
         ).shifts.expand(n_posterior_samples, -1, -1)
+        noise = noise_on_genes(self.module, n_posterior_samples)
+
+        def drawn(place: int) -> DrawnEffect:
+            on_genes = drawn_on_genes(self.module, np.array([rows[place]]), np.ones(1), noise)
+            return DrawnEffect(table[:, place], on_genes)
+
         blocks = [
             range(start, min(start + _PERTURBATIONS_PER_BLOCK, len(rows)))
             for start in range(0, len(rows), _PERTURBATIONS_PER_BLOCK)
@@ -111,11 +119,10 @@ class AdditiveMixin(PerturbationModel):
                 for i, j in product(left, right)
                 if i < j and (rows[i], rows[j]) not in measured
             ]
-            singles = {
-                i: contrast.effect(table[:, i]) for i in {*(k for pair in pairs for k in pair)}
-            }
+            members = {i: drawn(i) for i in {*(k for pair in pairs for k in pair)}}
+            singles = {i: contrast.effect(member) for i, member in members.items()}
             for i, j in pairs:
-                effect = contrast.effect(table[:, i] + table[:, j])
+                effect = contrast.effect(members[i] + members[j])
                 summaries.append(Interaction(effect, singles[i] + singles[j]).summary(interval))
                 places.append((rows[i], rows[j]))
         if not places:

@@ -203,7 +203,8 @@ class CellModel(ScreenModel):
         scale = library_size if self.module.likelihood.is_count_likelihood else 1.0
         for place, read, shift, qz in cells.encoded(shifts):
             covariates = self.module.covariates.in_batch(read.covariates, batch)
-            logits = self.module.decode(draw_particles(qz, n_samples), shift, covariates)
+            direct = self.module.direct_effect(read)
+            logits = self.module.decode(draw_particles(qz, n_samples), shift, covariates, direct)
             rate = scale * self.module.likelihood.rate(logits)[..., genes]
             values[:, place] = (rate.mean(0, keepdim=True) if return_mean else rate).cpu().numpy()
         if key_added is not None and return_mean and gene_list is None:

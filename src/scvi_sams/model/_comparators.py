@@ -55,6 +55,8 @@ class ConditionalVAE(AdditiveMixin, PerturbationModel):
         gene_likelihood: str = "nb",
         n_particles: int = 1,
         kl_estimator: KLEstimator = "closed_form",
+        direct_effects: bool = True,
+        stacking: bool = True,
         registry: dict[str, Any] | None = None,
     ) -> None:
         arguments = given(locals())
@@ -113,6 +115,8 @@ class CPAVAE(LatentShiftMixin, AdditiveMixin, PerturbationModel):
         kl_estimator: KLEstimator = "closed_form",
         global_kl_weight: float = 1.0,
         evidence_cells: float | None = None,
+        direct_effects: bool = True,
+        stacking: bool = True,
         registry: dict[str, Any] | None = None,
     ) -> None:
         arguments = given(locals())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from scvi_sams import _torch as _devices
 from scvi_sams._checks import check_choice, check_number
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._expected_lognorm import ExpectedLognorm
+from scvi_sams.module._expected_lognorm import ExpectedLognorm
 from scvi_sams.module._likelihoods import Likelihood
 from scvi_sams.module._perturbation_module import PerturbationModule
 
@@ -22,6 +22,24 @@ _VALUES_AT_ONCE = 2**18
 _VALUES_AT_ONCE_ON_ACCELERATORS = 2**24
 
 EffectScale = Literal["lognorm", "lograte", "mean"]
+
+
+class DrawnEffect(NamedTuple):
+    """Posterior samples of what a label does, with its doses."""
+
+    shift: Tensor
+    """Sum of the shifts, ``(n_posterior, n_shift)``."""
+    direct: Tensor | None
+    """What is added to the logits of genes, ``(n_posterior, n_genes)``; ``None`` for nothing."""
+
+    def __add__(self, other: DrawnEffect) -> DrawnEffect:  # type: ignore[override]
+        """Samples of two labels together."""
+        direct = self.direct
+        if direct is None or other.direct is None:
+            direct = other.direct if direct is None else direct
+        else:
+            direct = direct + other.direct
+        return DrawnEffect(self.shift + other.shift, direct)
 
 
 class Contrast:
@@ -43,24 +61,23 @@ class Contrast:
         self.statistic = statistic
         self.z_basal = z_basal
         self.covariates = covariates
-        self.control = self.mean(z_basal.new_zeros(len(z_basal), module.n_shift))
+        nothing = DrawnEffect(z_basal.new_zeros(len(z_basal), module.n_shift), None)
+        self.control = self.mean(nothing)
 
-    def mean(self, shift: Tensor) -> Tensor:
-        """Average f over the basal states of every posterior sample, moved by ``shift``.
-
-        ``shift`` is ``(n_posterior, n_shift)``, the result ``(n_posterior, n_genes)``.
-        """
+    def mean(self, drawn: DrawnEffect) -> Tensor:
+        """Average f over the basal states of every posterior sample, ``(n_posterior, n_genes)``."""
         only_one = self.z_basal.shape[1] == 1
         means = [
-            values.squeeze(1) if only_one else values.mean(dim=1) for values in self._values(shift)
+            values.squeeze(1) if only_one else values.mean(dim=1) for values in self._values(drawn)
         ]
         return means[0] if len(means) == 1 else torch.cat(means)
 
-    def every_state(self, shift: Tensor) -> Tensor:
-        """Return f of every basal state, moved by ``shift``, ``(n_states, n_genes)``."""
-        return torch.cat([values.flatten(0, 1) for values in self._values(shift)])
+    def every_state(self, drawn: DrawnEffect) -> Tensor:
+        """Return f of every basal state, with the effect, ``(n_states, n_genes)``."""
+        return torch.cat([values.flatten(0, 1) for values in self._values(drawn)])
 
-    def _values(self, shift: Tensor) -> Iterator[Tensor]:
+    def _values(self, drawn: DrawnEffect) -> Iterator[Tensor]:
+        shift, direct = drawn
         n_posterior, n_basal, _ = self.z_basal.shape
         n_values = (
             _VALUES_AT_ONCE_ON_ACCELERATORS
@@ -71,12 +88,13 @@ class Contrast:
         for start in range(0, n_posterior, n_chunk):
             part = slice(start, start + n_chunk)
             of_part = None if self.covariates is None else self.covariates[part]
-            logits = self.module.decode(self.z_basal[part], shift[part, None], of_part)
+            on_genes = None if direct is None else direct[part, None]
+            logits = self.module.decode(self.z_basal[part], shift[part, None], of_part, on_genes)
             yield self.statistic(logits)
 
-    def effect(self, shift: Tensor) -> Tensor:
-        """Return by how much ``shift`` changes the mean of f, ``(n_posterior, n_genes)``."""
-        return self.mean(shift).sub_(self.control)
+    def effect(self, drawn: DrawnEffect) -> Tensor:
+        """Return by how much the mean of f changes, ``(n_posterior, n_genes)``."""
+        return self.mean(drawn).sub_(self.control)
 
 
 class Statistic:

@@ -25,7 +25,14 @@ from scvi_sams.labels._labels import (
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._cells import CellReader
-from scvi_sams.model._contrast import Contrast, EffectScale, Statistic, bounds, summary
+from scvi_sams.model._contrast import (
+    Contrast,
+    DrawnEffect,
+    EffectScale,
+    Statistic,
+    bounds,
+    summary,
+)
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
 from scvi_sams.module._networks import draw_particles
 from scvi_sams.module._perturbation_module import PerturbationModule
@@ -125,7 +132,51 @@ def basal_states(
     return z_basal.reshape(shape), covariates.reshape(shape) if module.covariates.n_out else None
 
 
-def drawn_shifts(
+def drawn_effects(
+    module: PerturbationModule, requested: Labels, n_draws: int
+) -> Iterator[DrawnEffect]:
+    """Yield what each label does in ``n_draws`` posterior samples."""
+    noise = noise_on_genes(module, n_draws)
+    shifts = _drawn_shifts(module, requested, n_draws)
+    for shift, codes, doses in zip(shifts, requested.codes, requested.doses, strict=True):
+        carried = codes >= 0
+        yield DrawnEffect(shift, drawn_on_genes(module, codes[carried], doses[carried], noise))
+
+
+def noise_on_genes(module: PerturbationModule, n_draws: int) -> torch.Tensor | None:
+    """Standard normals ``(n_draws, n_genes)`` for direct effects, without any error of their mean.
+
+    A single draw, which no interval is made of, is the mean itself.
+    """
+    if module.direct is None or not module.direct.is_estimated:
+        return None
+    noise = torch.randn(n_draws, module.likelihood.n_genes, device=module.device)
+    noise -= noise.mean(dim=0)
+    return noise / noise.square().mean(dim=0).sqrt() if n_draws > 1 else noise
+
+
+def drawn_on_genes(
+    module: PerturbationModule, codes: np.ndarray, doses: np.ndarray, noise: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Posterior samples of what perturbations together add to the logits of genes.
+
+    A perturbation has the same noise in every label: the numbers of ``noise``, cyclically moved
+    on by its code.
+    """
+    if noise is None or not len(codes):
+        return None
+    means, sds = module.direct.in_predictions(
+        torch.as_tensor(codes.astype(np.int64), device=module.device)
+    )
+    n_draws, n_genes = noise.shape
+    total = noise.new_zeros(n_draws, n_genes)
+    for code, dose, mean, sd in zip(codes.tolist(), doses.tolist(), means, sds, strict=True):
+        moved = noise.roll((code % n_draws, code // n_draws % n_genes), dims=(0, 1))
+        total += dose * (mean + sd * moved)
+    return total
+
+
+def _drawn_shifts(
     module: PerturbationModule, requested: Labels, n_draws: int
 ) -> Iterator[torch.Tensor]:
     """Yield the total shift of each label in ``n_draws`` posterior samples."""
@@ -162,8 +213,8 @@ def effects_of_labels(
     tables = {name: np.empty((len(labels), len(genes)), np.float32) for name in names}
     n_draws = len(contrast.z_basal)
     norms = torch.empty(n_draws, len(labels), device=contrast.module.device)
-    for row, shift in enumerate(drawn_shifts(contrast.module, requested, n_draws)):
-        effects = contrast.effect(shift)
+    for row, drawn in enumerate(drawn_effects(contrast.module, requested, n_draws)):
+        effects = contrast.effect(drawn)
         for name, value in zip(names, summary(effects, interval), strict=True):
             tables[name][row] = value.cpu().numpy()
         norms[:, row] = effects.norm(dim=1)
@@ -249,14 +300,14 @@ def _drawn_interactions(
 ) -> list[Interaction]:
     singles = sorted({name for names in parts for name in names})
     requested = encode_requested(model, [*singles, *labels])
-    drawn = drawn_shifts(model.module, requested, len(contrast.z_basal))
+    drawn = drawn_effects(model.module, requested, len(contrast.z_basal))
     of_single = {
-        name: contrast.effect(shift)
-        for name, shift in zip(singles, islice(drawn, len(singles)), strict=True)
+        name: contrast.effect(single)
+        for name, single in zip(singles, islice(drawn, len(singles)), strict=True)
     }
     return [
-        Interaction(contrast.effect(shift), torch.stack([of_single[p] for p in names]).sum(0))
-        for names, shift in zip(parts, drawn, strict=True)
+        Interaction(contrast.effect(joint), torch.stack([of_single[p] for p in names]).sum(0))
+        for names, joint in zip(parts, drawn, strict=True)
     ]
 
 
@@ -284,7 +335,7 @@ def counterfactual_expression(
     """Expression of cells under every label, ``(n_labels, n_cells, n_genes)``."""
     module = cells.module
     own = module.global_posterior(cells.perturbations, 1).shifts
-    targets = list(drawn_shifts(module, requested, 1))
+    targets = list(drawn_effects(module, requested, 1))
     values = np.empty((len(targets), len(cells), cells.adata.n_vars), dtype=np.float32)
     # For all cells at once: what a generator gives depends on how many numbers are asked for.
     noise = torch.randn(len(cells), module.n_latent, device=module.device)
@@ -292,8 +343,8 @@ def counterfactual_expression(
     for place, read, _, qz in cells.encoded(own):
         z_basal = qz.loc + qz.scale * noise[start : start + len(place)]
         start += len(place)
-        for label, shift in enumerate(targets):
-            logits = module.decode(z_basal, shift[:, None], read.covariates)
+        for label, (shift, direct) in enumerate(targets):
+            logits = module.decode(z_basal, shift[:, None], read.covariates, direct)
             if output == "counts":
                 expression = module.likelihood.sample(logits, read.size)
             else:

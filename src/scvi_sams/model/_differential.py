@@ -33,7 +33,7 @@ from scvi_sams.model._contrast import Contrast, Statistic
 from scvi_sams.model._counterfactual import (
     basal_states,
     control_cells,
-    drawn_shifts,
+    drawn_effects,
     encode_requested,
 )
 from scvi_sams.module._likelihoods import Likelihood
@@ -94,12 +94,12 @@ def compare_perturbations(
         pseudocounts = _NOT_EXPRESSED / _median_size(model)
     manager = model.get_anndata_manager(adata, required=True)
     label_of_cell = registered_labels(manager).canonical
-    shifts = drawn_shifts(module, requested, n_samples)
-    reference = contrast.every_state(next(shifts)).cpu().numpy()
+    effects = drawn_effects(module, requested, n_samples)
+    reference = contrast.every_state(next(effects)).cpu().numpy()
     of_second = label_of_cell == spelling.canonical(second)
     found = []
-    for name, shift in zip(first, shifts, strict=True):
-        treated = contrast.every_state(shift).cpu().numpy()
+    for name, drawn in zip(first, effects, strict=True):
+        treated = contrast.every_state(drawn).cpu().numpy()
         columns = _fold_changes(treated, reference, delta, pseudocounts)
         of_first = label_of_cell == spelling.canonical(name)
         found.append((name, second, of_first, of_second, columns))

@@ -210,14 +210,15 @@ def _summed_slopes(cells: CellReader, method: ProgramScale, target_sum: float) -
         module.n_latent, cells.adata.n_vars, dtype=torch.float64, device=module.device
     )
     for _, read, shift, qz in cells.encoded(shifts):
-        z_basal = qz.loc
+        z_basal, direct = qz.loc, module.direct_effect(read)
 
         def expression(
             z: torch.Tensor,
             shift: torch.Tensor = shift,
             covariates: torch.Tensor | None = read.covariates,
+            direct: torch.Tensor | None = direct,
         ) -> torch.Tensor:
-            logits = module.decode(z, shift, covariates)
+            logits = module.decode(z, shift, covariates, direct)
             return expected_expression(module.likelihood, logits, method, target_sum)
 
         for dimension in range(module.n_latent):

@@ -120,6 +120,8 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         effect_n_hidden: int = 200,
         effect_n_layers: int = 2,
         mask_prior: str | None = None,
+        direct_effects: bool = True,
+        stacking: bool = True,
         registry: dict[str, Any] | None = None,
     ) -> None:
         arguments = given(locals())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scvi_sams._checks import check_choice
+from scvi_sams.module._direct_effects import add_to_logits
 from scvi_sams.module._negative_binomial import mean_decoded_log_prob, negative_binomial_log_prob
 
 _MAX_LOG_MEAN = 30.0
@@ -33,7 +34,9 @@ class Likelihood(nn.Module, ABC):
     is_count_likelihood: ClassVar[bool] = True
     """Whether data must be counts: they are checked, encoded by log1p and normalised for size."""
     outputs_per_gene: ClassVar[int] = 1
-    """Numbers that the decoder says of each gene: ``n_outputs = outputs_per_gene * n_genes``."""
+    """Numbers that the decoder says of each gene: ``n_outputs = outputs_per_gene * n_genes``.
+
+    The first ``n_genes`` of them are logits of the mean, to which direct effects are added."""
 
     def __init__(self, n_genes: int, *, uses_size_factor: bool) -> None:
         super().__init__()
@@ -45,16 +48,23 @@ class Likelihood(nn.Module, ABC):
         """Log-likelihood summed over genes, ``(n_particles, n_cells)``, in nats."""
 
     def mean_decoded_log_prob(
-        self, x: Tensor, hidden: Tensor, to_genes: nn.Linear, size: Tensor
+        self,
+        x: Tensor,
+        hidden: Tensor,
+        to_genes: nn.Linear,
+        size: Tensor,
+        direct: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the logits ``to_genes(hidden)``, for training.
+
+        ``direct``, ``(n_cells, n_genes)`` and without a gradient, is added to the logits.
 
         Returns
         -------
         The mean over particles and cells, and the value of each without gradient, shape
         ``(n_particles, n_cells)``.
         """
-        log_prob = self.log_prob(x, to_genes(hidden), size)
+        log_prob = self.log_prob(x, add_to_logits(to_genes(hidden), direct), size)
         return log_prob.mean(), log_prob.detach()
 
     @abstractmethod
@@ -110,7 +120,12 @@ class NegativeBinomialLikelihood(Likelihood):
         return negative_binomial_log_prob(x, logits, self.log_inverse_dispersion, size)
 
     def mean_decoded_log_prob(
-        self, x: Tensor, hidden: Tensor, to_genes: nn.Linear, size: Tensor
+        self,
+        x: Tensor,
+        hidden: Tensor,
+        to_genes: nn.Linear,
+        size: Tensor,
+        direct: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`mean_decoded_log_prob`: the logits of all genes never exist at once."""
         return mean_decoded_log_prob(
@@ -120,6 +135,7 @@ class NegativeBinomialLikelihood(Likelihood):
             to_genes.bias,
             self.log_inverse_dispersion,
             size,
+            direct,
             softmax=not self.uses_size_factor,
         )
 

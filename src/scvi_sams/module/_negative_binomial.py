@@ -69,6 +69,7 @@ def mean_decoded_log_prob(
     bias: Tensor,
     log_theta: Tensor,
     size: Tensor,
+    direct: Tensor | None = None,
     *,
     softmax: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -89,6 +90,9 @@ def mean_decoded_log_prob(
         Of the last layer, ``(n_genes, n_hidden)`` and ``(n_genes,)``.
     size
         Of every cell, shape ``(n_cells,)``.
+    direct
+        Added to the output of the last layer, the same for all particles: ``(n_cells, n_genes)``,
+        without a gradient.
     softmax
         Whether a softmax over genes shares out the size; otherwise rates are multiplied with it.
 
@@ -106,6 +110,7 @@ def mean_decoded_log_prob(
             log_theta,
             x.detach(),
             size.detach(),
+            direct,
             softmax,
             torch.is_grad_enabled(),
         )
@@ -161,6 +166,7 @@ class _MeanOfDecoded(torch.autograd.Function):
         log_theta: Tensor,
         x: Tensor,
         size: Tensor,
+        direct: Tensor | None,
         softmax: bool,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -179,6 +185,8 @@ class _MeanOfDecoded(torch.autograd.Function):
                 inner = hidden[particles, cells]
                 part = torch.nn.functional.linear(inner, weight, bias)
                 inner = inner.flatten(0, 1)
+                if direct is not None:
+                    part += direct[cells]
                 if not softmax:
                     part += size[cells, None].log()
                 if not with_gradient:
@@ -199,7 +207,7 @@ class _MeanOfDecoded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None
+        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None, None
 
 
 @dataclass(frozen=True)

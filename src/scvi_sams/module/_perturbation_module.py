@@ -25,6 +25,7 @@ from torch.distributions import Normal
 
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.module._curvature import LatentSurvey
+from scvi_sams.module._direct_effects import DirectEffects, add_to_logits
 from scvi_sams.module._likelihoods import LIKELIHOODS, GeneLikelihood
 from scvi_sams.module._minibatch import (
     CellBatch,
@@ -99,6 +100,8 @@ class PerturbationModule(BaseModuleClass):
         As in :class:`~scvi_sams.SAMSVAE`.
     n_particles, kl_estimator, global_kl_weight, evidence_cells
         As there (see :meth:`evidence_weights`).
+    direct_effects, stacking
+        As there. The tables of both are one :class:`DirectEffects`, ``direct``.
     """
 
     def __init__(
@@ -119,6 +122,8 @@ class PerturbationModule(BaseModuleClass):
         kl_estimator: KLEstimator,
         global_kl_weight: NotNegative,
         evidence_cells: PositiveNumber | None,
+        direct_effects: bool = False,
+        stacking: bool = False,
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
@@ -136,6 +141,12 @@ class PerturbationModule(BaseModuleClass):
         n_outputs = likelihood.outputs_per_gene * n_genes
         self.decoder = Decoder(n_latent, n_outputs, self.covariates.n_out, **shape)
         self.likelihood = likelihood(n_genes, uses_size_factor=uses_size_factor)
+        self.fits_direct_effects = direct_effects
+        self.direct = (
+            DirectEffects(n_perturbations, n_genes, is_stacked=stacking)
+            if direct_effects or stacking
+            else None
+        )
         self.register_buffer("cells_per_perturbation", torch.zeros(n_perturbations))
         self.register_buffer("input_mean", torch.zeros(n_genes))
         self.register_buffer("input_sd", torch.ones(n_genes))
@@ -322,9 +333,23 @@ class PerturbationModule(BaseModuleClass):
         """Decode up to the last hidden layer; returns ``hidden`` of shape (P, B, n_hidden)."""
         return {"hidden": self.decode_hidden(z_basal, shift, covariates)}
 
-    def decode(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Logits, ``(P, B, outputs per gene x G)``, which the likelihood interprets."""
-        return self.decoder.to_genes(self.decode_hidden(z_basal, shift, covariates))
+    def decode(
+        self,
+        z_basal: Tensor,
+        shift: Tensor,
+        covariates: Tensor | None,
+        direct: Tensor | None = None,
+    ) -> Tensor:
+        """Logits, ``(P, B, outputs per gene x G)``, which the likelihood interprets.
+
+        ``direct`` effects on genes, ``(P or 1, B or 1, G)`` or ``(B, G)``, are added to them.
+        """
+        logits = self.decoder.to_genes(self.decode_hidden(z_basal, shift, covariates))
+        return add_to_logits(logits, direct)
+
+    def direct_effect(self, cells: CellBatch) -> Tensor | None:
+        """Sum of the direct effects of the perturbations of each cell, ``(B, G)``, if any."""
+        return None if self.direct is None else self.direct.of_cells(cells.codes, cells.doses)
 
     # The objective -----------------------------------------------------------------------------
 
@@ -345,7 +370,11 @@ class PerturbationModule(BaseModuleClass):
         """
         cells: CellBatch = inference_outputs["cells"]
         mean_log_px, log_px = self.likelihood.mean_decoded_log_prob(
-            cells.x, generative_outputs["hidden"], self.decoder.to_genes, cells.size
+            cells.x,
+            generative_outputs["hidden"],
+            self.decoder.to_genes,
+            cells.size,
+            self.direct_effect(cells),
         )
         kl_z = self.normal_kl(inference_outputs["qz"], inference_outputs["z_basal"])
         global_kl = inference_outputs["global_kl"]
@@ -375,7 +404,7 @@ class PerturbationModule(BaseModuleClass):
         """
         qz = self.encode(cells.x, shift, cells.covariates)
         z_basal = draw_particles(qz, n_particles or shift.shape[0])
-        logits = self.decode(z_basal, shift, cells.covariates)
+        logits = self.decode(z_basal, shift, cells.covariates, self.direct_effect(cells))
         log_px = self.likelihood.log_prob(cells.x, logits, cells.size)
         return log_px - log_ratio_to_prior(qz, z_basal)
 
@@ -384,7 +413,9 @@ class PerturbationModule(BaseModuleClass):
         inputs = self._get_inference_input(tensors)
         outputs = self.inference(**inputs, n_particles=n_samples)
         cells: CellBatch = outputs["cells"]
-        logits = self.decode(outputs["z_basal"], outputs["shift"], cells.covariates)
+        logits = self.decode(
+            outputs["z_basal"], outputs["shift"], cells.covariates, self.direct_effect(cells)
+        )
         return self.likelihood.sample(logits, cells.size)
 
 

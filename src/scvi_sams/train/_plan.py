@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
 from typing import Annotated, Any, Literal, NoReturn
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 from scvi.module.base import LossOutput
@@ -17,11 +18,14 @@ from scvi.train import TrainingPlan
 from scvi_sams import _torch as _devices
 from scvi_sams._checks import check_choice
 from scvi_sams._torch import fixed_seed
+from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, TrainingDivergedError
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import NotNegative, check_settings, number
+from scvi_sams.train._direct_effects import fit_direct_effects
+from scvi_sams.train._gene_sums import GeneSums, gene_sums
 from scvi_sams.train._interruption import (
     GoodWeights,
     ResumableCheckpoint,
@@ -197,6 +201,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         super().on_train_end()
         if self._rotation_epoch is not None:
             self._end_dense_phase()
+        self._fit_direct_effects()
         self.module.order_latents()
         self._warn_of_masks_that_say_nothing()
 
@@ -242,14 +247,50 @@ class PerturbationTrainingPlan(TrainingPlan):
 
     def _training_cells(self) -> Iterator[CellBatch]:
         n_cells = 0
-        for batch in self.trainer.datamodule.train_dataloader():
-            cells = self.module.read_batch(
-                self.trainer.strategy.batch_to_device(batch, device=self.device)
-            )
+        for cells in self._cells(self.trainer.datamodule.train_dataloader()):
             yield cells
             n_cells += len(cells.x)
             if n_cells >= _CELLS_FOR_CURVATURE:
                 return
+
+    def _cells(self, loader: Iterable[dict[str, torch.Tensor]]) -> Iterator[CellBatch]:
+        for batch in loader:
+            yield self.module.read_batch(
+                self.trainer.strategy.batch_to_device(batch, device=self.device)
+            )
+
+    @torch.no_grad()
+    def _fit_direct_effects(self) -> None:
+        if self.module.direct is None:
+            return
+        data = self.trainer.datamodule
+        codes = registered_labels(data.adata_manager).codes[data.train_idx]
+        alone = codes[(codes >= 0).sum(axis=1) == 1].max(axis=1, initial=-1)
+        stands_alone = np.bincount(alone, minlength=self.module.direct.n_perturbations) > 0
+        loaders = [data.train_dataloader()]
+        if len(data.val_idx):
+            loaders.append(data.val_dataloader())
+        sums = [self._gene_sums(loader, torch.as_tensor(stands_alone)) for loader in loaders]
+        fit_direct_effects(self.module, *sums)
+        # Each process has decoded with the covariates of its own cells.
+        for values in self.module.direct.buffers():
+            values.copy_(self.trainer.strategy.broadcast(values))
+
+    def _gene_sums(
+        self, loader: Iterable[dict[str, torch.Tensor]], stands_alone: torch.Tensor
+    ) -> GeneSums:
+        likelihood = self.module.likelihood
+        sums = gene_sums(
+            self._cells(loader),
+            stands_alone,
+            likelihood.n_genes,
+            is_count=likelihood.is_count_likelihood,
+        )
+        for values in sums.totals():
+            if values is not None:
+                on_device = values.to(self.device)
+                values.copy_(self.trainer.strategy.reduce(on_device, reduce_op="sum"))
+        return sums
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:
         """Give tables their own learning rate; a custom optimiser creator is left as it is."""

@@ -81,6 +81,11 @@ class ExpectedLognorm:
         self._last = len(fine) - 1 - 1e-3  # between the last two nodes
         self._starts = torch.arange(likelihood.n_genes, device=device).mul_(len(fine)).int()
 
+    def by_log_rate(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log rates of the table's nodes, and expectations there, ``(n_genes, n_nodes)``."""
+        values = self.table.view(self.likelihood.n_genes, -1).cpu().double().numpy()
+        return (np.arange(values.shape[1]) - self._offset) * _STEP, values
+
     def __call__(self, logits: Tensor) -> Tensor:
         """Map logits ``(..., n_genes)`` to expectations of the same shape, in log2 units."""
         log_rate = (

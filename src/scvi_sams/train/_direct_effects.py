@@ -1,0 +1,163 @@
+"""Direct effects on genes, and how far to believe the model: both in closed form.
+
+The effect of perturbation t on gene g in its cells is ``observed``, that of its shift ``of_model``.
+
+- A direct effect is what the model lacks, ``observed - of_model``, shrunken under a scale mixture
+  of normals with a point mass at 0 (Stephens 2017): 0 but for genes on which the cells insist.
+- Where the model has learned little, or cells are few, the observed effects themselves, shrunken
+  entry by entry or as a whole, may err less than the model does. Predictions of means are an
+  average of the three (stacking, Wolpert 1992). Held-out cells decide on its weights: with the
+  cells that it was trained on the model agrees whatever it has learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from scvi_sams._shrinkage import Shrunken, shrink_entries
+from scvi_sams.module._direct_effects import (
+    COMPONENTS,
+    MOST_ENTRIES,
+    DirectEffects,
+    Residuals,
+)
+from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.train._gene_sums import GeneSums
+from scvi_sams.train._observed_effects import Block, ObservedEffects, expected_rates
+
+_WEIGHT_SD = 0.25
+"""Standard deviation of the weights around equal ones, a priori."""
+_GENES_PER_OBSERVATION = 10.0
+"""Genes that count as one observation of the weights, as cells vary in many genes together."""
+_FIRM = 1e3
+"""How firmly the weights add up to one."""
+
+
+class Components(NamedTuple):
+    """What predictions may be made of, for a block of perturbations, rows x genes each."""
+
+    direct: Shrunken
+    """What the model lacks."""
+    means: np.ndarray
+    """The effects of each of the :data:`COMPONENTS`, ``(3, rows, genes)``."""
+    variances: np.ndarray
+    """Posterior variances of the three."""
+
+
+def components(block: Block, slope: np.ndarray, *, fits_direct: bool, pooled: bool) -> Components:
+    """Estimate the effects of a block of perturbations in three ways."""
+    observed, error, of_model = block
+    weights = "pooled" if pooled else "row"
+    entrywise = shrink_entries(observed, error, weights=weights)
+    if fits_direct:
+        direct = shrink_entries(observed - of_model, error, weights=weights)
+    else:
+        direct = Shrunken(*np.zeros((4, *observed.shape)))
+    # As a whole: the share of the sum of squares, as effects are compared, that is not error.
+    known = np.isfinite(error)
+    scaled, noise = slope * observed, np.where(known, slope * error, 0)
+    size = np.square(scaled).sum(axis=1, keepdims=True)
+    lost = np.square(noise).sum(axis=1, keepdims=True)
+    kept = np.maximum(1 - np.divide(lost, size, out=np.ones_like(size), where=size > 0), 0)
+    of_rows = kept * np.square(np.where(known, error, 0))
+    return Components(
+        direct,
+        np.stack([of_model + direct.mean, entrywise.mean, kept * observed]),
+        np.stack([np.square(direct.sd), np.square(entrywise.sd), of_rows]),
+    )
+
+
+def stacking_weights(
+    trained: ObservedEffects,
+    held_out: ObservedEffects,
+    of_block: Callable[[Block], Components],
+) -> np.ndarray:
+    """Weights of the :data:`COMPONENTS` of the training cells that explain held-out effects best.
+
+    They are not negative and add up to one; a priori they are normal around equal ones.
+    """
+    n = len(COMPONENTS)
+    products, targets = np.zeros((n, n)), np.zeros(n)
+    for (_, block), (_, of_held_out) in zip(trained.blocks(), held_out.blocks(), strict=True):
+        means = of_block(block).means
+        error = of_held_out.error
+        signal = np.square(trained.slope * means.mean(axis=0)).mean()
+        precision = np.square(trained.slope) / (
+            np.square(trained.slope * error) + signal + np.finfo(float).tiny
+        )
+        precision = np.where(np.isfinite(error), precision, 0) / _GENES_PER_OBSERVATION
+        products += np.einsum("itg,jtg,tg->ij", means, means, precision)
+        targets += np.einsum("itg,tg->i", means, precision * of_held_out.observed)
+    products += np.eye(n) / _WEIGHT_SD**2
+    targets += 1 / n / _WEIGHT_SD**2
+    factor = np.linalg.cholesky(products)
+    firm = _FIRM * np.sqrt(products.max())
+    weights, _ = nnls(
+        np.vstack([factor.T, np.full(n, firm)]), np.append(np.linalg.solve(factor, targets), firm)
+    )
+    return weights / weights.sum()
+
+
+def fit_direct_effects(
+    module: PerturbationModule, training: GeneSums, held_out: GeneSums | None
+) -> None:
+    """Fill the tables of ``module.direct`` from training cells, and held-out ones where there are.
+
+    The weights come from the training cells alone, scored on the held-out ones; effects then from
+    all cells.
+    """
+    tables = module.direct
+    if tables is None:
+        return
+    everything = training if held_out is None else training + held_out
+    expected = expected_rates(module, everything.cells, tables.n_perturbations + 1)
+    is_count = module.likelihood.is_count_likelihood
+
+    def of_block(block: Block, slope: np.ndarray) -> Components:
+        return components(
+            block,
+            slope,
+            fits_direct=module.fits_direct_effects,
+            pooled=tables.n_perturbations * tables.n_genes > MOST_ENTRIES,
+        )
+
+    weights = np.full(len(COMPONENTS), 1 / len(COMPONENTS))
+    observed = ObservedEffects(everything, expected, is_count=is_count)
+    if held_out is not None and tables.is_stacked:
+        parts = (ObservedEffects(p, expected, is_count=is_count) for p in (training, held_out))
+        weights = stacking_weights(*parts, lambda block: of_block(block, observed.slope))
+    rows = [
+        _residuals(tables, observed.slope, weights, block, of_block(block, observed.slope))
+        for _, block in observed.blocks()
+    ]
+    joined = Residuals(*(torch.cat(column) for column in zip(*rows, strict=True)))
+    tables.fill(joined, torch.as_tensor(weights, dtype=torch.float32))
+
+
+def _residuals(
+    tables: DirectEffects, slope: np.ndarray, weights: np.ndarray, block: Block, found: Components
+) -> Residuals:
+    """What is added to the model's effects, of the genes that are kept."""
+    has_cells = np.isfinite(block.error)
+    whole = np.einsum("i,itg->tg", weights, found.means)
+    uncertainty = np.sqrt(np.einsum("i,itg->tg", weights, found.variances))
+    correction = np.where(has_cells, whole - found.means[0], 0)
+    columns = [np.where(has_cells, values, 0) for values in (found.direct.mean, found.direct.sd)]
+    columns += [np.where(has_cells, found.direct.lfsr, 1), correction]
+    columns += [np.where(has_cells, uncertainty, 0)]
+    if tables.n_kept == tables.n_genes:
+        genes = np.broadcast_to(np.arange(tables.n_genes), whole.shape)
+    else:
+        matters = slope * (np.abs(columns[0] + correction) + columns[-1])
+        genes = np.argpartition(-matters, tables.n_kept, axis=1)[:, : tables.n_kept]
+        genes = np.sort(genes, axis=1)
+        columns = [np.take_along_axis(values, genes, axis=1) for values in columns]
+    return Residuals(
+        torch.as_tensor(genes.astype(np.int32)),
+        *(torch.as_tensor(values.astype(np.float32)) for values in columns),
+    )

@@ -1,0 +1,166 @@
+"""What the cells of each perturbation say of every gene, summed up in one pass over the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scvi_sams.module._minibatch import CellBatch
+
+TARGET_SUM = 1e4
+"""To which counts are scaled where their logarithms are averaged, as effects are reported."""
+
+
+class Cells(NamedTuple):
+    """What decoding needs to know of cells, one row per cell and group that it stands in."""
+
+    group: Tensor
+    """Perturbation, or T for controls, ``(N,)``."""
+    codes: Tensor
+    doses: Tensor
+    """``(N, K)``, those of the perturbation of the group first."""
+    covariates: Tensor | None
+    size: Tensor
+
+
+@dataclass
+class GeneSums:
+    """Sums over the cells of each group: the T perturbations, and in the last row the controls.
+
+    Attributes
+    ----------
+    n
+        Cells, ``(T + 1,)``.
+    size
+        Sum of their sizes, ``(T + 1,)``; of a normal likelihood their number.
+    x, logged
+        Sums of expression and of ``log2(1 + TARGET_SUM * x / size)``, ``(T + 1, G)``; the second is
+        ``None`` for a normal likelihood.
+    products
+        Sums of the products of expression, logged expression and size with one another, over all
+        cells and over controls, ``(2, 3, 3, G)``.
+    cells
+        Which they were.
+    """
+
+    n: Tensor
+    size: Tensor
+    x: Tensor
+    logged: Tensor | None
+    products: Tensor
+    cells: Cells
+
+    def __add__(self, other: GeneSums) -> GeneSums:
+        """Sums over the cells of both."""
+        return GeneSums(
+            *(
+                None if a is None or b is None else a + b
+                for a, b in zip(self.totals(), other.totals(), strict=True)
+            ),
+            _joined([self.cells, other.cells]),
+        )
+
+    def totals(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """What adds up over cells, and over processes."""
+        return self.n, self.size, self.x, self.logged, self.products
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether there are control cells to compare with."""
+        return bool(self.n[-1] > 0)
+
+
+def gene_sums(
+    batches: Iterable[CellBatch], stands_alone: Tensor, n_genes: int, *, is_count: bool
+) -> GeneSums:
+    """Read cells and add up what they say.
+
+    Parameters
+    ----------
+    batches
+        Cells.
+    stands_alone
+        Whether a perturbation has cells that carry nothing else, ``(T,)``. Such cells speak for it;
+        otherwise all that carry it do.
+    n_genes
+        G.
+    is_count
+        Whether expression is counts.
+    """
+    n_groups = len(stands_alone) + 1
+    n, size = torch.zeros(n_groups), torch.zeros(n_groups)
+    x = torch.zeros(n_groups, n_genes)
+    logged = torch.zeros(n_groups, n_genes) if is_count else None
+    products = torch.zeros(2, 3, 3, n_genes, dtype=torch.float64)
+    kept = []
+    for batch in batches:
+        cells, groups, slots = (part.cpu() for part in _members(batch, stands_alone))
+        values = batch.x.cpu()
+        sizes = batch.size.cpu() if is_count else torch.ones(len(values))
+        logs = torch.log2(1 + values * (TARGET_SUM / sizes[:, None])) if is_count else values
+        n.index_add_(0, groups, torch.ones(len(groups)))
+        size.index_add_(0, groups, sizes[cells])
+        x.index_add_(0, groups, values[cells])
+        if logged is not None:
+            logged.index_add_(0, groups, logs[cells])
+        triple = torch.stack([values, logs, sizes[:, None].expand_as(values)]).double()
+        of_controls = triple[:, (batch.codes < 0).all(dim=1).cpu()]
+        for place, some in enumerate((triple, of_controls)):
+            products[place] += torch.einsum("ing,jng->ijg", some, some)
+        kept.append(_described(batch, sizes, cells, groups, slots))
+    return GeneSums(n, size, x, logged, products, _joined(kept))
+
+
+def _members(batch: CellBatch, stands_alone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells and the groups in which they stand, and the slot that holds the perturbation."""
+    carried = batch.codes >= 0
+    counts = carried.sum(dim=1)
+    alone = stands_alone.to(batch.codes.device)[batch.codes.clamp(min=0)]
+    speaks = carried & ((counts == 1)[:, None] | ~alone)
+    cells, slots = speaks.nonzero(as_tuple=True)
+    groups = batch.codes[cells, slots]
+    controls = (counts == 0).nonzero(as_tuple=True)[0]
+    return (
+        torch.cat([cells, controls]),
+        torch.cat([groups, torch.full_like(controls, len(stands_alone))]),
+        torch.cat([slots, torch.zeros_like(controls)]),
+    )
+
+
+def _described(
+    batch: CellBatch, sizes: Tensor, cells: Tensor, groups: Tensor, slots: Tensor
+) -> Cells:
+    codes, doses = batch.codes.cpu()[cells], batch.doses.cpu()[cells]
+    rows = torch.arange(len(cells))
+    for values in (codes, doses):  # the perturbation of the group comes first
+        first = values[rows, slots].clone()
+        values[rows, slots] = values[:, 0].clone()
+        values[:, 0] = first
+    covariates = None if batch.covariates is None else batch.covariates.cpu()[cells]
+    return Cells(groups, codes, doses, covariates, sizes[cells])
+
+
+def _joined(parts: list[Cells]) -> Cells:
+    columns = zip(*parts, strict=True)
+    return Cells(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+def sample_of_groups(
+    cells: Cells, n_groups: int, n_samples: int, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield groups that have cells, and positions of cells drawn in proportion to their sizes."""
+    order = cells.group.argsort(stable=True)
+    counts = torch.bincount(cells.group, minlength=n_groups).tolist()
+    start = 0
+    for group, count in enumerate(counts):
+        members = order[start : start + count]
+        start += count
+        if count:
+            drawn = torch.multinomial(
+                cells.size[members], n_samples, replacement=True, generator=generator
+            )
+            yield group, members[drawn]

@@ -1,0 +1,242 @@
+"""Effects on every gene as the cells show them, beside what the decoder makes of the shifts.
+
+On the logarithm of the rate (for a normal likelihood, on the mean), per unit dose. With X the sum
+of the counts of the cells of t, and M what the decoder expects of these cells without t::
+
+    by sums:   log(X_t + 1/2) - log(M_t + 1/2), less the same of the control cells
+    by logs:   the change of log rate that explains the mean of log2(1 + 1e4 x / size) over the
+               cells of t, less that over the control cells
+
+The first is efficient where counts are few, the second where cells differ a lot, and effects are
+reported on its scale. They are combined by their errors, which the control cells tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from scvi_sams.module._expected_lognorm import ExpectedLognorm
+from scvi_sams.module._likelihoods import NegativeBinomialLikelihood
+from scvi_sams.module._minibatch import sum_of_rows
+from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.train._gene_sums import TARGET_SUM, Cells, GeneSums, sample_of_groups
+
+ROWS_AT_ONCE = 64
+_N_STATES = 128
+"""Basal states over which the decoder is averaged, the same for all perturbations."""
+_SEED = 60013
+_ENOUGH_COUNTS = 20.0
+"""Expected counts of a gene in the cells of a perturbation from which on means of logarithms are
+used: of fewer, their inverse is too curved for a normal error."""
+_MOST_LOG_CHANGE = 6.0
+_FEW_PERTURBATIONS = 5
+_SLOPE_STEP = 0.1
+_SMALLEST_VARIANCE, _SMALLEST_DISPERSION = 1e-12, 1e-3
+
+
+class Expected(NamedTuple):
+    """What the decoder expects of the cells of each group, the controls in the last row."""
+
+    without: np.ndarray
+    """Rates of the cells without their perturbation, ``(T + 1, G)``."""
+    with_shift: np.ndarray
+    """The same with its shift."""
+    dose: np.ndarray
+    """Mean dose of the perturbation in its cells, ``(T + 1,)``."""
+
+
+@torch.no_grad()
+def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> Expected:
+    """Decode basal states from the prior with the covariates of the cells of each group."""
+    generator = torch.Generator().manual_seed(_SEED)
+    z_basal = torch.randn(1, _N_STATES, module.n_latent, generator=generator).to(module.device)
+    rows = torch.arange(n_groups - 1, device=module.device)
+    shifts = torch.cat([module.shift_moments(some)[0] for some in rows.split(ROWS_AT_ONCE)])
+    without, with_shift = np.zeros((2, n_groups, module.likelihood.n_genes), dtype=np.float32)
+    dose = np.ones(n_groups)
+
+    def mean_rate(shift: torch.Tensor, covariates: torch.Tensor | None) -> np.ndarray:
+        rate = module.likelihood.rate(module.decode(z_basal, shift[None], covariates))
+        return rate[0].mean(dim=0).cpu().numpy()
+
+    nothing = shifts.new_zeros(1, shifts.shape[1])
+    plain = None if module.covariates.n_out else mean_rate(nothing, None)
+    for group, members in sample_of_groups(cells, n_groups, _N_STATES, generator):
+        codes, doses = (part[members].to(module.device) for part in (cells.codes, cells.doses))
+        slots = torch.where(codes < 0, len(shifts), codes)
+        covariates = None
+        if cells.covariates is not None:
+            covariates = cells.covariates[members].to(module.device)
+        others = nothing
+        if plain is not None and not (codes[:, 1:] >= 0).any():
+            without[group] = plain
+        else:
+            if codes.shape[1] > 1:
+                others = sum_of_rows(shifts, slots[:, 1:], doses[:, 1:])
+            without[group] = mean_rate(others, covariates)
+        with_shift[group] = without[group]
+        if group < n_groups - 1:
+            own = sum_of_rows(shifts, slots[:, :1], doses[:, :1])
+            with_shift[group] = mean_rate(others + own, covariates)
+            dose[group] = float(doses[:, 0].mean())
+    return Expected(without, with_shift, dose)
+
+
+class Block(NamedTuple):
+    """Effects of some perturbations per unit dose, rows x genes each."""
+
+    observed: np.ndarray
+    error: np.ndarray
+    """Standard error of the observed effects; infinite where there are no cells."""
+    of_model: np.ndarray
+
+
+class ObservedEffects:
+    """Observed effects and those of the model, a block of perturbations at a time.
+
+    Attributes
+    ----------
+    slope
+        Change of the mean of log2(1 + 1e4 x / size) of control cells per change of the log rate,
+        ``(G,)``: what an effect on a gene weighs where effects are compared. 1 where expression is
+        no count.
+    """
+
+    def __init__(self, sums: GeneSums, expected: Expected, *, is_count: bool) -> None:
+        self._sums, self._expected = sums, expected
+        self._n = sums.n.double().numpy()[:, None]
+        self._size = sums.size.double().numpy()[:, None]
+        # Control cells are what effects are relative to; all cells where there are none.
+        reference = slice(-1, None) if sums.has_controls else slice(None)
+        self._n_reference = float(self._n[reference].sum())
+        total = sums.x[reference].double().sum(dim=0).numpy()
+        self._rate = (total + 0.5 * is_count) / self._size[reference].sum()
+        moments = sums.products[int(sums.has_controls)].numpy() / self._n_reference
+        residual = moments[0, 0] - 2 * self._rate * moments[0, 2] + self._rate**2 * moments[2, 2]
+        self._of_sums = np.maximum(residual, _SMALLEST_VARIANCE)
+        self._logs: _MeansOfLogs | None = None
+        self._bias: np.ndarray | float = 0.0
+        self.slope = np.ones_like(total)
+        if is_count:
+            mean_count = self._rate * self._size[reference].sum() / self._n_reference
+            self._of_sums = self._of_sums / mean_count**2
+            self._logs = _MeansOfLogs(
+                self._rate,
+                np.maximum(self._of_sums - 1 / mean_count, _SMALLEST_DISPERSION),
+                float(self._size[reference].sum() / self._n_reference),
+            )
+            self.slope = self._logs.slope
+            logged = sums.logged[reference].double().sum(dim=0).numpy() / self._n_reference
+            self._logs.match(logged, self._rate)
+            variance = np.maximum(moments[1, 1] - logged**2, 0)
+            self._of_logs = variance / self.slope**2
+            covariance = moments[0, 1] - self._rate * moments[1, 2]
+            self._of_both = covariance / mean_count / self.slope
+            self._bias = self._beyond_errors()
+
+    def blocks(self) -> Iterator[tuple[slice, Block]]:
+        """Yield some perturbations, and their effects."""
+        n_perturbations = len(self._n) - 1
+        for start in range(0, n_perturbations, ROWS_AT_ONCE):
+            rows = slice(start, min(start + ROWS_AT_ONCE, n_perturbations))
+            observed, variance, of_model = self._combined(rows)
+            dose = self._expected.dose[rows, None]
+            has_cells = self._n[rows] > 0
+            yield (
+                rows,
+                Block(
+                    np.where(has_cells, observed / dose, 0),
+                    np.where(has_cells, np.sqrt(variance) / dose, np.inf),
+                    np.where(has_cells, of_model / dose, 0),
+                ),
+            )
+
+    def _combined(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Best linear unbiased combinations of the two estimates, their variances, the model's."""
+        expected = self._expected
+        per_cell = 1 / np.maximum(self._n[rows], 1) + 1 / self._n_reference
+        of_sums = self._of_sums * per_cell
+        if self._logs is None:
+            per_cell_mean = self._sums.x[rows].double().numpy() / np.maximum(self._n[rows], 1)
+            observed = per_cell_mean - expected.without[rows] - self._rate
+            observed = observed + (expected.without[-1] if self._sums.has_controls else self._rate)
+            return observed, of_sums, expected.with_shift[rows] - expected.without[rows]
+        by_sums, by_logs, counts = self._estimates(rows)
+        of_sums = of_sums + self._bias
+        of_logs, of_both = self._of_logs * per_cell, self._of_both * per_cell
+        spread = np.maximum(of_sums + of_logs - 2 * of_both, _SMALLEST_VARIANCE)
+        weight = np.where(
+            counts >= _ENOUGH_COUNTS, np.clip((of_logs - of_both) / spread, 0, 1), 1.0
+        )
+        rest = 1 - weight
+        variance = weight**2 * of_sums + rest**2 * of_logs + 2 * weight * rest * of_both
+        of_model = np.log(expected.with_shift[rows]) - np.log(expected.without[rows])
+        return (
+            weight * by_sums + rest * by_logs,
+            np.maximum(variance, _SMALLEST_VARIANCE),
+            of_model.astype(np.float64),
+        )
+
+    def _estimates(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Estimates by sums and by logs, and expected counts of the cells, rows x genes each."""
+        without = self._expected.without
+        log_rate = np.log(without[rows].astype(np.float64))
+        if self._sums.has_controls:  # what the decoder gets wrong of them, it gets wrong of all
+            log_rate = log_rate + np.log(self._rate) - np.log(without[-1])
+        counts = self._size[rows] * np.exp(log_rate)
+        by_sums = np.log(self._sums.x[rows].double().numpy() + 0.5) - np.log(counts + 0.5)
+        logged = self._sums.logged[rows].double().numpy() / np.maximum(self._n[rows], 1)
+        by_logs = self._logs.log_rate(logged) - log_rate
+        return by_sums, by_logs.clip(-_MOST_LOG_CHANGE, _MOST_LOG_CHANGE), counts
+
+    def _beyond_errors(self) -> np.ndarray:
+        """Squared difference of the two estimates per gene beyond their errors, ``(G,)``.
+
+        What the logarithm of a mean misses of the mean of logarithms, where cells differ.
+        """
+        total, n_used = np.zeros((2, len(self._rate)))
+        variance = self._of_sums + self._of_logs - 2 * self._of_both
+        n_perturbations = len(self._n) - 1
+        for start in range(0, n_perturbations, ROWS_AT_ONCE):
+            rows = slice(start, min(start + ROWS_AT_ONCE, n_perturbations))
+            by_sums, by_logs, counts = self._estimates(rows)
+            per_cell = 1 / np.maximum(self._n[rows], 1) + 1 / self._n_reference
+            used = counts >= _ENOUGH_COUNTS
+            beyond = np.square(by_sums - by_logs) - variance * per_cell
+            total += np.where(used, beyond, 0).sum(axis=0)
+            n_used += used.sum(axis=0)
+        return np.maximum(total / np.maximum(n_used, _FEW_PERTURBATIONS), 0)
+
+
+class _MeansOfLogs:
+    """Mean of log2(1 + 1e4 x / size) of gamma-Poisson counts as a function of the log rate."""
+
+    def __init__(self, rate: np.ndarray, dispersion: np.ndarray, size: float) -> None:
+        counts = NegativeBinomialLikelihood(len(rate), uses_size_factor=True)
+        with torch.no_grad():
+            counts.log_inverse_dispersion.copy_(-torch.as_tensor(dispersion).log())
+            table = ExpectedLognorm(counts, size, TARGET_SUM, torch.device("cpu"))
+        self._log_rates, self._means = table.by_log_rate()
+        self._offset = np.zeros_like(rate)
+        higher, lower = (self._mean(np.log(rate) + step) for step in (_SLOPE_STEP, -_SLOPE_STEP))
+        self.slope = np.maximum((higher - lower) / (2 * _SLOPE_STEP), 1e-6)
+
+    def match(self, mean_of_logs: np.ndarray, rate: np.ndarray) -> None:
+        """From now on genes of these rates have these means of logs."""
+        self._offset = mean_of_logs - self._mean(np.log(rate))
+
+    def _mean(self, log_rate: np.ndarray) -> np.ndarray:
+        pairs = zip(log_rate, self._means, strict=True)
+        return np.array([np.interp(at, self._log_rates, means) for at, means in pairs])
+
+    def log_rate(self, mean_of_logs: np.ndarray) -> np.ndarray:
+        """Log rates at which genes have means of logs, rows x genes both."""
+        found = np.empty_like(mean_of_logs)
+        wanted = mean_of_logs - self._offset
+        for gene, means in enumerate(self._means):
+            found[:, gene] = np.interp(wanted[:, gene], means, self._log_rates)
+        return found
