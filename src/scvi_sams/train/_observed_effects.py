@@ -114,7 +114,8 @@ class ObservedEffects:
         reference = slice(-1, None) if sums.has_controls else slice(None)
         self._n_reference = float(self._n[reference].sum())
         total = sums.x[reference].double().sum(dim=0).numpy()
-        self._rate = (total + 0.5 * is_count) / self._size[reference].sum()
+        self._size_reference = float(self._size[reference].sum())
+        self._rate = (total + 0.5 * is_count) / self._size_reference
         moments = sums.products[int(sums.has_controls)].numpy() / self._n_reference
         residual = moments[0, 0] - 2 * self._rate * moments[0, 2] + self._rate**2 * moments[2, 2]
         self._of_sums = np.maximum(residual, _SMALLEST_VARIANCE)
@@ -122,12 +123,13 @@ class ObservedEffects:
         self._bias: np.ndarray | float = 0.0
         self.slope = np.ones_like(total)
         if is_count:
-            mean_count = self._rate * self._size[reference].sum() / self._n_reference
+            mean_size = self._size_reference / self._n_reference
+            mean_count = self._rate * mean_size
             self._of_sums = self._of_sums / mean_count**2
             self._logs = _MeansOfLogs(
                 self._rate,
                 np.maximum(self._of_sums - 1 / mean_count, _SMALLEST_DISPERSION),
-                float(self._size[reference].sum() / self._n_reference),
+                mean_size,
             )
             self.slope = self._logs.slope
             logged = sums.logged[reference].double().sum(dim=0).numpy() / self._n_reference
@@ -166,7 +168,9 @@ class ObservedEffects:
             observed = observed + (expected.without[-1] if self._sums.has_controls else self._rate)
             return observed, of_sums, expected.with_shift[rows] - expected.without[rows]
         by_sums, by_logs, counts = self._estimates(rows)
-        of_sums = of_sums + self._bias
+        # At least that of counts that vary no more than a Poisson, as where controls had none.
+        of_counts = 1 / (counts + 0.5) + 1 / (self._rate * self._size_reference + 0.5)
+        of_sums = np.maximum(of_sums, of_counts) + self._bias
         of_logs, of_both = self._of_logs * per_cell, self._of_both * per_cell
         spread = np.maximum(of_sums + of_logs - 2 * of_both, _SMALLEST_VARIANCE)
         weight = np.where(
