@@ -14,7 +14,7 @@ from scvi_sams.datasets import (
     simulated_log_likelihood,
     simulated_rates,
 )
-from scvi_sams.exceptions import InvalidArgumentError, SAMSError
+from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 
 SMALL = {
     "n_genes": 40,
@@ -385,3 +385,19 @@ def test_cell_types_that_are_not_there():
     adata = simulate_screen(**SMALL, n_cell_types=2)
     with pytest.raises(SAMSError, match=r"`cell_type` must be one of .*'type_2'"):
         simulated_ate(adata, ["P001"], cell_type="neuron")
+
+
+@pytest.mark.parametrize("of_truth", [simulated_rates, simulated_log_likelihood])
+def test_truth_that_was_lost_is_missed(of_truth):
+    adata = simulate_screen(**SMALL, **EVERYTHING)
+    of_cells = adata.copy()
+    del of_cells.obsm["true_dosage"]
+    with pytest.raises(MissingKeyError, match="'true_dosage'"):
+        of_truth(of_cells)
+    renamed = adata.copy()
+    renamed.obs["cell_type"] = renamed.obs["cell_type"].cat.rename_categories({"type_2": "T cell"})
+    with pytest.raises(MissingKeyError, match="'type_2'"):
+        of_truth(renamed)
+    del renamed.obs["cell_type"]
+    with pytest.raises(MissingKeyError, match="'cell_type'"):
+        of_truth(renamed)

@@ -72,12 +72,13 @@ def learning_curve(
         Of splits and methods.
     train_size
         Share of the cells of each label that may train.
-    perturbation_key, control, delimiter, layer, batch_key, size_factor_key, versions, folder,
-    n_jobs, progress_bar
+    perturbation_key, control, delimiter, layer, batch_key, size_factor_key
         As for :func:`benchmark`.
     target_sum
         Total that cells are normalised to; ``None`` takes the median size of all cells, so that
         errors are in the same units wherever they are compared.
+    versions, folder, n_jobs, progress_bar
+        As for :func:`benchmark`.
 
     Returns
     -------

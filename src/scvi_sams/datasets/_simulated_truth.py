@@ -41,7 +41,8 @@ def simulated_rates(adata: AnnData, latent: np.ndarray | None = None) -> np.ndar
     Raises
     ------
     MissingKeyError
-        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+        If ``adata`` is not a simulated screen, has genes that were not simulated, or lost the truth
+        of its cells.
 
     Examples
     --------
@@ -74,7 +75,8 @@ def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
     Raises
     ------
     MissingKeyError
-        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+        If ``adata`` is not a simulated screen, has genes that were not simulated, or lost the truth
+        of its cells.
 
     Examples
     --------
@@ -228,11 +230,25 @@ def _decoder(adata: AnnData) -> TrueDecoder:
 
 def _offsets_of(adata: AnnData) -> tuple[csr_matrix | None, np.ndarray | None]:
     """Doses that act in each cell, and the code of its type, where the screen has these."""
-    types = adata.uns["simulation"].get("cell_types")
-    return (
-        adata.obsm.get("true_dosage"),
-        None if types is None else pd.Index(types).get_indexer(adata.obs["cell_type"].astype(str)),
-    )
+    simulation = adata.uns["simulation"]
+    dosage = cell_type = None
+    if "true_own_gene_effects" in simulation:
+        if "true_dosage" not in adata.obsm:
+            raise MissingKeyError(
+                "adata.obsm has no 'true_dosage', which says whose own genes go down: keep it with "
+                "the cells."
+            )
+        dosage = adata.obsm["true_dosage"]
+    if "cell_types" in simulation:
+        names = adata.obs.get("cell_type", pd.Series("none", index=adata.obs_names)).astype(str)
+        cell_type = pd.Index(simulation["cell_types"]).get_indexer(names)
+        if (cell_type < 0).any():
+            raise MissingKeyError(
+                "adata.obs['cell_type'] does not name one of "
+                f"{', '.join(map(repr, simulation['cell_types']))} for every cell: keep it as it "
+                "was simulated."
+            )
+    return dosage, cell_type
 
 
 def _chosen_types(adata: AnnData, cell_type: str | None) -> list[int]:
