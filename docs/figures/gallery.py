@@ -92,6 +92,17 @@ def of_benchmark(adata: AnnData) -> dict[str, Axes]:
     }
 
 
+def of_learning_curve(adata: AnnData) -> dict[str, Axes]:
+    """Baselines with few cells and with many."""
+    curve = evaluation.learning_curve(
+        adata,
+        ["training mean", "ridge on principal components", "additive"],
+        cells=(3, 5, 10, 20, None),
+        progress_bar=False,
+    )
+    return {"learning_curve": pl.learning_curve(curve)}
+
+
 def save(figures: Mapping[str, Axes]) -> None:
     """Write figures under the names of their functions."""
     for name, ax in figures.items():
@@ -108,6 +119,7 @@ def main() -> None:
     save(of_cells(model))
     save(of_doses())
     save(of_benchmark(adata))
+    save(of_learning_curve(adata))
 
 
 if __name__ == "__main__":

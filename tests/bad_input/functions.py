@@ -107,6 +107,14 @@ def figures(model: Any) -> dict[str, Call]:
         layers={"interval_low": np.zeros((2, 4)), "interval_high": np.full((2, 4), 2.0)},
     )
     pairs = pd.DataFrame({"score": [1.0, -1.0], "other": [0.5, 0.1]}, index=["A+B", "A+C"])
+    curve = pd.DataFrame(
+        {
+            "method": ["A", "A"],
+            "cells_per_perturbation": [10, 20],
+            "n_cells": [10.0, 20.0],
+            "pearson": [0.5, 0.7],
+        }
+    )
     history = {"elbo_train": pd.DataFrame({"elbo_train": [2.0, 1.0]})}
     calibration = evaluation.mask_calibration(masks, masks > 0.5)
     return {
@@ -129,6 +137,7 @@ def figures(model: Any) -> dict[str, Call]:
             pl.interaction_matrix,
             {"interactions": pairs, "lower": "other"},
         ),
+        "pl.learning_curve": (pl.learning_curve, {"curve": curve}),
         "pl.mask_calibration": (pl.mask_calibration, {"calibration": calibration}),
         "pl.masks": (pl.masks, {"masks": masks, "effects": masks, "threshold": 0.5}),
         "pl.program_genes": (pl.program_genes, {"programs": programs, "latent": "latent_0"}),

@@ -31,7 +31,8 @@ ANY_VALUE = {"control", "covariate", "n_components", "indices"}
 OTHERWISE_TESTED = {
     "tl": set(),
     "pl": {"latent"},  # a UMAP takes seconds: rows of the table
-    "evaluation": {"benchmark", "describe_metrics"}  # rows of its own; takes nothing
+    "evaluation": {"benchmark", "learning_curve"}  # rows of their own
+    | {"describe_metrics"}  # takes nothing
     # Of profiles that score_predictions makes; see tests/evaluation.
     | {"de_overlap", "deg_recall", "discrimination_scores", "effect_metrics", "logfc"}
     | {"pearson_delta", "perturbed_centroid", "position", "rank_scores", "wilcoxon_fdr"},

@@ -75,6 +75,9 @@ def test_values_by_hand():
     flat = values(scores, "pearson", "sams")["all"]
     assert flat == pytest.approx(np.corrcoef([1, 0, 0, 0], [1, 0, 0, 2])[0, 1])
     assert values(scores, "r2", "sams")["all"] == pytest.approx(1 - 4 / 2.75)
+    assert values(scores, "rmse", "sams").to_dict() == pytest.approx(
+        {"A": 0, "B": np.sqrt(2) / np.log(2), "all": 1 / np.log(2)}
+    )
     rows = scores[scores["metric"] == "pearson"].set_index("perturbation")
     assert rows["n_cells"].to_dict() == {"A": 2, "B": 1, "all": 3}
     assert set(scores["status"]) == {"ok", "undefined"}
@@ -216,7 +219,7 @@ def test_a_failure_counts_as_no_effect_when_flattened():
     unchanged.X[2] = control
     scores = score_predictions(predicted[[0, 1, 3]].copy(), observed, modes=["sams"])
     expected = score_predictions(unchanged, observed, modes=["sams"])
-    for metric in ("pearson", "r2", "pearson_top", "r2_top"):
+    for metric in ("pearson", "r2", "rmse", "pearson_top", "r2_top"):
         assert values(scores, metric)["all"] == pytest.approx(values(expected, metric)["all"])
 
 

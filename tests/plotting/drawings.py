@@ -190,6 +190,24 @@ def benchmark_perturbations(ax: Axes) -> None:
     plotting.benchmark_perturbations(scores(), "A", label_worst=2, ax=ax)
 
 
+def learning_curve(ax: Axes) -> None:
+    level = {"control mean": 0.0, "A": 0.9, "B": 0.7, "half of the test cells": 0.95}
+    rows = [
+        {
+            "method": method,
+            "cells_per_perturbation": asked,
+            "n_cells": cells,
+            "seed": seed,
+            "pearson": best - (method in "AB") * (0.5 + 0.1 * seed) / np.sqrt(cells / 10),
+        }
+        for asked, cells in ((10, 10.0), (50, 50.0), (None, 181.0))
+        for method, best in level.items()
+        for seed in range(3)
+    ]
+    table = pd.DataFrame(rows).astype({"cells_per_perturbation": "Int64"})
+    plotting.learning_curve(table, ax=ax)
+
+
 DRAWINGS: dict[str, Callable[[Axes], None]] = {
     function.__name__: function
     for function in (
@@ -201,6 +219,7 @@ DRAWINGS: dict[str, Callable[[Axes], None]] = {
         effect_volcano,
         interaction_matrix,
         latent,
+        learning_curve,
         mask_calibration,
         masks,
         masks_of_many,

@@ -100,6 +100,18 @@ def summary_input() -> pd.DataFrame:
     return BenchmarkResult(scores_input(), pd.DataFrame(), {}).summary()
 
 
+def learning_curve_input() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        (method, asked, cells, seed, rng.random())
+        for method in ("control mean", "A", "B")
+        for asked, cells in ((10, 10.0), (None, 42.5))
+        for seed in (0, 1)
+    ]
+    columns = ["method", "cells_per_perturbation", "n_cells", "seed", "pearson"]
+    return pd.DataFrame(rows, columns=columns).astype({"cells_per_perturbation": "Int64"})
+
+
 FUNCTIONS = {
     "masks": (masks_input, lambda data, ax: plotting.masks(data, ax=ax)),
     "ate_scatter": (table_input, lambda data, ax: plotting.ate_scatter(data, data, ax=ax)),
@@ -114,6 +126,10 @@ FUNCTIONS = {
     "benchmark_perturbations": (
         scores_input,
         lambda data, ax: plotting.benchmark_perturbations(data, "A", ax=ax),
+    ),
+    "learning_curve": (
+        learning_curve_input,
+        lambda data, ax: plotting.learning_curve(data, ax=ax),
     ),
     "mask_calibration": (
         lambda: mask_calibration(masks_input(), masks_input() > 0.5),

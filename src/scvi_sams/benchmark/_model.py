@@ -59,7 +59,8 @@ class ModelMethod:
     """A model class of this package, or one with the same methods, as a method to benchmark.
 
     The model is registered (``setup_anndata``) on a copy that holds training and validation cells
-    only, and trained with that split. A perturbation is predicted by cells: training control cells
+    only, and trained with that split; without validation cells it divides the training cells by
+    itself, as ``train`` does. A perturbation is predicted by cells: training control cells
     (of the same level of the covariate) in random order are given the perturbation instead
     of none (``model.predict``), counts are drawn at each cell's own size, and
     ``log(1 + target_sum * x / size)`` is taken of these counts and averaged. Samples are needed
@@ -128,13 +129,12 @@ class ModelMethod:
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Register and train a model on the cells of a fold that are not tested."""
         cells = self._registered(fold)
-        positions = np.split(np.arange(cells.n_obs), [fold.n_train])
-        split = positions if len(positions[1]) else positions[:1]
         arguments = {"enable_progress_bar": False} | dict(self.train_kwargs)
-        arguments["datasplitter_kwargs"] = {
-            **arguments.get("datasplitter_kwargs", {}),
-            "external_indexing": split,
-        }
+        if fold.n_train < cells.n_obs:
+            arguments["datasplitter_kwargs"] = {
+                **arguments.get("datasplitter_kwargs", {}),
+                "external_indexing": np.split(np.arange(cells.n_obs), [fold.n_train]),
+            }
         with _seeded(seed):
             model = self.model_class(cells, **self.model_kwargs)
             try:

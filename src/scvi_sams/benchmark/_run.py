@@ -177,22 +177,52 @@ def benchmark(
     modes = tuple(dict.fromkeys(as_names("modes", modes)))
     check_modes(modes)
     options = ScoreOptions(modes, target_genes, n_top_genes)
-    seeds = [int(seed) for seed in seeds]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SAMSError(f"`seeds` is {list(seeds)}; give at least one, each once.")
+    seeds = as_seeds(seeds)
     screen = make_screen(
         adata,
         read_labels(obs_column(adata, perturbation_key), control, delimiter),
         Columns(perturbation_key, covariate_key, batch_key, size_factor_key),
         layer=layer,
         target_sum=target_sum,
-        other_columns=_columns_of_models(chosen.values(), adata),
+        other_columns=columns_of_models(chosen.values(), adata),
     )
     splits = {seed: split if isinstance(split, Split) else split(seed) for seed in seeds}
+    return run_methods(
+        chosen,
+        screen,
+        splits,
+        options,
+        versions=versions,
+        folder=folder,
+        n_jobs=n_jobs,
+        progress_bar=progress_bar,
+    )
+
+
+def as_seeds(seeds: Sequence[int]) -> list[int]:
+    """Return seeds as a list; an error if there are none or one stands there twice."""
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SAMSError(f"`seeds` is {seeds}; give at least one, each once.")
+    return seeds
+
+
+def run_methods(
+    methods: Mapping[str, Method],
+    screen: Screen,
+    splits: Mapping[int, Split],
+    options: ScoreOptions,
+    *,
+    versions: Mapping[str, str] | None,
+    folder: str | Path | None,
+    n_jobs: int | None,
+    progress_bar: bool,
+) -> BenchmarkResult:
+    """Fit and score every method on the split of every seed, as :func:`benchmark` does."""
     for made in splits.values():
         _check(made, screen)
     data_key = screen_fingerprint(screen)
-    tasks = _tasks(chosen, splits, data_key, options, dict(versions or {}))
+    tasks = _tasks(methods, splits, data_key, options, dict(versions or {}))
     store = FitStore(folder)
     store.prepare()
     for made in splits.values():
@@ -203,7 +233,7 @@ def benchmark(
         # Messages of scores just made and of scores read from files alike.
         scores=scores.astype({"message": str}),
         runs=pd.DataFrame(runs),
-        settings=_settings(screen, data_key, splits, options, chosen),
+        settings=_settings(screen, data_key, splits, options, methods),
     )
 
 
@@ -279,7 +309,7 @@ def _check(split: Split, screen: Screen) -> None:
     check_split(split, screen.labels, covariate=screen.columns.levels(screen.counts))
 
 
-def _columns_of_models(methods: Iterable[Method], adata: ad.AnnData) -> list[str]:
+def columns_of_models(methods: Iterable[Method], adata: ad.AnnData) -> list[str]:
     """Columns of obs that settings of models name: covariates of theirs."""
     named: list[Any] = []
     for method in methods:

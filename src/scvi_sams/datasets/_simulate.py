@@ -10,7 +10,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
-from scvi_sams.datasets._simulated_truth import CONTROL, cells_at_a_time, proportions
+from scvi_sams.datasets._simulated_cells import (
+    check_options,
+    doses_that_act,
+    draw_cell_type_bias,
+    draw_targets,
+    numbered,
+)
+from scvi_sams.datasets._simulated_truth import CONTROL, cells_at_a_time, simulated_rates
 from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
 
 _BENCHMARK: dict[str, Any] = {
@@ -45,6 +52,14 @@ def simulate_screen(
     gene_bias_sd: float = 1.0,
     decoder_scale: float = 1.0,
     dosages: Sequence[float] | None = None,
+    knockdown: tuple[float, float] | None = None,
+    n_null_perturbations: int = 0,
+    guides_per_perturbation: int | None = None,
+    guide_efficacy: tuple[float, float] | None = None,
+    n_cell_types: int = 1,
+    cell_type_log_sd: float = 0.5,
+    cell_type_specific_share: float = 0.0,
+    escape_rate: float = 0.0,
     seed: int = 0,
 ) -> AnnData:
     """Draw a perturbation screen from the generative model of SAMS-VAE.
@@ -59,6 +74,17 @@ def simulate_screen(
     entries Normal(0, 1 / n_latent), so that hidden units have variance 1 over control cells; W2
     (n_genes x n_hidden) has entries Normal(0, decoder_scale^2 / n_hidden). Cells come in the
     order controls, single perturbations, combinations; none is empty.
+
+    Real screens have more than this model, and each of these may be switched on: perturbations that
+    repress the gene they are named after (CRISPRi), null targets, several guides per target, cell
+    types with effects of their own, and cells that escaped. Then::
+
+        z_i       = z_basal_i + sum_t d_it * m_t * e_t
+        d_it      = dosage_it * efficacy_of_guide * [t acts in this cell type] * [i has not escaped]
+        log rate  = decoder(z_i)_g + cell_type_bias_cg + sum_t d_it * log(1 - removed_t) * [g is t]
+
+    What is switched on draws its random numbers from a generator of its own: masks, effects,
+    decoder and basal states are those of the same call without it.
 
     Parameters
     ----------
@@ -84,23 +110,57 @@ def simulate_screen(
         How strongly the latent space moves log expression.
     dosages
         Doses to draw from, uniformly, for each perturbation that a cell carries; ``None``: all 1.
+    knockdown
+        Smallest and largest share of the expression of its own gene that a perturbation removes,
+        such as ``(0.7, 0.95)``; drawn uniformly, in relation to all other genes. Perturbations are
+        then named after their genes, which are drawn at random. ``None``: no own-gene effects.
+    n_null_perturbations
+        How many of the perturbations do nothing at all: their masks are empty, their own genes
+        stay as they are.
+    guides_per_perturbation
+        Guides of each perturbation, one of which a cell has at random; ``None``: guides are not
+        told apart.
+    guide_efficacy
+        Smallest and largest share of the effect (of the latent shift and of the own gene's change
+        of log expression) that a guide has, drawn uniformly; ``None``: all of it.
+    n_cell_types
+        Types that cells are of at random, equally frequent.
+    cell_type_log_sd
+        Standard deviation of what a type adds to the log expression of each gene.
+    cell_type_specific_share
+        Share of the perturbations with an effect whose effect exists in one cell type only, own
+        gene included.
+    escape_rate
+        Probability that a perturbed cell has none of the effects of its label.
     seed
-        Seed of the only random generator that is used; the global random state is not touched.
+        Seed of the random generators; the global random state is not touched.
 
     Returns
     -------
     AnnData
         ``X``: csr float32, integer counts. ``obs``: ``"perturbation"`` (``"control"``,
-        ``"P001"``, ``"P001+P002"``), ``"n_perturbations"``, ``"library_size"`` and, where
-        ``dosages`` is given, ``"dosage"`` (``"0"`` for control, else such as ``"0.5+1.0"``,
-        aligned with the label). Truth: ``obsm["true_basal"]``, ``obsm["true_latent"]`` (cells x
-        latent, float32), ``var["true_inverse_dispersion"]``, and ``uns["simulation"]``:
-        ``"settings"``, ``"perturbations"`` (names), ``"gene_names"``, ``"true_masks"`` (bool) and
+        ``"P001"``, ``"P001+P002"``), ``"n_perturbations"``, ``"library_size"`` and, where asked
+        for, ``"dosage"`` (``"0"`` for control, else such as ``"0.5+1.0"``) and ``"guide"``
+        (``"control"``, ``"P001g2+P002g1"``), both aligned with the label, and ``"cell_type"``
+        (``"type_1"``). Truth: ``obsm["true_basal"]``, ``obsm["true_latent"]`` (cells x latent,
+        float32), ``var["true_inverse_dispersion"]``, and ``uns["simulation"]``: ``"settings"``,
+        ``"perturbations"`` (names), ``"gene_names"``, ``"true_masks"`` (bool) and
         ``"true_effects"`` (both perturbations x latent; what acts is their product), and
         ``"decoder"`` with ``"hidden_weight"`` (W1), ``"gene_weight"`` (W2) and ``"gene_bias"``.
 
+        Truth of what is switched on: ``obs["true_escaped"]``; ``obsm["true_dosage"]`` (d above,
+        csr, cells x perturbations); in ``uns["simulation"]``: ``"true_own_gene_effects"`` (one per
+        perturbation, change of the natural log at dose 1), ``"guides"`` and
+        ``"true_guide_efficacy"`` (both perturbations x guides), ``"cell_types"`` and
+        ``"true_response"`` (bool, perturbations x cell types: where each acts), and in
+        ``"decoder"`` ``"cell_type_bias"`` (cell types x genes).
+
     Raises
     ------
+    InvalidArgumentError
+        If an option is out of its range, or needs another one: there are fewer genes than
+        perturbations with a ``knockdown``, efficacies without guides, or specific effects without
+        cell types.
     SAMSError
         If ``mask_probability`` is not in (0, 1], ``combination_size`` is below 2, or there are
         fewer sets of perturbations than ``n_combinations``.
@@ -121,6 +181,26 @@ def simulate_screen(
     (3000, 200)
     >>> adata.uns["simulation"]["true_masks"].shape  # perturbations x latents
     (10, 15)
+
+    A CRISPRi panel: 14 targets among its 70 genes, few counts and few cells, and effects on other
+    genes that are small beside those on the own one.
+
+    >>> panel = scvi_sams.datasets.simulate_screen(
+    ...     n_genes=70,
+    ...     n_perturbations=14,
+    ...     cells_per_perturbation=20,
+    ...     n_combinations=0,
+    ...     n_latent=5,
+    ...     effect_scale=0.5,
+    ...     library_size=500,
+    ...     knockdown=(0.7, 0.95),
+    ... )
+    >>> targets = panel.uns["simulation"]["perturbations"]
+    >>> len(targets), set(targets) <= set(panel.var_names)
+    (14, True)
+    >>> left = np.exp(panel.uns["simulation"]["true_own_gene_effects"])
+    >>> bool((0.05 <= left).all() and (left <= 0.3).all())
+    True
     """
     # First line on purpose: these are the arguments and nothing else.
     settings = {name: value for name, value in locals().items() if value is not None}
@@ -128,25 +208,26 @@ def simulate_screen(
         doses = settings["dosages"] = np.asarray(dosages, dtype=np.float64)
         if doses.size == 0 or not (np.isfinite(doses) & (doses > 0)).all():
             raise InvalidDosageError(f"dosages must be positive numbers, got {list(dosages)}.")
-    rng = np.random.default_rng(seed)
-    masks = _draw_masks(rng, (n_perturbations, n_latent), mask_probability)
-    effects = rng.normal(scale=effect_scale, size=masks.shape)
-    decoder = {
-        "hidden_weight": rng.normal(scale=n_latent**-0.5, size=(n_hidden, n_latent)),
-        "gene_weight": rng.normal(scale=decoder_scale * n_hidden**-0.5, size=(n_genes, n_hidden)),
-        "gene_bias": rng.normal(scale=gene_bias_sd, size=n_genes),
+    check_options(settings)
+    settings |= {
+        name: np.asarray(settings[name], dtype=np.float64)
+        for name in ("knockdown", "guide_efficacy")
+        if name in settings
     }
+    rng = np.random.default_rng(seed)
+    # Generators of their own, so that what is switched on changes nothing else.
+    of_nulls, of_types, of_targets, *of_cells = rng.spawn(6)
+
+    masks = _draw_masks(rng, (n_perturbations, n_latent), mask_probability)
+    masks[of_nulls.choice(n_perturbations, size=n_null_perturbations, replace=False)] = False
+    effects = rng.normal(scale=effect_scale, size=masks.shape)
+    decoder = _draw_decoder(rng, settings) | draw_cell_type_bias(of_types, settings)
     theta = inverse_dispersion * np.exp(rng.normal(scale=inverse_dispersion_log_sd, size=n_genes))
+    var = pd.DataFrame({"true_inverse_dispersion": theta}, index=numbered("gene_", n_genes, 4))
+    names, of_own_genes = draw_targets(of_targets, settings, var.index, masks)
     combinations = _draw_combinations(rng, n_perturbations, n_combinations, combination_size)
-    names = _numbered("P", n_perturbations, 3)
-
     obs, doses_of_cells = _assign_perturbations(rng, settings, names, combinations)
-    basal = rng.normal(size=(len(obs), n_latent)).astype(np.float32)
-    latent = (basal + doses_of_cells @ (masks * effects)).astype(np.float32)
-    obs["library_size"] = library_size * np.exp(rng.normal(scale=library_log_sd, size=len(obs)))
-    counts = _draw_counts(rng, decoder, latent, obs["library_size"].to_numpy(), theta)
-
-    var = pd.DataFrame({"true_inverse_dispersion": theta}, index=_numbered("gene_", n_genes, 4))
+    acting, of_design = doses_that_act(of_cells, settings, names, masks, obs, doses_of_cells)
     simulation = {
         "settings": settings,
         "perturbations": np.array(names, dtype=object),
@@ -154,14 +235,23 @@ def simulate_screen(
         "true_masks": masks,
         "true_effects": effects,
         "decoder": decoder,
+        **of_own_genes,
+        **of_design,
     }
-    return AnnData(
-        X=counts,
+
+    basal = rng.normal(size=(len(obs), n_latent)).astype(np.float32)
+    latent = (basal + acting @ (masks * effects)).astype(np.float32)
+    obs["library_size"] = library_size * np.exp(rng.normal(scale=library_log_sd, size=len(obs)))
+    adata = AnnData(
         obs=obs,
         var=var,
         obsm={"true_basal": basal, "true_latent": latent},
         uns={"simulation": simulation},
     )
+    if of_own_genes or of_design or escape_rate > 0:
+        adata.obsm["true_dosage"] = acting
+    adata.X = _draw_counts(rng, adata)
+    return adata
 
 
 def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
@@ -180,10 +270,6 @@ def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
     return simulate_screen(seed=seed, **{**_BENCHMARK, **overrides})
 
 
-def _numbered(prefix: str, n: int, digits: int) -> list[str]:
-    return [f"{prefix}{i:0{max(digits, len(str(n)))}d}" for i in range(1, n + 1)]
-
-
 def _draw_masks(rng: np.random.Generator, shape: tuple[int, int], probability: float) -> np.ndarray:
     if not 0 < probability <= 1:
         raise SAMSError(f"mask_probability must be in (0, 1], got {probability}.")
@@ -191,6 +277,16 @@ def _draw_masks(rng: np.random.Generator, shape: tuple[int, int], probability: f
     while (empty := ~masks.any(axis=1)).any():
         masks[empty] = rng.random((empty.sum(), shape[1])) < probability
     return masks
+
+
+def _draw_decoder(rng: np.random.Generator, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    n_genes, n_hidden, n_latent = (settings[f"n_{of}"] for of in ("genes", "hidden", "latent"))
+    scale = settings["decoder_scale"] * n_hidden**-0.5
+    return {
+        "hidden_weight": rng.normal(scale=n_latent**-0.5, size=(n_hidden, n_latent)),
+        "gene_weight": rng.normal(scale=scale, size=(n_genes, n_hidden)),
+        "gene_bias": rng.normal(scale=settings["gene_bias_sd"], size=n_genes),
+    }
 
 
 def _draw_combinations(
@@ -231,7 +327,7 @@ def _assign_perturbations(
     labels = ["+".join(names[t] for t in members) or CONTROL for members in members_of]
     obs = pd.DataFrame(
         {"perturbation": pd.Categorical(labels), "n_perturbations": n_carried},
-        index=_numbered("cell_", len(labels), 5),
+        index=numbered("cell_", len(labels), 5),
     )
     if "dosages" in settings:
         written = [str(value) for value in values.tolist()]
@@ -241,17 +337,13 @@ def _assign_perturbations(
     return obs, doses
 
 
-def _draw_counts(
-    rng: np.random.Generator,
-    decoder: Mapping[str, np.ndarray],
-    latent: np.ndarray,
-    library: np.ndarray,
-    theta: np.ndarray,
-) -> csr_matrix:
+def _draw_counts(rng: np.random.Generator, adata: AnnData) -> csr_matrix:
     """Gamma-Poisson counts; a cell that comes out empty is drawn again."""
+    library = adata.obs["library_size"].to_numpy()
+    theta = adata.var["true_inverse_dispersion"].to_numpy()
     blocks = []
-    for cells in cells_at_a_time(len(latent), len(theta)):
-        mean = library[cells, None] * proportions(decoder, latent[cells])
+    for cells in cells_at_a_time(adata.n_obs, adata.n_vars):
+        mean = library[cells, None] * simulated_rates(adata[cells])
         counts = np.zeros_like(mean)
         for _ in range(_MOST_DRAWS):
             empty = ~counts.any(axis=1)

@@ -1,22 +1,26 @@
 """What is true of a simulated screen: rates, likelihoods and effects to compare models with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
-from scipy.special import softmax
 from scipy.stats import nbinom
 
-from scvi_sams.exceptions import MissingKeyError, UnknownPerturbationError
+from scvi_sams._checks import check_choice
+from scvi_sams.datasets._simulated_decoder import TrueDecoder
+from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, UnknownPerturbationError
 
 CONTROL = "control"
-_LEAKY_SLOPE = 0.2
+Acting: TypeAlias = tuple[np.ndarray, np.ndarray | float]
+"""Latent shift, and change of log expression that no latent state holds."""
 _ENTRIES_PER_CHUNK = 2_000_000  # cells x genes that are dense at a time: 16 MB per array
 
 
-def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
+def simulated_rates(adata: AnnData, latent: np.ndarray | None = None) -> np.ndarray:
     """Decode places in the true latent space: the expected share of each gene in the counts.
 
     Parameters
@@ -25,7 +29,9 @@ def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
         A screen of :func:`simulate_screen`. Genes may have been left out since: the shares are
         those among the genes that are left.
     latent
-        Places x latents, for example ``adata.obsm["true_latent"]``.
+        Places x latents, of cells whose own genes are as in controls and that are of no cell type;
+        ``None`` takes the cells of ``adata``, with the knock-down of their own genes and the
+        expression of their cell types, where the screen has these.
 
     Returns
     -------
@@ -35,7 +41,8 @@ def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
     Raises
     ------
     MissingKeyError
-        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+        If ``adata`` is not a simulated screen, has genes that were not simulated, or lost the truth
+        of its cells.
 
     Examples
     --------
@@ -43,7 +50,10 @@ def simulated_rates(adata: AnnData, latent: np.ndarray) -> np.ndarray:
     >>> shares.shape, np.allclose(shares.sum(axis=1), 1)
     ((5, 100), True)
     """
-    return proportions(_decoder(adata), latent)
+    decoder = _decoder(adata)
+    if latent is not None:
+        return decoder.proportions(latent)
+    return decoder.proportions(adata.obsm["true_latent"], decoder.offset(*_offsets_of(adata)))
 
 
 def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
@@ -65,7 +75,8 @@ def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
     Raises
     ------
     MissingKeyError
-        If ``adata`` is not a simulated screen, or has genes that were not simulated.
+        If ``adata`` is not a simulated screen, has genes that were not simulated, or lost the truth
+        of its cells.
 
     Examples
     --------
@@ -76,11 +87,16 @@ def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
     decoder = _decoder(adata)
     theta = adata.var["true_inverse_dispersion"].to_numpy()
     latent = adata.obsm["true_latent"]
+    dosage, cell_type = _offsets_of(adata)
     counts = csr_matrix(adata.X)
     result = np.empty(adata.n_obs)
     for cells in cells_at_a_time(adata.n_obs, adata.n_vars):
         x = counts[cells].toarray().astype(np.float64)
-        mean = x.sum(axis=1, keepdims=True) * proportions(decoder, latent[cells])
+        offset = decoder.offset(
+            None if dosage is None else dosage[cells],
+            None if cell_type is None else cell_type[cells],
+        )
+        mean = x.sum(axis=1, keepdims=True) * decoder.proportions(latent[cells], offset)
         result[cells] = nbinom.logpmf(x, theta, theta / (theta + mean)).sum(axis=1)
     return result
 
@@ -91,6 +107,7 @@ def simulated_ate(
     *,
     n_samples: int = 2500,
     library_size: float = 1e4,
+    cell_type: str | None = None,
     seed: int = 0,
 ) -> AnnData:
     """Average treatment effects under the true model, at dose 1: what a model's should be.
@@ -99,6 +116,10 @@ def simulated_ate(
     without ("lognorm", the effect that the paper reports). Cells are drawn from the prior of
     z_basal; both sides, and all perturbations, share their z_basal and the gamma variables of the
     gamma-Poisson counts. A row does not depend on which others are asked for.
+
+    It is the effect that a perturbation has where it acts in full, on its own gene as well: cells
+    that escaped do not take part, and the efficacy of guides counts as 1. The mean over the cells
+    that carry a label is smaller where some escape or guides are weak.
 
     Parameters
     ----------
@@ -111,6 +132,8 @@ def simulated_ate(
         Cells to draw with and without the perturbations.
     library_size
         Expected counts of every drawn cell.
+    cell_type
+        Of the drawn cells, where the screen has several; ``None``: all of them, equally frequent.
     seed
         Seed of the draw.
 
@@ -124,6 +147,8 @@ def simulated_ate(
     ------
     UnknownPerturbationError
         If a label names a perturbation that was not simulated.
+    InvalidArgumentError
+        If there is no such cell type.
     MissingKeyError
         If ``adata`` is not a simulated screen, or has genes that were not simulated.
 
@@ -138,20 +163,26 @@ def simulated_ate(
     True
     """
     decoder = _decoder(adata)
-    shifts = np.stack([_true_shift(adata, label) for label in perturbations])
+    types = _chosen_types(adata, cell_type)
+    untreated, *treatments = (
+        [_acting(adata, decoder, members, code) for code in types]
+        for members in [[], *(_members(adata, label) for label in perturbations)]
+    )
+    n_latent = adata.uns["simulation"]["true_effects"].shape[1]
     theta = adata.var["true_inverse_dispersion"].to_numpy()
     total = np.zeros((len(perturbations), adata.n_vars))
     total_squares = np.zeros_like(total)
     for chunk, cells in enumerate(cells_at_a_time(n_samples, adata.n_vars)):
         rng = np.random.default_rng([seed, chunk])
-        basal = rng.normal(size=(cells.stop - cells.start, shifts.shape[1]))
+        basal = rng.normal(size=(cells.stop - cells.start, n_latent))
         library = library_size * rng.gamma(theta, 1 / theta, size=(len(basal), len(theta)))
         noise_seed = [seed, chunk, 1]  # the same each time: no effect depends on the others
-        control = _draw_expression(noise_seed, library * proportions(decoder, basal))
-        for row, shift in enumerate(shifts):
-            treated = _draw_expression(noise_seed, library * proportions(decoder, basal + shift))
-            total[row] += (treated - control).sum(axis=0)
-            total_squares[row] += np.square(treated - control).sum(axis=0)
+        drawn = partial(_draw_expression, noise_seed, decoder, basal, library)
+        control = drawn(untreated)
+        for row, treatment in enumerate(treatments):
+            difference = drawn(treatment) - control
+            total[row] += difference.sum(axis=0)
+            total_squares[row] += np.square(difference).sum(axis=0)
     mean = total / n_samples
     variance = np.maximum(total_squares / n_samples - mean**2, 0)
     return AnnData(
@@ -169,49 +200,92 @@ def simulated_ate(
     )
 
 
-def _draw_expression(seed: Sequence[int], rates: np.ndarray) -> np.ndarray:
-    counts = np.random.default_rng(seed).poisson(rates)
-    return np.log2(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+def _draw_expression(
+    seed: Sequence[int],
+    decoder: TrueDecoder,
+    basal: np.ndarray,
+    library: np.ndarray,
+    acting: Sequence[Acting],
+) -> np.ndarray:
+    """Mean over cell types of the log expression of cells that something acts on."""
+    drawn = []
+    for shift, offset in acting:
+        rates = library * decoder.proportions(basal + shift, offset)
+        counts = np.random.default_rng(seed).poisson(rates)
+        drawn.append(np.log2(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True)))
+    return np.mean(drawn, axis=0)
 
 
-def _decoder(adata: AnnData) -> dict[str, np.ndarray]:
+def _decoder(adata: AnnData) -> TrueDecoder:
     """Look up the true decoder, for the genes that ``adata`` has."""
     if "simulation" not in adata.uns:
         raise MissingKeyError("adata.uns has no 'simulation': give a screen of simulate_screen().")
     simulation = adata.uns["simulation"]
-    genes = pd.Index(simulation["gene_names"]).get_indexer(adata.var_names)
-    if (genes < 0).any():
-        unknown = adata.var_names[genes < 0]
+    is_known = adata.var_names.isin(simulation["gene_names"])
+    if not is_known.all():
+        unknown = adata.var_names[~is_known]
         raise MissingKeyError(f"These genes were not simulated: {unknown[:5].tolist()}.")
-    decoder = simulation["decoder"]
-    return {
-        "hidden_weight": decoder["hidden_weight"],
-        "gene_weight": decoder["gene_weight"][genes],
-        "gene_bias": decoder["gene_bias"][genes],
-    }
+    return TrueDecoder.of(simulation, adata.var_names)
 
 
-def _true_shift(adata: AnnData, label: str) -> np.ndarray:
-    """Sum of mask * effect over the perturbations of a label, one value per latent."""
+def _offsets_of(adata: AnnData) -> tuple[csr_matrix | None, np.ndarray | None]:
+    """Doses that act in each cell, and the code of its type, where the screen has these."""
     simulation = adata.uns["simulation"]
-    known = list(simulation["perturbations"])
+    dosage = cell_type = None
+    if "true_own_gene_effects" in simulation:
+        if "true_dosage" not in adata.obsm:
+            raise MissingKeyError(
+                "adata.obsm has no 'true_dosage', which says whose own genes go down: keep it with "
+                "the cells."
+            )
+        dosage = adata.obsm["true_dosage"]
+    if "cell_types" in simulation:
+        names = adata.obs.get("cell_type", pd.Series("none", index=adata.obs_names)).astype(str)
+        cell_type = pd.Index(simulation["cell_types"]).get_indexer(names)
+        if (cell_type < 0).any():
+            raise MissingKeyError(
+                "adata.obs['cell_type'] does not name one of "
+                f"{', '.join(map(repr, simulation['cell_types']))} for every cell: keep it as it "
+                "was simulated."
+            )
+    return dosage, cell_type
+
+
+def _chosen_types(adata: AnnData, cell_type: str | None) -> list[int]:
+    """Codes of the cell types to average over; a single 0 if the screen has none."""
+    known = [str(name) for name in adata.uns["simulation"].get("cell_types", ())]
+    if cell_type is None:
+        return list(range(max(1, len(known))))
+    if not known:
+        raise InvalidArgumentError(f"`cell_type` is {cell_type!r}, but this screen has no types.")
+    check_choice("cell_type", cell_type, known)
+    return [known.index(cell_type)]
+
+
+def _members(adata: AnnData, label: str) -> list[int]:
+    """Positions of the perturbations of a label."""
+    known = list(adata.uns["simulation"]["perturbations"])
     members = [] if label == CONTROL else label.split("+")
     if unknown := sorted(set(members) - set(known)):
         raise UnknownPerturbationError(
             f"{label!r} names {unknown}, which were not simulated; known are {known[:5]} ..."
         )
+    return [known.index(member) for member in members]
+
+
+def _acting(adata: AnnData, decoder: TrueDecoder, members: list[int], cell_type: int) -> Acting:
+    """Latent shift and change of log expression in a cell of a type that carries perturbations."""
+    simulation = adata.uns["simulation"]
+    if "true_response" in simulation:
+        members = [t for t in members if simulation["true_response"][t, cell_type]]
     acting = simulation["true_masks"] * simulation["true_effects"]
-    return acting[[known.index(member) for member in members]].sum(axis=0)
+    dosage = np.zeros((1, len(acting)))
+    np.add.at(dosage[0], members, 1)
+    offset = decoder.offset(csr_matrix(dosage), np.array([cell_type]))
+    return acting[members].sum(axis=0), offset
 
 
 def cells_at_a_time(n_cells: int, n_genes: int) -> Iterator[slice]:
     """Slices of cells that are few enough to be dense."""
     step = max(1, _ENTRIES_PER_CHUNK // n_genes)
     return (slice(start, min(start + step, n_cells)) for start in range(0, n_cells, step))
-
-
-def proportions(decoder: Mapping[str, np.ndarray], latent: np.ndarray) -> np.ndarray:
-    """Expected share of each gene in the counts, places x genes."""
-    hidden = latent.astype(np.float64) @ decoder["hidden_weight"].T
-    hidden = np.where(hidden > 0, hidden, _LEAKY_SLOPE * hidden)
-    return softmax(hidden @ decoder["gene_weight"].T + decoder["gene_bias"], axis=1)

@@ -25,6 +25,7 @@ from scvi_sams.baselines._simple import (
     split_half,
 )
 from scvi_sams.baselines._trained import LatentAdditive, LinearAdditive
+from scvi_sams.benchmark._learning_curve import learning_curve
 from scvi_sams.benchmark._model import ModelMethod
 from scvi_sams.benchmark._result import BenchmarkResult
 from scvi_sams.benchmark._run import benchmark
@@ -95,6 +96,7 @@ __all__ = [
     "effect_metrics",
     "energy_distance",
     "hold_out_combinations",
+    "learning_curve",
     "logfc",
     "make_split",
     "mask_calibration",

@@ -240,6 +240,10 @@ METRICS = (
         _SOURCE, True, **_flattened(r2),
     ),
     Metric(
+        _MODE, "rmse", "fit", "root mean squared error of the same ATE, in units of log2",
+        _SOURCE, False, **_flattened(rmse),
+    ),
+    Metric(
         _MODE, "pearson_top", "fit", "pearson over the genes with the largest |observed ATE| of "
         "each perturbation (20 unless asked otherwise)",
         _SOURCE, True, **_flattened(pearson, _top_effects), is_headline=True,

@@ -8,6 +8,7 @@ from scvi_sams.plotting._benchmark import (
 from scvi_sams.plotting._diagnostics import mask_calibration, training_curves
 from scvi_sams.plotting._genes import ate_scatter, dose_response, effect_volcano, program_genes
 from scvi_sams.plotting._latent import latent
+from scvi_sams.plotting._learning_curve import learning_curve
 from scvi_sams.plotting._matrices import interaction_matrix, masks, similarity
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "effect_volcano",
     "interaction_matrix",
     "latent",
+    "learning_curve",
     "mask_calibration",
     "masks",
     "program_genes",

@@ -1,0 +1,231 @@
+"""How good methods are with few training cells of each perturbation, and with many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from scvi_sams._checks import check_integer, check_number
+from scvi_sams.benchmark._definitions import FAILURES
+from scvi_sams.benchmark._fit import ScoreOptions
+from scvi_sams.benchmark._methods import resolve_methods
+from scvi_sams.benchmark._model import ModelMethod
+from scvi_sams.benchmark._run import as_seeds, columns_of_models, run_methods
+from scvi_sams.benchmark._screen import Columns, make_screen, sizes
+from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._parsing import read_labels
+from scvi_sams.labels._stratified import stratified_split
+from scvi_sams.metrics._observed import obs_column
+from scvi_sams.splits._split import Split, make_split
+
+_RANK = ("perturbench", "rank_rmse_average")
+_MODES = ("sams", "perturbench")
+
+
+def learning_curve(
+    adata: ad.AnnData,
+    methods: Mapping[str, Any] | Sequence[str],
+    *,
+    cells: Sequence[int | None] = (10, 20, 50, 100, None),
+    seeds: Sequence[int] = (0, 1, 2),
+    train_size: float = 0.5,
+    perturbation_key: str = "perturbation",
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
+    layer: str | None = None,
+    batch_key: str | None = None,
+    size_factor_key: str | None = None,
+    target_sum: float | None = None,
+    versions: Mapping[str, str] | None = None,
+    folder: str | Path | None = None,
+    n_jobs: int | None = None,
+    progress_bar: bool = True,
+) -> pd.DataFrame:
+    """Score methods that were fitted to few cells of each perturbation, and to many.
+
+    For each seed the cells of every label are divided at random: one part may train, the other is
+    tested. Of the part that may train, a number of cells of each perturbation (and combination)
+    train, larger numbers including the smaller ones; all its control cells always do. The tested
+    cells are the same for all numbers. Fits and scores are those of :func:`benchmark`, whose
+    controls are run here, too: ``"control mean"``, ``"mean of perturbations"``, and
+    ``"half of the test cells"``, which no number of training cells changes. Both its sides are half
+    of the tested cells, so that methods pass it where more cells than these train.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes counts. Not changed.
+    methods
+        As for :func:`benchmark`. Models hold some of the training cells out for their own
+        validation, as ``train`` does; all others are fitted to all of them.
+    cells
+        Training cells of each perturbation; ``None`` is all that may train. Perturbations that have
+        fewer train with what they have.
+    seeds
+        Of splits and methods.
+    train_size
+        Share of the cells of each label that may train.
+    perturbation_key, control, delimiter, layer, batch_key, size_factor_key
+        As for :func:`benchmark`.
+    target_sum
+        Total that cells are normalised to; ``None`` takes the median size of all cells, so that
+        errors are in the same units wherever they are compared.
+    versions, folder, n_jobs, progress_bar
+        As for :func:`benchmark`.
+
+    Returns
+    -------
+    One row per number of cells, method and seed:
+
+    - ``method``; ``cells_per_perturbation``, as asked for (missing where it was ``None``);
+      ``n_cells``, the median over perturbations of the cells that trained; ``seed``.
+    - ``pearson``, ``rmse``: of predicted with observed average treatment effects, over all
+      perturbations x genes at once. An effect is the difference of mean
+      ``log2(1 + target_sum * x / size)`` from all control cells. A failed prediction counts as no
+      effect.
+    - ``mean_pearson``: mean over perturbations of the correlation over genes.
+    - ``rank``: mean over perturbations of the rank of a prediction among those of all perturbations
+      by its distance to the observation, 0 best, 0.5 chance (``rank_rmse_average``).
+    - ``n_failed``: perturbations whose prediction failed, and ``message``, why the first of them
+      did. The means are then NaN, but for the rank, which takes its worst value.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``cells`` or ``seeds`` are not whole numbers of at least 1 (seeds: 0), ``cells`` names a
+        number twice, or ``train_size`` is not between 0 and 1.
+    SAMSError
+        As for :func:`benchmark`.
+
+    See Also
+    --------
+    scvi_sams.pl.learning_curve : draws the table.
+
+    Examples
+    --------
+    >>> curve = scvi_sams.evaluation.learning_curve(
+    ...     adata, ["training mean"], cells=(5, None), seeds=[0], progress_bar=False
+    ... )
+    >>> mean = curve[curve["method"] == "training mean"].set_index("n_cells")
+    >>> mean.index.tolist()  # six pairs and eight singles, of 30 and 60 cells
+    [5.0, 30.0]
+    >>> bool(mean.loc[30, "rmse"] < mean.loc[5, "rmse"])
+    True
+    """
+    numbers = _as_numbers_of_cells(cells)
+    seeds = as_seeds(seeds)
+    check_integer(at_least=0, seeds=min(seeds))
+    check_number(above=0, below=1, train_size=train_size)
+    chosen = {
+        name: replace(method, n_iwelbo_samples=None) if isinstance(method, ModelMethod) else method
+        for name, method in resolve_methods(methods).items()
+    }
+    labels = read_labels(obs_column(adata, perturbation_key), control, delimiter)
+    screen = make_screen(
+        adata,
+        labels,
+        Columns(perturbation_key, None, batch_key, size_factor_key),
+        layer=layer,
+        target_sum=target_sum,
+        other_columns=columns_of_models(chosen.values(), adata),
+    )
+    if target_sum is None:
+        size = sizes(screen.counts.X, screen.counts.obs, screen.columns)
+        screen = replace(screen, target_sum=float(np.median(size)))
+    splits_of = {
+        number: {seed: _split(labels, number, train_size, seed) for seed in seeds}
+        for number in numbers
+    }
+    tables = []
+    for number, splits in splits_of.items():
+        result = run_methods(
+            chosen,
+            screen,
+            splits,
+            ScoreOptions(_MODES, target_genes=None, n_top_genes=20),
+            versions=versions,
+            folder=folder,
+            n_jobs=n_jobs,
+            progress_bar=progress_bar,
+        )
+        n_cells = {seed: _median_cells(labels, split) for seed, split in splits.items()}
+        tables.append(_summarised(result.scores, number, n_cells))
+    curve = pd.concat(tables, ignore_index=True)
+    return curve.astype({"cells_per_perturbation": "Int64", "message": str})
+
+
+def _as_numbers_of_cells(cells: object) -> list[int | None]:
+    if isinstance(cells, str) or not isinstance(cells, Iterable):
+        raise InvalidArgumentError(f"`cells` must be numbers of cells or None, not {cells!r}.")
+    numbers = list(cells)
+    for number in numbers:
+        if number is not None:
+            check_integer(cells=number)
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InvalidArgumentError(f"`cells` is {numbers}; give at least one number, each once.")
+    return [None if number is None else int(number) for number in numbers]
+
+
+def _split(labels: Labels, number: int | None, train_size: float, seed: int) -> Split:
+    """Test the same cells whatever the number of those that train, which are nested."""
+    shares = (train_size, 0.0, 1 - train_size)
+    train, _, test = stratified_split(labels.name_of_cell, shares, seed=seed)
+    if number is not None:
+        shuffled = np.random.default_rng([seed, 1]).permutation(train)
+        place = pd.Series(shuffled).groupby(labels.name_of_cell[shuffled]).cumcount().to_numpy()
+        train = shuffled[(place < number) | labels.is_control[shuffled]]
+    return make_split(
+        labels,
+        train,
+        np.empty(0, dtype=np.int64),
+        test,
+        name="cells per perturbation",
+        seed=seed,
+        settings={"cells_per_perturbation": number, "train_size": train_size},
+        control=labels.spelling.control,
+        delimiter=labels.spelling.delimiter,
+    )
+
+
+def _median_cells(labels: Labels, split: Split) -> float:
+    """Median over perturbations of the training cells of one."""
+    trained = split.train[~labels.is_control[split.train]]
+    return float(pd.Series(labels.name_of_cell[trained]).value_counts().median())
+
+
+def _summarised(
+    scores: pd.DataFrame, number: int | None, n_cells: Mapping[Any, float]
+) -> pd.DataFrame:
+    """One row per method and seed."""
+    rows = []
+    for (method, seed), of_fit in scores.groupby(["method", "seed"], sort=False):
+        effects = _rows(of_fit, "sams", "pearson")
+        failed = effects[effects["status"].isin(FAILURES)]
+        rows.append(
+            {
+                "method": method,
+                "cells_per_perturbation": number,
+                "n_cells": n_cells[seed],
+                "seed": seed,
+                "pearson": _rows(of_fit, "sams", "pearson", pooled=True)["value"].item(),
+                "rmse": _rows(of_fit, "sams", "rmse", pooled=True)["value"].item(),
+                "mean_pearson": effects["value"].mean(skipna=False),
+                "rank": _rows(of_fit, *_RANK)["value"].mean(skipna=False),
+                "n_failed": len(failed),
+                "message": failed["message"].iloc[0] if len(failed) else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _rows(scores: pd.DataFrame, mode: str, metric: str, *, pooled: bool = False) -> pd.DataFrame:
+    """Rows of a metric: of every perturbation, or the one over all of them."""
+    of_metric = (scores["mode"] == mode) & (scores["metric"] == metric)
+    return scores[of_metric & ((scores["perturbation"] == "all") == pooled)]
