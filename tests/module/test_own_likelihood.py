@@ -60,8 +60,8 @@ class ZeroInflatedLikelihood(NegativeBinomialLikelihood):
         kept = logsigmoid(-lost) + self.counts(logits, size).log_prob(x)
         return torch.where(x == 0, torch.logaddexp(logsigmoid(lost), kept), kept).sum(-1)
 
-    def mean_decoded_log_prob(self, x, hidden, to_genes, size):
-        return Likelihood.mean_decoded_log_prob(self, x, hidden, to_genes, size)
+    def mean_decoded_log_prob(self, x, hidden, to_genes, size, direct=None):
+        return Likelihood.mean_decoded_log_prob(self, x, hidden, to_genes, size, direct)
 
     def sample(self, logits, size):
         kept = torch.sigmoid(-logits.chunk(2, dim=-1)[1])

@@ -51,7 +51,7 @@ class Components(NamedTuple):
 
 def components(block: Block, slope: np.ndarray, *, fits_direct: bool, pooled: bool) -> Components:
     """Estimate the effects of a block of perturbations in three ways."""
-    observed, error, of_model = block
+    observed, error, of_model, _ = block
     weights = "pooled" if pooled else "row"
     entrywise = shrink_entries(observed, error, weights=weights)
     if fits_direct:
@@ -104,7 +104,7 @@ def stacking_weights(
 
 
 def fit_direct_effects(
-    module: PerturbationModule, training: GeneSums, held_out: GeneSums | None
+    module: PerturbationModule, training: GeneSums, held_out: GeneSums | None = None
 ) -> None:
     """Fill the tables of ``module.direct`` from training cells, and held-out ones where there are.
 
@@ -145,7 +145,9 @@ def _residuals(
     """What is added to the model's effects, of the genes that are kept."""
     has_cells = np.isfinite(block.error)
     whole = np.einsum("i,itg->tg", weights, found.means)
-    uncertainty = np.sqrt(np.einsum("i,itg->tg", weights, found.variances))
+    # Predictions sample the model's effects: what is missing is the rest of the variance.
+    variance = np.einsum("i,itg->tg", weights, found.variances) - block.variance_of_model
+    uncertainty = np.sqrt(np.maximum(variance, 0))
     correction = np.where(has_cells, whole - found.means[0], 0)
     columns = [np.where(has_cells, values, 0) for values in (found.direct.mean, found.direct.sd)]
     columns += [np.where(has_cells, found.direct.lfsr, 1), correction]

@@ -19,15 +19,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from scvi_sams._torch import fixed_seed
 from scvi_sams.module._expected_lognorm import ExpectedLognorm
 from scvi_sams.module._likelihoods import NegativeBinomialLikelihood
-from scvi_sams.module._minibatch import sum_of_rows
+from scvi_sams.module._minibatch import sum_over_slots
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._gene_sums import TARGET_SUM, Cells, GeneSums, sample_of_groups
 
 ROWS_AT_ONCE = 64
-_N_STATES = 128
-"""Basal states over which the decoder is averaged, the same for all perturbations."""
+_N_POSTERIOR, _N_STATES = 8, 16
+"""Posterior samples of the shifts, and basal states of each, over which the decoder is averaged;
+the states are the same for all perturbations."""
 _SEED = 60013
 _ENOUGH_COUNTS = 20.0
 """Expected counts of a gene in the cells of a perturbation from which on means of logarithms are
@@ -44,7 +46,9 @@ class Expected(NamedTuple):
     without: np.ndarray
     """Rates of the cells without their perturbation, ``(T + 1, G)``."""
     with_shift: np.ndarray
-    """The same with its shift."""
+    """The same with its shift, averaged over the posterior."""
+    variance: np.ndarray
+    """Posterior variance of the change of the log rate (of the mean, where it is no count)."""
     dose: np.ndarray
     """Mean dose of the perturbation in its cells, ``(T + 1,)``."""
 
@@ -53,37 +57,48 @@ class Expected(NamedTuple):
 def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> Expected:
     """Decode basal states from the prior with the covariates of the cells of each group."""
     generator = torch.Generator().manual_seed(_SEED)
-    z_basal = torch.randn(1, _N_STATES, module.n_latent, generator=generator).to(module.device)
+    shape = (_N_POSTERIOR, _N_STATES, module.n_latent)
+    z_basal = torch.randn(shape, generator=generator).to(module.device)
     rows = torch.arange(n_groups - 1, device=module.device)
-    shifts = torch.cat([module.shift_moments(some)[0] for some in rows.split(ROWS_AT_ONCE)])
-    without, with_shift = np.zeros((2, n_groups, module.likelihood.n_genes), dtype=np.float32)
+    with fixed_seed(_SEED, module.device):
+        drawn = [
+            module.global_posterior(some, _N_POSTERIOR).shifts.expand(_N_POSTERIOR, -1, -1)
+            for some in rows.split(ROWS_AT_ONCE)
+        ]
+    shifts = torch.cat(drawn, dim=1)
+    without, with_shift, variance = np.zeros(
+        (3, n_groups, module.likelihood.n_genes), dtype=np.float32
+    )
     dose = np.ones(n_groups)
 
-    def mean_rate(shift: torch.Tensor, covariates: torch.Tensor | None) -> np.ndarray:
-        rate = module.likelihood.rate(module.decode(z_basal, shift[None], covariates))
-        return rate[0].mean(dim=0).cpu().numpy()
+    def mean_rates(shift: torch.Tensor, covariates: torch.Tensor | None) -> np.ndarray:
+        """Rates averaged over the states of each posterior sample."""
+        rate = module.likelihood.rate(module.decode(z_basal, shift, covariates))
+        return rate.mean(dim=1).cpu().numpy()
 
-    nothing = shifts.new_zeros(1, shifts.shape[1])
-    plain = None if module.covariates.n_out else mean_rate(nothing, None)
+    nothing = shifts.new_zeros(1, 1, shifts.shape[-1])
+    plain = None if module.covariates.n_out else mean_rates(nothing, None)
     for group, members in sample_of_groups(cells, n_groups, _N_STATES, generator):
         codes, doses = (part[members].to(module.device) for part in (cells.codes, cells.doses))
-        slots = torch.where(codes < 0, len(shifts), codes)
+        slots = torch.where(codes < 0, shifts.shape[1], codes)
         covariates = None
         if cells.covariates is not None:
             covariates = cells.covariates[members].to(module.device)
-        others = nothing
-        if plain is not None and not (codes[:, 1:] >= 0).any():
-            without[group] = plain
-        else:
+        others, base = nothing, plain
+        if base is None or (codes[:, 1:] >= 0).any():
             if codes.shape[1] > 1:
-                others = sum_of_rows(shifts, slots[:, 1:], doses[:, 1:])
-            without[group] = mean_rate(others, covariates)
-        with_shift[group] = without[group]
+                others = sum_over_slots(shifts, slots[:, 1:], doses[:, 1:])
+            base = mean_rates(others, covariates)
+        changed = base
         if group < n_groups - 1:
-            own = sum_of_rows(shifts, slots[:, :1], doses[:, :1])
-            with_shift[group] = mean_rate(others + own, covariates)
+            own = sum_over_slots(shifts, slots[:, :1], doses[:, :1])
+            changed = mean_rates(others + own, covariates)
             dose[group] = float(doses[:, 0].mean())
-    return Expected(without, with_shift, dose)
+        without[group], with_shift[group] = base.mean(axis=0), changed.mean(axis=0)
+        is_count = module.likelihood.is_count_likelihood
+        change = np.log(changed) - np.log(base) if is_count else changed - base
+        variance[group] = change.var(axis=0, ddof=1)
+    return Expected(without, with_shift, variance, dose)
 
 
 class Block(NamedTuple):
@@ -93,6 +108,8 @@ class Block(NamedTuple):
     error: np.ndarray
     """Standard error of the observed effects; infinite where there are no cells."""
     of_model: np.ndarray
+    variance_of_model: np.ndarray
+    """Posterior variance of the model's effects."""
 
 
 class ObservedEffects:
@@ -154,6 +171,7 @@ class ObservedEffects:
                     np.where(has_cells, observed / dose, 0),
                     np.where(has_cells, np.sqrt(variance) / dose, np.inf),
                     np.where(has_cells, of_model / dose, 0),
+                    self._expected.variance[rows] / dose**2,
                 ),
             )
 
