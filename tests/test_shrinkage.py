@@ -7,7 +7,7 @@ from scipy.special import digamma, polygamma
 
 from scvi_sams._shrinkage import (
     NormalMixture,
-    _freedom,
+    _certainty,
     _inverse_trigamma,
     _prior_of_variances,
     moderated_variance,
@@ -167,9 +167,12 @@ def test_trigamma_is_inverted(value):
 
 def prior_of(seen, n_cells, control, n_controls, kurtosis=0.0):
     kurtosis = np.broadcast_to(kurtosis, control.shape)
-    return _prior_of_variances(
-        seen, _freedom(n_cells, kurtosis), control, _freedom(n_controls, kurtosis)
-    )
+    _, bias, error = _certainty(n_cells, kurtosis)
+    _, control_bias, control_error = _certainty(n_controls, kurtosis)
+    known = (seen > 0) & (control > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log(seen / control) - bias + control_bias
+    return _prior_of_variances(ratio[known], (error + control_error)[known])
 
 
 @pytest.mark.parametrize(("n_cells", "prior_freedom"), [(10, 4), (30, 10), (5, 8)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -303,14 +304,18 @@ def moderated_variance(
     variance = np.asarray(variance, dtype=np.float64)
     prior = np.asarray(control_variance, dtype=np.float64)
     kurtosis = np.broadcast_to(np.maximum(control_kurtosis, 0), prior.shape)
-    of_controls = _freedom(n_controls, kurtosis)
+    # Numbers of cells recur, and digamma and trigamma of every gene take longest.
+    certainty_of = cache(partial(_certainty, kurtosis=kurtosis))
+    _, control_bias, control_error = certainty_of(n_controls)
     moderated = np.empty_like(variance)
-    for row, (observed, n) in enumerate(zip(variance, np.asarray(n_cells), strict=True)):
+    for row, (observed, n) in enumerate(zip(variance, np.asarray(n_cells).tolist(), strict=True)):
         if n < 2:
             moderated[row] = np.where(prior > 0, prior, np.nan)
             continue
-        freedom = _freedom(n, kurtosis)
-        scale, prior_freedom = _prior_of_variances(observed, freedom, prior, of_controls)
+        freedom, bias, error = certainty_of(n)
+        known = (observed > 0) & (prior > 0)
+        ratio = np.log(observed[known] / prior[known]) - (bias - control_bias)[known]
+        scale, prior_freedom = _prior_of_variances(ratio, (error + control_error)[known])
         # Of its own: infinitely many degrees of freedom of the prior leave nothing.
         own = 1 / (1 + prior_freedom / freedom)
         mixed = own * observed + (1 - own) * scale * prior
@@ -318,36 +323,27 @@ def moderated_variance(
     return moderated
 
 
-def _freedom(n_cells: int, kurtosis: np.ndarray) -> np.ndarray:
-    """Degrees of freedom of a chi-square that varies as the sample variance does."""
-    return 2 / (2 / (n_cells - 1) + kurtosis / n_cells)
+def _certainty(n_cells: int, kurtosis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Degrees of freedom of sample variances; bias and squared error of their logarithms."""
+    freedom = 2 / (2 / (n_cells - 1) + kurtosis / n_cells)
+    return freedom, _log_bias(freedom), polygamma(1, freedom / 2)
 
 
-def _prior_of_variances(
-    variance: np.ndarray,
-    freedom: np.ndarray,
-    control_variance: np.ndarray,
-    control_freedom: np.ndarray,
-) -> tuple[float, float]:
-    """Scale and degrees of freedom of the prior of the variances of a perturbation."""
-    known = (variance > 0) & (control_variance > 0)
-    if known.sum() < 2:
+def _prior_of_variances(ratio: np.ndarray, squared_error: np.ndarray) -> tuple[float, float]:
+    """Scale and degrees of freedom of the prior, from log ratios without bias and their errors."""
+    if len(ratio) < 2:
         return 1.0, 0.0
-    freedom, control_freedom = freedom[known], control_freedom[known]
-    ratio = np.log(variance[known] / control_variance[known])
-    ratio += _log_bias(control_freedom) - _log_bias(freedom)
-    of_errors = polygamma(1, freedom / 2) + polygamma(1, control_freedom / 2)
-    weights = 1 / of_errors
+    weights = 1 / squared_error
     weights /= weights.sum()
     mean = weights @ ratio
-    excess = weights @ (np.square(ratio - mean) - (1 - weights) * of_errors)
+    excess = weights @ (np.square(ratio - mean) - (1 - weights) * squared_error)
     if excess <= 0:
         return float(np.exp(mean)), np.inf
     prior_freedom = 2 * _inverse_trigamma(excess / (1 - np.square(weights).sum()))
     return float(np.exp(mean + _log_bias(prior_freedom))), prior_freedom
 
 
-def _log_bias(freedom: np.ndarray | float) -> np.ndarray | float:
+def _log_bias(freedom: np.ndarray | float) -> np.ndarray:
     """By how much the mean logarithm of a sample variance differs from that of the variance."""
     return digamma(freedom / 2) - np.log(freedom / 2)
 
