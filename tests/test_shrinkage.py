@@ -115,6 +115,16 @@ def test_the_sign_rate_is_the_share_of_wrong_signs():
         assert wrong.mean() == pytest.approx(shrunken.lfsr[called].mean(), abs=0.03)
 
 
+def test_few_genes_that_tell_0_from_small_effects_badly_are_taken_for_0():
+    truth, effect, error = sparse_effects(200, 70, share=0.05, seed=2)
+    shrunken = shrink_entries(effect, error)
+    wrong = np.sign(shrunken.mean) != np.sign(truth)
+    assert wrong[shrunken.lfsr < 0.05].mean() < 0.06
+    doubtful = (shrunken.lfsr > 0.05) & (shrunken.lfsr < 0.3)
+    assert wrong[doubtful].mean() < 0.35
+    assert shrunken.null.mean() == pytest.approx(0.95, abs=0.03)
+
+
 def test_rows_without_effects_shrink_to_nothing():
     _, effect, error = sparse_effects(40, 400, share=0)
     shrunken = shrink_entries(effect, error)
