@@ -29,7 +29,13 @@ MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "SVAE+": (scvi_sams.SVAEPlus, {}),
     "conditional VAE": (scvi_sams.ConditionalVAE, {}),
 }
-BASELINES = ("additive", "matching mean", "ridge on principal components")
+BASELINES = (
+    "EB-shrunken mean",
+    "additive",
+    "additive of shrunken singles",
+    "matching mean",
+    "ridge on principal components",
+)
 QUICK_SCREEN: dict[str, Any] = {
     "n_genes": 300,
     "n_controls": 200,
@@ -109,9 +115,11 @@ def methods(data: str, quick: bool) -> dict[str, Any]:
     networks = {
         "linear additive": evaluation.LinearAdditive(**epochs),
         "latent additive": evaluation.LatentAdditive(**epochs),
+        "decoder only": evaluation.DecoderOnly(**epochs),
     }
-    # Where pairs are held out there is no mean of training cells to predict.
-    seen = ("training mean",) if data == "papalexi21" else ()
+    # Where pairs are held out there is no mean of training cells to predict, and ash-shrunken means
+    # are the additive of shrunken singles.
+    seen = ("training mean", "ash-shrunken mean") if data == "papalexi21" else ()
     return models | {name: name for name in (*seen, *BASELINES)} | networks
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import polygamma
+from scipy.special import digamma, polygamma
 
 from scvi_sams._shrinkage import (
     NormalMixture,
+    _certainty,
     _inverse_trigamma,
     _prior_of_variances,
     moderated_variance,
@@ -114,6 +115,16 @@ def test_the_sign_rate_is_the_share_of_wrong_signs():
         assert wrong.mean() == pytest.approx(shrunken.lfsr[called].mean(), abs=0.03)
 
 
+def test_few_genes_that_tell_0_from_small_effects_badly_are_taken_for_0():
+    truth, effect, error = sparse_effects(200, 70, share=0.05, seed=2)
+    shrunken = shrink_entries(effect, error)
+    wrong = np.sign(shrunken.mean) != np.sign(truth)
+    assert wrong[shrunken.lfsr < 0.05].mean() < 0.06
+    doubtful = (shrunken.lfsr > 0.05) & (shrunken.lfsr < 0.3)
+    assert wrong[doubtful].mean() < 0.35
+    assert shrunken.null.mean() == pytest.approx(0.95, abs=0.03)
+
+
 def test_rows_without_effects_shrink_to_nothing():
     _, effect, error = sparse_effects(40, 400, share=0)
     shrunken = shrink_entries(effect, error)
@@ -164,6 +175,16 @@ def test_trigamma_is_inverted(value):
     assert polygamma(1, _inverse_trigamma(value)) == pytest.approx(value, rel=1e-6)
 
 
+def prior_of(seen, n_cells, control, n_controls, kurtosis=0.0):
+    kurtosis = np.broadcast_to(kurtosis, control.shape)
+    _, bias, error = _certainty(n_cells, kurtosis)
+    _, control_bias, control_error = _certainty(n_controls, kurtosis)
+    known = (seen > 0) & (control > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log(seen / control) - bias + control_bias
+    return _prior_of_variances(ratio[known], (error + control_error)[known])
+
+
 @pytest.mark.parametrize(("n_cells", "prior_freedom"), [(10, 4), (30, 10), (5, 8)])
 def test_the_prior_of_variances_is_recovered(n_cells, prior_freedom):
     rng = np.random.default_rng(n_cells)
@@ -173,8 +194,7 @@ def test_the_prior_of_variances_is_recovered(n_cells, prior_freedom):
     true = scale * true_control * prior_freedom / rng.chisquare(prior_freedom, n_genes)
     seen = true * rng.chisquare(n_cells - 1, n_genes) / (n_cells - 1)
     control = true_control * rng.chisquare(n_controls - 1, n_genes) / (n_controls - 1)
-    freedom, found_scale, found = _prior_of_variances(seen, n_cells, control, n_controls)
-    assert freedom == n_cells - 1
+    found_scale, found = prior_of(seen, n_cells, control, n_controls)
     assert found == pytest.approx(prior_freedom, rel=0.12)
     assert found_scale == pytest.approx(scale, rel=0.05)
     moderated = moderated_variance(seen[None], np.array([n_cells]), control, n_controls)[0]
@@ -182,13 +202,44 @@ def test_the_prior_of_variances_is_recovered(n_cells, prior_freedom):
     assert off[0] < min(off[1:])
 
 
+def test_without_kurtosis_the_prior_is_that_of_smyth():
+    rng = np.random.default_rng(1)
+    seen, control = np.exp(rng.normal(size=(2, 50)))
+    ratio = np.log(seen / control)
+    spread = np.var(ratio, ddof=1) - polygamma(1, 9 / 2) - polygamma(1, 99 / 2)
+    freedom = 2 * _inverse_trigamma(spread)
+    bias = digamma(9 / 2) - np.log(9 / 2) - digamma(99 / 2) + np.log(99 / 2)
+    bias -= digamma(freedom / 2) - np.log(freedom / 2)
+    found = prior_of(seen, 10, control, 100)
+    np.testing.assert_allclose(found, [np.exp(ratio.mean() - bias), freedom])
+
+
+def test_unsteady_variances_of_rare_genes_are_no_differences_between_genes():
+    rng = np.random.default_rng(0)
+    n_cells, n_controls, n_genes = 20, 2000, 1000
+    mean = np.exp(rng.normal(-1, 1.5, n_genes))
+    cells, controls = (rng.poisson(mean, (n, n_genes)) for n in (n_cells, n_controls))
+    seen, control = cells.var(axis=0, ddof=1), controls.var(axis=0, ddof=1)
+    kurtosis = stats.kurtosis(controls)
+    # Nothing differs between the two, so that the variance to believe is that of the controls.
+    scale, freedom = prior_of(seen, n_cells, control, n_controls, kurtosis)
+    assert freedom > 100
+    assert scale == pytest.approx(1, abs=0.1)
+    assert prior_of(seen, n_cells, control, n_controls)[1] < 20
+    moderated = moderated_variance(seen[None], np.array([n_cells]), control, n_controls, kurtosis)
+    assert rmse(moderated, mean) < 0.25 * rmse(seen, mean)
+
+
 def test_variances_are_mixed_by_degrees_of_freedom():
     rng = np.random.default_rng(3)
     control = np.exp(rng.normal(size=200))
+    kurtosis = rng.uniform(-1, 3, 200)
     seen = control * rng.chisquare(4, 200) / 4 * np.exp(rng.normal(0, 1, 200))
-    _, scale, prior_freedom = _prior_of_variances(seen, 10, control, 500)
-    expected = (prior_freedom * scale * control + 9 * seen) / (prior_freedom + 9)
-    moderated = moderated_variance(seen[None], np.array([10]), control, 500)
+    counted = np.maximum(kurtosis, 0)
+    scale, prior_freedom = prior_of(seen, 10, control, 500, counted)
+    freedom = 2 / (2 / 9 + counted / 10)
+    expected = (prior_freedom * scale * control + freedom * seen) / (prior_freedom + freedom)
+    moderated = moderated_variance(seen[None], np.array([10]), control, 500, kurtosis)
     np.testing.assert_allclose(moderated[0], expected)
 
 
@@ -198,5 +249,13 @@ def test_single_cells_have_the_variance_of_the_controls_and_odd_genes_their_own(
     moderated = moderated_variance(seen, np.array([1, 6]), control, 50)
     np.testing.assert_array_equal(moderated[0], [1, 4, np.nan, 2, 3])
     assert moderated[1, 2] == 5
-    freedom, scale, prior_freedom = _prior_of_variances(seen[1], 6, control, 50)
-    assert moderated[1, 3] == pytest.approx(scale * 2 / (1 + freedom / prior_freedom))
+    scale, prior_freedom = prior_of(seen[1], 6, control, 50)
+    assert moderated[1, 3] == pytest.approx(scale * 2 / (1 + 5 / prior_freedom))
+
+
+def test_an_outlier_does_not_stop_the_search_for_weights():
+    _, effect, error = sparse_effects(1, 300, share=0)
+    effect[0, 0], error[0, 0] = 30, 0.3
+    shrunken = shrink_entries(effect, error)
+    assert shrunken.mean[0, 0] == pytest.approx(30, rel=0.01)
+    assert np.abs(shrunken.mean[0, 1:]).max() < 0.2 * np.abs(effect[0, 1:]).max()

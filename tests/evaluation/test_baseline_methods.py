@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
@@ -16,7 +17,7 @@ from scvi_sams.baselines._simple import (
     TrainingMean,
     split_half,
 )
-from scvi_sams.baselines._trained import LatentAdditive, LinearAdditive
+from scvi_sams.baselines._trained import DecoderOnly, LatentAdditive, LinearAdditive
 from scvi_sams.exceptions import (
     InvalidCountsError,
     MissingControlError,
@@ -45,10 +46,14 @@ METHODS = [
     Additive(),
     MatchingMean(),
     PCARidge(),
+    EBMean(),
+    AshMean(),
+    ShrunkenAdditive(),
     LinearAdditive(epochs=2),
     LatentAdditive(epochs=2, n_hidden=4, n_latent=2),
+    DecoderOnly(epochs=2, n_hidden=4),
 ]
-WITHOUT_TRAINING = METHODS[:6]
+WITHOUT_TRAINING, NETWORKS = METHODS[:9], METHODS[9:]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 each_closed_form = pytest.mark.parametrize(
     "method", WITHOUT_TRAINING, ids=lambda m: type(m).__name__
@@ -180,7 +185,7 @@ def test_what_cannot_be_learned_or_predicted_is_refused_by_name(method, train):
         method.fit(train)
 
 
-@pytest.mark.parametrize("method", [PCARidge(), *METHODS[6:]], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", [*METHODS[5:9], *NETWORKS], ids=lambda m: type(m).__name__)
 def test_perturbations_in_no_training_label_are_refused(method, train):
     with pytest.raises(UnknownPerturbationError, match="'Z'"):
         method.fit(train).predict(["A", "A+Z"])
@@ -227,7 +232,20 @@ def test_latent_additive_fits_what_is_not_additive():
     assert (predicted > 0).all()
 
 
-@pytest.mark.parametrize("method", [LinearAdditive, LatentAdditive])
+def test_decoder_only_fits_what_is_not_additive_and_sees_no_control_cell():
+    data = constant_screen()
+    combined = (data.obs["perturbation"] == "A+B").to_numpy()
+    data.X[combined] = [5, 0]
+    settings = {"n_hidden": 32, "epochs": 100, "batch_size": 20, "dropout": 0}
+    method = DecoderOnly(**settings, learning_rate=5e-3)
+    predicted = method.fit(data).predict(["A", "A+B"]).X
+    np.testing.assert_allclose(predicted, [[2, 2], [5, 0]], atol=0.3)
+    assert (predicted > 0).all()
+    data.X[(data.obs["perturbation"] == "control").to_numpy()] += 3
+    np.testing.assert_array_equal(method.fit(data).predict(["A", "A+B"]).X, predicted)
+
+
+@pytest.mark.parametrize("method", [LinearAdditive, LatentAdditive, DecoderOnly])
 def test_networks_depend_on_their_seed_only(method, train):
     state = torch.get_rng_state()
     settings = {"epochs": 3, "batch_size": 2}

@@ -235,7 +235,8 @@ def test_a_column_of_labels_is_read_once(screen, monkeypatch):
     split = PairSplit(screen)(0)
     monkeypatch.setattr(_parsing, "factorize", counted)
     modes = ("sams", "perturbench", "cell-eval", "systema")
-    methods = ["additive", "training mean", "ridge on principal components"]
+    methods = ["additive", "training mean", "EB-shrunken mean", "additive of shrunken singles"]
+    methods += ["ridge on principal components", "decoder only"]
     run(screen, methods, split=split, seeds=(0, 1), modes=modes)
     assert columns.count(screen.n_obs) == 1
     columns.remove(screen.n_obs)

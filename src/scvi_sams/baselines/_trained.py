@@ -1,4 +1,4 @@
-"""The trained baselines of PerturBench: linear additive and latent additive."""
+"""The trained baselines of PerturBench: linear additive, latent additive and decoder only."""
 
 from __future__ import annotations
 
@@ -190,6 +190,50 @@ class LatentAdditive(NetworkBaseline):
     def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
         encoder, perturbation_encoder, decoder = network
         return decoder(encoder(controls) + perturbation_encoder(indicators))
+
+
+@dataclass(kw_only=True, eq=False)
+class DecoderOnly(NetworkBaseline):
+    """PerturBench's decoder-only model: the perturbations alone, decoded; no control cell is seen.
+
+    ``softplus(decoder(d))``, one multilayer perceptron of the perturbations ``d`` of a cell, 0 or 1
+    each. It shows what knowing control cells buys: a model that does not beat it has not used
+    them. All perturbations of a cell enter together, so that effects need not add up. A
+    perturbation in no training label raises
+    :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the hidden layers.
+    n_layers
+        Hidden layers: linear, layer norm, ReLU, dropout.
+    dropout
+        Share of hidden units dropped in training.
+    epochs, batch_size, learning_rate, weight_decay, softplus, seed, device
+        As for :class:`LinearAdditive`.
+    perturbation_key, control, delimiter
+        As for :class:`BaselineMethod`.
+
+    Notes
+    -----
+    The ablation of PerturBench (Wu et al., arXiv 2408.10609v4). Theirs is told the covariate level
+    of a cell as well: fit one model per level where there are several.
+    """
+
+    n_hidden: int = 256
+    n_layers: int = 1
+    dropout: float = 0.1
+    epochs: int = 50
+    learning_rate: float = 1e-3
+
+    def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
+        return _perceptron(
+            [n_perturbations, *[self.n_hidden] * self.n_layers, n_genes], self.dropout
+        )
+
+    def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
+        return network(indicators)
 
 
 def _perceptron(sizes: Sequence[int], dropout: float) -> nn.Sequential:

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_sams.baselines._base import BaselineMethod
+from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
@@ -22,7 +23,7 @@ from scvi_sams.baselines._simple import (
     PerturbationMean,
     TrainingMean,
 )
-from scvi_sams.baselines._trained import LatentAdditive, LinearAdditive
+from scvi_sams.baselines._trained import DecoderOnly, LatentAdditive, LinearAdditive
 from scvi_sams.benchmark._model import Fitted, ModelMethod
 from scvi_sams.benchmark._screen import Fold
 from scvi_sams.exceptions import SAMSError
@@ -37,11 +38,15 @@ BUILT_IN: dict[str, Callable[[], Any]] = {
     NO_CHANGE: ControlMean,
     NEGATIVE_CONTROL: PerturbationMean,
     "training mean": TrainingMean,
+    "EB-shrunken mean": EBMean,
+    "ash-shrunken mean": AshMean,
     "additive": Additive,
+    "additive of shrunken singles": ShrunkenAdditive,
     "matching mean": MatchingMean,
     "ridge on principal components": PCARidge,
     "linear additive": LinearAdditive,
     "latent additive": LatentAdditive,
+    "decoder only": DecoderOnly,
     "SAMSVAE": partial(ModelMethod, SAMSVAE),
     "CPAVAE": partial(ModelMethod, CPAVAE),
     "SVAEPlus": partial(ModelMethod, SVAEPlus),

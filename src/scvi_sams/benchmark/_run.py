@@ -70,8 +70,10 @@ def benchmark(
         Names and methods (or the names of built-in methods only). A method is one of
 
         - a built-in one, by name: ``"SAMSVAE"``, ``"CPAVAE"``, ``"SVAEPlus"``,
-          ``"ConditionalVAE"``, ``"training mean"``, ``"additive"``, ``"matching mean"``, ``"ridge
-          on principal components"``, ``"linear additive"``, ``"latent additive"``, with defaults;
+          ``"ConditionalVAE"``, ``"training mean"``, ``"EB-shrunken mean"``, ``"ash-shrunken
+          mean"``, ``"additive"``, ``"additive of shrunken singles"``, ``"matching mean"``, ``"ridge
+          on principal components"``, ``"linear additive"``, ``"latent additive"``, ``"decoder
+          only"``, with defaults;
         - :class:`ModelMethod`, a model class with settings;
         - an object with ``fit(train_adata)`` and ``predict(perturbations)``, such as a
           :class:`BaselineMethod`. A copy is fitted; a baseline of this package takes the labels and

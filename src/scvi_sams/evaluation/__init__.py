@@ -13,6 +13,7 @@ An *ATE table*, which models predict and these functions make and compare, is an
 
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.baselines._base import BaselineMethod
+from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
     Additive,
     ControlMean,
@@ -24,7 +25,7 @@ from scvi_sams.baselines._simple import (
     mean_ate,
     split_half,
 )
-from scvi_sams.baselines._trained import LatentAdditive, LinearAdditive
+from scvi_sams.baselines._trained import DecoderOnly, LatentAdditive, LinearAdditive
 from scvi_sams.benchmark._learning_curve import learning_curve
 from scvi_sams.benchmark._model import ModelMethod
 from scvi_sams.benchmark._result import BenchmarkResult
@@ -62,11 +63,14 @@ from scvi_sams.splits._split import Split, check_split, make_split
 
 __all__ = [
     "Additive",
+    "AshMean",
     "BaselineMethod",
     "BenchmarkResult",
     "Calibration",
     "ConsensusMasks",
     "ControlMean",
+    "DecoderOnly",
+    "EBMean",
     "LatentAdditive",
     "LinearAdditive",
     "MaskStability",
@@ -74,6 +78,7 @@ __all__ = [
     "ModelMethod",
     "PCARidge",
     "PerturbationMean",
+    "ShrunkenAdditive",
     "Split",
     "TrainingMean",
     "active_at_fdr",

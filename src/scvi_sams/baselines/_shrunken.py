@@ -1,0 +1,185 @@
+"""Baselines of shrunken means: what the cells of a perturbation say, as far as errors allow."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from scvi_sams._shrinkage import moderated_variance, shrink_entries, shrink_rows
+from scvi_sams.baselines._base import Expression, label_means, parts_of_labels
+from scvi_sams.baselines._simple import Additive, MeanBaseline, sum_of_effects
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.labels._labels import Labels
+
+_ROUNDING = 1e-12
+"""Of a mean square: a variance below it is 0 but for rounding."""
+
+
+class Spread(NamedTuple):
+    """How expression varies between cells of one label.
+
+    Attributes
+    ----------
+    variance
+        Sample variances, perturbations x genes; NaN for a single cell.
+    n_cells
+        Cells of each perturbation.
+    control_variance, control_kurtosis
+        Sample variance and excess kurtosis over the control cells, shape ``(n_genes,)``.
+    n_controls
+        Number of control cells.
+    """
+
+    variance: np.ndarray
+    n_cells: np.ndarray
+    control_variance: np.ndarray
+    control_kurtosis: np.ndarray
+    n_controls: int
+
+
+@dataclass(kw_only=True, eq=False)
+class ShrunkenMean(MeanBaseline):
+    """A baseline that shrinks the mean effects in training by their standard errors.
+
+    The squared error of an effect is ``var_t / n_t + var_c / n_c``, of the cells of the
+    perturbation and of the control cells. A label seen in training is predicted by its own cells,
+    a combination that was not by the control mean plus the sum of the shrunken effects of its
+    single perturbations. A perturbation that has no training cells of its own raises
+    :class:`~scvi_sams.exceptions.UnknownPerturbationError`. A single control cell has no variance:
+    :meth:`fit` then raises a :class:`~scvi_sams.exceptions.SAMSError`.
+
+    Attributes
+    ----------
+    control_mean
+        Mean of the training control cells, shape ``(n_genes,)``.
+    effects
+        Shrunken effects, an ATE table as for :class:`MeanBaseline`;
+        ``layers["standard_error"]`` is the standard error before shrinking.
+    """
+
+    def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
+        super()._learn(expression, labels, genes)
+        spread = _spread(expression, labels, genes)
+        of_controls = spread.control_variance / spread.n_controls
+        error = np.sqrt(self._variance(spread) / spread.n_cells[:, None] + of_controls)
+        self.effects.X = self._shrink(np.asarray(self.effects.X, dtype=np.float64), error)
+        self.effects.layers["standard_error"] = error
+
+    def _profiles(self, labels: Labels) -> np.ndarray:
+        names, seen = labels.canonical.tolist(), self.effects.obs_names
+        parts = [
+            [name] if name in seen else singles
+            for name, singles in zip(names, parts_of_labels(labels), strict=True)
+        ]
+        effects = sum_of_effects(self.effects, seen.tolist(), names, parts)
+        return self.control_mean + np.asarray(effects.X)
+
+    @abstractmethod
+    def _variance(self, spread: Spread) -> np.ndarray:
+        """Variances between cells that errors are made of, perturbations x genes."""
+
+    @abstractmethod
+    def _shrink(self, effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+        """Shrink effects, perturbations x genes."""
+
+
+class EBMean(ShrunkenMean):
+    """Predict the control mean plus the mean training effect, shrunken as a whole.
+
+    The effect of a perturbation is scaled by one number, ``max(0, 1 - sum(se^2) / sum(effect^2))``
+    with sums over genes and ``se`` the standard error: the part of its squared size that is not
+    error, the empirical Bayes estimate under a normal prior. It is hard to beat where effects are
+    spread over many genes; effects on a few genes pay for the noise of all others (see
+    :class:`AshMean`). A perturbation of a single cell takes the variances of the controls.
+    Other labels are predicted as :class:`ShrunkenMean` says.
+
+    Notes
+    -----
+    Efron and Morris (1975), Journal of the American Statistical Association 70, 311-319.
+    """
+
+    def _variance(self, spread: Spread) -> np.ndarray:
+        return np.where(spread.n_cells[:, None] > 1, spread.variance, spread.control_variance)
+
+    def _shrink(self, effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+        return shrink_rows(effect, error)
+
+
+class AshMean(ShrunkenMean):
+    """Predict the control mean plus the mean training effect, shrunken gene by gene.
+
+    The effects of a perturbation are thought to follow a mixture of normal distributions around 0,
+    one of them of width 0, which its own genes determine. Large effects then stay as they are and
+    small ones vanish (adaptive shrinkage). Variances over few cells are moderated: drawn towards
+    those of the control cells. A combination that was seen in training is predicted by its own
+    cells (see :class:`ShrunkenAdditive`), other labels as :class:`ShrunkenMean` says.
+
+    Notes
+    -----
+    Stephens (2017), Biostatistics 18, 275-294; Smyth (2004), Statistical Applications in Genetics
+    and Molecular Biology 3, article 3.
+    """
+
+    def _variance(self, spread: Spread) -> np.ndarray:
+        return moderated_variance(
+            spread.variance,
+            spread.n_cells,
+            spread.control_variance,
+            spread.n_controls,
+            spread.control_kurtosis,
+        )
+
+    def _shrink(self, effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+        return shrink_entries(effect, error).mean
+
+
+class ShrunkenAdditive(Additive, AshMean):
+    """Predict the control mean plus the sum of the shrunken effects of the single perturbations.
+
+    :class:`Additive`, with effects of the singles as :class:`AshMean` shrinks them: the errors of
+    two effects add up in a combination, those of genes that neither changes most of all.
+    Combinations are predicted from their singles also where their own cells were in training.
+    """
+
+
+def _spread(expression: Expression, labels: Labels, genes: pd.Index) -> Spread:
+    """Variances of every label but the control's, and variance and kurtosis of the controls."""
+    expression = expression.astype(np.float64)
+    means = label_means(expression, labels, genes)
+    n_cells = means.obs["n_cells"].to_numpy()
+    is_control = means.obs_names == labels.control
+    n_controls = int(n_cells[is_control][0])
+    if n_controls < 2:
+        raise SAMSError(
+            "There is a single control cell in training: its errors, which effects are shrunken "
+            "by, are not known. Put more control cells into training."
+        )
+    second = np.asarray(label_means(_power(expression, 2), labels, genes).X)
+    biased = second - np.square(means.X)
+    biased[biased < _ROUNDING * second] = 0
+    variance = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
+    return Spread(
+        variance[~is_control],
+        n_cells[~is_control],
+        variance[is_control][0],
+        _kurtosis(expression[labels.is_control], biased[is_control][0]),
+        n_controls,
+    )
+
+
+def _kurtosis(cells: Expression, variance: np.ndarray) -> np.ndarray:
+    """Excess kurtosis of every gene; 0 where the cells are all the same."""
+    first, second, third, fourth = (
+        np.asarray(_power(cells, power).mean(axis=0)).ravel() for power in (1, 2, 3, 4)
+    )
+    central = fourth - 4 * third * first + 6 * second * first**2 - 3 * first**4
+    square = np.square(variance)
+    return np.divide(central, square, out=np.full_like(square, 3), where=square > 0) - 3
+
+
+def _power(expression: Expression, power: int) -> Expression:
+    return expression**power if isinstance(expression, np.ndarray) else expression.power(power)
