@@ -29,7 +29,7 @@ from scvi_sams.exceptions import (
     UnknownPerturbationError,
 )
 from scvi_sams.model._cell_model import CellModel
-from scvi_sams.model._contrast import Contrast, Statistic
+from scvi_sams.model._contrast import CellSizes, Contrast, Statistic
 from scvi_sams.model._counterfactual import (
     basal_states,
     control_cells,
@@ -87,7 +87,8 @@ def compare_perturbations(
     check_key(group2=group2)
     requested = encode_requested(model, [second, *first])
     module = model.module
-    statistic = Statistic(module.likelihood, "mean", 1.0, 1.0, module.device)
+    sizes = CellSizes.of(module, None)
+    statistic = Statistic(module.likelihood, "mean", sizes, 1.0, module.device)
     basal = "control" if len(control_cells(model)) else "prior"
     contrast = Contrast(module, statistic, *basal_states(model, basal, n_samples, 1))
     if pseudocounts is None:

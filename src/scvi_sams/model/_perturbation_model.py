@@ -66,7 +66,7 @@ class PerturbationModel(CellModel):
         n_samples: int = 2500,
         n_posterior_samples: int = 100,
         basal: Literal["prior", "control"] = "prior",
-        library_size: float = 1e4,
+        library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float | None = 0.95,
         key_added: str | None = RESULT_KEYS.ATE,
@@ -98,7 +98,13 @@ class PerturbationModel(CellModel):
             Basal states from the prior (paper), or from the posteriors of random control cells.
             Batch and covariates are those of random control cells in both cases.
         library_size
-            Size of the predicted cells, in counts (of the size factor, if one is registered).
+            Size of the predicted cells, in counts (of the size factor, if one is registered), for
+            ``"lognorm"``; the other methods depend on none. ``None``: the sizes of the control
+            cells that the model was trained on, so that effects are on the scale of observed ones.
+            ``uns["ate"]["library_size"]`` says what was used: averages are taken over three sizes
+            with ``"library_size_shares"`` that stand for those of the cells, or over cells of 1e4
+            counts (``"library_size_of"`` begins with ``"assumed"``) where a model was saved by a
+            version that did not keep sizes.
         target_sum
             Total to which expression is normalised.
         interval
@@ -248,7 +254,7 @@ class PerturbationModel(CellModel):
         n_samples: int = 5000,
         n_posterior_samples: int = 100,
         basal: Literal["prior", "control"] = "prior",
-        library_size: float = 1e4,
+        library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float = 0.95,
     ) -> AnnData:

@@ -74,6 +74,9 @@ class TrainingStatistics:
         Of ``x / size`` (of ``x`` for a normal likelihood) per gene, ``(G,)``.
     inverse_size_mean
         Mean of 1 / size over the cells (1 for a normal likelihood, which has no size).
+    cell_sizes
+        Sizes that stand for those of the control cells (of all, where none is a control cell), and
+        the share of cells that each stands for, ``(2, 3)``.
     """
 
     cells_per_perturbation: Tensor
@@ -82,6 +85,7 @@ class TrainingStatistics:
     scaled_mean: Tensor
     scaled_variance: Tensor
     inverse_size_mean: float
+    cell_sizes: Tensor
 
 
 class PerturbationModule(BaseModuleClass):
@@ -139,6 +143,8 @@ class PerturbationModule(BaseModuleClass):
         self.register_buffer("cells_per_perturbation", torch.zeros(n_perturbations))
         self.register_buffer("input_mean", torch.zeros(n_genes))
         self.register_buffer("input_sd", torch.ones(n_genes))
+        # Shares of zero: before training, and in models that were saved without sizes.
+        self.register_buffer("cell_sizes", torch.zeros(2, 3))
         self.register_buffer("is_initialised", torch.tensor(False))
 
     @classmethod
@@ -209,11 +215,12 @@ class PerturbationModule(BaseModuleClass):
 
     @torch.no_grad()
     def set_training_statistics(self, statistics: TrainingStatistics) -> None:
-        """Store plate sizes; the first time also standardise inputs and start at the data's mean.
+        """Store sizes; the first time also standardise inputs and start at the data's mean.
 
         Later calls (training goes on) leave alone what has been learned.
         """
         self.cells_per_perturbation.copy_(statistics.cells_per_perturbation)
+        self.cell_sizes.copy_(statistics.cell_sizes)
         if self.is_initialised:
             return
         self.input_mean.copy_(statistics.input_mean)
@@ -227,6 +234,13 @@ class PerturbationModule(BaseModuleClass):
         )
         self.decoder.to_genes.bias.copy_(bias)
         self.is_initialised.fill_(True)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Models saved by versions that did not keep the sizes of cells load without them.
+        state_dict.setdefault(f"{prefix}cell_sizes", torch.zeros_like(self.cell_sizes))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # Inference: q(z_basal, globals | x) --------------------------------------------------------
 
