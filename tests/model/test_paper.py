@@ -66,7 +66,7 @@ def test_every_term_of_the_objective_is_that_of_the_paper(training):
 
 
 def test_every_step_is_one_of_adam_at_a_constant_rate(training):
-    """The textbook's update, from gradients of the recorded steps, which are too short to be clipped."""
+    """The textbook's update, from recorded gradients (too short to be clipped)."""
     _, steps = training
     tables = {id(table) for table in steps[0][0].table_parameters()}
     is_table = {name: id(p) in tables for name, p in steps[0][0].named_parameters()}
