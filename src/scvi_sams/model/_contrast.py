@@ -59,10 +59,6 @@ class Contrast:
         ]
         return means[0] if len(means) == 1 else torch.cat(means)
 
-    def every_state(self, shift: Tensor) -> Tensor:
-        """Return f of every basal state, moved by ``shift``, ``(n_states, n_genes)``."""
-        return torch.cat([values.flatten(0, 1) for values in self._values(shift)])
-
     def _values(self, shift: Tensor) -> Iterator[Tensor]:
         n_posterior, n_basal, _ = self.z_basal.shape
         n_values = (
