@@ -1,14 +1,8 @@
-"""What an experiment of the SAMS-VAE paper is, and the settings that all three share.
+"""What an experiment of the SAMS-VAE paper is, and what all three share.
 
-Bereket & Karaletsos, NeurIPS 2023, arXiv 2311.02794. The paper's objective and optimiser, not the
-defaults of this package: the plain ELBO (no coarsened evidence), no dense phase and no rotation,
-Monte-Carlo divergences, one constant learning rate for networks and tables.
-
-A comment that begins with "Assumed" marks what could not be learned from the text of the paper.
-Some choices of this package have no argument that undoes them: the decoder's first layer starts at
-0.4 times PyTorch's initial weights, and effects with a standard deviation of 0.1; an encoder that
-sees the shift predicts the whole state and takes the shift away from it; weight decay spares tables
-(mask logits, effects, dispersions).
+Bereket & Karaletsos, NeurIPS 2023, arXiv 2311.02794. Models, objective and optimiser are those of
+``scvi_sams.paper_settings``, which says what is assumed of them. Here too a comment that begins
+with "Assumed" marks what could not be learned from the text of the paper.
 """
 
 from __future__ import annotations
@@ -26,16 +20,6 @@ class Model:
 
     model_class: type
     arguments: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Training:
-    """Arguments of ``train``; ``plan`` is for the training plan."""
-
-    n_steps: int
-    batch_size: int
-    gradient_clip_val: float
-    plan: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,57 +56,12 @@ class Experiment:
     published: tuple[Published, ...]
     reference: tuple[str, float] | None
     seeds: tuple[int, ...]
-    training: Training
+    n_steps: int
     scoring: Scoring
 
 
-NETWORKS: dict[str, Any] = {
-    "n_hidden": 400,
-    "n_layers": 1,
-    "gene_likelihood": "nb",
-    "n_particles": 5,
-    "kl_estimator": "monte_carlo",
-    # Assumed: the number of latent dimensions, here the default of this package.
-    "n_latent": 50,
-}
-"""Arguments of every model."""
-
-ELBO: dict[str, Any] = {"evidence_cells": None, "global_kl_weight": 1.0}
-"""Arguments of every model with global variables: the objective of appendix A.1 as it is."""
-
-EFFECTS: dict[str, Any] = {"effect_prior_scale": 1.0}
-"""Arguments of SAMS-VAE and CPA-VAE. Assumed: beta = 1, the scale of z_basal."""
-
-MASKS: dict[str, Any] = {"mask_initial_probability": 0.5, "mask_temperature": 1.0}
-"""Arguments of SAMS-VAE and SVAE+: logits start at 0, straight-through relaxed Bernoulli."""
-
-# Assumed: alpha, here the default of this package.
-BERNOULLI_PRIOR: dict[str, Any] = {
-    "mask_prior_probability": 0.1,
-    "mask_prior_concentration": None,
-}
-"""Arguments of SAMS-VAE."""
-
-# Assumed: K_2 = 5 of the values 2, 5 and 10 that were tried.
-BETA_PRIOR: dict[str, Any] = {"mask_prior_beta": 5.0}
-"""Arguments of SVAE+."""
-
-TRAINING = Training(
-    # Assumed: that all three experiments took as many steps, and that the last one is scored.
-    n_steps=30_000,
-    batch_size=512,
-    gradient_clip_val=100.0,
-    plan={
-        "lr": 3e-4,
-        "table_lr": 3e-4,
-        "lr_schedule": "constant",
-        "dense_fraction": 0.0,
-        "eps": 1e-8,
-        "weight_decay": 1e-6,
-        "n_epochs_kl_warmup": None,
-        "n_steps_kl_warmup": None,
-    },
-)
+# Assumed: that all three experiments took as many steps, and that the last one is scored.
+N_STEPS = 30_000
 
 SCORING = Scoring(n_importance_samples=100, n_ate_draws=2500)
 

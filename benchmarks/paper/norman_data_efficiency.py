@@ -3,7 +3,7 @@
 Data and models as in Norman-OOD. There are no numbers of the paper to print beside these.
 """
 
-from experiment import SCORING, SEEDS, TRAINING, Experiment
+from experiment import N_STEPS, SCORING, SEEDS, Experiment
 from norman_ood import MODELS
 
 from scvi_sams.evaluation import norman_data_efficiency
@@ -18,6 +18,6 @@ EXPERIMENT = Experiment(
     published=(),
     reference=("sams-both", 0.0),
     seeds=SEEDS,
-    training=TRAINING,
+    n_steps=N_STEPS,
     scoring=SCORING,
 )

@@ -4,47 +4,26 @@ The paper's data: the CRISPRa screen of Norman et al. 2019 (K562), singles, pair
 "100 % of the combinations" are all that are not tested: a fraction of 0.75.
 """
 
-from experiment import (
-    BERNOULLI_PRIOR,
-    BETA_PRIOR,
-    EFFECTS,
-    ELBO,
-    MASKS,
-    NETWORKS,
-    SCORING,
-    SEEDS,
-    TRAINING,
-    Experiment,
-    Model,
-    Published,
-)
+from experiment import N_STEPS, SCORING, SEEDS, Experiment, Model, Published
 
-from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
+from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus, paper_settings
 from scvi_sams.evaluation import norman_ood
 
 SAMS = {
-    **NETWORKS,
-    **ELBO,
-    **EFFECTS,
-    **MASKS,
-    **BERNOULLI_PRIOR,
+    **paper_settings(SAMSVAE).model,
     # q(e_t | m_t) of the variant with correlated effects.
     "effect_n_layers": 4,
     "effect_n_hidden": 400,
 }
 
 MODELS = {
-    "conditional-vae": Model(ConditionalVAE, NETWORKS),
+    "conditional-vae": Model(ConditionalVAE, paper_settings(ConditionalVAE).model),
     # Combinations are perturbations of their own: one without training cells keeps its first mean.
-    "svae-plus": Model(SVAEPlus, {**NETWORKS, **ELBO, **MASKS, **BETA_PRIOR}),
+    "svae-plus": Model(SVAEPlus, paper_settings(SVAEPlus).model),
     # Assumed: of the two variants of CPA-VAE the one that is better on Replogle.
-    "cpa-correlated-basal": Model(
-        CPAVAE, {**NETWORKS, **ELBO, **EFFECTS, "correlated_basal": True}
-    ),
-    "sams-correlated-basal": Model(
-        SAMSVAE, {**SAMS, "correlated_basal": True, "correlated_effects": False}
-    ),
-    "sams-both": Model(SAMSVAE, {**SAMS, "correlated_basal": True, "correlated_effects": True}),
+    "cpa-correlated-basal": Model(CPAVAE, paper_settings(CPAVAE).model),
+    "sams-correlated-basal": Model(SAMSVAE, {**SAMS, "correlated_effects": False}),
+    "sams-both": Model(SAMSVAE, SAMS),
 }
 
 EXPERIMENT = Experiment(
@@ -68,6 +47,6 @@ EXPERIMENT = Experiment(
     ),
     reference=("sams-both", 0.0),
     seeds=SEEDS,
-    training=TRAINING,
+    n_steps=N_STEPS,
     scoring=SCORING,
 )

@@ -6,51 +6,25 @@ filtered. The IWELBO depends on the genes: other data give other numbers.
 
 from functools import partial
 
-from experiment import (
-    BERNOULLI_PRIOR,
-    BETA_PRIOR,
-    EFFECTS,
-    ELBO,
-    MASKS,
-    NETWORKS,
-    SCORING,
-    SEEDS,
-    TRAINING,
-    Experiment,
-    Model,
-    Published,
-)
+from experiment import N_STEPS, SCORING, SEEDS, Experiment, Model, Published
 
-from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
+from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus, paper_settings
 from scvi_sams.evaluation import random_cells
 
-SAMS = {
-    **NETWORKS,
-    **ELBO,
-    **EFFECTS,
-    **MASKS,
-    **BERNOULLI_PRIOR,
-    # q(e_t | m_t) of the variants with correlated effects.
-    "effect_n_layers": 2,
-    "effect_n_hidden": 200,
-}
-CPA = {**NETWORKS, **ELBO, **EFFECTS}
+SAMS = paper_settings(SAMSVAE).model
+CPA = paper_settings(CPAVAE).model
 
 MODELS = {
-    "conditional-vae": Model(ConditionalVAE, NETWORKS),
-    "svae-plus": Model(SVAEPlus, {**NETWORKS, **ELBO, **MASKS, **BETA_PRIOR}),
+    "conditional-vae": Model(ConditionalVAE, paper_settings(ConditionalVAE).model),
+    "svae-plus": Model(SVAEPlus, paper_settings(SVAEPlus).model),
     "cpa-mean-field": Model(CPAVAE, {**CPA, "correlated_basal": False}),
-    "cpa-correlated-basal": Model(CPAVAE, {**CPA, "correlated_basal": True}),
+    "cpa-correlated-basal": Model(CPAVAE, CPA),
     "sams-mean-field": Model(
         SAMSVAE, {**SAMS, "correlated_basal": False, "correlated_effects": False}
     ),
-    "sams-correlated-effects": Model(
-        SAMSVAE, {**SAMS, "correlated_basal": False, "correlated_effects": True}
-    ),
-    "sams-correlated-basal": Model(
-        SAMSVAE, {**SAMS, "correlated_basal": True, "correlated_effects": False}
-    ),
-    "sams-both": Model(SAMSVAE, {**SAMS, "correlated_basal": True, "correlated_effects": True}),
+    "sams-correlated-effects": Model(SAMSVAE, {**SAMS, "correlated_basal": False}),
+    "sams-correlated-basal": Model(SAMSVAE, {**SAMS, "correlated_effects": False}),
+    "sams-both": Model(SAMSVAE, SAMS),
 }
 
 EXPERIMENT = Experiment(
@@ -70,6 +44,6 @@ EXPERIMENT = Experiment(
     ),
     reference=None,
     seeds=SEEDS,
-    training=TRAINING,
+    n_steps=N_STEPS,
     scoring=SCORING,
 )

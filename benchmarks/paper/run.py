@@ -64,7 +64,7 @@ def run(experiment: Experiment, screen: Screen, memory: joblib.Memory) -> Iterat
                 yield {"model": name, **run, **scores}
             for name, model in experiment.models.items():
                 scores = remembered(
-                    screen, fingerprint, split, model, experiment.training, experiment.scoring, seed
+                    screen, fingerprint, split, model, experiment.n_steps, experiment.scoring, seed
                 )
                 yield {"model": name, **run, **scores}
 
@@ -80,7 +80,7 @@ def chosen(arguments: argparse.Namespace) -> Experiment:
             ends = (experiment.fractions[0], experiment.fractions[-1])
             experiment = replace(experiment, fractions=ends)
     if steps is not None:
-        experiment = replace(experiment, training=replace(experiment.training, n_steps=steps))
+        experiment = replace(experiment, n_steps=steps)
     if arguments.seeds:
         experiment = replace(experiment, seeds=tuple(arguments.seeds))
     if arguments.fractions:

@@ -9,10 +9,10 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import scvi
-from experiment import Model, Scoring, Training
+from experiment import Model, Scoring
 from screen import Screen
 
-from scvi_sams import evaluation
+from scvi_sams import evaluation, paper_settings
 from scvi_sams.evaluation import Split
 
 _LABELS_AT_A_TIME = 50
@@ -24,7 +24,7 @@ def fit_and_score(
     fingerprint: str,
     split: Split,
     model: Model,
-    training: Training,
+    n_steps: int,
     scoring: Scoring,
     seed: int,
 ) -> dict[str, float]:
@@ -34,7 +34,7 @@ def fit_and_score(
     """
     scvi.settings.seed = seed
     started = time.perf_counter()
-    fitted = fit(screen, split, model, training)
+    fitted = fit(screen, split, model, n_steps)
     seconds = time.perf_counter() - started
     # Scores draw random numbers too, which must not depend on how many training took.
     scvi.settings.seed = seed
@@ -50,22 +50,16 @@ def fit_and_score(
     }
 
 
-def fit(screen: Screen, split: Split, model: Model, training: Training) -> Any:
+def fit(screen: Screen, split: Split, model: Model, n_steps: int) -> Any:
     """Register the screen and train for a number of steps."""
     model.model_class.setup_anndata(screen.adata, **screen.registration)  # type: ignore[attr-defined]
     fitted = model.model_class(screen.adata, **model.arguments)
     # scvi-tools wants every cell in one of the three parts, and never reads the last one.
     rest = np.setdiff1d(np.arange(screen.adata.n_obs), [*split.train, *split.validation])
-    steps_per_epoch = max(1, len(split.train) // training.batch_size)
-    n_epochs = training.n_steps // steps_per_epoch + 1
     fitted.train(
-        max_epochs=n_epochs,
-        max_steps=training.n_steps,
-        batch_size=training.batch_size,
-        gradient_clip_val=training.gradient_clip_val,
-        plan_kwargs=dict(training.plan),
+        **paper_settings(model.model_class, n_steps=n_steps).train,
         datasplitter_kwargs={"external_indexing": [split.train, split.validation, rest]},
-        check_val_every_n_epoch=n_epochs,  # nothing is chosen by it
+        check_val_every_n_epoch=n_steps,  # nothing is chosen by it
         enable_progress_bar=False,
     )
     return fitted

@@ -5,6 +5,7 @@ from scvi_sams import interpretation as tl
 from scvi_sams import plotting as pl
 from scvi_sams._versions import __version__
 from scvi_sams.model._comparators import CPAVAE, ConditionalVAE, SVAEPlus
+from scvi_sams.model._paper import paper_settings
 from scvi_sams.model._sams_vae import SAMSVAE
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "data",
     "datasets",
     "evaluation",
+    "paper_settings",
     "pl",
     "tl",
 ]

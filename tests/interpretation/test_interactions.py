@@ -151,7 +151,7 @@ def test_the_table_holds_both_kinds_of_interactions():
     torch.manual_seed(0)
     table = genetic_interactions(model)
     torch.manual_seed(0)
-    predicted = model.predict_interactions(sorted(table.index))
+    predicted = model.predict_interactions(sorted(table.index), method="lognorm")
     observed = observed_interactions(model.adata, sorted(table.index), direction=predicted).obs
     table = table.loc[observed.index]
     np.testing.assert_allclose(table["predicted_score"], predicted.obs["score"])
@@ -178,6 +178,22 @@ def test_the_table_is_written_only_if_asked_for_and_survives_a_file(tmp_path):
     read = ad.read_h5ad(tmp_path / "screen.h5ad").uns["sams_interactions"]
     pd.testing.assert_frame_equal(read, table, check_dtype=False, check_index_type=False)
     assert (np.diff(table["p_value"]) >= 0).all()
+
+
+def test_both_kinds_are_normalised_to_one_total():
+    model = train_small(small_screen())
+    torch.manual_seed(0)
+    table = genetic_interactions(model, target_sum=50.0, key_added=None).sort_index()
+    names = list(table.index)
+    torch.manual_seed(0)
+    predicted = model.predict_interactions(names, method="lognorm", target_sum=50.0)
+    arguments = {"direction": predicted, "target_sum": 50.0}
+    observed = observed_interactions(model.adata, names, **arguments).obs
+    np.testing.assert_allclose(table["observed_score"], observed["score"])
+    arguments["target_sum"] = 1e4
+    assert not np.allclose(
+        observed_interactions(model.adata, names, **arguments).obs["score"], observed["score"]
+    )
 
 
 def test_a_bend_of_the_decoder_is_found_in_cells():

@@ -22,7 +22,9 @@ def likelihood_of(name, n_genes, *, uses_size_factor, theta=None):
 
 
 def expected(likelihood, logits, library_size, target_sum):
-    table = ExpectedLognorm(likelihood, library_size, target_sum, torch.device("cpu"))
+    """Of cells of one size, or of several, each with its share."""
+    sizes = np.array([[library_size], [1.0]]) if np.isscalar(library_size) else library_size
+    table = ExpectedLognorm(likelihood, sizes, target_sum, torch.device("cpu"))
     return table(torch.as_tensor(logits, dtype=torch.float32)).numpy()
 
 
@@ -67,6 +69,17 @@ def test_a_gene_is_part_of_the_size_that_it_is_normalised_by(share):
             nb_pmf(theta, mean), mean, lambda x: np.log2(1 + target_sum * x / (x + rest))
         )
         assert found == pytest.approx(by_hand, abs=3e-4)
+
+
+@pytest.mark.parametrize("uses_size_factor", [False, True])
+def test_over_several_sizes_it_is_their_average(uses_size_factor):
+    sizes = np.array([[30.0, 400.0, 9000.0, 1.0], [0.2, 0.5, 0.3, 0.0]])
+    nb = likelihood_of("nb", len(THETA), uses_size_factor=uses_size_factor, theta=THETA)
+    logits = np.log(np.random.default_rng(0).dirichlet(np.full(len(THETA), 0.5), size=50))
+    found = expected(nb, logits, sizes, 1e4)
+    of_sizes = [expected(nb, logits, float(size), 1e4) for size in sizes[0, :3]]
+    np.testing.assert_allclose(found, np.einsum("s,sbg->bg", sizes[1, :3], of_sizes), atol=3e-4)
+    assert np.abs(found - of_sizes[1]).max() > 0.1
 
 
 def test_it_is_the_mean_of_drawn_cells():

@@ -186,6 +186,7 @@ def make_statistics(x, size=None, n_perturbations=5):
         scaled_mean=torch.as_tensor(scaled.mean(0), dtype=torch.float32),
         scaled_variance=torch.as_tensor(scaled.var(0), dtype=torch.float32),
         inverse_size_mean=1.0 if size is None else float((1 / size).mean()),
+        cell_sizes=torch.ones(2, 3) / 3,
     )
 
 

@@ -280,6 +280,7 @@ def test_a_gene_that_never_varies_gives_no_nan(correlated_basal, correlated_effe
             scaled_mean=scaled.mean(0),
             scaled_variance=scaled.var(0, correction=0),
             inverse_size_mean=(1 / x.sum(dim=1)).mean().item(),
+            cell_sizes=torch.ones(2, 3) / 3,
         )
     )
     gradients = gradients_after(module, tensors, n_steps=3)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from scvi_sams.train import _statistics, training_statistics
+from scvi_sams.train._statistics import few_sizes
 from train.screens import carriers, make_counts, make_model
 
 # csc matrices are tested because users have them.
@@ -119,6 +120,74 @@ def test_perturbations_without_training_cells_count_zero():
     assert compute(adata, train=train).cells_per_perturbation.tolist() == [12, 0, 0]
 
 
+# Sizes ------------------------------------------------------------------------------------------
+
+
+def test_three_sizes_stand_for_those_of_the_training_control_cells():
+    """Averages of polynomials in the log size, up to the fifth degree, are those over the cells."""
+    adata = make_counts()
+    is_control = (adata.obs["perturbation"] == "control").to_numpy()[TRAIN]
+    for setup in ({}, {"size_factor_key": "factor"}):
+        sizes, shares = compute(adata, **setup).cell_sizes.double().numpy()
+        factor = adata.obs["factor"].to_numpy()
+        of_cells = (factor if setup else dense(adata).sum(1))[TRAIN][is_control]
+        center = np.log(of_cells).mean()
+        for degree in range(6):
+            average = (shares * (np.log(sizes) - center) ** degree).sum()
+            expected = ((np.log(of_cells) - center) ** degree).mean()
+            assert average == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert len(of_cells) > 5
+        assert of_cells.min() < sizes.min() < sizes.max() < of_cells.max()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([500.0] * 10, {500: 1}),
+        ([500.0], {500: 1}),
+        ([100.0, 100.0, 100.0, 400.0], {100: 0.75, 400: 0.25}),
+        ([1.0, 1e6], {1: 0.5, 1e6: 0.5}),
+        ([0.1, 1.0, 10.0], {0.1: 1 / 3, 1: 1 / 3, 10: 1 / 3}),
+    ],
+)
+def test_few_different_sizes_stand_for_themselves(sizes, expected):
+    found = few_sizes(np.array(sizes))
+    assert found.shape == (2, 3)
+    assert found[1].sum() == pytest.approx(1)
+    for size, share in expected.items():
+        is_it = np.isclose(found[0], size, rtol=1e-5)
+        assert found[1][is_it].sum() == pytest.approx(share)
+
+
+def test_without_control_cells_all_sizes_count():
+    """In the training part of a split; a normal likelihood has no sizes."""
+    adata = make_counts()
+    perturbed = np.flatnonzero(adata.obs["perturbation"] != "control")
+    found = compute(adata, train=perturbed).cell_sizes
+    np.testing.assert_allclose(found, few_sizes(dense(adata)[perturbed].sum(1)), rtol=1e-6)
+    sizes, shares = compute(adata, counts=False).cell_sizes
+    np.testing.assert_allclose(sizes[shares > 0], 1)
+
+
+def test_a_few_genes_that_make_up_the_size_of_cells_are_named(caplog):
+    adata = make_counts(n_cells=200, n_genes=40, form="dense")
+    warned = {}
+    for name, total, setup in (
+        ("even", 25, {}),
+        ("dominated", 250, {}),
+        ("size factor", 250, {"size_factor_key": "factor"}),
+    ):
+        adata.X[:, [7, 3]] = [total, total + 50]
+        caplog.clear()
+        make_model(adata, setup=setup).train(max_epochs=1, enable_progress_bar=False)
+        warned[name] = [m for m in caplog.messages if "size_factor_key" in m]
+    assert not warned["even"]
+    assert not warned["size factor"]
+    (message,) = warned["dominated"]
+    assert message.startswith("65% of the counts are those of 3, 7, and")
+    assert "whole transcriptome" in message
+
+
 # What the module makes of them ------------------------------------------------------------------
 
 
@@ -204,7 +273,7 @@ def test_the_starting_dispersion_is_near_the_truth(library_log_sd):
     np.testing.assert_allclose(estimate, theta, rtol=0.15)
 
 
-def test_later_calls_only_update_plate_counts():
+def test_later_calls_only_update_plate_counts_and_sizes():
     """Training goes on, perhaps on other cells: what has been learned stays."""
     adata = make_counts()
     module = initialise(adata)
@@ -216,5 +285,6 @@ def test_later_calls_only_update_plate_counts():
     changed = [
         name for name, value in module.state_dict().items() if not torch.equal(value, before[name])
     ]
-    assert changed == ["cells_per_perturbation"]
+    assert changed == ["cells_per_perturbation", "cell_sizes"]
+    assert torch.equal(module.cell_sizes, second.cell_sizes)
     assert module.cells_per_perturbation.tolist() == carriers(adata, others, list("ABC")).tolist()

@@ -172,7 +172,9 @@ def genetic_interactions(
         Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
         nothing.
     **predict_kwargs
-        For ``predict_interactions``.
+        For ``predict_interactions``. ``method`` is ``"lognorm"`` unless it is given, so that both
+        kinds of scores are of log-normalised counts in cells of the sizes of the screen
+        (``"lograte"`` where a likelihood of your own has no ``"lognorm"``).
 
     Returns
     -------
@@ -182,9 +184,7 @@ def genetic_interactions(
     Hochberg). Scores are interactions along the additive expectation of the model, in log2 units,
     negative where the combination is weaker than the sum. ``predicted_relative`` and
     ``observed_relative`` divide them by the additive expectation: -0.3 is a combination that
-    reaches 70 % of the sum. Compare those: scores of the model are of expected expression, those
-    of cells of noisy counts, which shrinks log fold changes of weakly expressed genes. Sorted by
-    ``p_value``.
+    reaches 70 % of the sum. Sorted by ``p_value``.
 
     Raises
     ------
@@ -222,7 +222,9 @@ def genetic_interactions(
     model._check_has_data("indices")
     if combinations is None:
         combinations = list(observed_interactions(model.adata, **settings).obs_names)
-    predicted = model.predict_interactions(combinations, **predict_kwargs)
+    method = "lognorm" if model.module.likelihood.has_laplace_transform else "lograte"
+    predicted = model.predict_interactions(combinations, **{"method": method} | predict_kwargs)
+    settings["target_sum"] = predicted.uns["interaction"]["target_sum"]
     observed = observed_interactions(model.adata, combinations, direction=predicted, **settings).obs
     z = observed["score"] / observed["score_standard_error"]
     p_value = pd.Series(2 * stats.norm.sf(np.abs(z)), index=z.index)

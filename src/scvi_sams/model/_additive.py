@@ -47,7 +47,7 @@ class AdditiveMixin(PerturbationModel):
         n_samples: int = 200,
         n_posterior_samples: int = 20,
         basal: Literal["prior", "control"] = "prior",
-        library_size: float = 1e4,
+        library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float = 0.9,
     ) -> pd.DataFrame:
@@ -140,7 +140,7 @@ class AdditiveMixin(PerturbationModel):
         n_samples: int = 5000,
         n_posterior_samples: int = 100,
         basal: Literal["prior", "control"] = "prior",
-        library_size: float = 1e4,
+        library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float | None = 0.95,
         key_added: str | None = RESULT_KEYS.DOSE_RESPONSE,

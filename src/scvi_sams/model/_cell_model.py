@@ -21,8 +21,8 @@ from scvi_sams.model._cells import (
     positions_of_genes,
 )
 from scvi_sams.model._screen_model import ScreenModel
+from scvi_sams.module._latent_shift import LatentShiftModule
 from scvi_sams.module._networks import draw_particles
-from scvi_sams.module._perturbation_module import LatentShiftModule
 
 _LATENT_KEYS = {"basal": RESULT_KEYS.LATENT, "perturbed": RESULT_KEYS.LATENT_PERTURBED}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ _VALUES_AT_ONCE = 2**18
 """Numbers in an array (draws x genes) of a step: one megabyte, which a processor's cache holds."""
 
 _VALUES_AT_ONCE_ON_ACCELERATORS = 2**24
+
+_ASSUMED_SIZE = 1e4
+"""Where a model was saved without the sizes of its cells."""
 
 EffectScale = Literal["lognorm", "lograte", "mean"]
 
@@ -72,10 +75,6 @@ class Contrast:
         ]
         return means[0] if len(means) == 1 else torch.cat(means)
 
-    def every_state(self, drawn: DrawnEffect) -> Tensor:
-        """Return f of every basal state, with the effect, ``(n_states, n_genes)``."""
-        return torch.cat([values.flatten(0, 1) for values in self._values(drawn)])
-
     def _values(self, drawn: DrawnEffect) -> Iterator[Tensor]:
         shift, direct = drawn
         n_posterior, n_basal, _ = self.z_basal.shape
@@ -104,12 +103,12 @@ class Statistic:
         self,
         likelihood: Likelihood,
         method: EffectScale,
-        library_size: float,
+        sizes: CellSizes,
         target_sum: float,
         device: torch.device,
     ) -> None:
         check_choice("method", method, get_args(EffectScale))
-        check_number(above=0, library_size=library_size, target_sum=target_sum)
+        check_number(above=0, target_sum=target_sum)
         if method != "mean" and not likelihood.is_count_likelihood:
             raise SAMSError("A normal likelihood has no counts to normalise: use method='mean'.")
         if method == "lognorm" and not likelihood.has_laplace_transform:
@@ -119,10 +118,10 @@ class Statistic:
             )
         self.likelihood = likelihood
         self.method = method
-        self.library_size = library_size
+        self.sizes = sizes
         self.target_sum = target_sum
         self._lognorm = (
-            ExpectedLognorm(likelihood, library_size, target_sum, device)
+            ExpectedLognorm(likelihood, sizes.table, target_sum, device)
             if method == "lognorm"
             else None
         )
@@ -133,14 +132,47 @@ class Statistic:
             return self._lognorm(logits)
         return expected_expression(self.likelihood, logits, self.method, self.target_sum)
 
-    def description(self) -> dict[str, str | float]:
+    def description(self) -> dict[str, Any]:
         """What the numbers are, for ``uns``."""
         is_count = self.likelihood.is_count_likelihood
         return {
             "method": self.method,
             "units": units(self.likelihood, self.method),
             "target_sum": self.target_sum if is_count else "none",
-            "library_size": self.library_size,
+            **(self.sizes.description() if self.method == "lognorm" else _NO_SIZES),
+        }
+
+
+_NO_SIZES = {"library_size": "none", "library_size_of": "none: f depends on no size"}
+
+
+class CellSizes(NamedTuple):
+    """Sizes of predicted cells: those of the training data, unless a user names one."""
+
+    table: np.ndarray
+    """Sizes, and the share of cells of each, ``(2, n_sizes)``."""
+    origin: str
+
+    @classmethod
+    def of(cls, module: PerturbationModule, library_size: float | None) -> CellSizes:
+        """Return cells of the named size, or of those that the module was trained on."""
+        if library_size is not None:
+            check_number(above=0, library_size=library_size)
+            return cls(np.array([[library_size], [1.0]]), "given")
+        table = module.cell_sizes.double().cpu().numpy()
+        if not table[1].any():
+            return cls(np.array([[_ASSUMED_SIZE], [1.0]]), "assumed: the model knows no sizes")
+        return cls(table, "training data")
+
+    def description(self) -> dict[str, Any]:
+        """Which sizes were used, for ``uns``."""
+        sizes, shares = self.table
+        if len(sizes) == 1:
+            return {"library_size": float(sizes[0]), "library_size_of": self.origin}
+        return {
+            "library_size": sizes,
+            "library_size_shares": shares,
+            "library_size_of": self.origin,
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contrast import (
+    CellSizes,
     Contrast,
     DrawnEffect,
     EffectScale,
@@ -78,10 +79,10 @@ def make_contrast(
     n_samples: int,
     n_posterior_samples: int,
     basal: str,
-    library_size: float,
+    library_size: float | None,
     target_sum: float,
     interval: float | None,
-) -> tuple[Contrast, dict[str, str | float]]:
+) -> tuple[Contrast, dict[str, Any]]:
     """Draw basal states to compare on, as ``predict_ate`` was asked to, and describe that."""
     check_integer(n_samples=n_samples)
     check_integer(at_least=2, n_posterior_samples=n_posterior_samples)
@@ -90,7 +91,8 @@ def make_contrast(
         check_number(above=0, below=1, interval=interval)
     model._check_if_trained(warn=True)
     module = model.module
-    statistic = Statistic(module.likelihood, method, library_size, target_sum, module.device)
+    sizes = CellSizes.of(module, library_size)
+    statistic = Statistic(module.likelihood, method, sizes, target_sum, module.device)
     n_basal = max(1, round(n_samples / n_posterior_samples))
     states = basal_states(model, basal, n_posterior_samples, n_basal)
     description = {
@@ -163,7 +165,7 @@ def drawn_on_genes(
     A perturbation has the same noise in every label: the numbers of ``noise``, cyclically moved
     on by its code.
     """
-    if noise is None or not len(codes):
+    if module.direct is None or noise is None or not len(codes):
         return None
     means, sds = module.direct.in_predictions(
         torch.as_tensor(codes.astype(np.int64), device=module.device)

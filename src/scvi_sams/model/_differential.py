@@ -28,8 +28,9 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
+from scvi_sams.labels._labels import Labels
 from scvi_sams.model._cell_model import CellModel
-from scvi_sams.model._contrast import Contrast, Statistic
+from scvi_sams.model._contrast import CellSizes, Contrast, Statistic
 from scvi_sams.model._counterfactual import (
     basal_states,
     control_cells,
@@ -40,9 +41,13 @@ from scvi_sams.module._likelihoods import Likelihood
 
 _DRAWS_OF_EFFECTS = 25
 """Parts in which cells are sampled, each with its own draw of masks and effects."""
-_NOT_EXPRESSED = 0.01
-"""Mean count below which a gene counts as not expressed, as in scvi-tools."""
+_CELLS_PER_DRAW = 10
+"""Control cells over which expression is averaged, for each draw of masks and effects."""
+_HARDLY_EXPRESSED = 0.1
+"""Mean count that is added on both sides: genes with fewer counts have small fold changes."""
 _EPSILON = 1e-8
+_CONTINUITY = 0.5
+"""Added to counts that may be zero, before they are divided by."""
 
 Comparison = tuple[str, str, np.ndarray, np.ndarray, dict[str, Any]]
 """Names of two groups, boolean masks of their cells, and columns of what differs."""
@@ -80,30 +85,68 @@ def compare_perturbations(
     pseudocounts: float | None,
     n_samples: int,
 ) -> list[Comparison]:
-    """Compare the same control cells with one perturbation and with the other, or none."""
+    """Compare the same control cells with one perturbation and with the other, or none.
+
+    Expression is averaged over control cells in every draw of masks and effects, so that what cells
+    differ in is no uncertainty of the change.
+    """
     spelling = model._spelling
     second = spelling.control_label if group2 is None else group2
     first = _asked_for(group1, model.perturbations, second)
     check_key(group2=group2)
     requested = encode_requested(model, [second, *first])
     module = model.module
-    statistic = Statistic(module.likelihood, "mean", 1.0, 1.0, module.device)
+    sizes = CellSizes.of(module, None)
+    statistic = Statistic(module.likelihood, "mean", sizes, 1.0, module.device)
     basal = "control" if len(control_cells(model)) else "prior"
-    contrast = Contrast(module, statistic, *basal_states(model, basal, n_samples, 1))
+    n_basal = min(_CELLS_PER_DRAW, n_samples)
+    n_draws = n_samples // n_basal
+    contrast = Contrast(module, statistic, *basal_states(model, basal, n_draws, n_basal))
+    size = _median_size(model)
     if pseudocounts is None:
-        pseudocounts = _NOT_EXPRESSED / _median_size(model)
+        pseudocounts = _HARDLY_EXPRESSED / size
     manager = model.get_anndata_manager(adata, required=True)
     label_of_cell = registered_labels(manager).canonical
-    effects = drawn_effects(module, requested, n_samples)
-    reference = contrast.every_state(next(effects)).cpu().numpy()
+    effects = drawn_effects(module, requested, n_draws)
+    n_second, *n_first = _cells_behind(model, requested)
+    reference = contrast.mean(next(effects)).double().cpu().numpy()
     of_second = label_of_cell == spelling.canonical(second)
     found = []
-    for name, drawn in zip(first, effects, strict=True):
-        treated = contrast.every_state(drawn).cpu().numpy()
-        columns = _fold_changes(treated, reference, delta, pseudocounts)
+    for name, n_cells, drawn in zip(first, n_first, effects, strict=True):
+        treated = contrast.mean(drawn).double().cpu().numpy()
+        error = _error_of_counts(
+            *((treated, n_cells * size), (reference, n_second * size)), pseudocounts=pseudocounts
+        )
+        columns = _fold_changes(treated, reference, error, delta, pseudocounts)
         of_first = label_of_cell == spelling.canonical(name)
         found.append((name, second, of_first, of_second, columns))
     return found
+
+
+def _cells_behind(model: CellModel, requested: Labels) -> np.ndarray:
+    """Return the number of cells that what is known of each label rests on.
+
+    Of a control, control cells; of a combination so many that variances of its parts add up.
+    """
+    n_carrying = model.module.cells_per_perturbation.double().cpu().numpy()
+    with np.errstate(divide="ignore"):  # a perturbation without training cells
+        variance = np.where(requested.codes >= 0, 1 / n_carrying[requested.codes], 0).sum(axis=1)
+        return np.where(requested.is_control, len(control_cells(model)), 1 / variance)
+
+
+def _error_of_counts(*sides: tuple[np.ndarray, float], pseudocounts: float) -> np.ndarray:
+    """Return the standard error that Poisson counts leave a log2 fold change, per gene.
+
+    A side is its rates ``(n_draws, n_genes)`` and the sum of the sizes of its cells. What the
+    decoder says of a gene was learned from these counts, and is no surer than they are.
+    """
+    variance = np.zeros(sides[0][0].shape[1])
+    for rates, total_size in sides:
+        rate = rates.mean(axis=0)
+        # The pseudocount damps the logarithm, and with it the error.
+        damping = rate / (rate + pseudocounts)
+        variance += damping**2 / (rate * total_size + _CONTINUITY)
+    return np.sqrt(variance) / np.log(2)
 
 
 def _asked_for(
@@ -160,9 +203,19 @@ def compare_cells(
 
     manager = model.get_anndata_manager(adata, required=True)
     computation = DifferentialComputation(sampled, None, manager)
-    return [
-        (*group, computation.get_bayes_factors(group[2], group[3], **kwargs)) for group in groups
-    ]
+    size = _median_size(model)
+    found: list[Comparison] = []
+    for group in groups:
+        columns = computation.get_bayes_factors(group[2], group[3], **kwargs)
+        if "lfc_mean" in columns:
+            sides = [
+                (columns[name][None], cells.sum() * size)
+                for name, cells in (("scale1", group[2]), ("scale2", group[3]))
+            ]
+            error = _error_of_counts(*sides, pseudocounts=columns["pseudocounts"])
+            columns |= {"lfc_error": error, "lfc_z": columns["lfc_mean"] / error}
+        found.append((*group, columns))
+    return found
 
 
 def check_groups(
@@ -228,6 +281,8 @@ def table_of_comparisons(
             columns |= _statistics(expression, cells1, cells2)
         key = "proba_de" if mode == "change" else "bayes_factor"
         table = pd.DataFrame(columns, index=genes)
+        if "lfc_z" in table:  # genes that hang on one mask are equally likely
+            table = table.sort_values("lfc_z", key=np.abs, ascending=False, kind="stable")
         table = table.sort_values(key, ascending=False, kind="stable")
         if mode == "change":
             active = active_at_fdr(table["proba_de"].to_numpy(), fdr_target)
@@ -238,11 +293,19 @@ def table_of_comparisons(
 
 
 def _fold_changes(
-    scale1: np.ndarray, scale2: np.ndarray, delta: float, pseudocounts: float
+    scale1: np.ndarray,
+    scale2: np.ndarray,
+    error: np.ndarray,
+    delta: float,
+    pseudocounts: float,
 ) -> dict[str, Any]:
-    """Columns of scvi-tools for paired draws of rates, each ``(n_draws, n_genes)``."""
+    """Columns of scvi-tools for paired draws of rates, each ``(n_draws, n_genes)``, and two more.
+
+    ``error`` is that of counts, per gene: a change is one that exceeds ``delta`` by more than it.
+    """
     change = np.log2(scale1 + pseudocounts) - np.log2(scale2 + pseudocounts)
-    likely = np.maximum((change > delta).mean(axis=0), (change < -delta).mean(axis=0))
+    least = delta + error
+    likely = np.maximum((change > least).mean(axis=0), (change < -least).mean(axis=0))
     return {
         "proba_de": likely,
         "proba_not_de": 1 - likely,
@@ -256,6 +319,8 @@ def _fold_changes(
         "lfc_std": change.std(axis=0),
         "lfc_min": change.min(axis=0),
         "lfc_max": change.max(axis=0),
+        "lfc_error": error,
+        "lfc_z": change.mean(axis=0) / error,
     }
 
 

@@ -66,7 +66,7 @@ class PerturbationModel(CellModel):
         n_samples: int = 2500,
         n_posterior_samples: int = 100,
         basal: Literal["prior", "control"] = "prior",
-        library_size: float = 1e4,
+        library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float | None = 0.95,
         key_added: str | None = RESULT_KEYS.ATE,
@@ -98,7 +98,9 @@ class PerturbationModel(CellModel):
             Basal states from the prior (paper), or from the posteriors of random control cells.
             Batch and covariates are those of random control cells in both cases.
         library_size
-            Size of the predicted cells, in counts (of the size factor, if one is registered).
+            Size of the predicted cells; only ``"lognorm"`` depends on it. ``None``: sizes that
+            stand for those of the training data's control cells, so that effects are on the scale
+            of observed ones (1e4 where a model was saved without them).
         target_sum
             Total to which expression is normalised.
         interval
@@ -114,8 +116,9 @@ class PerturbationModel(CellModel):
         its Monte-Carlo standard error. ``layers["interval_low"]`` and ``["interval_high"]``:
         posterior interval, from averages over ``n_samples / n_posterior_samples`` basal states.
         ``obs``: ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
-        interval ``"effect_norm_low"`` and ``"effect_norm_high"``. ``uns["ate"]``: method, units and
-        settings. Without ``interval`` there is none of the ``_low`` and ``_high``.
+        interval ``"effect_norm_low"`` and ``"effect_norm_high"``. ``uns["ate"]``: method, units,
+        settings, and where sizes are from. Without ``interval`` there is none of the ``_low`` and
+        ``_high``.
 
         Raises
         ------
@@ -248,7 +251,7 @@ class PerturbationModel(CellModel):
         n_samples: int = 5000,
         n_posterior_samples: int = 100,
         basal: Literal["prior", "control"] = "prior",
-        library_size: float = 1e4,
+        library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float = 0.95,
     ) -> AnnData:
@@ -331,7 +334,7 @@ class PerturbationModel(CellModel):
         batchid2: Sequence[str] | None = None,
         fdr_target: float = 0.05,
         pseudocounts: float | None = None,
-        n_samples: int = 2500,
+        n_samples: int = 5000,
         **kwargs: Any,
     ) -> pd.DataFrame:
         """Find genes whose expression differs between two perturbations, or two groups of cells.
@@ -339,15 +342,14 @@ class PerturbationModel(CellModel):
         Arguments and columns are those of scvi-tools. There are two comparisons:
 
         - **Perturbations** (neither ``groupby`` nor ``idx1``): the same control cells with one
-          perturbation and with the other (or none), so that differences between cells cancel. A
-          gene is differential if its fold change in such a pair is likely to exceed ``delta``:
-          over what is not known of masks and effects, and over cells. Combinations that nobody
-          measured can be compared too.
+          perturbation and with the other (or none). A gene is differential if the fold change of
+          its mean over cells is likely to exceed ``delta`` by more than the error that its counts
+          leave. Of genes that are equally likely, as they hang on one mask, those with the largest
+          fold change over that error come first. Unmeasured combinations can be compared too.
         - **Groups of cells** (``groupby``, or ``idx1``): Bayesian differential expression of
-          scvi-tools (Lopez et al. 2018; Boyeau et al. 2019) on the expression that is inferred for
-          the cells. A gene is differential if two cells, one of each group, are likely to differ
-          in it: the question for cell types. Effects that are smaller than the differences within
-          groups are not found so.
+          scvi-tools (Lopez et al. 2018; Boyeau et al. 2019) on inferred expression. A gene is
+          differential if two cells, one of each group, are likely to differ in it: the question for
+          cell types. Effects smaller than the differences within groups are not found so.
 
         Parameters
         ----------
@@ -365,7 +367,8 @@ class PerturbationModel(CellModel):
             Positions or boolean masks of two groups of cells, instead of ``groupby``; without
             ``idx2`` all other cells.
         mode
-            ``"change"``: P(log2 fold change > delta) or P(< -delta), whichever is larger.
+            ``"change"``: P(log2 fold change > delta) or P(< -delta), whichever is larger (of
+            perturbations: delta + ``lfc_error``).
             ``"vanilla"``: P(scale1 > scale2), of groups of cells only, and without a false
             discovery rate.
         delta
@@ -381,13 +384,11 @@ class PerturbationModel(CellModel):
         fdr_target
             Expected false discovery rate at which genes are called.
         pseudocounts
-            Added to both rates before the logarithm; ``None``: a hundredth of a count in a control
-            cell of median size (for groups of cells the estimate of scvi-tools).
+            Added to both rates before the logarithm; ``None``: a tenth of a count in a control cell
+            of median size (for groups of cells the estimate of scvi-tools).
         n_samples
-            For perturbations: number of draws of a control cell, and of masks and effects with it.
-            Where a mask's inclusion probability is near ``1 - fdr_target``, as those of strong
-            effects often are (``evidence_cells``), which genes are called varies between calls;
-            more draws make it vary less.
+            For perturbations: draws of a control cell, ten for each draw of masks and effects.
+            Where a mask's probability is near ``1 - fdr_target``, calls vary; with more draws less.
         **kwargs
             For groups of cells: to ``scvi.model.base.DifferentialComputation.get_bayes_factors``.
 
@@ -396,8 +397,10 @@ class PerturbationModel(CellModel):
         Per comparison and gene, most differential first: ``proba_de``, ``proba_not_de``,
         ``bayes_factor``, ``scale1``, ``scale2`` (mean normalised expression: shares of the library
         or counts per unit of size factor), ``pseudocounts``, ``delta``, ``lfc_mean``,
-        ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``; ``raw_mean1``, ``raw_mean2``,
-        ``non_zeros_proportion1``, ``non_zeros_proportion2``; ``is_de_fdr_0.05``, ``comparison``,
+        ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``; ``lfc_error``, the standard error
+        that (Poisson) counts in so many cells leave a log2 fold change, and ``lfc_z``, ``lfc_mean``
+        in units of it; ``raw_mean1``, ``raw_mean2``, ``non_zeros_proportion1``,
+        ``non_zeros_proportion2``; ``is_de_fdr_0.05``, ``comparison``,
         ``group1``, ``group2``. With ``mode="vanilla"`` ``proba_m1`` and ``proba_m2`` in place of
         probabilities of a change.
 

@@ -2,6 +2,7 @@
 
 from scvi_sams.module._comparators import ConditionalVAEModule, CPAVAEModule, SVAEPlusModule
 from scvi_sams.module._curvature import LatentSurvey
+from scvi_sams.module._latent_shift import LatentShiftModule
 from scvi_sams.module._likelihoods import LIKELIHOODS, Likelihood
 from scvi_sams.module._masks import MASK_PRIORS, MaskPrior
 from scvi_sams.module._minibatch import (
@@ -14,7 +15,6 @@ from scvi_sams.module._minibatch import (
 from scvi_sams.module._networks import draw_particles
 from scvi_sams.module._perturbation_module import (
     GlobalDraw,
-    LatentShiftModule,
     PerturbationModule,
     TrainingStatistics,
 )

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from scvi_sams.module._latent_shift import LatentShiftModule
 from scvi_sams.module._masks import MaskPosterior, PointEstimateMaskPrior
 from scvi_sams.module._networks import MeanFieldEffects, draw_particles
 from scvi_sams.module._perturbation_module import (
     GlobalDraw,
-    LatentShiftModule,
     PerturbationModule,
 )
 from scvi_sams.module._settings import PositiveNumber, Share, number

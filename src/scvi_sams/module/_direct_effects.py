@@ -51,6 +51,14 @@ class DirectEffects(nn.Module):
         Whether predictions of means add ``correction`` too.
     """
 
+    genes: Tensor
+    mean: Tensor
+    sd: Tensor
+    sign_error: Tensor
+    correction: Tensor
+    uncertainty: Tensor
+    weights: Tensor
+
     def __init__(self, n_perturbations: int, n_genes: int, *, is_stacked: bool) -> None:
         super().__init__()
         self.n_perturbations = n_perturbations

@@ -13,7 +13,7 @@ from torch import Tensor
 from scvi_sams.module._likelihoods import Likelihood
 
 _LOW, _HIGH = -16.0, 20.0
-"""Log means of the table: from where hardly a cell has a count to half a billion counts."""
+"""Least range of log means: from where hardly a cell has a count to half a billion counts."""
 
 _SPLINE_STEP = 1 / 4
 _STEP = 1 / 32
@@ -40,44 +40,36 @@ class ExpectedLognorm:
     an integral of a smooth function that vanishes on both sides: the trapezoid rule is exact to
     float32 here.
 
-    Where a registered size factor is the size of a cell, c is ``target_sum / library_size``. Else
-    the size is the sum of the counts, of which x is a part: it is taken as x plus the expected
-    counts of the other genes, r, so that log(1 + target_sum * x / (x + r)) is the difference of
-    two such logarithms. What is left out is the variance of the other genes' sum, of second order.
+    Where a registered size factor is the size of a cell, c is ``target_sum / size``. Else the size
+    is the sum of the counts, of which x is a part: it is taken as x plus the expected counts of the
+    other genes, r, so that log(1 + target_sum * x / (x + r)) is the difference of two such
+    logarithms. What is left out is the variance of the other genes' sum, of second order.
+
+    ``sizes`` holds sizes of cells and the share of cells of each, ``(2, n_sizes)``, over which the
+    expectation is averaged.
     """
 
     def __init__(
-        self, likelihood: Likelihood, library_size: float, target_sum: float, device: torch.device
+        self, likelihood: Likelihood, sizes: np.ndarray, target_sum: float, device: torch.device
     ) -> None:
         self.likelihood = likelihood
         has_shares = not likelihood.uses_size_factor
         # A share of the library is at most one.
-        high = math.log(library_size) if has_shares else _HIGH
-        low = min(_LOW, high - 1)
+        high = 0.0 if has_shares else _HIGH - math.log(sizes[0].min())
+        low = min(_LOW - math.log(sizes[0].max()), high - 1)
         fine = np.arange(high, low, -_STEP)[::-1]
         coarse = np.arange(high, low - _SPLINE_STEP, -_SPLINE_STEP)[::-1]
         if has_shares:
             # What is left for other genes changes fast where one has most of the counts.
             coarse = np.union1d(coarse[coarse < high - 1.5], fine[fine >= high - 1.5])
-            rest = library_size - np.exp(coarse)
-            rest = np.maximum(rest, library_size * _SMALLEST_REST)
-            factors = [(1 + target_sum) / rest, 1 / rest]
-            # Below the first node the integrand is at most mean * u^2 / smaller factor.
-            first_node = _NEGLIGIBLE * factors[1].min()
-        else:
-            factors = [np.array([target_sum / library_size])]
-            first_node = _NEGLIGIBLE / math.exp(high)
-        values = _expectations(
-            likelihood, np.exp(coarse), *_quadrature(first_node, *factors), device
-        )
-        self.table = torch.cat(
-            [
-                torch.as_tensor(CubicSpline(coarse, some.cpu(), axis=1)(fine), dtype=some.dtype)
-                for some in values
-            ]
-        )
-        self.table = self.table.flatten().to(device)
-        self._offset = (math.log(library_size) - float(fine[0])) / _STEP
+        at_sizes = [
+            share * _table_at_size(likelihood, coarse, size, target_sum, device)
+            for size, share in sizes.T
+            if share > 0
+        ]
+        spline = CubicSpline(coarse, sum(at_sizes).cpu(), axis=1)
+        self.table = torch.as_tensor(spline(fine), dtype=torch.float32, device=device).flatten()
+        self._offset = -float(fine[0]) / _STEP
         self._last = len(fine) - 1 - 1e-3  # between the last two nodes
         self._starts = torch.arange(likelihood.n_genes, device=device).mul_(len(fine)).int()
 
@@ -101,6 +93,27 @@ class ExpectedLognorm:
         below = self.table.index_select(0, place).view_as(fraction)
         above = self.table.index_select(0, place.add_(1)).view_as(fraction)
         return below.lerp_(above, fraction)
+
+
+def _table_at_size(
+    likelihood: Likelihood,
+    log_rate: np.ndarray,
+    size: float,
+    target_sum: float,
+    device: torch.device,
+) -> Tensor:
+    """Expectations by gene and log rate in cells of one size, ``(n_genes, n_rates)``."""
+    mean = size * np.exp(log_rate)
+    if likelihood.uses_size_factor:
+        factors = [np.array([target_sum / size])]
+        first_node = _NEGLIGIBLE / mean.max()
+    else:
+        rest = np.maximum(size - mean, size * _SMALLEST_REST)
+        factors = [(1 + target_sum) / rest, 1 / rest]
+        # Below the first node the integrand is at most mean * u^2 / smaller factor.
+        first_node = _NEGLIGIBLE * factors[1].min()
+    quadrature = _quadrature(first_node, *factors)
+    return torch.cat(list(_expectations(likelihood, mean, *quadrature, device)))
 
 
 def _expectations(

@@ -40,7 +40,6 @@ from scvi_sams.module._networks import (
     draw_particles,
     log_ratio_to_prior,
 )
-from scvi_sams.module._rotation import canonical_order, signed_permutation
 from scvi_sams.module._settings import (
     NotNegative,
     PositiveNumber,
@@ -75,6 +74,9 @@ class TrainingStatistics:
         Of ``x / size`` (of ``x`` for a normal likelihood) per gene, ``(G,)``.
     inverse_size_mean
         Mean of 1 / size over the cells (1 for a normal likelihood, which has no size).
+    cell_sizes
+        Sizes that stand for those of the control cells (of all, where none is a control cell), and
+        the share of cells that each stands for, ``(2, 3)``.
     """
 
     cells_per_perturbation: Tensor
@@ -83,6 +85,7 @@ class TrainingStatistics:
     scaled_mean: Tensor
     scaled_variance: Tensor
     inverse_size_mean: float
+    cell_sizes: Tensor
 
 
 class PerturbationModule(BaseModuleClass):
@@ -150,6 +153,8 @@ class PerturbationModule(BaseModuleClass):
         self.register_buffer("cells_per_perturbation", torch.zeros(n_perturbations))
         self.register_buffer("input_mean", torch.zeros(n_genes))
         self.register_buffer("input_sd", torch.ones(n_genes))
+        # Shares of zero: before training, and in models that were saved without sizes.
+        self.register_buffer("cell_sizes", torch.zeros(2, 3))
         self.register_buffer("is_initialised", torch.tensor(False))
 
     @classmethod
@@ -220,11 +225,12 @@ class PerturbationModule(BaseModuleClass):
 
     @torch.no_grad()
     def set_training_statistics(self, statistics: TrainingStatistics) -> None:
-        """Store plate sizes; the first time also standardise inputs and start at the data's mean.
+        """Store sizes; the first time also standardise inputs and start at the data's mean.
 
         Later calls (training goes on) leave alone what has been learned.
         """
         self.cells_per_perturbation.copy_(statistics.cells_per_perturbation)
+        self.cell_sizes.copy_(statistics.cell_sizes)
         if self.is_initialised:
             return
         self.input_mean.copy_(statistics.input_mean)
@@ -238,6 +244,13 @@ class PerturbationModule(BaseModuleClass):
         )
         self.decoder.to_genes.bias.copy_(bias)
         self.is_initialised.fill_(True)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Models saved by versions that did not keep the sizes of cells load without them.
+        state_dict.setdefault(f"{prefix}cell_sizes", torch.zeros_like(self.cell_sizes))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # Inference: q(z_basal, globals | x) --------------------------------------------------------
 
@@ -417,34 +430,3 @@ class PerturbationModule(BaseModuleClass):
             outputs["z_basal"], outputs["shift"], cells.covariates, self.direct_effect(cells)
         )
         return self.likelihood.sample(logits, cells.size)
-
-
-class LatentShiftModule(PerturbationModule):
-    """Modules whose perturbations add to the latent state: ``z = z_basal + sum_t d_t s_t``."""
-
-    @property
-    def n_shift(self) -> int:
-        """A shift is as wide as the latent state."""
-        return self.n_latent
-
-    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
-        """q(z_basal | x, shift, covariates)."""
-        return self.encoder(self.standardised(x), shift, covariates)
-
-    def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Last hidden layer of the decoder at ``z = z_basal + shift``."""
-        return self.decoder(z_basal + shift, covariates)
-
-    @torch.no_grad()
-    def order_latents(self) -> None:
-        """Strongest shifts first, positive on average; what the model says stays the same."""
-        rows = torch.arange(len(self.cells_per_perturbation), device=self.device)
-        order, signs = canonical_order(self.shift_moments(rows)[0])
-        rotation = signed_permutation(order, signs)
-        self.encoder.rotate(rotation)
-        self.decoder.rotate(rotation)
-        self.permute_shifts(order, signs)
-
-    @abstractmethod
-    def permute_shifts(self, order: Tensor, signs: Tensor) -> None:
-        """Reorder coordinates: the new ``l`` is the old ``order[l]``, times ``signs[l]``."""

@@ -11,6 +11,7 @@ from torch.distributions import Normal
 
 from scvi_sams._torch import fixed_seed
 from scvi_sams.module._curvature import LatentSurvey, curvature, following
+from scvi_sams.module._latent_shift import LatentShiftModule
 from scvi_sams.module._masks import MASK_PRIORS, MaskPosterior, MaskPriorName
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
 from scvi_sams.module._networks import (
@@ -19,7 +20,7 @@ from scvi_sams.module._networks import (
     MeanFieldEffects,
     draw_particles,
 )
-from scvi_sams.module._perturbation_module import GlobalDraw, LatentShiftModule
+from scvi_sams.module._perturbation_module import GlobalDraw
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._settings import PositiveNumber, Share, WholeNumber
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from scvi_sams._shrinkage import Shrunken, shrink_entries
+from scvi_sams._shrinkage import Sharing, Shrunken, shrink_entries
 from scvi_sams.module._direct_effects import (
     COMPONENTS,
     MOST_ENTRIES,
@@ -52,7 +52,7 @@ class Components(NamedTuple):
 def components(block: Block, slope: np.ndarray, *, fits_direct: bool, pooled: bool) -> Components:
     """Estimate the effects of a block of perturbations in three ways."""
     observed, error, of_model, _ = block
-    weights = "pooled" if pooled else "row"
+    weights: Sharing = "pooled" if pooled else "row"
     entrywise = shrink_entries(observed, error, weights=weights)
     if fits_direct:
         direct = shrink_entries(observed - of_model, error, weights=weights)
@@ -116,7 +116,6 @@ def fit_direct_effects(
         return
     everything = training if held_out is None else training + held_out
     expected = expected_rates(module, everything.cells, tables.n_perturbations + 1)
-    is_count = module.likelihood.is_count_likelihood
 
     def of_block(block: Block, slope: np.ndarray) -> Components:
         return components(
@@ -126,11 +125,22 @@ def fit_direct_effects(
             pooled=tables.n_perturbations * tables.n_genes > MOST_ENTRIES,
         )
 
+    def effects_in(sums: GeneSums) -> ObservedEffects:
+        return ObservedEffects(
+            sums,
+            expected,
+            module.cell_sizes.double().cpu().numpy(),
+            is_count=module.likelihood.is_count_likelihood,
+        )
+
     weights = np.full(len(COMPONENTS), 1 / len(COMPONENTS))
-    observed = ObservedEffects(everything, expected, is_count=is_count)
+    observed = effects_in(everything)
     if held_out is not None and tables.is_stacked:
-        parts = (ObservedEffects(p, expected, is_count=is_count) for p in (training, held_out))
-        weights = stacking_weights(*parts, lambda block: of_block(block, observed.slope))
+        weights = stacking_weights(
+            effects_in(training),
+            effects_in(held_out),
+            lambda block: of_block(block, observed.slope),
+        )
     rows = [
         _residuals(tables, observed.slope, weights, block, of_block(block, observed.slope))
         for _, block in observed.blocks()

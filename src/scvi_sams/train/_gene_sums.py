@@ -23,7 +23,8 @@ class Cells(NamedTuple):
     codes: Tensor
     doses: Tensor
     """``(N, K)``, those of the perturbation of the group first."""
-    covariates: Tensor | None
+    covariates: Tensor
+    """``(N, C)``; without columns where there are none."""
     size: Tensor
 
 
@@ -33,38 +34,33 @@ class GeneSums:
 
     Attributes
     ----------
+    cells
+        Which they are.
     n
-        Cells, ``(T + 1,)``.
+        Their number, ``(T + 1,)``.
     size
         Sum of their sizes, ``(T + 1,)``; of a normal likelihood their number.
     x, logged
-        Sums of expression and of ``log2(1 + TARGET_SUM * x / size)``, ``(T + 1, G)``; the second is
-        ``None`` for a normal likelihood.
+        Sums of expression and of ``log2(1 + TARGET_SUM * x / size)``, ``(T + 1, G)``; the second
+        without columns where expression is no count.
     products
         Sums of the products of expression, logged expression and size with one another, over all
         cells and over controls, ``(2, 3, 3, G)``.
-    cells
-        Which they were.
     """
 
+    cells: Cells
     n: Tensor
     size: Tensor
     x: Tensor
-    logged: Tensor | None
+    logged: Tensor
     products: Tensor
-    cells: Cells
 
     def __add__(self, other: GeneSums) -> GeneSums:
         """Sums over the cells of both."""
-        return GeneSums(
-            *(
-                None if a is None or b is None else a + b
-                for a, b in zip(self.totals(), other.totals(), strict=True)
-            ),
-            _joined([self.cells, other.cells]),
-        )
+        sums = (mine + theirs for mine, theirs in zip(self.totals(), other.totals(), strict=True))
+        return GeneSums(_joined([self.cells, other.cells]), *sums)
 
-    def totals(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    def totals(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What adds up over cells, and over processes."""
         return self.n, self.size, self.x, self.logged, self.products
 
@@ -94,7 +90,7 @@ def gene_sums(
     n_groups = len(stands_alone) + 1
     n, size = torch.zeros(n_groups), torch.zeros(n_groups)
     x = torch.zeros(n_groups, n_genes)
-    logged = torch.zeros(n_groups, n_genes) if is_count else None
+    logged = torch.zeros(n_groups, n_genes if is_count else 0)
     products = torch.zeros(2, 3, 3, n_genes, dtype=torch.float64)
     kept = []
     for batch in batches:
@@ -105,14 +101,14 @@ def gene_sums(
         n.index_add_(0, groups, torch.ones(len(groups)))
         size.index_add_(0, groups, sizes[cells])
         x.index_add_(0, groups, values[cells])
-        if logged is not None:
+        if is_count:
             logged.index_add_(0, groups, logs[cells])
         triple = torch.stack([values, logs, sizes[:, None].expand_as(values)]).double()
         of_controls = triple[:, (batch.codes < 0).all(dim=1).cpu()]
         for place, some in enumerate((triple, of_controls)):
             products[place] += torch.einsum("ing,jng->ijg", some, some)
         kept.append(_described(batch, sizes, cells, groups, slots))
-    return GeneSums(n, size, x, logged, products, _joined(kept))
+    return GeneSums(_joined(kept), n, size, x, logged, products)
 
 
 def _members(batch: CellBatch, stands_alone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,13 +136,12 @@ def _described(
         first = values[rows, slots].clone()
         values[rows, slots] = values[:, 0].clone()
         values[:, 0] = first
-    covariates = None if batch.covariates is None else batch.covariates.cpu()[cells]
-    return Cells(groups, codes, doses, covariates, sizes[cells])
+    covariates = codes.new_zeros(len(batch.x), 0) if batch.covariates is None else batch.covariates
+    return Cells(groups, codes, doses, covariates.cpu()[cells], sizes[cells])
 
 
 def _joined(parts: list[Cells]) -> Cells:
-    columns = zip(*parts, strict=True)
-    return Cells(*(None if column[0] is None else torch.cat(column) for column in columns))
+    return Cells(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def sample_of_groups(

