@@ -31,6 +31,8 @@ _MODEL: dict[str, Any] = {
     # Logits start at 0; straight-through gradients of a relaxed Bernoulli.
     "mask_initial_probability": 0.5,
     "mask_temperature": 1.0,
+    "direct_effects": False,
+    "stacking": False,
 }
 _PLAN: dict[str, Any] = {
     "lr": 3e-4,
@@ -61,7 +63,7 @@ def paper_settings(
 
     The plain evidence lower bound with Monte-Carlo divergences, five particles and Adam at one
     constant learning rate, masks trained from the start: without dense phase, rotation, latents
-    that are switched off, and coarsened evidence. All are arguments like any other, and can be
+    that are switched off, coarsened evidence, direct effects, and stacking. All are arguments like any other, and can be
     changed before they are passed on.
 
     Parameters
