@@ -100,6 +100,17 @@ class EBMean(ShrunkenMean):
     Notes
     -----
     Efron and Morris (1975), Journal of the American Statistical Association 70, 311-319.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> cells = adata.copy()
+    >>> sc.pp.normalize_total(cells)
+    >>> sc.pp.log1p(cells)
+    >>> seen = scvi_sams.evaluation.TrainingMean().fit(cells).effects
+    >>> shrunken = scvi_sams.evaluation.EBMean().fit(cells).effects
+    >>> float((shrunken["P001"].X / seen["P001"].X).mean().round(2))  # one factor for all genes
+    0.98
     """
 
     def _variance(self, spread: Spread) -> np.ndarray:
@@ -122,6 +133,18 @@ class AshMean(ShrunkenMean):
     -----
     Stephens (2017), Biostatistics 18, 275-294; Smyth (2004), Statistical Applications in Genetics
     and Molecular Biology 3, article 3.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> cells = adata.copy()
+    >>> sc.pp.normalize_total(cells)
+    >>> sc.pp.log1p(cells)
+    >>> seen = scvi_sams.evaluation.TrainingMean().fit(cells).effects
+    >>> shrunken = scvi_sams.evaluation.AshMean().fit(cells).effects
+    >>> kept = shrunken["P001"].X / seen["P001"].X  # a factor for every gene
+    >>> float(kept.min().round(2)), float(kept.max().round(2))
+    (0.49, 0.99)
     """
 
     def _variance(self, spread: Spread) -> np.ndarray:
