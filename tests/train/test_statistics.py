@@ -177,7 +177,9 @@ def test_a_few_genes_that_make_up_the_size_of_cells_are_named(caplog):
         ("dominated", 250, {}),
         ("size factor", 250, {"size_factor_key": "factor"}),
     ):
-        adata.X[:, [7, 3]] = [total, total + 50]
+        counts = adata.X.copy()
+        counts[:, [7, 3]] = [total, total + 50]
+        adata.X = counts
         caplog.clear()
         make_model(adata, setup=setup).train(max_epochs=1, enable_progress_bar=False)
         warned[name] = [m for m in caplog.messages if "size_factor_key" in m]
