@@ -147,8 +147,14 @@ def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
 
     for level, label in fold.perturbations:
         try:
+            profile = fitted.profile(label, level)
+            if profile is not None and not keep_cells:
+                profiles[level, label] = profile
+                continue
             rows = _rows(fitted.predict(label, level), fold, level, label, shift)
-            profiles[level, label] = np.asarray(rows.mean(axis=0, dtype=np.float64)).ravel()
+            if profile is None:
+                profile = np.asarray(rows.mean(axis=0, dtype=np.float64)).ravel()
+            profiles[level, label] = profile
             if keep_cells and fitted.predict_cells is not None:
                 rows = fitted.predict_cells(level)
             if keep_cells and rows.shape[0] > 1:

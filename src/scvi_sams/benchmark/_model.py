@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import anndata as ad
@@ -47,6 +47,9 @@ class Fitted:
 
     predict: Callable[[str, str | None], ad.AnnData]
     """Predicts a perturbation in a level: log1p-normalised profile or cells, named in ``obs``."""
+    profile: Callable[[str, str | None], np.ndarray | None] = lambda label, level: None
+    """Mean profile of a perturbation in a level, where it is known better than by the mean of what
+    ``predict`` gives."""
     predict_cells: Callable[[str | None], sparse.csr_matrix] | None = None
     """Predicts cells of a level, the same for every perturbation, where profiles are means of more
     cells than are worth keeping."""
@@ -63,10 +66,14 @@ class ModelMethod:
     itself, as ``train`` does. A perturbation is predicted by cells: training control cells
     (of the same level of the covariate) in random order are given the perturbation instead
     of none (``model.predict``), counts are drawn at each cell's own size, and
-    ``log(1 + target_sum * x / size)`` is taken of these counts and averaged. Samples are needed
-    because the mean of a logarithm is not the logarithm of the mean: ``log1p`` of expected
-    expression would be above what cells show, the more the fewer counts a gene has. All
-    perturbations use the same cells and the same random numbers.
+    ``log(1 + target_sum * x / size)`` is taken of these counts. Samples are needed because the
+    mean of a logarithm is not the logarithm of the mean: ``log1p`` of expected expression would be
+    above what cells show, the more the fewer counts a gene has. All perturbations use the same
+    cells and the same random numbers.
+
+    Where there are no levels and the model has ``predict_ate``, the mean profile is not that of
+    these samples, whose noise would count as error of the model, but the mean of the training
+    control cells plus the expected effect on that scale, ``predict_ate(method="lognorm")``.
 
     Parameters
     ----------
@@ -142,7 +149,7 @@ class ModelMethod:
             except SystemExit as exit_:  # what Lightning makes of an interrupt
                 raise KeyboardInterrupt from exit_
         trained = _TrainedModel(model, self, fold, seed)
-        return Fitted(trained.predict, extras=trained.extras)
+        return Fitted(trained.predict, trained.profile, extras=trained.extras)
 
     def cells(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
         """Copy cells, which models register data with, with what the model is trained on."""
@@ -172,7 +179,7 @@ class ModelMethod:
         return cells
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _TrainedModel:
     """A trained model that predicts by cells."""
 
@@ -199,6 +206,43 @@ class _TrainedModel:
             obs=pd.DataFrame(labels, index=[str(row) for row in range(len(sources))]),
             var=pd.DataFrame(index=self.fold.train.var_names.copy()),
         )
+
+    def profile(self, perturbation: str, level: str | None) -> np.ndarray | None:
+        """Mean of the training control cells plus the expected effect; ``None`` with levels."""
+        expects = hasattr(self.model, "predict_ate") and self.method.data == "counts"
+        if level is not None or not expects:
+            return None
+        controls = self.fold.train.X[self.fold.training_controls(None)]
+        return np.asarray(controls.mean(axis=0)).ravel() + self._expected_effect(perturbation)
+
+    def _expected_effect(self, perturbation: str) -> np.ndarray:
+        """Effect on the natural logarithm of normalised counts, ``(n_genes,)``."""
+        if perturbation in self._expected_effects:
+            return self._expected_effects[perturbation]
+        return self._effects_of([perturbation])[0]  # it has not worked for all of them
+
+    @cached_property
+    def _expected_effects(self) -> dict[str, np.ndarray]:
+        """Effects of all perturbations at once, which share tables and the control's side."""
+        labels = list(dict.fromkeys(label for _, label in self.fold.perturbations))
+        try:
+            return dict(zip(labels, self._effects_of(labels), strict=True))
+        except SAMSError:  # one that the model does not know
+            return {}
+
+    def _effects_of(self, labels: list[str]) -> np.ndarray:
+        with _seeded(_PREDICTION_SEED + self.seed):
+            effects = self.model.predict_ate(
+                labels,
+                method="lognorm",
+                basal="control",
+                target_sum=self.fold.target_sum,
+                n_samples=max(self.method.n_samples, 2),
+                n_posterior_samples=max(self.method.n_posterior_samples, 2),
+                interval=None,
+                key_added=None,
+            )
+        return np.asarray(effects.X) * np.log(2)
 
     def extras(self) -> list[Extra]:
         """Score likelihoods of test cells and, where the screen is simulated, the truth."""
