@@ -172,9 +172,11 @@ def drawn_on_genes(
     )
     n_draws, n_genes = noise.shape
     total = noise.new_zeros(n_draws, n_genes)
+    # A mean rate is above the exponential of the mean log rate, by half the variance of the latter.
+    excess = 0.5 if module.likelihood.is_count_likelihood and n_draws > 1 else 0.0
     for code, dose, mean, sd in zip(codes.tolist(), doses.tolist(), means, sds, strict=True):
         moved = noise.roll((code % n_draws, code // n_draws % n_genes), dims=(0, 1))
-        total += dose * (mean + sd * moved)
+        total += dose * (mean + sd * moved) - excess * (dose * sd) ** 2
     return total
 
 

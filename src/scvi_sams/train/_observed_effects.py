@@ -22,12 +22,11 @@ import torch
 from scvi_sams._torch import fixed_seed
 from scvi_sams.module._expected_lognorm import ExpectedLognorm
 from scvi_sams.module._likelihoods import NegativeBinomialLikelihood
-from scvi_sams.module._minibatch import sum_over_slots
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._gene_sums import TARGET_SUM, Cells, GeneSums, sample_of_groups
 
 ROWS_AT_ONCE = 64
-_N_POSTERIOR, _N_STATES = 8, 16
+_N_POSTERIOR, _N_STATES = 32, 8
 """Posterior samples of the shifts, and basal states of each, over which the decoder is averaged;
 the states are the same for all perturbations."""
 _SEED = 60013
@@ -78,20 +77,29 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
 
     nothing = shifts.new_zeros(1, 1, shifts.shape[-1])
     plain = None if module.covariates.n_out else mean_rates(nothing, None)
-    for group, members in sample_of_groups(cells, n_groups, _N_STATES, generator):
-        codes, doses = (part[members].to(module.device) for part in (cells.codes, cells.doses))
-        slots = torch.where(codes < 0, shifts.shape[1], codes)
-        covariates = cells.covariates[members].to(module.device) if plain is None else None
+    # Empty slots hold one more perturbation, which does nothing.
+    shifts = torch.cat([shifts, shifts.new_zeros(_N_POSTERIOR, 1, shifts.shape[-1])], dim=1)
+    samples = torch.arange(_N_POSTERIOR, device=module.device)[:, None, None]
+
+    def shift_of(codes: torch.Tensor, doses: torch.Tensor) -> torch.Tensor:
+        """Sum over slots, ``(posterior samples, states, K)`` to ``(.., S)``."""
+        of_slots = shifts[samples, codes.masked_fill(codes < 0, n_groups - 1)]
+        return (of_slots * doses[..., None]).sum(dim=2)
+
+    for group, members in sample_of_groups(cells, n_groups, _N_POSTERIOR * _N_STATES, generator):
+        codes, doses, covariates = (
+            part[members].unflatten(0, shape[:2]).to(module.device)
+            for part in (cells.codes, cells.doses, cells.covariates)
+        )
         others, base = nothing, plain
-        if base is None or (codes[:, 1:] >= 0).any():
-            if codes.shape[1] > 1:
-                others = sum_over_slots(shifts, slots[:, 1:], doses[:, 1:])
-            base = mean_rates(others, covariates)
+        if base is None or (codes[..., 1:] >= 0).any():
+            others = shift_of(codes[..., 1:], doses[..., 1:])
+            base = mean_rates(others, covariates if module.covariates.n_out else None)
         changed = base
         if group < n_groups - 1:
-            own = sum_over_slots(shifts, slots[:, :1], doses[:, :1])
-            changed = mean_rates(others + own, covariates)
-            dose[group] = float(doses[:, 0].mean())
+            own = shift_of(codes[..., :1], doses[..., :1])
+            changed = mean_rates(others + own, covariates if module.covariates.n_out else None)
+            dose[group] = float(doses[..., 0].mean())
         without[group], with_shift[group] = base.mean(axis=0), changed.mean(axis=0)
         is_count = module.likelihood.is_count_likelihood
         change = np.log(changed) - np.log(base) if is_count else changed - base
