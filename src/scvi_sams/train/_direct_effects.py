@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from scvi_sams._shrinkage import Sharing, Shrunken, shrink_entries
+from scvi_sams._shrinkage import NormalMixture, Shrunken, shrink_entries
 from scvi_sams.module._direct_effects import (
     COMPONENTS,
-    MOST_ENTRIES,
     DirectEffects,
     Residuals,
 )
@@ -32,10 +31,21 @@ from scvi_sams.train._observed_effects import Block, ObservedEffects, expected_r
 
 _WEIGHT_SD = 0.25
 """Standard deviation of the weights around equal ones, a priori."""
-_GENES_PER_OBSERVATION = 10.0
+_GENES_PER_OBSERVATION = 3.0
 """Genes that count as one observation of the weights, as cells vary in many genes together."""
 _FIRM = 1e3
 """How firmly the weights add up to one."""
+_MOST_ENTRIES_OF_OWN_PRIORS = 2_000_000
+"""Perturbations x genes up to which each perturbation has a prior of its own: beyond, fitting them
+takes longer than a part of training, and one fitted to some of the rows serves all."""
+
+
+class Priors(NamedTuple):
+    """Mixtures that all perturbations share."""
+
+    observed: NormalMixture
+    lacking: NormalMixture
+    """Of what the model lacks."""
 
 
 class Components(NamedTuple):
@@ -49,15 +59,20 @@ class Components(NamedTuple):
     """Posterior variances of the three."""
 
 
-def components(block: Block, slope: np.ndarray, *, fits_direct: bool, pooled: bool) -> Components:
+def components(
+    block: Block, slope: np.ndarray, priors: Priors | None, *, fits_direct: bool
+) -> Components:
     """Estimate the effects of a block of perturbations in three ways."""
     observed, error, of_model, _ = block
-    weights: Sharing = "pooled" if pooled else "row"
-    entrywise = shrink_entries(observed, error, weights=weights)
-    if fits_direct:
-        direct = shrink_entries(observed - of_model, error, weights=weights)
+    direct = Shrunken(*np.zeros((4, *observed.shape)))
+    if priors is not None:
+        entrywise = priors.observed.posterior(observed, error)
+        if fits_direct:
+            direct = priors.lacking.posterior(observed - of_model, error)
     else:
-        direct = Shrunken(*np.zeros((4, *observed.shape)))
+        entrywise = shrink_entries(observed, error)
+        if fits_direct:
+            direct = shrink_entries(observed - of_model, error)
     # As a whole: the share of the sum of squares, as effects are compared, that is not error.
     known = np.isfinite(error)
     scaled, noise = slope * observed, np.where(known, slope * error, 0)
@@ -83,7 +98,7 @@ def stacking_weights(
     """
     n = len(COMPONENTS)
     products, targets = np.zeros((n, n)), np.zeros(n)
-    for (_, block), (_, of_held_out) in zip(trained.blocks(), held_out.blocks(), strict=True):
+    for block, of_held_out in zip(trained.blocks(), held_out.blocks(), strict=True):
         means = of_block(block).means
         error = of_held_out.error
         signal = np.square(trained.slope * means.mean(axis=0)).mean()
@@ -117,14 +132,6 @@ def fit_direct_effects(
     everything = training if held_out is None else training + held_out
     expected = expected_rates(module, everything.cells, tables.n_perturbations + 1)
 
-    def of_block(block: Block, slope: np.ndarray) -> Components:
-        return components(
-            block,
-            slope,
-            fits_direct=module.fits_direct_effects,
-            pooled=tables.n_perturbations * tables.n_genes > MOST_ENTRIES,
-        )
-
     def effects_in(sums: GeneSums) -> ObservedEffects:
         return ObservedEffects(
             sums,
@@ -133,20 +140,30 @@ def fit_direct_effects(
             is_count=module.likelihood.is_count_likelihood,
         )
 
-    weights = np.full(len(COMPONENTS), 1 / len(COMPONENTS))
     observed = effects_in(everything)
+    priors = _shared_priors(tables, observed)
+
+    def of_block(block: Block) -> Components:
+        return components(block, observed.slope, priors, fits_direct=module.fits_direct_effects)
+
+    weights = np.full(len(COMPONENTS), 1 / len(COMPONENTS))
     if held_out is not None and tables.is_stacked:
-        weights = stacking_weights(
-            effects_in(training),
-            effects_in(held_out),
-            lambda block: of_block(block, observed.slope),
-        )
+        weights = stacking_weights(effects_in(training), effects_in(held_out), of_block)
     rows = [
-        _residuals(tables, observed.slope, weights, block, of_block(block, observed.slope))
-        for _, block in observed.blocks()
+        _residuals(tables, observed.slope, weights, block, of_block(block))
+        for block in observed.blocks()
     ]
     joined = Residuals(*(torch.cat(column) for column in zip(*rows, strict=True)))
     tables.fill(joined, torch.as_tensor(weights, dtype=torch.float32))
+
+
+def _shared_priors(tables: DirectEffects, observed: ObservedEffects) -> Priors | None:
+    n_entries = tables.n_perturbations * tables.n_genes
+    if n_entries <= _MOST_ENTRIES_OF_OWN_PRIORS:
+        return None
+    blocks = list(observed.blocks(step=-(-n_entries // _MOST_ENTRIES_OF_OWN_PRIORS)))
+    effects, errors, of_model, _ = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    return Priors(NormalMixture.fit(effects, errors), NormalMixture.fit(effects - of_model, errors))
 
 
 def _residuals(

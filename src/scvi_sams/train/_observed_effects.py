@@ -166,22 +166,19 @@ class ObservedEffects:
             self._of_both = covariance / mean_count / self.slope
             self._bias = self._beyond_errors(self._logs)
 
-    def blocks(self) -> Iterator[tuple[slice, Block]]:
-        """Yield some perturbations, and their effects."""
+    def blocks(self, step: int = 1) -> Iterator[Block]:
+        """Yield the effects of some perturbations at a time; every ``step``-th block."""
         n_perturbations = len(self._n) - 1
-        for start in range(0, n_perturbations, ROWS_AT_ONCE):
+        for start in range(0, n_perturbations, ROWS_AT_ONCE * step):
             rows = slice(start, min(start + ROWS_AT_ONCE, n_perturbations))
             observed, variance, of_model = self._combined(rows)
             dose = self._expected.dose[rows, None]
             has_cells = self._n[rows] > 0
-            yield (
-                rows,
-                Block(
-                    np.where(has_cells, observed / dose, 0),
-                    np.where(has_cells, np.sqrt(variance) / dose, np.inf),
-                    np.where(has_cells, of_model / dose, 0),
-                    self._expected.variance[rows] / dose**2,
-                ),
+            yield Block(
+                np.where(has_cells, observed / dose, 0),
+                np.where(has_cells, np.sqrt(variance) / dose, np.inf),
+                np.where(has_cells, of_model / dose, 0),
+                self._expected.variance[rows] / dose**2,
             )
 
     def _combined(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
