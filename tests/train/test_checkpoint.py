@@ -128,6 +128,36 @@ def test_it_goes_on_from_any_epoch_to_the_same_weights(whole, tmp_path, epoch):
     assert not path.exists()
 
 
+@pytest.fixture(scope="module")
+def ended_by_held_out_cells():
+    return train(untrained(), max_epochs=None)
+
+
+@pytest.mark.parametrize("stage", ["dense", "steady", "decay"])
+def test_it_goes_on_from_any_stage_that_held_out_cells_end(
+    ended_by_held_out_cells, tmp_path, stage
+):
+    """Early in it, and later: best weights, rates and scores of before have to be there."""
+    whole = ended_by_held_out_cells
+    rates = whole.history["learning_rate"].to_numpy().ravel()
+    n_dense = int(whole.history["dense_phase"].sum().item())
+    n_steady = n_dense + int((rates[n_dense:] == rates[n_dense]).sum())
+    begins, ends = {
+        "dense": (1, n_dense),
+        "steady": (n_dense, n_steady),
+        "decay": (n_steady, len(rates)),
+    }[stage]
+    for epoch in {begins, ends - 1}:
+        path = tmp_path / f"run{epoch}.ckpt"
+        with pytest.raises(ZeroDivisionError):
+            train(untrained(), path, Stop(epoch), max_epochs=None)
+        resumed = untrained()
+        torch.manual_seed(99)
+        train(resumed, path, max_epochs=None)
+        assert_same_weights(resumed, whole)
+        assert resumed.trainings_[-1]["ending"] == whole.trainings_[-1]["ending"]
+
+
 def test_it_goes_on_where_expression_is_on_disk(tmp_path):
     small_screen().write_h5ad(tmp_path / "screen.h5ad")
     whole = train(untrained(open_screen(tmp_path / "screen.h5ad")))
@@ -155,7 +185,11 @@ def test_an_interrupted_training_can_go_on(whole, tmp_path):
     assert_same_weights(resumed, whole)
 
 
-@pytest.mark.parametrize("change", [{"max_epochs": 8}, {"train_size": 0.7}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"max_epochs": 8}, {"train_size": 0.7}, {"plan_kwargs": {"lr_schedule": "held_out"}}],
+    ids=str,
+)
 def test_the_file_of_another_training_is_refused(tmp_path, change):
     path = tmp_path / "run.ckpt"
     stopped(path, 2)
@@ -176,6 +210,7 @@ def test_the_file_of_another_number_of_processes_is_refused():
             world_size=n_processes,
             global_rank=0,
             datamodule=SimpleNamespace(train_idx=[0, 1, 2]),
+            lightning_module=SimpleNamespace(lr_schedule="cosine"),
         )
 
     checkpoint = {}
