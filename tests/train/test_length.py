@@ -42,70 +42,91 @@ def flat(n):
     return 5.0
 
 
-def test_a_stage_ends_once_its_best_score_is_old():
+FLAT = {"dense": flat, "settling": flat, "masks": flat, "decay": flat}
+
+
+def test_each_stage_ends_once_its_best_score_is_old():
     curve = Curve(steps_per_epoch=30).run(
-        dense=falling_until(40), steady=falling_until(10), decay=falling_until(100, to=-100)
+        dense=falling_until(40),
+        settling=falling_until(15, to=-50),
+        masks=falling_until(10, to=100),
+        decay=falling_until(100, to=-100),
     )
-    # 15 % of 47 epochs are 7.05, of 48 they are 7.2: eight epochs without a better score.
-    assert curve.ends["dense"] == 40 + 8
-    assert curve.kept["dense"] == 40
-    # With masks, a single one of at least 30 steps.
-    assert curve.ends["steady"] == 48 + 10 + 1
-    assert curve.kept["steady"] == 48 + 10
-    # .45 times the 40 + 10 epochs that led to the weights, which is 22.5.
-    assert curve.ends["decay"] == 59 + 23
+    # A single score of at least 30 steps that is no better.
+    assert (curve.kept["dense"], curve.ends["dense"]) == (40, 41)
+    # A tenth of 62 epochs are 6.2: seven of them.
+    assert (curve.kept["settling"], curve.ends["settling"]) == (41 + 15, 41 + 15 + 7)
+    assert (curve.kept["masks"], curve.ends["masks"]) == (63 + 10, 63 + 10 + 1)
+    # .4 times the 40 + 15 + 10 epochs that led to the weights.
+    assert curve.ends["decay"] == 74 + 26
     assert curve.kept["decay"] == curve.ends["decay"]
+
+
+def test_without_a_rotation_the_first_stage_is_searched_to_its_end():
+    curve = Curve(stage="steady").run(steady=falling_until(40), decay=falling_until(100, to=-100))
+    # A tenth of 44 epochs is 4.4: five without a better score.
+    assert (curve.kept["steady"], curve.ends["steady"]) == (40, 45)
+    assert curve.ends["decay"] == 45 + 16
 
 
 def test_a_longer_rise_is_trained_longer():
     short, long = (
-        Curve().run(dense=falling_until(n), steady=flat, decay=flat).n_epochs for n in (20, 60)
+        Curve().run(**FLAT | {"dense": falling_until(n, to=-9)}).n_epochs for n in (20, 60)
     )
-    assert long > 2.5 * short
+    assert long > 2 * short
 
 
-@pytest.mark.parametrize(("steps_per_epoch", "epochs"), [(3, 10), (30, 3), (1000, 3)])
-def test_flat_curves_end_after_30_steps_and_three_scores(steps_per_epoch, epochs):
-    curve = Curve(steps_per_epoch).run(dense=flat, steady=flat, decay=flat)
+@pytest.mark.parametrize(("steps_per_epoch", "epochs"), [(3, 10), (30, 1), (1000, 1)])
+def test_flat_curves_end_after_30_steps(steps_per_epoch, epochs):
+    curve = Curve(steps_per_epoch).run(**FLAT)
     assert curve.ends["dense"] == 1 + epochs
-    assert curve.kept["dense"] == 1
-    # The decay of few steps has at least as many as a score has to wait.
-    in_decay = curve.ends["decay"] - curve.ends["steady"]
-    assert in_decay == max(round(30 / steps_per_epoch), 1)
+    assert "settling" not in curve.kept
+    # There, three scores and a tenth of the steps too.
+    assert curve.ends["settling"] - curve.ends["dense"] == max(epochs, 3)
+    # The decay has at least as many steps.
+    assert curve.ends["decay"] - curve.ends["masks"] == epochs
 
 
-def test_an_overfitting_decay_keeps_the_best_weights_of_the_steady_stage():
-    curve = Curve().run(dense=falling_until(20), steady=falling_until(5, to=1), decay=lambda n: 2.0)
+def test_an_overfitting_decay_keeps_the_best_weights_of_the_stage_before():
+    curve = Curve().run(**FLAT | {"masks": falling_until(5, to=1), "decay": lambda n: 2.0})
     assert "decay" not in curve.kept
-    assert curve.length.best_epoch == curve.kept["steady"] == curve.ends["dense"] + 5
+    assert curve.length.best_epoch == curve.kept["masks"] == curve.ends["settling"] + 5
 
 
 def test_scores_with_masks_need_not_be_better_than_those_without():
     curve = Curve().run(
-        dense=falling_until(20), steady=falling_until(5, to=50), decay=falling_until(30)
+        dense=falling_until(20),
+        settling=flat,
+        masks=falling_until(5, to=50),
+        decay=falling_until(30),
     )
-    assert curve.kept["steady"] == curve.ends["dense"] + 5
+    assert "settling" not in curve.kept
+    assert curve.kept["masks"] == curve.ends["settling"] + 5
     assert curve.kept["decay"] == curve.ends["decay"]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_does_not_end_a_rise_early(seed):
-    """Half a nat of noise, on a curve that gains half a nat in its 20th and .07 in its 40th."""
+    """Half a nat of noise, on a curve that gains half a nat in its 16th epoch, .05 in its 39th."""
     noise = np.random.default_rng(seed).normal(scale=0.5, size=1000)
-    curve = Curve().run(dense=lambda n: 24 * np.exp(-n / 10) + noise[n], steady=flat, decay=flat)
-    assert 25 <= curve.ends["dense"] <= 90
-    assert curve.kept["dense"] >= 20
+    length, epoch = TrainingLength(400, "dense"), 0
+    while length.stage in ("dense", "settling"):
+        epoch += 1
+        length.observe(24 * np.exp(-epoch / 10) + noise[epoch], epoch, 30 * epoch)
+    assert 20 <= epoch <= 80
 
 
 def test_a_rise_without_end_stops_at_the_ceiling_with_a_decay():
-    curve = Curve(max_epochs=100).run(
-        dense=lambda n: -float(n), steady=lambda n: -float(n), decay=lambda n: -float(n)
-    )
-    assert curve.ends["dense"] == 50
-    # e epochs at constant rates and .45 e of decay are 100.
-    assert curve.ends["steady"] == 69
-    assert curve.ends["decay"] == curve.n_epochs == 100
-    assert "share of 100 epochs" in curve.length.reasons[0]
+    length, ends = TrainingLength(100, "dense"), {}
+    for epoch in range(1, 101):
+        outcome = length.observe(-float(epoch), epoch, 30 * epoch)
+        assert outcome.is_best
+        if outcome.ended is not None:
+            ends[outcome.ended] = epoch
+    # 71 epochs at constant rates and .4 times as many of decay are 100.
+    assert ends == {"dense": 33, "settling": 50, "masks": 71, "decay": 100}
+    assert length.stage == "over"
+    assert "share of 100 epochs" in length.reasons[0]
 
 
 @pytest.mark.parametrize("max_epochs", [1, 2, 3, 4, 5])
@@ -118,7 +139,7 @@ def test_the_lowest_ceilings(max_epochs, stage):
         length.observe(-float(epoch), epoch, epoch * 5)
     assert stages[0] == stage
     assert "over" not in stages
-    assert stages.count("dense") == (max(max_epochs // 2, 1) if stage == "dense" else 0)
+    assert ("masks" in stages) is (stage == "dense" and max_epochs > 2)
 
 
 def test_scores_that_are_no_numbers_are_never_the_best():
@@ -128,37 +149,44 @@ def test_scores_that_are_no_numbers_are_never_the_best():
 
 
 def test_rates():
-    """Full, then half, then falling to nothing; without a dense stage from the full ones."""
-    curve = Curve()
-    assert curve.length.rate(0) == curve.length.rate(500) == 1.0
-    for epoch in range(1, 5):
-        curve.length.observe(flat(epoch), epoch, 30 * epoch)
-    assert curve.length.stage == "steady"
-    assert curve.length.rate(120) == 0.5
-    for epoch in (5, 6):
-        curve.length.observe(flat(epoch), epoch, 30 * epoch)
-    assert curve.length.stage == "decay"
-    # .45 times the 60 steps that were of use, but at least 30.
-    assert [curve.length.rate(step) for step in (180, 195, 210, 240)] == [0.5, 0.25, 0.0, 0.0]
+    """Full, then half, then falling to nothing; without a rotation from the full ones."""
+    length, seen = TrainingLength(400, "dense"), []
+    for epoch in range(1, 8):
+        seen.append((length.stage, length.rate(30 * epoch)))
+        length.observe(flat(epoch), epoch, 30 * epoch)
+    assert seen == [
+        *[("dense", 1.0)] * 2,
+        *[("settling", 0.5)] * 3,
+        *[("masks", 0.5)] * 2,
+    ]
+    assert length.stage == "decay"
+    # .4 times the 60 steps that were of use, but at least 30.
+    assert [length.rate(step) for step in (210, 225, 240, 270)] == [0.5, 0.25, 0.0, 0.0]
 
 
 def test_each_reason_says_why_and_what_was_best():
-    curve = Curve().run(dense=falling_until(20, to=3), steady=flat, decay=flat)
-    dense, _, decay = curve.length.reasons
+    curve = Curve().run(**FLAT | {"dense": falling_until(20, to=3)})
+    dense, settling, _, decay = curve.length.reasons
     assert dense == (
-        "The dense stage of training ended after epoch 24, as no score of 120 steps was better; "
+        "The dense stage of training ended after epoch 21, as no score of 30 steps was better; "
         "held-out cells scored best after epoch 20 (3.00 nats per cell)."
     )
+    assert "settling" in settling
+    assert "best after epoch 20 (3.00" in settling
     assert "as the learning rates fell to zero" in decay
 
 
 def test_it_goes_on_from_its_state():
-    curve = Curve()
-    for epoch in range(1, 30):
-        curve.length.observe(falling_until(15)(epoch), epoch, 30 * epoch)
-    copy = TrainingLength(**asdict(curve.length))
-    assert copy == curve.length
-    for epoch in range(30, 60):
+    length = TrainingLength(400, "dense")
+    for epoch in range(1, 25):
+        length.observe(falling_until(15)(epoch), epoch, 30 * epoch)
+    copy = TrainingLength(**asdict(length))
+    assert copy == length
+    for epoch in range(25, 60):
+        if length.stage == "over":
+            break
         step = 30 * epoch
-        assert copy.observe(1.0, epoch, step) == curve.length.observe(1.0, epoch, step)
-        assert copy.rate(step) == curve.length.rate(step)
+        assert copy.observe(1.0, epoch, step) == length.observe(1.0, epoch, step)
+        assert copy.rate(step) == length.rate(step)
+    assert copy == length
+    assert copy.stage == "over"

@@ -69,11 +69,11 @@ class PerturbationTrainingPlan(TrainingPlan):
         ``"cosine"``: both rates fall to zero over the planned steps, which averages out the noise
         of the drawn masks and mini-batches at the end. ``"constant"``: as in the paper. A schedule
         asked for with ``reduce_lr_on_plateau`` takes its place. ``"held_out"``, which ``train``
-        without ``max_epochs`` asks for: no planned steps. Validation cells say when constant rates
-        bring no more, and what follows goes on from the weights they liked best: first with masks,
-        at half the rates, then with rates that fall to zero over .45 times the steps so far
-        (:doc:`in detail </settings>`). ``max_epochs`` is then a ceiling, of which the dense phase
-        has half.
+        without ``max_epochs`` asks for: no planned steps. Validation cells say when full rates, and
+        then half of them, bring no more; so do they with masks. At last rates fall to zero over .4
+        times the steps so far. Each stage goes on from the best weights of the one before
+        (:doc:`in detail </settings>`). ``max_epochs`` is then a ceiling, half of which is for the
+        dense phase.
     dense_fraction
         Share of the epochs that train with all masks on, before the latent space is rotated so that
         effects are sparse and masks are trained (see ``scvi_sams.module.sparsest_rotation``). 0
@@ -217,7 +217,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         if self._held_out is not None:
             networks = self.trainer.optimizers[0].param_groups[0]
             self.log("learning_rate", networks["lr"], sync_dist=self.use_sync_dist)
-            if self._held_out.judge(self.module, self.trainer) == "dense":
+            if self._held_out.judge(self.module, self.trainer) == "settling":
                 self._rotation_epoch = self.current_epoch + 1
 
     def on_validation_end(self) -> None:
