@@ -41,7 +41,8 @@ model = SAMSVAE(adata, n_latent=4, n_hidden=16, effect_n_hidden=8)
 # Each process draws numbers of its own.
 torch.manual_seed(100 + rank)
 model.train(
-    max_epochs=6, batch_size=16, plan_kwargs={"lr_schedule": lr_schedule}, accelerator="cpu", devices=2, strategy="ddp",
+    max_epochs=6, batch_size=16, plan_kwargs={"lr_schedule": lr_schedule},
+    accelerator="cpu", devices=2, strategy="ddp",
     enable_progress_bar=False, logger=False,
     checkpoint_path=None if path == "none" else path, callbacks=[Kill()],
 )
