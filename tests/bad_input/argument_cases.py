@@ -196,6 +196,13 @@ TRAIN: list[Case] = [
         "`train_size`",
     ),
     refused(
+        "`lr_schedule` is 'held_out' without validation cells",
+        planned(lr_schedule="held_out"),
+        InvalidSplitError,
+        "`train_size`",
+        "`lr_schedule`",
+    ),
+    refused(
         "a `datamodule` that is none",
         trained(datamodule=3),
         InvalidArgumentError,

@@ -11,7 +11,7 @@ from model.builders import TRAINING, VARIANTS, small_screen, train_small
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulate_screen, simulated_ate
 from scvi_sams.exceptions import InvalidSplitError, SAMSError
-from scvi_sams.model._training import _default_max_epochs
+from scvi_sams.model._training import _planned_epochs
 
 EMPTY = np.array([], dtype=int)
 KL_TERMS = ["kl_z_basal", "kl_masks", "kl_effects"]
@@ -206,7 +206,7 @@ def test_a_trainer_config_of_the_user_wins(screen):
     ("n_cells", "expected"), [(200, 100), (3_750, 80), (15_000, 40), (60_000, 20), (10**6, 10)]
 )
 def test_epochs_by_default_fall_with_the_number_of_cells(n_cells, expected):
-    assert _default_max_epochs(n_cells) == expected
+    assert _planned_epochs(n_cells) == expected
 
 
 def test_the_default_number_of_epochs_is_used(screen):

@@ -1,5 +1,6 @@
 """A training whose process is killed goes on from its last epoch, to the very same weights."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,30 @@ def test_it_goes_on_from_any_epoch_to_the_same_weights(whole, tmp_path, epoch):
     assert not path.exists()
 
 
+@pytest.fixture(scope="module")
+def ended_by_held_out_cells():
+    return train(untrained(), max_epochs=None)
+
+
+@pytest.mark.parametrize("stage", ["dense", "settling", "masks", "decay"])
+def test_it_goes_on_from_any_stage_that_held_out_cells_end(
+    ended_by_held_out_cells, tmp_path, stage
+):
+    """From its start, with what was decided just before."""
+    whole = ended_by_held_out_cells
+    ending = whole.trainings_[-1]["ending"]
+    ends = [int(epoch) for epoch in re.findall(r"ended after epoch (\d+)", ending)]
+    epoch = dict(zip(["settling", "masks", "decay"], ends[:3], strict=True)).get(stage, 2)
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(ZeroDivisionError):
+        train(untrained(), path, Stop(epoch), max_epochs=None)
+    resumed = untrained()
+    torch.manual_seed(99)
+    train(resumed, path, max_epochs=None)
+    assert_same_weights(resumed, whole)
+    assert resumed.trainings_[-1]["ending"] == ending
+
+
 def test_it_goes_on_where_expression_is_on_disk(tmp_path):
     small_screen().write_h5ad(tmp_path / "screen.h5ad")
     whole = train(untrained(open_screen(tmp_path / "screen.h5ad")))
@@ -155,7 +180,11 @@ def test_an_interrupted_training_can_go_on(whole, tmp_path):
     assert_same_weights(resumed, whole)
 
 
-@pytest.mark.parametrize("change", [{"max_epochs": 8}, {"train_size": 0.7}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"max_epochs": 8}, {"train_size": 0.7}, {"plan_kwargs": {"lr_schedule": "held_out"}}],
+    ids=str,
+)
 def test_the_file_of_another_training_is_refused(tmp_path, change):
     path = tmp_path / "run.ckpt"
     stopped(path, 2)
@@ -176,6 +205,7 @@ def test_the_file_of_another_number_of_processes_is_refused():
             world_size=n_processes,
             global_rank=0,
             datamodule=SimpleNamespace(train_idx=[0, 1, 2]),
+            lightning_module=SimpleNamespace(lr_schedule="cosine"),
         )
 
     checkpoint = {}

@@ -41,14 +41,16 @@ def model_record(model: BaseModelClass) -> dict[str, Any]:
     )
 
 
-def training_record(n_training_cells: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a training by what ``train`` was given, but for the split and the machine."""
+def training_record(model: BaseModelClass, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the last training by what ``train`` was given, but for the split and the machine."""
     left_out = (*_OF_THE_SPLIT, *_OF_THE_MACHINE)
     given = {k: v for k, v in arguments.items() if v is not None and k not in left_out}
     return _as_json(
         {
             "settings": deepcopy(given),
-            "n_training_cells": n_training_cells,
+            "n_training_cells": len(model.train_indices),
+            "n_epochs": model.trainer.current_epoch,
+            "ending": model.trainer.lightning_module.ending,
             "seed": settings.seed,
             "versions": installed_versions(),
         }

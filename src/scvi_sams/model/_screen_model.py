@@ -257,8 +257,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells. ``None``: 40 at 15,000 cells, fewer for more, between
-            10 and 100.
+            Passes over the training cells. ``None``: validation cells decide when each phase ends
+            (:doc:`how </settings>`; also what ``None`` means without such cells, or with a plan).
         accelerator, devices
             Hardware, as in Lightning.
         train_size
@@ -274,9 +274,9 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             Cells per step.
         early_stopping
             Stop when ``elbo_validation`` no longer falls. It is scored with the same random
-            numbers in each epoch and weighs global terms by training counts. Off by default: with
-            the default epochs and schedule the last epoch was the best one in all measured runs. A
-            dense phase (``dense_fraction``) is always trained to its end; scores count after it.
+            numbers in each epoch and weighs global terms by training counts. Off by default, as
+            validation cells decide anyhow. A dense phase (``dense_fraction``) is always trained to
+            its end; scores count after it.
         datasplitter_kwargs
             For :class:`~scvi.dataloaders.DataSplitter`, or where the expression is on disk for
             :class:`~scvi_sams.data.StreamingDataModule`; ``external_indexing`` (a list of positions
@@ -326,7 +326,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         arguments = training_arguments(self, arguments)
         with weights_kept_on_error(self.module):
             super().train(**arguments)
-        self.trainings_ = (*self.trainings_, training_record(len(self.train_indices), arguments))
+        self.trainings_ = (*self.trainings_, training_record(self, arguments))
 
     def save(
         self,
@@ -408,8 +408,9 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         ``"model"``: its class. ``"settings"``: the arguments that it was made with. ``"setup"``:
         those of ``setup_anndata``. ``"trainings"``: for each call of :meth:`train` that ended
         without an error the ``"settings"``, ``"n_training_cells"``, the ``"seed"`` (of
-        ``scvi.settings``; ``None`` if it was not set) and the ``"versions"`` of packages. Saved
-        with the model, and written beside every result, as JSON, in ``uns["sams_provenance"]``.
+        ``scvi.settings``; ``None`` if it was not set), ``"n_epochs"``, the ``"ending"`` (why there
+        were no more) and the ``"versions"`` of packages. Saved with the model, and written beside
+        every result, as JSON, in ``uns["sams_provenance"]``.
 
         Examples
         --------

@@ -50,8 +50,8 @@ class StopOnInterrupt(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             logger.warning(
                 f"Interrupted: training ends in epoch {trainer.current_epoch + 1} of "
-                f"{trainer.max_epochs}, with the weights as they are. Interrupt again to end at "
-                "once, with those before this training."
+                f"{trainer.max_epochs}, with what was learned so far. Interrupt again to end at "
+                "once, with the weights before this training."
             )
 
         self._before = signal.signal(signal.SIGINT, stop)
@@ -182,9 +182,10 @@ def _of_all_processes(random_state: Any, trainer: Trainer) -> list[Any]:
     return states
 
 
-def _planned(trainer: Any) -> dict[str, int]:
+def _planned(trainer: Any) -> dict[str, int | str]:
     # A schedule of the learning rate, and phases, are laid out over these.
     return {
+        "lr_schedule": str(trainer.lightning_module.lr_schedule),
         "max_epochs": int(trainer.max_epochs or 0),
         "n_training_cells": len(trainer.datamodule.train_idx),
         "sum_of_their_positions": int(sum(trainer.datamodule.train_idx)),

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from scvi_sams import _torch as _devices
 from scvi_sams._checks import check_choice
@@ -26,6 +27,7 @@ from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import NotNegative, check_settings, number
 from scvi_sams.train._direct_effects import fit_direct_effects
 from scvi_sams.train._gene_sums import GeneSums, gene_sums
+from scvi_sams.train._held_out import HeldOutCells
 from scvi_sams.train._interruption import (
     GoodWeights,
     ResumableCheckpoint,
@@ -36,6 +38,7 @@ from scvi_sams.train._interruption import (
     keep_state,
     restore_state,
 )
+from scvi_sams.train._length import Stage
 from scvi_sams.train._statistics import training_statistics, warn_of_dominant_genes
 
 logger = logging.getLogger("scvi.sams")
@@ -52,7 +55,8 @@ class PerturbationTrainingPlan(TrainingPlan):
 
     Besides what scvi-tools logs, ``history`` has every divergence, and for models with masks, per
     epoch, ``"dense_phase"`` (1 while all masks are on, else 0) and ``"active_masks"`` (share of
-    masks with an inclusion probability above .5).
+    masks with an inclusion probability above .5), and where held-out cells decide how long training
+    takes, ``"learning_rate"`` (of the networks).
 
     Parameters
     ----------
@@ -68,11 +72,17 @@ class PerturbationTrainingPlan(TrainingPlan):
     lr_schedule
         ``"cosine"``: both rates fall to zero over the planned steps, which averages out the noise
         of the drawn masks and mini-batches at the end. ``"constant"``: as in the paper. A schedule
-        asked for with ``reduce_lr_on_plateau`` takes its place.
+        asked for with ``reduce_lr_on_plateau`` takes its place. ``"held_out"``, which ``train``
+        without ``max_epochs`` asks for: no planned steps. Validation cells say when full rates, and
+        then half of them, bring no more; so do they with masks. At last rates fall to zero over .4
+        times the steps so far. Each stage goes on from the best weights of the one before
+        (:doc:`in detail </settings>`). ``max_epochs`` is then a ceiling, half of which is for the
+        dense phase.
     dense_fraction
         Share of the epochs that train with all masks on, before the latent space is rotated so that
         effects are sparse and masks are trained (see ``scvi_sams.module.sparsest_rotation``). 0
-        trains masks from the start, as in the paper. Only a model's first training has this phase.
+        trains masks from the start, as in the paper; any other value is the same to a training
+        whose length held-out cells decide. Only a model's first training has this phase.
         Early stopping does not end it, and "best" scores and checkpoints are of what comes after:
         the bound is worse once masks have a price.
     max_curvature
@@ -109,7 +119,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         *,
         lr: NotNegative = 2e-3,
         table_lr: NotNegative = 1e-2,
-        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        lr_schedule: Literal["cosine", "constant", "held_out"] = "cosine",
         dense_fraction: Annotated[float, number(at_least=0, at_most=1)] = 0.5,
         max_curvature: NotNegative | None = 0.17,
         eps: NotNegative = 1e-8,
@@ -138,6 +148,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         self.checkpoint_path = checkpoint_path
         self.is_interrupted = False
         self._rotation_epoch: int | None = None
+        self._held_out: HeldOutCells | None = None
 
     def setup(self, stage: str) -> None:
         """Count training cells per perturbation, once the split is known, before the optimiser."""
@@ -153,6 +164,11 @@ class PerturbationTrainingPlan(TrainingPlan):
         if counts and not self.module.is_initialised:
             warn_of_dominant_genes(data.adata_manager, statistics)
         self.module.set_training_statistics(statistics)
+        if self.lr_schedule == "held_out":
+            if self._rotation_epoch is not None:
+                self._rotation_epoch = self.trainer.max_epochs  # until held-out cells decide
+            first: Stage = "steady" if self._rotation_epoch is None else "dense"
+            self._held_out = HeldOutCells(self.module, self.trainer, first)
 
     def configure_callbacks(self) -> list[Callback]:
         """Let Ctrl-C end training as early stopping does, and write what a killed one needs."""
@@ -161,12 +177,16 @@ class PerturbationTrainingPlan(TrainingPlan):
         return [StopOnInterrupt(), ResumableCheckpoint(self.checkpoint_path)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the phase and the random state."""
+        """Add the phase, the random state, and what decides about the length of training."""
         keep_state(checkpoint, self.trainer, self._rotation_epoch)
+        if self._held_out is not None:
+            self._held_out.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on in the phase, and with the random state, of the checkpoint."""
         self._rotation_epoch = restore_state(checkpoint, self.trainer)
+        if self._held_out is not None:
+            self._held_out.load(checkpoint)
 
     def on_train_start(self) -> None:
         """Hold weights of a checkpoint for good, as it was written after a good epoch."""
@@ -180,6 +200,9 @@ class PerturbationTrainingPlan(TrainingPlan):
         forget_stopping_score(self.trainer)
         if self.current_epoch == self._rotation_epoch:
             self._end_dense_phase()
+            if self._held_out is not None:
+                # Nothing of the dense phase is to come back, whenever training ends.
+                self._held_out.begin_with(self.module, self.current_epoch - 1)
             forget_best_states(self.trainer)
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
@@ -193,15 +216,39 @@ class PerturbationTrainingPlan(TrainingPlan):
         if self._rotation_epoch is None:
             self._good_weights.keep(self.module, self.current_epoch)
         self.log_dict(self.module.diagnostics(), sync_dist=self.use_sync_dist)
+        if self._held_out is not None:
+            networks = self.trainer.optimizers[0].param_groups[0]
+            self.log("learning_rate", networks["lr"], sync_dist=self.use_sync_dist)
+            if self._held_out.judge(self.module, self.trainer) == "settling":
+                self._rotation_epoch = self.current_epoch + 1
+
+    def on_validation_end(self) -> None:
+        """Note that there is a score; it is judged once the epoch has been logged."""
+        if self._held_out is not None:
+            self._held_out.is_scored = not self.trainer.sanity_checking
 
     def on_train_end(self) -> None:
-        """Give masks to a training that stopped before its second phase; order the latents."""
+        """End with the best weights where they are kept, with masks, and with latents in order."""
         super().on_train_end()
+        if self._held_out is not None:
+            self._held_out.restore_best(self.module)
         if self._rotation_epoch is not None:
             self._end_dense_phase()
         self._fit_direct_effects()
         self.module.order_latents()
         self._warn_of_masks_that_say_nothing()
+
+    @property
+    def ending(self) -> str:
+        """Why training ended, in words."""
+        reasons = [] if self._held_out is None else list(self._held_out.length.reasons)
+        if self.is_interrupted:
+            reasons.append("Interrupted.")
+        elif not reasons:
+            reasons.append(
+                "Stopped early." if self.trainer.should_stop else "All planned epochs were trained."
+            )
+        return " ".join(reasons)
 
     def _warn_of_masks_that_say_nothing(self) -> None:
         share = self.module.diagnostics().get("active_masks")
@@ -307,12 +354,20 @@ class PerturbationTrainingPlan(TrainingPlan):
     def configure_optimizers(self) -> dict[str, Any]:
         """Add the schedule of the learning rate."""
         configuration = super().configure_optimizers()
-        if self.lr_schedule == "cosine" and not self.reduce_lr_on_plateau:
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-                configuration["optimizer"], T_max=int(self.trainer.estimated_stepping_batches)
-            )
-            configuration["lr_scheduler"] = {"scheduler": schedule, "interval": "step"}
+        if self.reduce_lr_on_plateau or self.lr_schedule == "constant":
+            return configuration
+        optimizer = configuration["optimizer"]
+        schedule: LRScheduler
+        if self.lr_schedule == "cosine":
+            n_steps = int(self.trainer.estimated_stepping_batches)
+            schedule = CosineAnnealingLR(optimizer, T_max=n_steps)
+        else:
+            schedule = LambdaLR(optimizer, self._rate)
+        configuration["lr_scheduler"] = {"scheduler": schedule, "interval": "step"}
         return configuration
+
+    def _rate(self, step: int) -> float:
+        return 1.0 if self._held_out is None else self._held_out.length.rate(step)
 
     def compute_and_log_metrics(
         self, loss_output: LossOutput, metrics: dict[str, Any], mode: str
