@@ -66,9 +66,9 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
             for some in rows.split(ROWS_AT_ONCE)
         ]
     shifts = torch.cat(drawn, dim=1)
-    without, with_shift, variance = np.zeros(
-        (3, n_groups, module.likelihood.n_genes), dtype=np.float32
-    )
+    # Groups without cells keep rates of 1, of which there are logarithms.
+    without, with_shift = np.ones((2, n_groups, module.likelihood.n_genes), dtype=np.float32)
+    variance = np.zeros_like(without)
     dose = np.ones(n_groups)
 
     def mean_rates(shift: torch.Tensor, covariates: torch.Tensor | None) -> np.ndarray:

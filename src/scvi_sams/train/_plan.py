@@ -199,8 +199,8 @@ class PerturbationTrainingPlan(TrainingPlan):
         super().on_train_end()
         if self._rotation_epoch is not None:
             self._end_dense_phase()
-        self._fit_direct_effects()
         self.module.order_latents()
+        self._fit_direct_effects()
         self._warn_of_masks_that_say_nothing()
 
     def _warn_of_masks_that_say_nothing(self) -> None:
