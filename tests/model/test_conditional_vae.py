@@ -5,7 +5,14 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from model.builders import N_LATENT, assert_within_error, decode, small_screen, train_small
+from model.builders import (
+    N_LATENT,
+    SHIFTS_ONLY,
+    assert_within_error,
+    decode,
+    small_screen,
+    train_small,
+)
 from scvi_sams import ConditionalVAE
 from scvi_sams.exceptions import SAMSError
 
@@ -14,7 +21,7 @@ SINGLES = ["P001", "P002", "P003", "P004"]
 
 @pytest.fixture(scope="module")
 def conditional():
-    return train_small(small_screen(), model_cls=ConditionalVAE)
+    return train_small(small_screen(), model_cls=ConditionalVAE, **SHIFTS_ONLY)
 
 
 def test_conditional_predictions_are_those_of_the_dosed_sum_of_rows(conditional):
@@ -48,7 +55,7 @@ def test_conditional_predictions_are_those_of_the_dosed_sum_of_rows(conditional)
 
 
 def test_zero_rows_predict_the_same_for_all_perturbations():
-    model = train_small(small_screen(), model_cls=ConditionalVAE)
+    model = train_small(small_screen(), model_cls=ConditionalVAE, **SHIFTS_ONLY)
     with torch.no_grad():
         model.module.encoder_rows.zero_()
         model.module.decoder_rows.zero_()

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.builders import N_LATENT, make_decoder_linear, set_effects, small_screen, train_small
+from model.builders import (
+    N_LATENT,
+    VARIANTS,
+    make_decoder_linear,
+    set_effects,
+    small_screen,
+    train_small,
+)
 from scvi_sams import CPAVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
 
@@ -25,7 +32,7 @@ def curves(model, *args, **kwargs):
 def test_a_curve_of_a_linear_decoder_is_a_line():
     adata = dosed_screen()
     setup = DOSES | {"layer": "normalised"}
-    model = train_small(adata, setup, gene_likelihood="normal", correlated_effects=False)
+    model = train_small(adata, setup, gene_likelihood="normal", **VARIANTS["mean field"])
     weight = np.random.default_rng(6).normal(size=(adata.n_vars, N_LATENT))
     make_decoder_linear(model, weight, np.zeros(adata.n_vars))
     set_effects(model, EFFECTS)

@@ -149,7 +149,7 @@ def observed_size(model, cells):
     return np.asarray(model.adata.X[cells].sum(axis=1)).ravel()
 
 
-@pytest.mark.parametrize("name", ["default_model", "poisson_model", "covariate_model"])
+@pytest.mark.parametrize("name", ["mean_field", "poisson_model", "covariate_model"])
 def test_predictive_counts_average_to_rate_times_size(request, name):
     model = request.getfixturevalue(name)
     drawn = predictive(model, indices=CELLS, n_samples=N_DRAWS)

@@ -9,6 +9,7 @@ import torch
 from model.builders import (
     COVARIATES,
     N_LATENT,
+    SHIFTS_ONLY,
     copy_without_registration,
     covariates_of,
     decode_shares,
@@ -42,7 +43,7 @@ def test_programs_of_a_linear_decoder_are_its_weights(model_cls):
 
 def test_programs_of_a_softmax_are_its_jacobian():
     """d log2(1 + T p_g) / dz = T p_g (W_g - sum_h p_h W_h) / (1 + T p_g) / ln 2, per cell."""
-    model = train_small(small_screen())
+    model = train_small(small_screen(), **SHIFTS_ONLY)
     weight = np.random.default_rng(6).normal(size=(model.adata.n_vars, N_LATENT))
     make_decoder_linear(model, weight, np.linspace(-1, 1, model.adata.n_vars))
     labels = model.adata.obs["perturbation"]
@@ -62,7 +63,7 @@ def test_programs_of_a_softmax_are_its_jacobian():
 
 @pytest.mark.parametrize("setup", [None, COVARIATES], ids=["none", "covariates"])
 def test_programs_are_small_differences(setup):
-    model = train_small(small_screen(), setup)
+    model = train_small(small_screen(), setup, **SHIFTS_ONLY)
     obs = model.adata.obs
     z = basal_states(model) + np.stack([shift_of(model, label) for label in obs["perturbation"]])
     covariates = None if setup is None else covariates_of(obs)

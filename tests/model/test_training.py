@@ -322,7 +322,9 @@ def test_a_second_call_goes_on_from_the_first(screen):
     frozen = {"lr": 0.0, "table_lr": 0.0, "dense_fraction": 0.5}
     model.train(max_epochs=2, **(TRAINING | {"plan_kwargs": frozen}))
     for name, value in model.module.state_dict().items():
-        assert torch.equal(value, before[name]), name
+        # Direct effects are fitted anew to the same cells, whose sums have another order.
+        tolerance = 1e-5 if name.startswith("direct.") else 0
+        torch.testing.assert_close(value, before[name], rtol=tolerance, atol=tolerance, msg=name)
     model.train(max_epochs=2, **TRAINING)
     assert len(model.history["elbo_train"]) == len(model.history["elbo_validation"]) == 7
     assert list(model.history["elbo_train"].index) == list(range(7))

@@ -27,7 +27,13 @@ from scvi_sams.module._direct_effects import (
 )
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._gene_sums import GeneSums
-from scvi_sams.train._observed_effects import Block, ObservedEffects, expected_rates
+from scvi_sams.train._observed_effects import (
+    Block,
+    ObservedEffects,
+    Total,
+    expected_rates,
+    over_processes,
+)
 
 _WEIGHT_SD = 0.25
 """Standard deviation of the weights around equal ones, a priori."""
@@ -119,18 +125,25 @@ def stacking_weights(
 
 
 def fit_direct_effects(
-    module: PerturbationModule, training: GeneSums, held_out: GeneSums | None = None
+    module: PerturbationModule,
+    training: GeneSums,
+    held_out: GeneSums | None = None,
+    *,
+    total: Total | None = None,
 ) -> None:
     """Fill the tables of ``module.direct`` from training cells, and held-out ones where there are.
 
     The weights come from the training cells alone, scored on the held-out ones; effects then from
-    all cells.
+    all cells. Where there are several processes, ``total`` adds up their numbers: sums are those of
+    all, the cells themselves those of the own process.
     """
     tables = module.direct
     if tables is None:
         return
     everything = training if held_out is None else training + held_out
     expected = expected_rates(module, everything.cells, tables.n_perturbations + 1)
+    if total is not None:
+        expected = over_processes(expected, everything.cells, total)
 
     def effects_in(sums: GeneSums) -> ObservedEffects:
         return ObservedEffects(

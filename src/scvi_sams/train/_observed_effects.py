@@ -13,7 +13,7 @@ reported on its scale. They are combined by their errors, which the control cell
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,9 @@ from scvi_sams.module._expected_lognorm import ExpectedLognorm
 from scvi_sams.module._likelihoods import NegativeBinomialLikelihood
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._gene_sums import TARGET_SUM, Cells, GeneSums, sample_of_groups
+
+Total = Callable[[torch.Tensor], torch.Tensor]
+"""Adds up the numbers of all processes."""
 
 ROWS_AT_ONCE = 64
 _N_POSTERIOR, _N_STATES = 32, 8
@@ -65,9 +68,9 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
             for some in rows.split(ROWS_AT_ONCE)
         ]
     shifts = torch.cat(drawn, dim=1)
-    without, with_shift, variance = np.zeros(
-        (3, n_groups, module.likelihood.n_genes), dtype=np.float32
-    )
+    # Groups without cells keep rates of 1, of which there are logarithms.
+    without, with_shift = np.ones((2, n_groups, module.likelihood.n_genes), dtype=np.float32)
+    variance = np.zeros_like(without)
     dose = np.ones(n_groups)
 
     def mean_rates(shift: torch.Tensor, covariates: torch.Tensor | None) -> np.ndarray:
@@ -105,6 +108,20 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
         change = np.log(changed) - np.log(base) if is_count else changed - base
         variance[group] = change.var(axis=0, ddof=1)
     return Expected(without, with_shift, variance, dose)
+
+
+def over_processes(expected: Expected, cells: Cells, total: Total) -> Expected:
+    """Average what processes expect of groups, each of its own cells; ``total`` adds up."""
+    own = torch.bincount(cells.group, minlength=len(expected.dose)).float()
+    everywhere = total(own).numpy()
+
+    def average(values: np.ndarray) -> np.ndarray:
+        own_weight = own.reshape(-1, *[1] * (values.ndim - 1))
+        weight = everywhere.reshape(own_weight.shape)
+        summed = total(own_weight * torch.as_tensor(values, dtype=torch.float32)).numpy()
+        return np.where(weight > 0, summed / np.maximum(weight, 1), values)
+
+    return Expected(*(average(values) for values in expected))
 
 
 class Block(NamedTuple):

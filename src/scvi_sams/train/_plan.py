@@ -234,8 +234,8 @@ class PerturbationTrainingPlan(TrainingPlan):
             self._held_out.restore_best(self.module)
         if self._rotation_epoch is not None:
             self._end_dense_phase()
-        self._fit_direct_effects()
         self.module.order_latents()
+        self._fit_direct_effects()
         self._warn_of_masks_that_say_nothing()
 
     @property
@@ -316,8 +316,9 @@ class PerturbationTrainingPlan(TrainingPlan):
         if len(data.val_idx):
             loaders.append(data.val_dataloader())
         sums = [self._gene_sums(loader, torch.as_tensor(stands_alone)) for loader in loaders]
-        fit_direct_effects(self.module, *sums)
-        # Each process has decoded with the covariates of its own cells.
+        fit_direct_effects(
+            self.module, *sums, total=self._total if self.trainer.world_size > 1 else None
+        )
         for values in self.module.direct.buffers():
             values.copy_(self.trainer.strategy.broadcast(values))
 
@@ -332,9 +333,13 @@ class PerturbationTrainingPlan(TrainingPlan):
             is_count=likelihood.is_count_likelihood,
         )
         for values in sums.totals():
-            on_device = values.to(self.device)
-            values.copy_(self.trainer.strategy.reduce(on_device, reduce_op="sum"))
+            values.copy_(self._total(values))
         return sums
+
+    def _total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over processes, on the CPU."""
+        on_device = values.clone().to(self.device)
+        return self.trainer.strategy.reduce(on_device, reduce_op="sum").cpu()
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:
         """Give tables their own learning rate; a custom optimiser creator is left as it is."""
