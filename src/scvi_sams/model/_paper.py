@@ -63,8 +63,8 @@ def paper_settings(
 
     The plain evidence lower bound with Monte-Carlo divergences, five particles and Adam at one
     constant learning rate, masks trained from the start: without dense phase, rotation, latents
-    that are switched off, coarsened evidence, direct effects, and stacking. All are arguments like any other, and can be
-    changed before they are passed on.
+    that are switched off, coarsened evidence, direct effects, and stacking. All are arguments like
+    any other, and can be changed before they are passed on.
 
     Parameters
     ----------

@@ -135,7 +135,7 @@ def fit_direct_effects(
 
     weights = np.full(len(COMPONENTS), 1 / len(COMPONENTS))
     observed = effects_in(everything)
-    if held_out is not None and tables.is_stacked:
+    if held_out is not None and tables.estimates_weights:
         weights = stacking_weights(
             effects_in(training),
             effects_in(held_out),
