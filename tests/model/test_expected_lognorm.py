@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from scvi_sams.module._expected_lognorm import ExpectedLognorm
 from scvi_sams.module import LIKELIHOODS
+from scvi_sams.module._expected_lognorm import ExpectedLognorm
 
 THETA = np.array([0.1, 1.0, 3.0, 100.0, 1e5])
 """Inverse dispersions, the last as good as Poisson."""
