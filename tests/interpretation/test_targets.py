@@ -148,7 +148,7 @@ def test_the_table_is_written_and_survives_a_file(counts, tmp_path):
 
 
 def test_what_cannot_be_a_target_is_an_error(counts):
-    with pytest.raises(MissingKeyError, match="'P001', 'P002'.*'gene_0001'.*`target_genes`"):
+    with pytest.raises(MissingKeyError, match=r"'P001', 'P002'.*'gene_0001'.*`target_genes`"):
         target_knockdown(counts)
     with pytest.raises(UnknownPerturbationError, match="P9"):
         target_knockdown(counts, target_genes={"P9": "gene_0001"})
