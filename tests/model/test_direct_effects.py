@@ -114,14 +114,14 @@ def test_what_is_written_survives_a_file(model, tmp_path):
 def test_predictions_of_means_add_direct_effects_and_what_stacking_adds(flat):
     filled = fill(flat)
     flat.stacking = True
-    labels, doses = ["P001", "P001", "P002+P004"], [1.0, 0.5, 1.0]
+    labels, doses = ["P001", "P003", "P002+P004"], [1.0, 0.5, 1.0]
     singles = (filled.mean + filled.correction).numpy()
-    expected = [singles[0], 0.5 * singles[0], singles[1] + singles[3]]
+    expected = [singles[0], 0.5 * singles[2], singles[1] + singles[3]]
     ate = flat.predict_ate(labels, dosages=doses, method="mean", **FEW)
     np.testing.assert_allclose(ate.X, expected, atol=1e-5)
     flat.stacking = False
     direct = filled.mean.numpy()
-    expected = [direct[0], 0.5 * direct[0], direct[1] + direct[3]]
+    expected = [direct[0], 0.5 * direct[2], direct[1] + direct[3]]
     ate = flat.predict_ate(labels, dosages=doses, method="mean", **FEW)
     np.testing.assert_allclose(ate.X, expected, atol=1e-5)
     cells = flat.predict(["P003"], indices=[0, 1], output="rate")
