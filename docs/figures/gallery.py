@@ -74,6 +74,12 @@ def of_doses() -> dict[str, Axes]:
     return {"dose_response": pl.dose_response(model.predict_dose_response([name]), name)}
 
 
+def of_targets() -> dict[str, Axes]:
+    """Direct effects, on a screen of knock-downs."""
+    adata = scvi_sams.datasets.simulate_screen(**SCREEN, knockdown=(0.7, 0.95))
+    return {"direct_effects": pl.direct_effects(train(adata).get_direct_effects(), n_genes=40)}
+
+
 def of_benchmark(adata: AnnData) -> dict[str, Axes]:
     """Baselines beside each other."""
     labels = adata.obs["perturbation"]
@@ -118,6 +124,7 @@ def main() -> None:
     save(of_model(model))
     save(of_cells(model))
     save(of_doses())
+    save(of_targets())
     save(of_benchmark(adata))
     save(of_learning_curve(adata))
 

@@ -100,7 +100,10 @@ SETTINGS: list[Case] = [
         wrong("global_kl_weight", value, "of at least 0", built("global_kl_weight", value))
         for value in (-1, np.nan, "x")
     ),
-    wrong("correlated_basal", "yes", "True or False", built("correlated_basal", "yes")),
+    *(
+        wrong(name, "yes", "True or False", built(name, "yes"))
+        for name in ("correlated_basal", "direct_effects", "stacking")
+    ),
     *(
         wrong("mask_prior_beta", value, "above 1", other_model(SVAEPlus, mask_prior_beta=value))
         for value in (1, "5")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from bad_input.situation import SIZES, TRAINING
 from scvi_sams import SAMSVAE, evaluation, pl, tl
+from scvi_sams.model._direct_effects import DirectEffectTables
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
@@ -63,6 +64,10 @@ def tables_of_models(model: Any) -> dict[str, Call]:
         "tl.perturbation_similarity": (tl.perturbation_similarity, {"table": masks}),
         "tl.hierarchical_order": (tl.hierarchical_order, {"similarity": np.eye(3)}),
         "tl.perturbation_hits": (tl.perturbation_hits, {"model": model, **FEW}),
+        "tl.target_knockdown": (
+            tl.target_knockdown,
+            {"model": model, "target_genes": {"A": "g0"}, **FEW},
+        ),
         "tl.genetic_interactions": (
             tl.genetic_interactions,
             {"model": model, **pairs, **FEW, "indices": np.arange(72)},
@@ -130,6 +135,11 @@ def figures(model: Any) -> dict[str, Call]:
         "pl.benchmark_perturbations": (
             pl.benchmark_perturbations,
             {"scores": both, "method": "additive"},
+        ),
+        "pl.direct_effects": (
+            pl.direct_effects,
+            {"effects": DirectEffectTables(*(table(NAMES, GENES, i) for i in range(3)))}
+            | {"max_lfsr": 0.9},
         ),
         "pl.dose_response": (pl.dose_response, {"curves": curves, "perturbation": "A"}),
         "pl.effect_volcano": (pl.effect_volcano, {"ate": predicted, "perturbation": "A"}),

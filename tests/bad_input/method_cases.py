@@ -29,7 +29,9 @@ TAKE_PERTURBATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "differential_expression(group1=...)": lambda model, names: model.differential_expression(
         group1=names, n_samples=4
     ),
+    "get_direct_effects": lambda model, names: model.get_direct_effects(names, key_added=None),
 }
+KNOW_SINGLES = ("predict_dose_response", "get_direct_effects")
 DRAW = ("predict_ate", "predict_dose_response", "predict_interactions", "rank_unseen_pairs")
 SCORE = ("get_elbo", "get_reconstruction_error", "get_iwelbo")
 READ_CELLS = (
@@ -56,6 +58,10 @@ def wrong(method: str, name: str, value: object, wanted: str, /, **others: Any) 
     )
 
 
+def set_stacking(model: Any, value: object) -> None:
+    model.stacking = value
+
+
 def no_rows(situation: Situation, found: Any) -> None:
     assert found.shape[0] == 0
 
@@ -78,7 +84,7 @@ UNKNOWN: list[Case] = [
             f"`{name}`: an unknown perturbation",
             lambda situation, take=take: take(situation.shared, ["A+Q", "B+Q"]),
             UnknownPerturbationError,
-            "'A+Q'" if name == "predict_dose_response" else "'Q'",
+            "'A+Q'" if name in KNOW_SINGLES else "'Q'",
         )
         for name, take in TAKE_PERTURBATIONS.items()
         if name != "rank_unseen_pairs"
@@ -106,6 +112,50 @@ UNKNOWN: list[Case] = [
             repr(value),
         )
         for name, value in (("key_added", 3), ("n_genes", 2.5), ("min_cells", "few"), ("fdr", 2))
+    ),
+    *(
+        refused(
+            f"`tl.target_knockdown`: {what}",
+            lambda situation, targets=targets: tl.target_knockdown(
+                situation.shared, target_genes=targets
+            ),
+            error,
+            *named,
+        )
+        for what, targets, error, named in (
+            ("no perturbation is a gene", None, MissingKeyError, ("'A', 'B'", "`target_genes`")),
+            ("the gene of an unknown one", {"Q": "g0"}, UnknownPerturbationError, ("'Q'",)),
+            ("a list of genes", ["g0"], InvalidArgumentError, ("`target_genes`", "['g0']")),
+        )
+    ),
+    refused(
+        "`pl.direct_effects`: one of the tables in place of all",
+        lambda situation: pl.direct_effects(
+            situation.shared.get_direct_effects(key_added=None).mean
+        ),
+        InvalidArgumentError,
+        "`effects`",
+        "model.get_direct_effects()",
+        "DataFrame",
+    ),
+    refused(
+        "`get_direct_effects` of a model made with `direct_effects=False`",
+        lambda situation: situation.build(direct_effects=False).get_direct_effects(),
+        SAMSError,
+        "direct_effects=False",
+    ),
+    refused(
+        "`model.stacking = True`, of a model made with `stacking=False`",
+        lambda situation: set_stacking(situation.build(stacking=False), True),
+        SAMSError,
+        "stacking=False",
+    ),
+    refused(
+        "`model.stacking` is set to 0.5",
+        lambda situation: set_stacking(situation.shared, 0.5),
+        InvalidArgumentError,
+        "`stacking`",
+        "0.5",
     ),
     refused(
         "`tl.genetic_interactions`: `key_added` is a list",

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from scvi_sams import plotting
 from scvi_sams.evaluation import BenchmarkResult, Calibration
 from scvi_sams.interpretation import perturbation_similarity
+from scvi_sams.model._direct_effects import DirectEffectTables
 from scvi_sams.plotting import _latent
 
 BASELINE = Path(__file__).parent / "baseline"
@@ -54,6 +55,15 @@ def ate_table(scale: float = 1.0) -> ad.AnnData:
 def masks(ax: Axes) -> None:
     effects = pd.DataFrame(3 * waves(8, 5), index=PERTURBATIONS)
     plotting.masks(masks_table(), effects=effects, threshold=0.5, ax=ax)
+
+
+def direct_effects(ax: Axes) -> None:
+    # An own gene of each perturbation goes down, and little else changes.
+    mean = pd.DataFrame(0.4 * waves(8, 30) ** 5, index=PERTURBATIONS, columns=GENES)
+    for row in range(8):
+        mean.iloc[row, 3 * (row * 5 % 8) + 1] = -2 + 0.1 * row
+    tables = DirectEffectTables(mean, mean * 0 + 0.1, (1 - mean.abs() * 2).clip(lower=0))
+    plotting.direct_effects(tables, max_lfsr=0.25, ax=ax)
 
 
 def masks_of_many(ax: Axes) -> None:
@@ -215,6 +225,7 @@ DRAWINGS: dict[str, Callable[[Axes], None]] = {
         benchmark_metric,
         benchmark_perturbations,
         benchmark_specificity,
+        direct_effects,
         dose_response,
         effect_volcano,
         interaction_matrix,

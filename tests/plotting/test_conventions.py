@@ -13,6 +13,7 @@ import pytest
 from scvi_sams import plotting
 from scvi_sams.evaluation import BenchmarkResult, Calibration, mask_calibration
 from scvi_sams.interpretation import perturbation_similarity
+from scvi_sams.model._direct_effects import DirectEffectTables
 
 NAMES = [f"P{i}" for i in range(20)]
 
@@ -25,6 +26,11 @@ def close_figures():
 
 def masks_input() -> pd.DataFrame:
     return pd.DataFrame(np.random.default_rng(0).random((20, 5)), index=NAMES)
+
+
+def direct_effects_input() -> DirectEffectTables:
+    table = masks_input() - 0.5
+    return DirectEffectTables(table, table.abs(), (0.5 - table.abs()))
 
 
 def table_input() -> ad.AnnData:
@@ -114,6 +120,10 @@ def learning_curve_input() -> pd.DataFrame:
 
 FUNCTIONS = {
     "masks": (masks_input, lambda data, ax: plotting.masks(data, ax=ax)),
+    "direct_effects": (
+        direct_effects_input,
+        lambda data, ax: plotting.direct_effects(data, ax=ax),
+    ),
     "ate_scatter": (table_input, lambda data, ax: plotting.ate_scatter(data, data, ax=ax)),
     "benchmark_metric": (
         summary_input,
@@ -194,6 +204,10 @@ def test_leaves_its_input_as_it_was(make_input: Callable, draw: Callable):
     draw(data, None)
     if isinstance(data, pd.DataFrame):
         pd.testing.assert_frame_equal(data, before)
+        return
+    if isinstance(data, DirectEffectTables):
+        for table, original in zip(data, before, strict=True):
+            pd.testing.assert_frame_equal(table, original)
         return
     if isinstance(data, Calibration):
         pd.testing.assert_frame_equal(data.bins, before.bins)

@@ -10,6 +10,7 @@ from scvi_sams.interpretation._perturbations import (
     perturbation_similarity,
 )
 from scvi_sams.interpretation._programs import gene_ranking, latent_perturbations, top_genes
+from scvi_sams.interpretation._targets import target_knockdown
 
 __all__ = [
     "gene_ranking",
@@ -19,5 +20,6 @@ __all__ = [
     "observed_interactions",
     "perturbation_hits",
     "perturbation_similarity",
+    "target_knockdown",
     "top_genes",
 ]

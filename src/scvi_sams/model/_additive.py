@@ -1,4 +1,4 @@
-"""What adds up: pairs that nobody measured, and doses."""
+"""What adds up: direct effects on genes, pairs that nobody measured, and doses."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ from scvi_sams.model._counterfactual import (
     make_contrast,
     noise_on_genes,
 )
+from scvi_sams.model._direct_effects import (
+    DirectEffectTables,
+    direct_effect_tables,
+    switch_stacking,
+)
 from scvi_sams.model._perturbation_model import PerturbationModel
 
 _PERTURBATIONS_PER_BLOCK = 32
@@ -33,9 +38,100 @@ _PERTURBATIONS_PER_BLOCK = 32
 
 
 class AdditiveMixin(PerturbationModel):
-    """Models in which perturbations and doses add up, so that any combination can be asked for."""
+    """Models in which perturbations and doses add up, so that any combination can be asked for.
+
+    What they do to single genes adds up as well.
+    """
 
     _additive: ClassVar[bool] = True
+
+    @torch.inference_mode()
+    def get_direct_effects(
+        self,
+        perturbations: Sequence[str] | None = None,
+        *,
+        key_added: str | None = RESULT_KEYS.DIRECT_EFFECTS,
+    ) -> DirectEffectTables:
+        """Return what each perturbation does to single genes, beside what it does to latent states.
+
+        Zero but for the genes on which the cells insist: above all the gene that a perturbation
+        targets (see :ref:`direct effects <direct-effects>`).
+
+        Parameters
+        ----------
+        perturbations
+            Names; ``None`` for all perturbations. Name some where the screen is large: the model
+            keeps at most 20 million entries, but tables here hold all genes of those asked for.
+        key_added
+            Key of ``adata.uns`` of the training data that the tables are written to, as a dict of
+            arrays with the names ``"perturbations"`` and ``"genes"`` and ``"units"``; ``None``
+            writes nothing.
+
+        Returns
+        -------
+        ``mean`` and ``sd`` of the posterior, and ``lfsr``, the local false sign rate: the
+        probability that the effect is zero or of the other sign than its mean. Each perturbations
+        x genes. Mean and sd are changes of the natural logarithm of the rate per unit dose (before
+        rates are scaled to shares, where no size factor is registered), or of the mean, in units of
+        the data, for a normal likelihood. Where the model has no direct effect, as of perturbations
+        without training cells, mean and sd are 0 and the rate is 1.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a name is not one of the model's perturbations.
+        SAMSError
+            If the model was made with ``direct_effects=False``, or trained before there were
+            direct effects.
+
+        Notes
+        -----
+        The posterior under a scale mixture of normals with a point mass at zero (adaptive
+        shrinkage; Stephens 2017, doi:10.1093/biostatistics/kxw041).
+
+        Examples
+        --------
+        >>> direct = model.get_direct_effects(["P001", "P002"])
+        >>> direct.mean.shape
+        (2, 100)
+        >>> bool((direct.lfsr.to_numpy() <= 1).all())
+        True
+        >>> sorted(adata.uns["sams_direct_effects"])
+        ['genes', 'lfsr', 'mean', 'perturbations', 'sd', 'units']
+        """
+        return direct_effect_tables(self, perturbations, key_added)
+
+    @property
+    def stacking(self) -> dict[str, float] | None:
+        """Weights of what predictions of means average; set it to ``False`` for the model alone.
+
+        ``"model"`` is the model with its direct effects; ``"entrywise"`` and ``"rowwise"`` are the
+        effects that the training cells show, shrunken gene by gene and as a whole (see
+        :ref:`stacking <stacking>`). ``None`` before training, and while stacking is off.
+        ``model.stacking = False`` turns it off for all predictions from then on, ``True`` on again;
+        :meth:`save` keeps that.
+
+        Raises
+        ------
+        SAMSError
+            If it is turned on in a model that was made with ``stacking=False``, or trained before
+            there was stacking.
+
+        Examples
+        --------
+        >>> weights = model.stacking
+        >>> list(weights), round(sum(weights.values()), 3)
+        (['model', 'entrywise', 'rowwise'], 1.0)
+        >>> model.stacking = False
+        >>> model.predict_ate(["P001"], n_samples=200).uns["ate"]["stacking"]
+        'none'
+        >>> model.stacking = True
+        """
+        return None if self.module.direct is None else self.module.direct.stacking
+
+    @stacking.setter
+    def stacking(self, is_on: bool) -> None:
+        switch_stacking(self, is_on)
 
     @torch.inference_mode()
     def rank_unseen_pairs(

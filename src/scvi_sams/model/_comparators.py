@@ -31,6 +31,8 @@ class ConditionalVAE(AdditiveMixin, PerturbationModel):
         Registered with :meth:`ConditionalVAE.setup_anndata`.
     n_latent, n_hidden, n_layers, gene_likelihood, n_particles, kl_estimator, registry
         As in :class:`SAMSVAE`.
+    direct_effects, stacking
+        As in :class:`SAMSVAE`. ``False`` for the comparator of the paper.
 
     Examples
     --------
@@ -85,6 +87,8 @@ class CPAVAE(LatentShiftMixin, AdditiveMixin, PerturbationModel):
         weak effects would blur.
     n_latent, n_hidden, n_layers, gene_likelihood, n_particles, kl_estimator, global_kl_weight
         As in :class:`SAMSVAE`.
+    direct_effects, stacking
+        As in :class:`SAMSVAE`. ``False`` for the comparator of the paper.
     registry
         Set by :meth:`load` where there is no ``adata``.
 
@@ -137,7 +141,7 @@ class SVAEPlus(MaskMixin, LatentShiftMixin, PerturbationModel):
     than 1 raise an error: register them as labels of their own.
 
     Masks are trained from the start, as published: ``dense_fraction`` of the training plan plays no
-    part.
+    part. There are neither direct effects nor stacking.
 
     Parameters
     ----------

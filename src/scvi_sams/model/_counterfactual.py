@@ -101,8 +101,20 @@ def make_contrast(
         "n_samples": n_posterior_samples * n_basal,
         "n_posterior_samples": n_posterior_samples,
         "basal": basal,
+        **parts_of_predictions(module),
     }
     return Contrast(module, statistic, *states), description
+
+
+def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
+    """State, for ``uns``, what predictions of means hold beside what the decoder says."""
+    direct = module.direct
+    estimated = direct is not None and direct.is_estimated
+    weights = None if direct is None else direct.stacking
+    return {
+        "direct_effects": module.fits_direct_effects and estimated,
+        "stacking": weights or "none",
+    }
 
 
 def basal_states(

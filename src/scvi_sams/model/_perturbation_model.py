@@ -25,6 +25,7 @@ from scvi_sams.model._counterfactual import (
     keep_effects,
     make_contrast,
     measured_combinations,
+    parts_of_predictions,
 )
 from scvi_sams.model._differential import (
     check_comparison,
@@ -117,8 +118,8 @@ class PerturbationModel(CellModel):
         posterior interval, from averages over ``n_samples / n_posterior_samples`` basal states.
         ``obs``: ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
         interval ``"effect_norm_low"`` and ``"effect_norm_high"``. ``uns["ate"]``: method, units,
-        settings, and where sizes are from. Without ``interval`` there is none of the ``_low`` and
-        ``_high``.
+        settings, where sizes are from, whether direct effects take part, and the weights of
+        stacking. Without ``interval`` there is none of the ``_low`` and ``_high``.
 
         Raises
         ------
@@ -199,7 +200,7 @@ class PerturbationModel(CellModel):
         -------
         AnnData, (labels x cells) x genes, labels slowest. ``obs["perturbation"]`` the label,
         ``obs["source_cell"]`` the name of the cell it starts from. ``uns["prediction"]`` says what
-        ``X`` holds.
+        ``X`` holds and, as in :meth:`predict_ate`, what predictions are made of.
 
         Raises
         ------
@@ -237,7 +238,7 @@ class PerturbationModel(CellModel):
         values = counterfactual_expression(sources, requested, output, target_sum)
         drawn = output == "counts" and is_count
         cells = counterfactual_cells(values, labels, sources, sparsely=drawn)
-        cells.uns["prediction"] = {"output": output}
+        cells.uns["prediction"] = {"output": output, **parts_of_predictions(self.module)}
         if output == "lognorm":
             cells.uns["prediction"] |= {"target_sum": target_sum, "log": "natural, log(1 + x)"}
         return cells
@@ -400,9 +401,8 @@ class PerturbationModel(CellModel):
         ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``; ``lfc_error``, the standard error
         that (Poisson) counts in so many cells leave a log2 fold change, and ``lfc_z``, ``lfc_mean``
         in units of it; ``raw_mean1``, ``raw_mean2``, ``non_zeros_proportion1``,
-        ``non_zeros_proportion2``; ``is_de_fdr_0.05``, ``comparison``,
-        ``group1``, ``group2``. With ``mode="vanilla"`` ``proba_m1`` and ``proba_m2`` in place of
-        probabilities of a change.
+        ``non_zeros_proportion2``; ``is_de_fdr_0.05``, ``comparison``, ``group1``, ``group2``. With
+        ``mode="vanilla"`` ``proba_m1`` and ``proba_m2`` in place of probabilities of a change.
 
         Raises
         ------

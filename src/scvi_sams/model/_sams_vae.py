@@ -72,6 +72,14 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     mask_prior
         Name of a prior that you added to ``scvi_sams.module.MASK_PRIORS``. ``None``:
         ``"bernoulli"``, or ``"beta_bernoulli"`` where there is a concentration.
+    direct_effects
+        Whether a perturbation also has effects on single genes, beside its latent shift: above all
+        on the gene that it targets. They are found in closed form when training ends (see
+        :ref:`direct effects <direct-effects>`). ``False``: the paper's model.
+    stacking
+        Whether predictions of means average the model with shrunken effects of the training cells,
+        by weights that held-out cells decide on (see :ref:`stacking <stacking>`). ``False``: the
+        paper's model.
     registry
         Set by :meth:`load` where there is no ``adata``.
 

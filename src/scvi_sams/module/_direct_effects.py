@@ -48,7 +48,8 @@ class DirectEffects(nn.Module):
     n_perturbations, n_genes
         Size of the tables.
     is_stacked
-        Whether predictions of means add ``correction`` too.
+        Whether the weights of the :data:`COMPONENTS` are to be estimated, and predictions of means
+        add ``correction`` too.
     """
 
     genes: Tensor
@@ -58,16 +59,18 @@ class DirectEffects(nn.Module):
     correction: Tensor
     uncertainty: Tensor
     weights: Tensor
+    stacked: Tensor
 
     def __init__(self, n_perturbations: int, n_genes: int, *, is_stacked: bool) -> None:
         super().__init__()
         self.n_perturbations = n_perturbations
         self.n_genes = n_genes
-        self.is_stacked = is_stacked
+        self.estimates_weights = is_stacked
         self.register_buffer("genes", torch.zeros(n_perturbations, 0, dtype=torch.int32))
         for name in _TABLES:
             self.register_buffer(name, torch.zeros(n_perturbations, 0))
         self.register_buffer("weights", torch.zeros(len(COMPONENTS)))
+        self.register_buffer("stacked", torch.tensor(is_stacked))
 
     @property
     def n_kept(self) -> int:
@@ -79,6 +82,18 @@ class DirectEffects(nn.Module):
         """Whether there are direct effects yet."""
         return self.mean.shape[1] > 0
 
+    @property
+    def is_stacked(self) -> bool:
+        """Whether predictions of means are an average of the :data:`COMPONENTS`."""
+        return bool(self.stacked)
+
+    @property
+    def stacking(self) -> dict[str, float] | None:
+        """Weights of the :data:`COMPONENTS`; ``None`` where predictions are the model's alone."""
+        if not (self.is_stacked and self.is_estimated):
+            return None
+        return dict(zip(COMPONENTS, self.weights.tolist(), strict=True))
+
     def fill(self, tables: Residuals, weights: Tensor) -> None:
         """Take the estimates of all perturbations, and the weights of the :data:`COMPONENTS`."""
         for name, values in tables._asdict().items():
@@ -86,11 +101,14 @@ class DirectEffects(nn.Module):
         self.weights.copy_(weights)
 
     def of_rows(self, rows: Tensor, name: str) -> Tensor:
-        """One of the tables for perturbations ``rows``, all genes, ``(R, G)``; 0 if not kept."""
+        """One of the tables for perturbations ``rows``, all genes, ``(R, G)``.
+
+        Where a gene is not kept, as before training, there is no effect: 0, with the wrong sign.
+        """
         values = getattr(self, name)[rows]
         if values.shape[1] == self.n_genes:
             return values
-        table = values.new_zeros(len(rows), self.n_genes)
+        table = values.new_full((len(rows), self.n_genes), float(name == "sign_error"))
         return table.scatter_(1, self.genes[rows].long(), values)
 
     def of_cells(self, codes: Tensor, doses: Tensor) -> Tensor | None:
@@ -109,7 +127,7 @@ class DirectEffects(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take tables of any width; a model of an earlier version has none."""
-        for name in ("genes", *_TABLES, "weights"):
+        for name in ("genes", *_TABLES, "weights", "stacked"):
             saved = state.get(prefix + name)
             present = getattr(self, name)
             if saved is None:

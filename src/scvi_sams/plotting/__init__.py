@@ -9,13 +9,14 @@ from scvi_sams.plotting._diagnostics import mask_calibration, training_curves
 from scvi_sams.plotting._genes import ate_scatter, dose_response, effect_volcano, program_genes
 from scvi_sams.plotting._latent import latent
 from scvi_sams.plotting._learning_curve import learning_curve
-from scvi_sams.plotting._matrices import interaction_matrix, masks, similarity
+from scvi_sams.plotting._matrices import direct_effects, interaction_matrix, masks, similarity
 
 __all__ = [
     "ate_scatter",
     "benchmark_metric",
     "benchmark_perturbations",
     "benchmark_specificity",
+    "direct_effects",
     "dose_response",
     "effect_volcano",
     "interaction_matrix",

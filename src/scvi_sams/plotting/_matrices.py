@@ -1,4 +1,4 @@
-"""Matrices: perturbations x latent dimensions, and perturbations x perturbations."""
+"""Matrices: perturbations x latent dimensions, x genes, and x perturbations."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from scvi_sams._checks import check_number, check_table
-from scvi_sams.exceptions import SAMSError
+from scvi_sams._checks import check_integer, check_number, check_table
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.interpretation._perturbations import cosine_similarity, hierarchical_order
 from scvi_sams.interpretation._programs import aligned_effects
 from scvi_sams.labels._names import check_has
+from scvi_sams.model._direct_effects import DirectEffectTables
 from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, new_axes
 
 _NOT_KNOWN = "0.88"
@@ -95,6 +96,98 @@ def masks(
     ax.set_xlabel(f"latent dimension ({n_columns})")
     ax.set_ylabel(f"perturbation ({n_rows})")
     return ax
+
+
+def direct_effects(
+    effects: DirectEffectTables,
+    *,
+    max_lfsr: float = 0.05,
+    n_perturbations: int = 40,
+    n_genes: int = 60,
+    ax: Axes | None = None,
+) -> Axes:
+    """Heatmap of the strongest direct effects, perturbations x genes; a dot marks sure signs.
+
+    Parameters
+    ----------
+    effects
+        Of ``get_direct_effects``.
+    max_lfsr
+        Effects whose local false sign rate is below this are marked.
+    n_perturbations, n_genes
+        At most so many rows and columns: those with the strongest marked effects. Genes are chosen
+        for the perturbations that are shown.
+    ax
+        Axes to draw on; ``None`` makes a figure of fitting size.
+
+    Returns
+    -------
+    The axes. Colours are centred on 0, in the units of the table. Perturbations with similar
+    effects are next to each other (average linkage, Euclidean distance), and genes follow the
+    perturbations that change them most: own genes of perturbations are a diagonal. Tick labels are
+    thinned where they would not fit.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``effects`` is something else, or a number is out of range.
+    SAMSError
+        If the local false sign rate of no effect is below ``max_lfsr``.
+
+    Examples
+    --------
+    >>> direct = model.get_direct_effects()
+    >>> ax = scvi_sams.pl.direct_effects(direct, max_lfsr=1, n_genes=20)
+    >>> ax.get_xlabel()
+    'gene (20)'
+    """
+    if not isinstance(effects, DirectEffectTables):
+        raise InvalidArgumentError(
+            "`effects` is what model.get_direct_effects() returns, not of type "
+            f"{type(effects).__name__}."
+        )
+    mean, _, lfsr = effects
+    check_number(above=0, at_most=1, max_lfsr=max_lfsr)
+    check_integer(n_perturbations=n_perturbations, n_genes=n_genes)
+    is_sure = lfsr.to_numpy() < max_lfsr
+    if not is_sure.any():
+        raise SAMSError(
+            f"No direct effect has a local false sign rate below {max_lfsr:g}: all that these "
+            "perturbations do to genes is in the latent state, or they have few cells."
+        )
+    strength = np.where(is_sure, np.abs(mean.to_numpy()), 0)
+    rows = _strongest(strength.max(axis=1), n_perturbations)
+    columns = _strongest(strength[rows].max(axis=0), n_genes)
+    values = mean.to_numpy()[np.ix_(rows, columns)]
+    if len(rows) > 2:
+        leaves = leaves_list(linkage(values, method="average", optimal_ordering=True))
+        rows, values = rows[leaves], values[leaves]
+    along = np.argsort(strength[np.ix_(rows, columns)].argmax(axis=0), kind="stable")
+    columns, values = columns[along], values[:, along]
+    table = pd.DataFrame(values, index=mean.index[rows], columns=mean.columns[columns])
+    ax = new_axes(
+        ax,
+        float(np.clip(2.2 + 0.14 * len(columns), 4, 10)),
+        float(np.clip(1.2 + 0.14 * len(rows), 3, 8)),
+    )
+    extreme = np.abs(values).max()
+    bar = _heatmap(ax, table, "RdBu_r", (-extreme, extreme))
+    bar.set_label("direct effect per unit dose\n(dots: sure of the sign)", fontsize=FONT_SIZE + 1)
+    bar.ax.tick_params(labelsize=FONT_SIZE)
+    marked_rows, marked_columns = np.nonzero(is_sure[np.ix_(rows, columns)])
+    is_dark = np.abs(values[marked_rows, marked_columns]) > extreme / 2
+    dots = np.where(is_dark, "white", "black")
+    ax.scatter(marked_columns, marked_rows, s=4, c=dots, linewidths=0)
+    label_rows_and_columns(ax, table.index, table.columns)
+    ax.set_xlabel(f"gene ({len(columns)})", fontsize=FONT_SIZE + 1)
+    ax.set_ylabel(f"perturbation ({len(rows)})", fontsize=FONT_SIZE + 1)
+    return ax
+
+
+def _strongest(strength: np.ndarray, n: int) -> np.ndarray:
+    """Positions of the ``n`` largest values, of those above 0; the largest first."""
+    order = np.argsort(-strength, kind="stable")[:n]
+    return order[strength[order] > 0]
 
 
 def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None = None) -> Axes:

@@ -160,7 +160,7 @@ def fit_direct_effects(
         return components(block, observed.slope, priors, fits_direct=module.fits_direct_effects)
 
     weights = np.full(len(COMPONENTS), 1 / len(COMPONENTS))
-    if held_out is not None and tables.is_stacked:
+    if held_out is not None and tables.estimates_weights:
         weights = stacking_weights(effects_in(training), effects_in(held_out), of_block)
     rows = [
         _residuals(tables, observed.slope, weights, block, of_block(block))
