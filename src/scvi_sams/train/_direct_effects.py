@@ -13,20 +13,22 @@ The effect of perturbation t on gene g in its cells is ``observed``, that of its
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 
 from scvi_sams._shrinkage import NormalMixture, Shrunken, shrink_entries
+from scvi_sams.data._field import registered_labels
 from scvi_sams.module._direct_effects import (
     COMPONENTS,
     DirectEffects,
     Residuals,
 )
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.train._gene_sums import GeneSums
+from scvi_sams.train._gene_sums import GeneSums, cells_of, gene_sums, total_over_processes
 from scvi_sams.train._observed_effects import (
     Block,
     ObservedEffects,
@@ -122,6 +124,37 @@ def stacking_weights(
         np.vstack([factor.T, np.full(n, firm)]), np.append(np.linalg.solve(factor, targets), firm)
     )
     return weights / weights.sum()
+
+
+@torch.no_grad()
+def fit_direct_effects_of(module: PerturbationModule, trainer: Any) -> None:
+    """Fit direct effects to the training and validation cells of a trainer, over all processes."""
+    if module.direct is None:
+        return
+    data = trainer.datamodule
+    codes = registered_labels(data.adata_manager).codes[data.train_idx]
+    alone = codes[(codes >= 0).sum(axis=1) == 1].max(axis=1, initial=-1)
+    stands_alone = np.bincount(alone, minlength=module.direct.n_perturbations) > 0
+    loaders = [data.train_dataloader()]
+    if len(data.val_idx):
+        loaders.append(data.val_dataloader())
+    likelihood = module.likelihood
+    sums = [
+        gene_sums(
+            cells_of(module, trainer, loader),
+            torch.as_tensor(stands_alone),
+            likelihood.n_genes,
+            is_count=likelihood.is_count_likelihood,
+        )
+        for loader in loaders
+    ]
+    total = partial(total_over_processes, trainer=trainer)
+    for part in sums:
+        for values in part.totals():
+            values.copy_(total(values))
+    fit_direct_effects(module, *sums, total=total if trainer.world_size > 1 else None)
+    for values in module.direct.buffers():
+        values.copy_(trainer.strategy.broadcast(values))
 
 
 def fit_direct_effects(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from scvi_sams.module._minibatch import CellBatch
+from scvi_sams.module._perturbation_module import PerturbationModule
 
 TARGET_SUM = 1e4
 """To which counts are scaled where their logarithms are averaged, as effects are reported."""
@@ -68,6 +70,20 @@ class GeneSums:
     def has_controls(self) -> bool:
         """Whether there are control cells to compare with."""
         return bool(self.n[-1] > 0)
+
+
+def cells_of(
+    module: PerturbationModule, trainer: Trainer, loader: Iterable[dict[str, Tensor]]
+) -> Iterator[CellBatch]:
+    """Read the cells of a data loader, on the device that trains."""
+    for batch in loader:
+        yield module.read_batch(trainer.strategy.batch_to_device(batch, device=module.device))
+
+
+def total_over_processes(values: Tensor, trainer: Trainer) -> Tensor:
+    """Sum over processes, on the CPU."""
+    on_device = values.clone().to(trainer.strategy.root_device)
+    return trainer.strategy.reduce(on_device, reduce_op="sum").cpu()
 
 
 def gene_sums(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
 from typing import Annotated, Any, Literal, NoReturn
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback
 from scvi.module.base import LossOutput
@@ -19,14 +18,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from scvi_sams import _torch as _devices
 from scvi_sams._checks import check_choice
 from scvi_sams._torch import fixed_seed
-from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, TrainingDivergedError
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import NotNegative, check_settings, number
-from scvi_sams.train._direct_effects import fit_direct_effects
-from scvi_sams.train._gene_sums import GeneSums, gene_sums
+from scvi_sams.train._direct_effects import fit_direct_effects_of
+from scvi_sams.train._gene_sums import cells_of
 from scvi_sams.train._held_out import HeldOutCells
 from scvi_sams.train._interruption import (
     GoodWeights,
@@ -235,7 +233,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         if self._rotation_epoch is not None:
             self._end_dense_phase()
         self.module.order_latents()
-        self._fit_direct_effects()
+        fit_direct_effects_of(self.module, self.trainer)
         self._warn_of_masks_that_say_nothing()
 
     @property
@@ -292,54 +290,13 @@ class PerturbationTrainingPlan(TrainingPlan):
 
     def _training_cells(self) -> Iterator[CellBatch]:
         n_cells = 0
-        for cells in self._cells(self.trainer.datamodule.train_dataloader()):
+        for cells in cells_of(
+            self.module, self.trainer, self.trainer.datamodule.train_dataloader()
+        ):
             yield cells
             n_cells += len(cells.x)
             if n_cells >= _CELLS_FOR_CURVATURE:
                 return
-
-    def _cells(self, loader: Iterable[dict[str, torch.Tensor]]) -> Iterator[CellBatch]:
-        for batch in loader:
-            yield self.module.read_batch(
-                self.trainer.strategy.batch_to_device(batch, device=self.device)
-            )
-
-    @torch.no_grad()
-    def _fit_direct_effects(self) -> None:
-        if self.module.direct is None:
-            return
-        data = self.trainer.datamodule
-        codes = registered_labels(data.adata_manager).codes[data.train_idx]
-        alone = codes[(codes >= 0).sum(axis=1) == 1].max(axis=1, initial=-1)
-        stands_alone = np.bincount(alone, minlength=self.module.direct.n_perturbations) > 0
-        loaders = [data.train_dataloader()]
-        if len(data.val_idx):
-            loaders.append(data.val_dataloader())
-        sums = [self._gene_sums(loader, torch.as_tensor(stands_alone)) for loader in loaders]
-        fit_direct_effects(
-            self.module, *sums, total=self._total if self.trainer.world_size > 1 else None
-        )
-        for values in self.module.direct.buffers():
-            values.copy_(self.trainer.strategy.broadcast(values))
-
-    def _gene_sums(
-        self, loader: Iterable[dict[str, torch.Tensor]], stands_alone: torch.Tensor
-    ) -> GeneSums:
-        likelihood = self.module.likelihood
-        sums = gene_sums(
-            self._cells(loader),
-            stands_alone,
-            likelihood.n_genes,
-            is_count=likelihood.is_count_likelihood,
-        )
-        for values in sums.totals():
-            values.copy_(self._total(values))
-        return sums
-
-    def _total(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over processes, on the CPU."""
-        on_device = values.clone().to(self.device)
-        return self.trainer.strategy.reduce(on_device, reduce_op="sum").cpu()
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:
         """Give tables their own learning rate; a custom optimiser creator is left as it is."""
