@@ -71,6 +71,10 @@ def target_knockdown(
       control cells and over these cells, each with half a count more; NaN where there are none.
       Only for models that have their data.
 
+    The two fold changes need not agree: predictions explain means of logarithms, the scale on which
+    effects are reported, and ``observed`` is that of means. Where some of the cells escaped, or few
+    counts are left, ``lfc`` is further from 0.
+
     Of a normal likelihood, all of these are differences of means, in the units of the data.
     ``attrs["without_gene"]`` names the perturbations that are left out.
 
