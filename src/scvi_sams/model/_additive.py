@@ -195,9 +195,9 @@ class AdditiveMixin(PerturbationModel):
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
         device = self.module.device
-        table = self.module.global_posterior(
-            torch.as_tensor(rows, device=device), n_posterior_samples
-        ).shifts.expand(n_posterior_samples, -1, -1)
+        table = self.module.sampled_shifts(
+            torch.as_tensor(rows, device=device), n_posterior_samples, for_predictions=True
+        ).expand(n_posterior_samples, -1, -1)
         noise = noise_on_genes(self.module, n_posterior_samples)
 
         def drawn(place: int) -> DrawnEffect:

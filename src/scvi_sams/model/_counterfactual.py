@@ -203,7 +203,7 @@ def _drawn_shifts(
     # Drawn for few at a time, which saves memory, and kept, as labels may share perturbations.
     table = torch.cat(
         [
-            module.global_posterior(some, n_draws).shifts.transpose(0, 1).flatten(1)
+            module.sampled_shifts(some, n_draws, for_predictions=True).transpose(0, 1).flatten(1)
             for some in rows.split(_PERTURBATIONS_AT_ONCE)
         ]
     )

@@ -23,6 +23,9 @@ _TABLES = ("mean", "sd", "sign_error", "correction", "uncertainty")
 class Residuals(NamedTuple):
     """A block of rows of the tables of :class:`DirectEffects`; perturbations x kept genes each."""
 
+    spread: Tensor
+    """How wide predictions sample the model's own effect around its mean, ``(R,)``: 1 is as its
+    posterior, which knows less of an effect than the cells do that the whole is estimated from."""
     genes: Tensor
     """Positions of the genes, int32."""
     mean: Tensor
@@ -52,6 +55,7 @@ class DirectEffects(nn.Module):
         add ``correction`` too.
     """
 
+    spread: Tensor
     genes: Tensor
     mean: Tensor
     sd: Tensor
@@ -69,6 +73,7 @@ class DirectEffects(nn.Module):
         self.register_buffer("genes", torch.zeros(n_perturbations, 0, dtype=torch.int32))
         for name in _TABLES:
             self.register_buffer(name, torch.zeros(n_perturbations, 0))
+        self.register_buffer("spread", torch.ones(n_perturbations))
         self.register_buffer("weights", torch.zeros(len(COMPONENTS)))
         self.register_buffer("stacked", torch.tensor(is_stacked))
 
@@ -118,6 +123,10 @@ class DirectEffects(nn.Module):
         rows, slots = perturbations_of_batch(codes, self.n_perturbations)
         return sum_over_slots(self.of_rows(rows, "mean")[None], slots, doses)[0]
 
+    def spread_of(self, rows: Tensor) -> Tensor | None:
+        """How wide predictions sample shifts around their mean, ``(R,)``; ``None``: as they are."""
+        return self.spread[rows] if self.is_stacked and self.is_estimated else None
+
     def in_predictions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """What predictions of means add for perturbations, and its sd; each ``(R, G)``."""
         mean = self.of_rows(rows, "mean")
@@ -127,7 +136,7 @@ class DirectEffects(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take tables of any width; a model of an earlier version has none."""
-        for name in ("genes", *_TABLES, "weights", "stacked"):
+        for name in ("spread", "genes", *_TABLES, "weights", "stacked"):
             saved = state.get(prefix + name)
             present = getattr(self, name)
             if saved is None:

@@ -194,6 +194,23 @@ class PerturbationModule(BaseModuleClass):
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation of the shifts, each ``(R, S)``."""
 
+    def sampled_shifts(
+        self, rows: Tensor, n_samples: int, *, for_predictions: bool = False
+    ) -> Tensor:
+        """Posterior samples of the shifts around their posterior mean, ``(n_samples or 1, R, S)``.
+
+        Several samples are moved so that their mean is exact: what few samples of uncertain masks
+        get wrong would be an error of every predicted effect. For predictions that are stacked they
+        are no wider than these allow (see :class:`DirectEffects`).
+        """
+        shifts = self.global_posterior(rows, n_samples).shifts
+        spread = self.direct.spread_of(rows) if for_predictions and self.direct else None
+        if len(shifts) == 1 and spread is None:
+            return shifts
+        mean = self.shift_moments(rows)[0]
+        around = shifts - shifts.mean(dim=0) if len(shifts) > 1 else shifts - mean
+        return mean + (around if spread is None else around * spread[:, None])
+
     def order_latents(self) -> None:
         """Give the latent dimensions a canonical order and signs, where shifts are latent."""
 

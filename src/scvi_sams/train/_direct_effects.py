@@ -37,10 +37,12 @@ from scvi_sams.train._observed_effects import (
     over_processes,
 )
 
-_WEIGHT_SD = 0.25
+_WEIGHT_SD = 0.5
 """Standard deviation of the weights around equal ones, a priori."""
-_GENES_PER_OBSERVATION = 3.0
-"""Genes that count as one observation of the weights, as cells vary in many genes together."""
+_INFLATION, _INFLATION_SD = 1.5, 0.5
+"""By how much errors are larger than posterior variances say, and its standard deviation, a priori:
+these take the prior and the standard errors, which are estimates, for known (Morris 1983)."""
+_MOST_INFLATION = 4.0
 _FIRM = 1e3
 """How firmly the weights add up to one."""
 _MOST_ENTRIES_OF_OWN_PRIORS = 2_000_000
@@ -71,7 +73,7 @@ def components(
     block: Block, slope: np.ndarray, priors: Priors | None, *, fits_direct: bool
 ) -> Components:
     """Estimate the effects of a block of perturbations in three ways."""
-    observed, error, of_model, _ = block
+    observed, error, of_model, *_ = block
     direct = Shrunken(*np.zeros((4, *observed.shape)))
     if priors is not None:
         entrywise = priors.observed.posterior(observed, error)
@@ -113,7 +115,7 @@ def stacking_weights(
         precision = np.square(trained.slope) / (
             np.square(trained.slope * error) + signal + np.finfo(float).tiny
         )
-        precision = np.where(np.isfinite(error), precision, 0) / _GENES_PER_OBSERVATION
+        precision = np.where(np.isfinite(error), precision, 0)
         products += np.einsum("itg,jtg,tg->ij", means, means, precision)
         targets += np.einsum("itg,tg->i", means, precision * of_held_out.observed)
     products += np.eye(n) / _WEIGHT_SD**2
@@ -192,11 +194,13 @@ def fit_direct_effects(
     def of_block(block: Block) -> Components:
         return components(block, observed.slope, priors, fits_direct=module.fits_direct_effects)
 
-    weights = np.full(len(COMPONENTS), 1 / len(COMPONENTS))
+    weights, inflation = np.full(len(COMPONENTS), 1 / len(COMPONENTS)), _INFLATION
     if held_out is not None and tables.estimates_weights:
-        weights = stacking_weights(effects_in(training), effects_in(held_out), of_block)
+        parts = effects_in(training), effects_in(held_out)
+        weights = stacking_weights(*parts, of_block)
+        inflation = inflation_of_variance(*parts, of_block, weights)
     rows = [
-        _residuals(tables, observed.slope, weights, block, of_block(block))
+        _residuals(tables, observed.slope, weights, inflation, block, of_block(block))
         for block in observed.blocks()
     ]
     joined = Residuals(*(torch.cat(column) for column in zip(*rows, strict=True)))
@@ -208,20 +212,72 @@ def _shared_priors(tables: DirectEffects, observed: ObservedEffects) -> Priors |
     if n_entries <= _MOST_ENTRIES_OF_OWN_PRIORS:
         return None
     blocks = list(observed.blocks(step=-(-n_entries // _MOST_ENTRIES_OF_OWN_PRIORS)))
-    effects, errors, of_model, _ = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    effects, errors, of_model, *_ = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return Priors(NormalMixture.fit(effects, errors), NormalMixture.fit(effects - of_model, errors))
 
 
+def inflation_of_variance(
+    trained: ObservedEffects,
+    held_out: ObservedEffects,
+    of_block: Callable[[Block], Components],
+    weights: np.ndarray,
+) -> float:
+    """Squared errors of stacked effects, as held-out cells show them, per posterior variance.
+
+    Where held-out effects are too uncertain to tell, near what it is a priori; at least 1.
+    """
+    errors = variances = noise = 0.0
+    scale = np.square(trained.slope)
+    for block, of_held_out in zip(trained.blocks(), held_out.blocks(), strict=True):
+        whole, variance = stacked(of_block(block), weights)
+        known = np.isfinite(of_held_out.error)
+        own = np.where(known, np.square(of_held_out.error), 0)
+        errors += float(
+            (scale * (np.where(known, np.square(of_held_out.observed - whole), 0) - own)).sum()
+        )
+        variances += float((scale * np.where(known, variance, 0)).sum())
+        noise += float((2 * np.square(scale * own)).sum())
+    if variances <= 0:
+        return _INFLATION
+    uncertainty = noise / variances**2 / _INFLATION_SD**2
+    inflation = (errors / variances + uncertainty * _INFLATION) / (1 + uncertainty)
+    return float(np.clip(inflation, 1, _MOST_INFLATION))
+
+
+def stacked(found: Components, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean of the components, and its variance, that of a mixture, rows x genes both.
+
+    Where the components disagree, at most one of them can be right.
+    """
+    whole = np.einsum("i,itg->tg", weights, found.means)
+    apart = np.square(found.means - whole)
+    return whole, np.einsum("i,itg->tg", weights, found.variances + apart)
+
+
+def _share_of_variance(slope: np.ndarray, whole: np.ndarray, of_model: np.ndarray) -> np.ndarray:
+    """Variance of whole effects per variance of the model's, as they are compared; at most 1."""
+    total, part = ((np.square(slope) * v).sum(axis=1, keepdims=True) for v in (whole, of_model))
+    return np.minimum(np.divide(total, part, out=np.ones_like(part), where=part > 0), 1)
+
+
 def _residuals(
-    tables: DirectEffects, slope: np.ndarray, weights: np.ndarray, block: Block, found: Components
+    tables: DirectEffects,
+    slope: np.ndarray,
+    weights: np.ndarray,
+    inflation: float,
+    block: Block,
+    found: Components,
 ) -> Residuals:
     """What is added to the model's effects, of the genes that are kept."""
     has_cells = np.isfinite(block.error)
-    whole = np.einsum("i,itg->tg", weights, found.means)
-    # Predictions sample the model's effects: what is missing is the rest of the variance.
-    variance = np.einsum("i,itg->tg", weights, found.variances) - block.variance_of_model
-    uncertainty = np.sqrt(np.maximum(variance, 0))
-    correction = np.where(has_cells, whole - found.means[0], 0)
+    whole, variance = stacked(found, weights)
+    variance = inflation * variance
+    # Predictions sample the model's effects, around their mean no wider than the whole varies; of
+    # the variance the rest is missing. The mean of a rate depends on how wide.
+    squared = _share_of_variance(slope, variance, block.variance_of_model)
+    uncertainty = np.sqrt(np.maximum(variance - squared * block.variance_of_model, 0))
+    of_model = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
+    correction = np.where(has_cells, whole - of_model - found.direct.mean, 0)
     columns = [np.where(has_cells, values, 0) for values in (found.direct.mean, found.direct.sd)]
     columns += [np.where(has_cells, found.direct.lfsr, 1), correction]
     columns += [np.where(has_cells, uncertainty, 0)]
@@ -232,7 +288,9 @@ def _residuals(
         genes = np.argpartition(-matters, tables.n_kept, axis=1)[:, : tables.n_kept]
         genes = np.sort(genes, axis=1)
         columns = [np.take_along_axis(values, genes, axis=1) for values in columns]
+    spread = np.where(has_cells.any(axis=1), np.sqrt(squared[:, 0]), 1)
     return Residuals(
+        torch.as_tensor(spread.astype(np.float32)),
         torch.as_tensor(genes.astype(np.int32)),
         *(torch.as_tensor(values.astype(np.float32)) for values in columns),
     )

@@ -34,8 +34,8 @@ _N_POSTERIOR, _N_STATES = 32, 8
 the states are the same for all perturbations."""
 _SEED = 60013
 _ENOUGH_COUNTS = 20.0
-"""Expected counts of a gene in the cells of a perturbation from which on means of logarithms are
-used: of fewer, their inverse is too curved for a normal error."""
+"""Counts of a gene in the cells of a perturbation, expected and observed, from which on means of
+logarithms are used: of fewer, their inverse is too curved for a normal error."""
 _MOST_LOG_CHANGE = 6.0
 _FEW_PERTURBATIONS = 5
 _SLOPE_STEP = 0.1
@@ -49,6 +49,8 @@ class Expected(NamedTuple):
     """Rates of the cells without their perturbation, ``(T + 1, G)``."""
     with_shift: np.ndarray
     """The same with its shift, averaged over the posterior."""
+    at_mean: np.ndarray
+    """The same with the posterior mean of the shift."""
     variance: np.ndarray
     """Posterior variance of the change of the log rate (of the mean, where it is no count)."""
     dose: np.ndarray
@@ -64,12 +66,13 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
     rows = torch.arange(n_groups - 1, device=module.device)
     with fixed_seed(_SEED, module.device):
         drawn = [
-            module.global_posterior(some, _N_POSTERIOR).shifts.expand(_N_POSTERIOR, -1, -1)
+            module.sampled_shifts(some, _N_POSTERIOR).expand(_N_POSTERIOR, -1, -1)
             for some in rows.split(ROWS_AT_ONCE)
         ]
     shifts = torch.cat(drawn, dim=1)
     # Groups without cells keep rates of 1, of which there are logarithms.
-    without, with_shift = np.ones((2, n_groups, module.likelihood.n_genes), dtype=np.float32)
+    shape_of_rates = (3, n_groups, module.likelihood.n_genes)
+    without, with_shift, at_mean = np.ones(shape_of_rates, dtype=np.float32)
     variance = np.zeros_like(without)
     dose = np.ones(n_groups)
 
@@ -84,9 +87,11 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
     shifts = torch.cat([shifts, shifts.new_zeros(_N_POSTERIOR, 1, shifts.shape[-1])], dim=1)
     samples = torch.arange(_N_POSTERIOR, device=module.device)[:, None, None]
 
-    def shift_of(codes: torch.Tensor, doses: torch.Tensor) -> torch.Tensor:
+    mean_shifts = shifts.mean(dim=0, keepdim=True).expand_as(shifts)
+
+    def shift_of(table: torch.Tensor, codes: torch.Tensor, doses: torch.Tensor) -> torch.Tensor:
         """Sum over slots, ``(posterior samples, states, K)`` to ``(.., S)``."""
-        of_slots = shifts[samples, codes.masked_fill(codes < 0, n_groups - 1)]
+        of_slots = table[samples, codes.masked_fill(codes < 0, n_groups - 1)]
         return (of_slots * doses[..., None]).sum(dim=2)
 
     for group, members in sample_of_groups(cells, n_groups, _N_POSTERIOR * _N_STATES, generator):
@@ -96,18 +101,24 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
         )
         others, base = nothing, plain
         if base is None or (codes[..., 1:] >= 0).any():
-            others = shift_of(codes[..., 1:], doses[..., 1:])
+            others = shift_of(shifts, codes[..., 1:], doses[..., 1:])
             base = mean_rates(others, covariates if module.covariates.n_out else None)
-        changed = base
+        changed = changed_by_mean = base
         if group < n_groups - 1:
-            own = shift_of(codes[..., :1], doses[..., :1])
-            changed = mean_rates(others + own, covariates if module.covariates.n_out else None)
+            changed, changed_by_mean = (
+                mean_rates(
+                    others + shift_of(table, codes[..., :1], doses[..., :1]),
+                    covariates if module.covariates.n_out else None,
+                )
+                for table in (shifts, mean_shifts)
+            )
             dose[group] = float(doses[..., 0].mean())
         without[group], with_shift[group] = base.mean(axis=0), changed.mean(axis=0)
+        at_mean[group] = changed_by_mean.mean(axis=0)
         is_count = module.likelihood.is_count_likelihood
         change = np.log(changed) - np.log(base) if is_count else changed - base
         variance[group] = change.var(axis=0, ddof=1)
-    return Expected(without, with_shift, variance, dose)
+    return Expected(without, with_shift, at_mean, variance, dose)
 
 
 def over_processes(expected: Expected, cells: Cells, total: Total) -> Expected:
@@ -131,6 +142,8 @@ class Block(NamedTuple):
     error: np.ndarray
     """Standard error of the observed effects; infinite where there are no cells."""
     of_model: np.ndarray
+    model_at_mean: np.ndarray
+    """Effects of the posterior means of the shifts."""
     variance_of_model: np.ndarray
     """Posterior variance of the model's effects."""
 
@@ -188,18 +201,26 @@ class ObservedEffects:
         n_perturbations = len(self._n) - 1
         for start in range(0, n_perturbations, ROWS_AT_ONCE * step):
             rows = slice(start, min(start + ROWS_AT_ONCE, n_perturbations))
-            observed, variance, of_model = self._combined(rows)
+            observed, variance = self._combined(rows)
             dose = self._expected.dose[rows, None]
             has_cells = self._n[rows] > 0
             yield Block(
                 np.where(has_cells, observed / dose, 0),
                 np.where(has_cells, np.sqrt(variance) / dose, np.inf),
-                np.where(has_cells, of_model / dose, 0),
+                np.where(has_cells, self._change_to(self._expected.with_shift, rows) / dose, 0),
+                np.where(has_cells, self._change_to(self._expected.at_mean, rows) / dose, 0),
                 self._expected.variance[rows] / dose**2,
             )
 
-    def _combined(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Best linear unbiased combinations of the two estimates, their variances, the model's."""
+    def _change_to(self, rates: np.ndarray, rows: slice) -> np.ndarray:
+        """Effect of a shift on the decoder's expectation, rows x genes."""
+        changed, base = (
+            values[rows].astype(np.float64) for values in (rates, self._expected.without)
+        )
+        return changed - base if self._logs is None else np.log(changed) - np.log(base)
+
+    def _combined(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Best linear unbiased combinations of the two estimates, and their variances."""
         expected = self._expected
         per_cell = 1 / np.maximum(self._n[rows], 1) + 1 / self._n_reference
         of_sums = self._of_sums * per_cell
@@ -207,7 +228,7 @@ class ObservedEffects:
             per_cell_mean = self._sums.x[rows].double().numpy() / np.maximum(self._n[rows], 1)
             observed = per_cell_mean - expected.without[rows] - self._rate
             observed = observed + (expected.without[-1] if self._sums.has_controls else self._rate)
-            return observed, of_sums, expected.with_shift[rows] - expected.without[rows]
+            return observed, of_sums
         by_sums, by_logs, counts = self._estimates(rows, self._logs)
         # At least that of counts that vary no more than a Poisson, as where controls had none.
         of_counts = 1 / (counts + 0.5) + 1 / (self._rate * self._size_reference + 0.5)
@@ -219,26 +240,22 @@ class ObservedEffects:
         )
         rest = 1 - weight
         variance = weight**2 * of_sums + rest**2 * of_logs + 2 * weight * rest * of_both
-        of_model = np.log(expected.with_shift[rows]) - np.log(expected.without[rows])
-        return (
-            weight * by_sums + rest * by_logs,
-            np.maximum(variance, _SMALLEST_VARIANCE),
-            of_model.astype(np.float64),
-        )
+        return weight * by_sums + rest * by_logs, np.maximum(variance, _SMALLEST_VARIANCE)
 
     def _estimates(
         self, rows: slice, logs: _MeansOfLogs
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Estimates by sums and by logs, and expected counts of the cells, rows x genes each."""
+        """Estimates by sums and by logs, and the fewer of expected and observed counts."""
         without = self._expected.without
         log_rate = np.log(without[rows].astype(np.float64))
         if self._sums.has_controls:  # what the decoder gets wrong of them, it gets wrong of all
             log_rate = log_rate + np.log(self._rate) - np.log(without[-1])
-        counts = self._size[rows] * np.exp(log_rate)
-        by_sums = np.log(self._sums.x[rows].double().numpy() + 0.5) - np.log(counts + 0.5)
+        counts, observed = self._size[rows] * np.exp(log_rate), self._sums.x[rows].double().numpy()
+        by_sums = np.log(observed + 0.5) - np.log(counts + 0.5)
         logged = self._sums.logged[rows].double().numpy() / np.maximum(self._n[rows], 1)
         by_logs = logs.log_rate(logged) - log_rate
-        return by_sums, by_logs.clip(-_MOST_LOG_CHANGE, _MOST_LOG_CHANGE), counts
+        by_logs = by_logs.clip(-_MOST_LOG_CHANGE, _MOST_LOG_CHANGE)
+        return by_sums, by_logs, np.minimum(counts, observed)
 
     def _beyond_errors(self, logs: _MeansOfLogs) -> np.ndarray:
         """Squared difference of the two estimates per gene beyond their errors, ``(G,)``.
