@@ -145,7 +145,8 @@ def main() -> None:
         n_cells = None if number == "all" else int(number)
         rows = [row for seed in arguments.seeds for row in run(arguments.screen, n_cells, seed)]
         table = pd.DataFrame(rows).drop(columns="seed")
-        print(table.groupby(["screen", "cells", "method"], sort=False).mean().round(4), flush=True)
+        means = table.groupby(["screen", "cells", "method"], sort=False).mean()
+        print(means.round(4).to_string(), flush=True)
 
 
 if __name__ == "__main__":
