@@ -25,7 +25,9 @@ def with_tables(direct, mean, *, genes=None):
     if genes is None:
         genes = torch.arange(mean.shape[1]).expand(mean.shape)
     others = (factor * mean.abs() for factor in (0.1, 0.01))
-    tables = Residuals(genes.int(), mean, *others, correction=0.5 * mean, uncertainty=mean.abs())
+    spread = torch.linspace(0.2, 1, len(mean))
+    correction, uncertainty = 0.5 * mean, mean.abs()
+    tables = Residuals(spread, genes.int(), mean, *others, correction, uncertainty)
     direct.fill(tables, torch.tensor([0.5, 0.3, 0.2]))
     return direct
 
