@@ -171,6 +171,8 @@ def test_a_perturbation_without_cells_has_no_direct_effects(panel):
             assert not getattr(direct, name)[row].any(), name
             assert getattr(direct, name)[other].any(), name
         assert (direct.sign_error[row] == 1).all()
+        assert direct.spread[row] == 1
+        assert ((direct.spread > 0) & (direct.spread <= 1)).all()
     finally:
         module.load_state_dict(before)
 

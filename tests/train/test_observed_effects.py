@@ -94,6 +94,31 @@ def test_of_few_counts_effects_are_log_ratios_of_sums():
     np.testing.assert_allclose(block.of_model, 0, atol=1e-6)
 
 
+def test_strong_knockdowns_are_read_off_sums():
+    """Of few counts, means of logarithms have too curved an inverse."""
+    rng = np.random.default_rng(0)
+    n_cells, n_controls = 29, 600
+    left = np.array([1, 19, 60, 87])  # of 87 expected ones
+    x = np.zeros((n_cells + n_controls, N_GENES))
+    x[n_cells:] = rng.poisson(3, size=(n_controls, N_GENES))
+    x[:n_cells, 4] = 3
+    for gene, count in enumerate(left):
+        x[:n_cells, gene] = np.bincount(np.arange(count) % n_cells, minlength=n_cells)
+    codes = np.repeat([0, -1], [n_cells, n_controls])[:, None]
+    cells = batch(x, codes)
+    block = observed(constant_module(), sums_of([cells], [True, False, False]))
+    of_controls, size_of_controls = totals(cells, -1)
+    expected = n_cells * SIZE * (of_controls + 0.5) / size_of_controls
+    by_sums = np.log(left + 0.5) - np.log(expected[:4] + 0.5)
+    np.testing.assert_allclose(expected, 87, rtol=0.05)
+    np.testing.assert_allclose(block.observed[0, :2], by_sums[:2], rtol=1e-5)
+    assert block.observed[0, 0] == pytest.approx(np.log(1.5 / 87.5), abs=0.05)
+    assert block.error[0, 0] > np.sqrt(1 / 1.5)
+    # Of more counts, cells are compared by their logarithms as well.
+    assert (np.abs(block.observed[0, 2:4] - by_sums[2:]) > 1e-3).all()
+    np.testing.assert_allclose(block.observed[0, 2:4], by_sums[2:], atol=0.25)
+
+
 def test_mini_batches_and_halves_of_the_cells_add_up():
     cells = few_counts()
     whole = sums_of([cells], [True, True, False])
