@@ -53,7 +53,9 @@ def alone(adata, name):
 def test_predicted_changes_are_log2_of_what_is_added_to_log_rates(table):
     filled = tables()
     added = (filled.mean + filled.correction).numpy()[ROWS, GENES]
-    np.testing.assert_allclose(table["lfc"], added / np.log(2), atol=1e-4)
+    # The mean rate is the exponential of what is added: half the variance above the mean log rate.
+    of_logs = added - filled.uncertainty.numpy()[ROWS, GENES] ** 2 / 2
+    np.testing.assert_allclose(table["lfc"], of_logs / np.log(2), atol=1e-4)
     assert list(table["gene"]) == list(TARGETS.values())
 
 

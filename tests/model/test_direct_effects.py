@@ -25,6 +25,7 @@ def tables(n_kept=N_GENES, seed=0):
     values = [rng.normal(size=shape), rng.uniform(0.1, 1, shape), rng.uniform(0, 1, shape)]
     values += [rng.normal(size=shape), rng.uniform(0.1, 1, shape)]
     return Residuals(
+        torch.as_tensor(rng.uniform(0.3, 1, N_PERTURBATIONS), dtype=torch.float32),
         torch.as_tensor(genes, dtype=torch.int32),
         *(torch.as_tensor(table, dtype=torch.float32) for table in values),
     )

@@ -13,6 +13,7 @@ from module.builders import (
     make_tensors,
     score,
 )
+from scvi_sams.module import ConditionalVAEModule, CPAVAEModule, SAMSVAEModule
 from scvi_sams.module._direct_effects import COMPONENTS, DirectEffects, Residuals
 
 N_PERTURBATIONS = 5
@@ -25,7 +26,9 @@ def with_tables(direct, mean, *, genes=None):
     if genes is None:
         genes = torch.arange(mean.shape[1]).expand(mean.shape)
     others = (factor * mean.abs() for factor in (0.1, 0.01))
-    tables = Residuals(genes.int(), mean, *others, correction=0.5 * mean, uncertainty=mean.abs())
+    spread = torch.linspace(0.2, 1, len(mean))
+    correction, uncertainty = 0.5 * mean, mean.abs()
+    tables = Residuals(spread, genes.int(), mean, *others, correction, uncertainty)
     direct.fill(tables, torch.tensor([0.5, 0.3, 0.2]))
     return direct
 
@@ -99,6 +102,40 @@ def test_predictions_add_the_correction_only_where_they_are_stacked():
     mean, sd = stacked.in_predictions(rows)
     torch.testing.assert_close(mean, (stacked.mean + stacked.correction)[rows])
     torch.testing.assert_close(sd, stacked.uncertainty[rows])
+
+
+@pytest.mark.parametrize("module_cls", [SAMSVAEModule, CPAVAEModule, ConditionalVAEModule])
+@pytest.mark.parametrize("for_predictions", [True, False])
+def test_samples_of_shifts_have_the_posterior_mean(module_cls, for_predictions):
+    module = make_module(module_cls, direct_effects=True, stacking=True)
+    with_tables(module.direct, np.ones((N_PERTURBATIONS, N_GENES)))
+    rows = torch.tensor([3, 0, 1])
+    mean, _ = module.shift_moments(rows)
+    shifts = module.sampled_shifts(rows, 6, for_predictions=for_predictions)
+    torch.testing.assert_close(shifts.mean(dim=0), mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_samples", [1, 40])
+def test_shifts_are_narrowed_around_their_mean_for_stacked_predictions_only(n_samples):
+    module = make_module(correlated_effects=False, direct_effects=True, stacking=True)
+    rows = torch.tensor([4, 0, 2])
+    mean, _ = module.shift_moments(rows)
+
+    def sampled(*, for_predictions):
+        torch.manual_seed(0)
+        return module.sampled_shifts(rows, n_samples, for_predictions=for_predictions)
+
+    before = sampled(for_predictions=True)
+    with_tables(module.direct, np.ones((N_PERTURBATIONS, N_GENES)))
+    plain, narrow = (sampled(for_predictions=narrows) for narrows in (False, True))
+    torch.testing.assert_close(plain, before)
+    assert plain.shape[0] == n_samples
+    spread = module.direct.spread[rows]
+    assert spread.tolist() == pytest.approx([1, 0.2, 0.6])
+    torch.testing.assert_close(narrow - mean, spread[:, None] * (plain - mean))
+    assert ((narrow - plain)[:, 1:].abs().amax(dim=(0, 2)) > 0.02).all()
+    module.direct.stacked.fill_(False)
+    torch.testing.assert_close(sampled(for_predictions=True), plain)
 
 
 def test_genes_that_are_not_kept_have_no_effect():

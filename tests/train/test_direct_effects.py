@@ -171,6 +171,8 @@ def test_a_perturbation_without_cells_has_no_direct_effects(panel):
             assert not getattr(direct, name)[row].any(), name
             assert getattr(direct, name)[other].any(), name
         assert (direct.sign_error[row] == 1).all()
+        assert direct.spread[row] == 1
+        assert ((direct.spread > 0) & (direct.spread <= 1)).all()
     finally:
         module.load_state_dict(before)
 
@@ -201,7 +203,7 @@ def test_of_large_tables_the_genes_that_matter_are_kept(panel, monkeypatch):
         assert kept.numpy()[perturbed, panel.own[perturbed]].all()
         # Large screens share the weights of the mixture among perturbations.
         monkeypatch.setattr(
-            "scvi_sams.train._direct_effects.MOST_ENTRIES", n_kept * len(panel.names)
+            "scvi_sams.train._direct_effects._MOST_ENTRIES_OF_OWN_PRIORS", n_kept * len(panel.names)
         )
         pooled, _ = refit(panel.model, cells).in_predictions(rows)
         own = (perturbed, panel.own[perturbed])

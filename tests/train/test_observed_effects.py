@@ -61,7 +61,7 @@ def observed(module, sums, *, n_perturbations=N_PERTURBATIONS):
         module.cell_sizes.double().numpy(),
         is_count=module.likelihood.is_count_likelihood,
     )
-    ((_, block),) = effects.blocks()
+    (block,) = effects.blocks()
     return block
 
 
@@ -86,11 +86,37 @@ def test_of_few_counts_effects_are_log_ratios_of_sums():
         x, size = totals(cells, code)
         expected = size * (of_controls + 0.5) / size_of_controls
         by_hand = np.log(x + 0.5) - np.log(expected + 0.5)
-        np.testing.assert_allclose(block.observed[code], by_hand, rtol=1e-6)
+        np.testing.assert_allclose(block.observed[code], by_hand, rtol=1e-6, atol=2e-7)
         # Such counts vary less than Poisson ones, of which errors are never less.
-        poisson = 1 / (expected + 0.5) + 1 / (of_controls + 0.5 + 0.5)
+        fewer = np.minimum(x, expected)
+        poisson = 1 / (fewer + 0.5) + 1 / (of_controls + 0.5 + 0.5)
         np.testing.assert_allclose(block.error[code], np.sqrt(poisson), rtol=1e-6)
     np.testing.assert_allclose(block.of_model, 0, atol=1e-6)
+
+
+def test_strong_knockdowns_are_read_off_sums():
+    """Of few counts, means of logarithms have too curved an inverse."""
+    rng = np.random.default_rng(0)
+    n_cells, n_controls = 29, 600
+    left = np.array([1, 19, 60, 87])  # of 87 expected ones
+    x = np.zeros((n_cells + n_controls, N_GENES))
+    x[n_cells:] = rng.poisson(3, size=(n_controls, N_GENES))
+    x[:n_cells, 4] = 3
+    for gene, count in enumerate(left):
+        x[:n_cells, gene] = np.bincount(np.arange(count) % n_cells, minlength=n_cells)
+    codes = np.repeat([0, -1], [n_cells, n_controls])[:, None]
+    cells = batch(x, codes)
+    block = observed(constant_module(), sums_of([cells], [True, False, False]))
+    of_controls, size_of_controls = totals(cells, -1)
+    expected = n_cells * SIZE * (of_controls + 0.5) / size_of_controls
+    by_sums = np.log(left + 0.5) - np.log(expected[:4] + 0.5)
+    np.testing.assert_allclose(expected, 87, rtol=0.05)
+    np.testing.assert_allclose(block.observed[0, :2], by_sums[:2], rtol=1e-5)
+    assert block.observed[0, 0] == pytest.approx(np.log(1.5 / 87.5), abs=0.05)
+    assert block.error[0, 0] > np.sqrt(1 / 1.5)
+    # Of more counts, cells are compared by their logarithms as well.
+    assert (np.abs(block.observed[0, 2:4] - by_sums[2:]) > 1e-3).all()
+    np.testing.assert_allclose(block.observed[0, 2:4], by_sums[2:], atol=0.25)
 
 
 def test_mini_batches_and_halves_of_the_cells_add_up():
@@ -206,7 +232,7 @@ def test_errors_of_means_are_those_of_control_cells(linear):
 def test_processes_average_what_each_expects_of_its_own_cells():
     """Of a group without cells of its own a process has nothing to say."""
     cells = sums_of([few_counts()], [True, True, False]).cells
-    tables = [np.full((4, 2), value, dtype=np.float32) for value in (2.0, 4.0, 0.5)]
+    tables = [np.full((4, 2), value, dtype=np.float32) for value in (2.0, 4.0, 3.0, 0.5)]
     mine = Expected(*tables, np.full(4, 3.0))
     others = torch.tensor([2.0, 0.0, 0.0, 8.0])  # cells of the groups elsewhere, all of value 10
 
@@ -216,5 +242,7 @@ def test_processes_average_what_each_expects_of_its_own_cells():
         return values + 10 * (others[:, None] if values.ndim == 2 else others)
 
     found = over_processes(mine, cells, total)
-    np.testing.assert_allclose(found.without[:, 0], [(6 * 2 + 2 * 10) / 8, 2, 2, (8 * 2 + 80) / 16])
+    for table, own in zip(found[:4], (2, 4, 3, 0.5), strict=True):
+        by_hand = [(6 * own + 2 * 10) / 8, own, own, (8 * own + 80) / 16]
+        np.testing.assert_allclose(table, np.repeat(np.transpose([by_hand]), 2, axis=1))
     np.testing.assert_allclose(found.dose, [(6 * 3 + 20) / 8, 3, 3, (8 * 3 + 80) / 16])

@@ -1,0 +1,230 @@
+"""What direct effects and stacking make of cells: variances, weights and tables by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from module.builders import make_module
+from scvi_sams._shrinkage import Shrunken, shrink_entries
+from scvi_sams.module import ConditionalVAEModule, SAMSVAEModule
+from scvi_sams.module._minibatch import CellBatch
+from scvi_sams.train._direct_effects import (
+    Components,
+    components,
+    fit_direct_effects,
+    inflation_of_variance,
+    stacked,
+    stacking_weights,
+)
+from scvi_sams.train._gene_sums import gene_sums
+from scvi_sams.train._observed_effects import Block, ObservedEffects, expected_rates
+
+N_GENES = 5
+PRIOR_INFLATION = 1.5
+EQUAL = np.full(3, 1 / 3)
+
+
+def block_of(observed, error, of_model=0.0):
+    observed = np.atleast_2d(np.asarray(observed, dtype=float))
+    error, of_model = (np.broadcast_to(part, observed.shape) for part in (error, of_model))
+    return Block(observed, error, of_model, of_model, np.zeros_like(observed))
+
+
+def cells_that_show(*blocks, slope):
+    """Effects as :class:`ObservedEffects` yields them."""
+    return SimpleNamespace(slope=np.asarray(slope, dtype=float), blocks=lambda: iter(blocks))
+
+
+def components_of(means, variances):
+    """Three estimates of the effects, ``(3, rows, genes)``, and their variances."""
+    nothing = Shrunken(*np.zeros((4, *np.shape(means)[1:])))
+    return Components(nothing, np.asarray(means, float), np.asarray(variances, float))
+
+
+def test_the_stacked_effect_has_mean_and_variance_of_a_mixture():
+    found = components_of(
+        [[[1.0, 2.0]], [[3.0, 2.0]], [[5.0, 2.0]]], [[[0.1, 1]], [[0.2, 2]], [[0.4, 4]]]
+    )
+    whole, variance = stacked(found, np.array([0.5, 0.25, 0.25]))
+    np.testing.assert_allclose(whole, [[2.5, 2.0]])
+    within = 0.5 * 0.1 + 0.25 * 0.2 + 0.25 * 0.4
+    apart = 0.5 * 1.5**2 + 0.25 * 0.5**2 + 0.25 * 2.5**2
+    np.testing.assert_allclose(variance, [[within + apart, 0.5 + 0.5 + 1]])
+
+
+def test_of_one_component_mean_and_variance_are_its_own():
+    rng = np.random.default_rng(0)
+    found = components_of(rng.normal(size=(3, 4, 6)), rng.uniform(size=(3, 4, 6)))
+    for which, weights in enumerate(np.eye(3)):
+        whole, variance = stacked(found, weights)
+        np.testing.assert_allclose(whole, found.means[which])
+        np.testing.assert_allclose(variance, found.variances[which])
+
+
+def test_components_by_hand():
+    block = block_of([[1.0, -2.0, 0.0, 0.3]], [0.5, 0.5, np.inf, 0.5], [0.8, -1.0, 0.2, 0.0])
+    slope = np.array([1.0, 2.0, 1.0, 0.5])
+    found = components(block, slope, None, fits_direct=True)
+    lacking = shrink_entries(block.observed - block.of_model, block.error)
+    np.testing.assert_allclose(found.means[0], block.of_model + lacking.mean)
+    np.testing.assert_allclose(found.variances[0], lacking.sd**2)
+    own = shrink_entries(block.observed, block.error)
+    np.testing.assert_allclose(found.means[1], own.mean)
+    np.testing.assert_allclose(found.variances[1], own.sd**2)
+    noise = 0.25 * (1 + 4 + 0.25)
+    kept = 1 - noise / (1 + 16 + 0.0225)
+    np.testing.assert_allclose(found.means[2], kept * block.observed)
+    np.testing.assert_allclose(found.variances[2], kept * np.array([[0.25, 0.25, 0, 0.25]]))
+    without = components(block, slope, None, fits_direct=False)
+    np.testing.assert_allclose(without.means[0], block.of_model)
+    np.testing.assert_allclose(without.variances[0], 0)
+    np.testing.assert_allclose(without.means[1:], found.means[1:])
+
+
+def inflation(held_out, *, means, variances, slope):
+    found = components_of([means] * 3, [variances] * 3)
+    training = cells_that_show(block_of(means, 0.1), slope=slope)
+    of_held_out = cells_that_show(held_out, slope=slope)
+    return inflation_of_variance(training, of_held_out, lambda _: found, EQUAL)
+
+
+def test_inflation_is_squared_error_per_variance_near_what_it_is_a_priori():
+    held_out = block_of([[2.0, 1.0, 7.0]], [0.5, 0.5, np.inf])
+    found = inflation(
+        held_out, means=[[0.0, 0.0, 0.0]], variances=[[0.5, 0.25, 9.0]], slope=[1, 2, 1]
+    )
+    # As effects are compared; the gene without cells says nothing.
+    per_variance = ((4 - 0.25) + 4 * (1 - 0.25)) / (0.5 + 4 * 0.25)
+    squared_error = 2 * (0.25**2 + (4 * 0.25) ** 2) / 1.5**2
+    precision, prior_precision = 1 / squared_error, 1 / 0.5**2
+    by_hand = precision * per_variance + prior_precision * PRIOR_INFLATION
+    assert found == pytest.approx(by_hand / (precision + prior_precision))
+
+
+def test_precise_held_out_cells_decide_on_inflation_alone():
+    held_out = block_of([[1.0, -1.0]], 1e-4)
+    found = inflation(held_out, means=[[0.0, 0.0]], variances=[[0.5, 0.3]], slope=[1, 1])
+    assert found == pytest.approx(2 / 0.8, rel=1e-4)
+
+
+@pytest.mark.parametrize(("observed", "expected"), [(0.5, 1.0), (50.0, 4.0)])
+def test_inflation_is_at_least_one_and_not_without_end(observed, expected):
+    """Estimates that hit held-out effects exactly may have done so by chance."""
+    held_out = block_of([[observed, observed]], 0.01)
+    found = inflation(held_out, means=[[0.5, 0.5]], variances=[[0.5, 0.5]], slope=[1, 1])
+    assert found == expected
+
+
+def test_inflation_is_the_prior_one_where_no_cells_were_held_out():
+    nothing = block_of([[0.0, 0.0]], np.inf)
+    found = inflation(nothing, means=[[1.0, 2.0]], variances=[[0.5, 0.5]], slope=[1, 1])
+    assert found == PRIOR_INFLATION
+
+
+def test_weights_are_equal_where_held_out_cells_say_nothing_and_else_of_what_is_right():
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(3, 10, 40))
+    found = components_of(means, np.full(means.shape, 0.1))
+    training = cells_that_show(block_of(means[0], 0.1), slope=np.ones(40))
+
+    def weights(observed, error):
+        held_out = cells_that_show(block_of(observed, error), slope=np.ones(40))
+        return stacking_weights(training, held_out, lambda _: found)
+
+    np.testing.assert_allclose(weights(0 * means[0], np.inf), EQUAL, atol=1e-6)
+    mixed = np.einsum("i,itg->tg", [0.7, 0.3, 0.0], means)
+    np.testing.assert_allclose(weights(mixed, 0.1), [0.7, 0.3, 0.0], atol=0.05)
+    np.testing.assert_allclose(weights(means[1], 0.1), [0.0, 1.0, 0.0], atol=0.05)
+
+
+def test_effects_of_other_cells_are_weighed_by_their_errors():
+    """One held-out effect of 400 cells counts as four hundred of one cell."""
+    means = np.zeros((3, 1, 2))
+    means[0, 0, 0] = means[1, 0, 1] = 1
+    found = components_of(means, np.ones(means.shape))
+    training = cells_that_show(block_of(means[0], 0.1), slope=np.ones(2))
+    by_error = []
+    for error in ([0.01, 10.0], [10.0, 0.01]):
+        held_out = cells_that_show(block_of([[1.0, 1.0]], error), slope=np.ones(2))
+        by_error.append(stacking_weights(training, held_out, lambda _: found))
+    assert by_error[0][0] > by_error[0][1] + 0.1
+    assert by_error[1][1] > by_error[1][0] + 0.1
+
+
+def few_cells(n_perturbations, *, without, is_count):
+    """40 cells of each perturbation, but for one, and 80 controls."""
+    rng = np.random.default_rng(3)
+    has_cells = np.arange(n_perturbations) != without
+    codes = np.append(np.repeat(np.flatnonzero(has_cells), 40), np.full(80, -1))[:, None]
+    change = np.vstack([rng.normal(scale=0.7, size=(n_perturbations, N_GENES)), np.zeros(N_GENES)])
+    mean = change[codes[:, 0]]
+    x = rng.poisson(4 * np.exp(mean)) if is_count else rng.normal(mean)
+    codes = torch.as_tensor(codes)
+    size = torch.full((len(x),), 500.0)
+    x = torch.as_tensor(x, dtype=torch.float32)
+    cells = CellBatch(x, codes, (codes >= 0).float(), None, size)
+    return gene_sums([cells], torch.as_tensor(has_cells), N_GENES, is_count=is_count)
+
+
+def fitted(module, sums):
+    """Fit without held-out cells; returns the tables and what they are to be made of."""
+    fit_direct_effects(module, sums)
+    is_count = module.likelihood.is_count_likelihood
+    effects = ObservedEffects(
+        sums,
+        expected_rates(module, sums.cells, module.direct.n_perturbations + 1),
+        module.cell_sizes.double().numpy(),
+        is_count=is_count,
+    )
+    (block,) = effects.blocks()
+    found = components(block, effects.slope, None, fits_direct=True)
+    return module.direct, block, found, effects.slope
+
+
+def test_tables_without_held_out_cells_average_the_components_equally():
+    """Shifts of this model are known for certain, so that what is added holds at their mean."""
+    module = make_module(
+        ConditionalVAEModule, direct_effects=True, stacking=True, n_perturbations=3
+    )
+    module.cell_sizes.copy_(torch.tensor([[500.0, 500.0, 500.0], [1.0, 0.0, 0.0]]))
+    direct, block, found, _ = fitted(module, few_cells(3, without=1, is_count=True))
+    whole, variance = stacked(found, EQUAL)
+    has_cells = [0, 2]
+    assert np.abs(whole[has_cells]).max() > 0.5
+    mean, sd = direct.in_predictions(torch.arange(3))
+    predicted = block.of_model + mean.numpy()
+    np.testing.assert_allclose(predicted[has_cells], whole[has_cells], atol=1e-5)
+    sampled = direct.spread.numpy()[:, None] ** 2 * block.variance_of_model
+    by_hand = np.sqrt(np.maximum(PRIOR_INFLATION * variance - sampled, 0))
+    np.testing.assert_allclose(sd.numpy()[has_cells], by_hand[has_cells], rtol=1e-4)
+    assert sd.numpy()[has_cells].min() > 0.01
+    assert not mean[1].any()
+    assert not sd[1].any()
+    assert direct.spread[1] == 1
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "nb"])
+def test_samples_are_as_wide_as_the_whole_varies(likelihood):
+    """Their share of the model's variance, in the units in which effects are compared."""
+    is_count = likelihood == "nb"
+    module = make_module(
+        SAMSVAEModule, direct_effects=True, stacking=True, gene_likelihood=likelihood
+    )
+    module.cell_sizes.copy_(torch.tensor([[500.0, 500.0, 500.0], [1.0, 0.0, 0.0]]))
+    direct, block, found, slope = fitted(module, few_cells(5, without=3, is_count=is_count))
+    variance = PRIOR_INFLATION * stacked(found, EQUAL)[1]
+    has_cells = np.arange(5) != 3
+    of_whole, of_model = (
+        (slope**2 * values[has_cells]).sum(axis=1) for values in (variance, block.variance_of_model)
+    )
+    by_hand = np.minimum(np.sqrt(of_whole / of_model), 1)
+    spread = direct.spread.numpy()
+    np.testing.assert_allclose(spread[has_cells], by_hand, rtol=1e-4)
+    assert (spread <= 1).all()
+    assert spread.min() < 0.9
+    assert spread[3] == 1
+    # Together samples of shifts and of what is added to them vary no less than the whole does.
+    in_all = spread[:, None] ** 2 * block.variance_of_model + direct.uncertainty.numpy() ** 2
+    assert (in_all[has_cells] > 0.999 * variance[has_cells]).all()
