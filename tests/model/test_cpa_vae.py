@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from model.builders import N_LATENT, assert_within_error, linear_normal
+from model.builders import N_LATENT, linear_normal
 from scvi_sams import CPAVAE
 
 EFFECTS = np.random.default_rng(5).normal(scale=1.5, size=(4, N_LATENT))
@@ -36,7 +36,8 @@ def test_cpa_uncertainty_of_effects_reaches_the_interval():
         ["P001"], method="mean", n_posterior_samples=n, n_samples=n, key_added=None
     )
     sd = 0.3 * np.linalg.norm(weight, axis=1)
-    assert_within_error(ate.X[0], EFFECTS[0] @ weight.T, ate.layers["standard_error"][0])
-    np.testing.assert_allclose(ate.layers["standard_error"][0], sd / n**0.5, rtol=0.06)
+    # Samples have the posterior mean, which a linear decoder hands on without any error.
+    np.testing.assert_allclose(ate.X[0], EFFECTS[0] @ weight.T, atol=1e-4 * sd.max())
+    assert (ate.layers["standard_error"][0] < 1e-5 * sd).all()
     width = ate.layers["interval_high"][0] - ate.layers["interval_low"][0]
     np.testing.assert_allclose(width, 2 * 1.96 * sd, rtol=0.1)

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from scvi_sams.model._contrast import bounds, quantiles, summary
+from scvi_sams.model._contrast import DrawnEffect, bounds, quantiles, summary
 
 
 def test_mean_error_and_interval_by_hand():
@@ -78,3 +79,29 @@ def test_bounds_where_draws_are_infinite_or_nan(precision):
     assert high[1] == torch.inf
     assert low[2] == -torch.inf
     assert torch.isnan(torch.stack([low[3], high[3]])).all()
+
+
+def test_what_follows_samples_of_exact_mean_adds_no_error():
+    """Residuals of a least squares fit, gene by gene, over the samples that it leaves free."""
+    rng = np.random.default_rng(0)
+    n_draws, n_shift, n_genes = 40, 3, 6
+    shift, direct = rng.normal(size=(n_draws, n_shift)), rng.normal(size=(n_draws, n_genes))
+    noise = 0.1 * rng.normal(size=(n_draws, n_genes))
+    effects = 2 + shift @ rng.normal(size=(n_shift, n_genes)) + 0.7 * direct + noise
+    draws, of_shift, added = (torch.as_tensor(values) for values in (effects, shift, direct))
+    mean, error = summary(draws, None, caused_by=DrawnEffect(of_shift, added))
+    np.testing.assert_allclose(mean, effects.mean(axis=0))
+    for gene in range(n_genes):
+        design = np.column_stack([np.ones(n_draws), shift, direct[:, gene]])
+        _, (squares,), *_ = np.linalg.lstsq(design, effects[:, gene])
+        by_hand = np.sqrt(squares / (n_draws - design.shape[1]) / n_draws)
+        assert float(error[gene]) == pytest.approx(by_hand)
+    plain = effects.std(axis=0, ddof=1) / np.sqrt(n_draws)
+    assert (error.numpy() < 0.2 * plain).all()
+    # Shifts that do not vary explain nothing, and many numbers would explain anything.
+    constant = DrawnEffect(torch.ones(n_draws, n_shift, dtype=draws.dtype), None)
+    many = DrawnEffect(torch.as_tensor(rng.normal(size=(n_draws, 20))), None)
+    for cause in (None, constant, many):
+        _, error = summary(draws, None, caused_by=cause)
+        np.testing.assert_allclose(error, plain)
+    np.testing.assert_array_equal(draws, effects)

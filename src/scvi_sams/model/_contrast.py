@@ -24,6 +24,9 @@ _VALUES_AT_ONCE_ON_ACCELERATORS = 2**24
 _ASSUMED_SIZE = 1e4
 """Where a model was saved without the sizes of its cells."""
 
+_RANK_TOLERANCE = 1e-5
+"""Of the largest singular value of shifts: in smaller ones there is rounding alone."""
+
 EffectScale = Literal["lognorm", "lograte", "mean"]
 
 
@@ -206,8 +209,13 @@ def units(likelihood: Likelihood, method: EffectScale) -> str:
     }[method]
 
 
-def summary(draws: Tensor, interval: float | None) -> list[Tensor]:
+def summary(
+    draws: Tensor, interval: float | None, *, caused_by: DrawnEffect | None = None
+) -> list[Tensor]:
     """Summarise at least two draws, ``(n_draws, ...)``.
+
+    Where they are effects ``(n_draws, n_genes)`` that are ``caused_by`` samples whose means have no
+    error, what follows these linearly adds none to the mean of the effects (control variates).
 
     Returns
     -------
@@ -215,9 +223,31 @@ def summary(draws: Tensor, interval: float | None) -> list[Tensor]:
     end of the equal-tailed interval.
     """
     mean = draws.mean(dim=0)
-    squares = (draws - mean).square_().sum(dim=0)
-    error = (squares / ((len(draws) - 1) * len(draws))).sqrt()
+    rest, n_known = draws - mean, 0
+    if caused_by is not None:
+        rest, n_known = _not_linear_in(caused_by, rest)
+    squares = rest.square_().sum(dim=0)
+    error = (squares / ((len(draws) - 1 - n_known) * len(draws))).sqrt()
     return [mean, error, *([] if interval is None else bounds(draws, interval))]
+
+
+def _not_linear_in(cause: DrawnEffect, rest: Tensor) -> tuple[Tensor, int]:
+    """Residuals of a regression on shifts and what is added to each gene; how many it fits.
+
+    Where samples are too few for it, what there was.
+    """
+    axes, sizes, _ = torch.linalg.svd(cause.shift - cause.shift.mean(dim=0), full_matrices=False)
+    axes = axes[:, sizes > _RANK_TOLERANCE * sizes[0]]
+    n_known = axes.shape[1] + (cause.direct is not None)
+    if 2 * n_known >= len(rest):
+        return rest, 0
+    rest = rest - axes @ (axes.T @ rest)
+    if cause.direct is not None:
+        added = cause.direct - cause.direct.mean(dim=0)
+        added -= axes @ (axes.T @ added)
+        size = added.square().sum(dim=0).clamp(min=torch.finfo(added.dtype).tiny)
+        rest -= added * ((added * rest).sum(dim=0) / size)
+    return rest, n_known
 
 
 def bounds(draws: Tensor, interval: float) -> tuple[Tensor, ...]:

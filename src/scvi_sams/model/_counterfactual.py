@@ -231,7 +231,7 @@ def effects_of_labels(
     norms = torch.empty(n_draws, len(labels), device=contrast.module.device)
     for row, drawn in enumerate(drawn_effects(contrast.module, requested, n_draws)):
         effects = contrast.effect(drawn)
-        for name, value in zip(names, summary(effects, interval), strict=True):
+        for name, value in zip(names, summary(effects, interval, caused_by=drawn), strict=True):
             tables[name][row] = value.cpu().numpy()
         norms[:, row] = effects.norm(dim=1)
     obs = pd.DataFrame(_norm_columns(norms, interval), pd.Index(labels, name="perturbation"))
