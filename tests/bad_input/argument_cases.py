@@ -222,7 +222,9 @@ TRAIN: list[Case] = [
         for value in (2, -1, np.nan)
     ),
     wrong("max_curvature", -1, "at least 0", planned(max_curvature=-1)),
-    wrong("lr_schedule", "linear", "['cosine', 'constant']", planned(lr_schedule="linear")),
+    wrong(
+        "lr_schedule", "linear", "['cosine', 'constant', 'held_out']", planned(lr_schedule="linear")
+    ),
     wrong("optimizer", "SGD", "['Adam', 'AdamW', 'Custom']", planned(optimizer="SGD")),
     refused(
         "an argument of the training plan that there is not",

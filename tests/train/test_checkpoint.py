@@ -33,8 +33,8 @@ from scvi_sams import SAMSVAE
 
 
 class Kill(Callback):
-    # At any step after the first epoch.
-    step = random.randrange(5, 30)
+    # At any step after the first epoch, of five, and its end, when the file is written.
+    step = random.randrange(6, 30)
 
     def on_train_batch_end(self, trainer, plan, *args):
         if trainer.global_step == self.step:

@@ -47,7 +47,9 @@ def curve(model, name):
 
 
 def assert_same(found, expected, names=None):
-    for name in names or expected:
+    # Direct effects are fitted to the weights when training has ended.
+    trained = [name for name in expected if not name.startswith("direct.")]
+    for name in names or trained:
         assert torch.equal(found[name], expected[name]), name
 
 
