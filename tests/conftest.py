@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import scvi
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +14,10 @@ def data_dir():
             "SCVI_SAMS_REQUIRE_DATA=1 to download it into the cache folder"
         )
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_seed_is_left():
+    """Cells are split by the global seed: what a module sets is not for the next one."""
+    yield
+    scvi.settings.seed = None
