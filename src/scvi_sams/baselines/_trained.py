@@ -217,7 +217,7 @@ class DecoderOnly(NetworkBaseline):
 
     Notes
     -----
-    The ablation of PerturBench (Wu et al., arXiv 2408.10609v4). Theirs is told the covariate level
+    The ablation of PerturBench (Wu et al., arXiv 2408.10609v4). Theirs gets the covariate level
     of a cell as well: fit one model per level where there are several.
     """
 
