@@ -188,10 +188,14 @@ def shrink_rows(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
     effect, error = _as_pair(effect, error)
     known = np.isfinite(effect) & np.isfinite(error)
     value, noise = np.where(known, effect, 0), np.where(known, error, 0)
-    size = np.square(value).sum(axis=1, keepdims=True)
-    noise_size = np.square(noise).sum(axis=1, keepdims=True)
-    share = np.divide(noise_size, size, out=np.ones_like(size), where=size > 0)
-    return value * np.maximum(1 - share, 0)
+    return value * share_kept(value, noise)
+
+
+def share_kept(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """By what :func:`shrink_rows` multiplies each row, ``(n_rows, 1)``; all numbers are finite."""
+    size, noise = (np.square(values).sum(axis=1, keepdims=True) for values in (effect, error))
+    share = np.divide(noise, size, out=np.ones_like(size), where=size > 0)
+    return np.maximum(1 - share, 0)
 
 
 def shrink_entries(

@@ -20,13 +20,9 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from scvi_sams._shrinkage import NormalMixture, Shrunken, shrink_entries
+from scvi_sams._shrinkage import NormalMixture, Shrunken, share_kept, shrink_entries
 from scvi_sams.data._field import registered_labels
-from scvi_sams.module._direct_effects import (
-    COMPONENTS,
-    DirectEffects,
-    Residuals,
-)
+from scvi_sams.module._direct_effects import COMPONENTS, DirectEffects, Residuals
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._gene_sums import GeneSums, cells_of, gene_sums, total_over_processes
 from scvi_sams.train._observed_effects import (
@@ -85,10 +81,7 @@ def components(
             direct = shrink_entries(observed - of_model, error)
     # As a whole: the share of the sum of squares, as effects are compared, that is not error.
     known = np.isfinite(error)
-    scaled, noise = slope * observed, np.where(known, slope * error, 0)
-    size = np.square(scaled).sum(axis=1, keepdims=True)
-    lost = np.square(noise).sum(axis=1, keepdims=True)
-    kept = np.maximum(1 - np.divide(lost, size, out=np.ones_like(size), where=size > 0), 0)
+    kept = share_kept(slope * observed, np.where(known, slope * error, 0))
     of_rows = kept * np.square(np.where(known, error, 0))
     return Components(
         direct,
