@@ -88,12 +88,3 @@ def test_evidence_of_many_cells_is_charged_more():
     added = 0.5 * plain.kl_local["kl_effects"].item()
     assert coarse.loss.item() == pytest.approx(plain.loss.item() + added, rel=1e-5)
     assert torch.equal(coarse.kl_local["kl_effects"], plain.kl_local["kl_effects"])
-
-
-def test_the_phases_of_masks_change_nothing():
-    module = make_module(CPAVAEModule)
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    module.begin_dense_phase()
-    module.find_sparse_axes()
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, before[name]), name

@@ -8,7 +8,11 @@ import torch
 from module.builders import COVARIATE_SIZES, VARIANTS, make_module, make_tensors
 from scvi_sams.module import sum_over_slots
 from scvi_sams.module._networks import NormalHead
-from scvi_sams.module._rotation import canonical_order, signed_permutation, sparsest_rotation
+from scvi_sams.module._rotation import (
+    canonical_order,
+    signed_permutation,
+    sparsest_rotation,
+)
 
 
 def sparse_effects(n_perturbations: int, n_latent: int, seed: int) -> torch.Tensor:
@@ -143,6 +147,54 @@ def test_fold_leaves_likelihood_and_basal_norms_alone(
     torch.testing.assert_close(turned_log_px, log_px, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("correlated_basal", "correlated_effects"), VARIANTS)
+@pytest.mark.parametrize("covariates", [False, True])
+def test_moving_the_origin_leaves_what_is_decoded_alone(
+    correlated_basal: bool, correlated_effects: bool, covariates: bool
+):
+    """Of cells with a unit dose of one perturbation."""
+    changes = COVARIATE_SIZES if covariates else {}
+    module = make_module(
+        correlated_basal=correlated_basal, correlated_effects=correlated_effects, **changes
+    )
+    batch = make_tensors(covariates=covariates)
+    cells = module.read_batch(batch)
+    carried = cells.codes >= 0
+    cells_of_one = (carried.sum(dim=1) == 1) & (cells.doses.where(carried, 1.0) == 1).all(dim=1)
+    assert cells_of_one.any()
+    origin = torch.tensor([0.7, -0.4, 0.2])
+    with torch.no_grad():
+        effects, basal, logits, log_px = means_and_logits(module, batch)
+        module.translate(origin)
+        moved_effects, moved_basal, moved_logits, moved_log_px = means_and_logits(module, batch)
+    torch.testing.assert_close(moved_effects, effects - origin)
+    for moved, before in (
+        (moved_basal, basal),
+        (moved_logits, logits),
+        (moved_log_px, log_px),
+    ):
+        torch.testing.assert_close(
+            moved[:, cells_of_one], before[:, cells_of_one], atol=1e-4, rtol=1e-5
+        )
+
+
+def test_controls_are_at_the_origin_once_it_is_where_they_are():
+    """An encoder that ignores the shift it is given: controls move by the origin, to the digit."""
+    module = make_module(correlated_basal=True)
+    torch.nn.init.zeros_(module.encoder.from_shift.weight)
+    batch = make_tensors()
+    is_control = (module.read_batch(batch).codes < 0).all(dim=1)
+    with torch.no_grad():
+        _, basal, logits, _ = means_and_logits(module, batch)
+        origin = basal[0, is_control].mean(dim=0)
+        module.translate(origin)
+        _, moved_basal, moved_logits, _ = means_and_logits(module, batch)
+    torch.testing.assert_close(
+        moved_basal[0, is_control].mean(dim=0), torch.zeros(3), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(moved_logits, logits, atol=1e-4, rtol=1e-5)
+
+
 def test_equal_variances_turn_exactly():
     head = NormalHead(4, 3)
     with torch.no_grad():
@@ -174,6 +226,7 @@ def test_masks_start_from_the_evidence_for_each_effect():
         module.effects.log_scale.fill_(math.log(0.1))
     module.begin_dense_phase()
     module.find_sparse_axes()
+    module.start_masks()
     assert not module.masks.is_dense
     # log(.1 / .9) + 0 - log(101) / 2 for no effect; for the others far above 4.6, the limit.
     strong = module.masks.logits[:4]
@@ -201,6 +254,7 @@ def test_masks_start_from_coarsened_evidence():
         module.effects.log_scale.fill_(math.log(0.1))
     module.begin_dense_phase()
     module.find_sparse_axes()
+    module.start_masks()
     # v = 0.01 + 1 / 25 = 0.05: log(.1 / .9) + 5 / (2 + 0.025) - log(81) / 2 = -1.9253
     assert module.masks.logits[0].max().item() == pytest.approx(-1.9253, abs=0.02)
 

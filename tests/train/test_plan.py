@@ -13,7 +13,7 @@ from module.reference import ReferenceELBO, recorded_draws
 from scvi_sams import CPAVAE
 from scvi_sams._torch import fixed_seed
 from scvi_sams.module import LatentSurvey, SAMSVAEModule
-from scvi_sams.train import PerturbationTrainingPlan, _plan
+from scvi_sams.train import PerturbationTrainingPlan, _dense_phase, _plan
 from train.screens import carriers, make_model, make_screen
 
 # After a training scvi-tools leaves the module in eval mode, and says so when the next one starts.
@@ -207,7 +207,7 @@ def test_masks_are_in_use_however_training_ends(screen, fraction, n_epochs):
 # A model that does not learn: its bound is one in the dense phase, and a worse one after, because
 # masks that are as good as impossible a priori cost much.
 STILL = {"lr": 0.0, "table_lr": 0.0, "dense_fraction": 0.5}
-COSTLY = {"mask_prior_probability": 1e-30}
+COSTLY = {"mask_prior_probability": 1e-300}
 
 
 def assert_worse_with_masks(model, n_dense):
@@ -444,7 +444,7 @@ def test_bends_are_switched_off_once_masks_begin(screen, monkeypatch, caplog):
 def test_of_many_cells_some_are_surveyed(screen, monkeypatch):
     seen = []
     say_that_the_second_dimension_bends(monkeypatch, seen)
-    monkeypatch.setattr(_plan, "_CELLS_FOR_CURVATURE", 10)
+    monkeypatch.setattr(_dense_phase, "_CELLS_FOR_CURVATURE", 10)
     train(make_model(screen), max_epochs=2, batch_size=8, plan_kwargs={"dense_fraction": 0.5})
     assert seen == [16]
 

@@ -121,6 +121,16 @@ class BasalEncoder(nn.Module):
         if self.from_shift is not None:
             self.from_shift.weight.copy_(self.from_shift.weight @ rotation)
 
+    @torch.no_grad()
+    def translate(self, origin: Tensor) -> None:
+        """Move the origin of states to a point, by which shifts then differ.
+
+        Basal states of cells with one perturbation stay the same.
+        """
+        if self.from_shift is not None:
+            self.head.loc.bias.sub_(origin)
+            self.from_x.bias.add_(self.from_shift.weight @ origin)
+
     def state(
         self, x: Tensor, covariates: Tensor | None, condition: Tensor | None = None
     ) -> Normal:
@@ -173,6 +183,11 @@ class Decoder(nn.Module):
         """Turn the coordinates of z; what is decoded stays the same."""
         self.from_z.weight.copy_(self.from_z.weight @ rotation)
 
+    @torch.no_grad()
+    def translate(self, origin: Tensor) -> None:
+        """Move the origin of z; what is decoded stays the same."""
+        self.from_z.bias.add_(self.from_z.weight @ origin)
+
     def forward(
         self, z: Tensor, covariates: Tensor | None, condition: Tensor | None = None
     ) -> Tensor:
@@ -209,6 +224,10 @@ class EffectPosterior(nn.Module, ABC):
         """Turn the coordinates of the effects of full masks: they become ``effects @ rotation``."""
 
     @abstractmethod
+    def translate(self, origin: Tensor) -> None:
+        """Take a vector of shape ``(n_latent,)`` off every effect."""
+
+    @abstractmethod
     def permute(self, order: Tensor, signs: Tensor) -> None:
         """Reorder coordinates: the new ``l`` is the old ``order[l]``, times ``signs[l]``."""
 
@@ -233,6 +252,11 @@ class MeanFieldEffects(EffectPosterior):
         self.loc.copy_(self.loc @ rotation)
         variance = (2 * self.log_scale).exp() @ rotation.square()
         self.log_scale.copy_(0.5 * variance.log())
+
+    @torch.no_grad()
+    def translate(self, origin: Tensor) -> None:
+        """Take it off the table of means."""
+        self.loc.sub_(origin)
 
     @torch.no_grad()
     def permute(self, order: Tensor, signs: Tensor) -> None:
@@ -271,6 +295,11 @@ class CorrelatedEffects(EffectPosterior):
         self.head.rotate(rotation)
         self.from_mask.bias.add_(self.from_mask.weight.sum(dim=1))
         self.from_mask.weight.zero_()
+
+    @torch.no_grad()
+    def translate(self, origin: Tensor) -> None:
+        """Take it off the head's bias."""
+        self.head.loc.bias.sub_(origin)
 
     @torch.no_grad()
     def permute(self, order: Tensor, signs: Tensor) -> None:

@@ -14,7 +14,6 @@ that occur in the mini-batch, L latent dimensions, S width of a shift, G genes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -24,7 +23,6 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._direct_effects import DirectEffects, add_to_logits
 from scvi_sams.module._likelihoods import LIKELIHOODS, GeneLikelihood
 from scvi_sams.module._minibatch import (
@@ -215,24 +213,7 @@ class PerturbationModule(BaseModuleClass):
         """Give the latent dimensions a canonical order and signs, where shifts are latent."""
 
     has_dense_phase: ClassVar[bool] = False
-    """Whether training begins with a phase before :meth:`find_sparse_axes`."""
-
-    def begin_dense_phase(self) -> None:
-        """Prepare for the phase before :meth:`find_sparse_axes`; nothing to do without masks."""
-
-    def find_sparse_axes(self) -> None:
-        """Move to coordinates in which effects are sparse; nothing to do without masks."""
-
-    can_switch_off_latents: ClassVar[bool] = False
-    """Whether :meth:`survey_latents` and :meth:`switch_off_latents` follow it."""
-
-    def survey_latents(self, cells: Iterable[CellBatch]) -> LatentSurvey:
-        """What each latent dimension is good for; only with ``can_switch_off_latents``."""
-        raise NotImplementedError
-
-    def switch_off_latents(self, is_off: Tensor) -> None:
-        """Do without some latent dimensions from now on; only with ``can_switch_off_latents``."""
-        raise NotImplementedError
+    """Whether training begins with a phase in which all masks are on."""
 
     def diagnostics(self) -> dict[str, float]:
         """How the module stands at the end of an epoch, by names for ``history``."""

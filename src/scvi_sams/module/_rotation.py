@@ -31,6 +31,7 @@ _SMOOTHING = 0.1
 """Where the absolute value is rounded off, relative to the root mean square of the effects."""
 _FIRST_ANGLE, _LARGEST_ANGLE = 0.1, 0.5
 """Radians: of the first step in a plane of two axes, of any step per axis."""
+_N_RESAMPLES = 20
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 """Turned effects to a value and its derivative by each of them."""
@@ -61,16 +62,44 @@ def sparsest_rotation(effects: Tensor, *, seed: int = 0) -> Tensor:
     Orthogonal matrix of shape ``(n_latent, n_latent)``, of the type and on the device of
     ``effects``.
     """
-    values = effects.detach().cpu().double()
-    values = values[values.norm(dim=1).argsort(descending=True)[:_MAX_PERTURBATIONS]]
-    values = values / values.square().mean().sqrt().clamp(min=1e-12)
+    values = _standardised(_strongest(effects))
     with _one_thread():
-        region = _best_of_starts(values, seed)
-        half = effect_scale(values @ region) / 2
-        refined, _ = _descend(values, region, lambda x: _soft_count(x, half))
+        refined = _refined(values, _best_of_starts(values, seed))
     # A product of many rotations is one up to rounding; its orthogonal factor is the nearest.
     left, _, right = torch.linalg.svd(refined)
     return (left @ right).to(effects)
+
+
+@torch.no_grad()
+def resampled_rotations(effects: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
+    """Yield rotations of sparse axes to those of 20 samples of the perturbations.
+
+    Sampled with replacement, as many as there are (at most 2,000, the strongest). Each descent
+    starts from the axes as they are, for which ``effects`` come from :func:`sparsest_rotation`.
+    """
+    values = _strongest(effects)
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.eye(values.shape[1], dtype=values.dtype)
+    for _ in range(_N_RESAMPLES):
+        rows = torch.randint(len(values), (len(values),), generator=generator)
+        with _one_thread():
+            rotation = _refined(_standardised(values[rows]), axes)
+        yield rotation.to(effects)
+
+
+def _strongest(effects: Tensor) -> Tensor:
+    values = effects.detach().cpu().double()
+    return values[values.norm(dim=1).argsort(descending=True)[:_MAX_PERTURBATIONS]]
+
+
+def _standardised(values: Tensor) -> Tensor:
+    return values / values.square().mean().sqrt().clamp(min=1e-12)
+
+
+def _refined(values: Tensor, axes: Tensor) -> Tensor:
+    """Descend to the lowest soft count of entries near the given axes."""
+    half = effect_scale(values @ axes) / 2
+    return _descend(values, axes, lambda turned: _soft_count(turned, half))[0]
 
 
 def effect_scale(effects: Tensor) -> float:

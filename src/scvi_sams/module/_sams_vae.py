@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from scvi_sams._torch import fixed_seed
+from scvi_sams.module._axis_errors import variance_of_axes
 from scvi_sams.module._curvature import LatentSurvey, curvature, following
 from scvi_sams.module._latent_shift import LatentShiftModule
 from scvi_sams.module._masks import MASK_PRIORS, MaskPosterior, MaskPriorName
@@ -59,7 +60,6 @@ class SAMSVAEModule(LatentShiftModule):
     """
 
     has_dense_phase = True
-    can_switch_off_latents = True
 
     def __init__(
         self,
@@ -141,29 +141,38 @@ class SAMSVAEModule(LatentShiftModule):
 
     @torch.no_grad()
     def begin_dense_phase(self) -> None:
-        """Switch all masks on until :meth:`find_sparse_axes`."""
+        """Switch all masks on until :meth:`start_masks`."""
         self.masks.switch_all_on(True)
 
     @torch.no_grad()
     def find_sparse_axes(self) -> None:
-        """Rotate the latent space so that effects are sparsest, and start masks from there.
+        """Rotate the latent space so that effects are sparsest; all masks are still on."""
+        self.rotate(sparsest_rotation(self.full_effects().loc[0]))
 
-        The log-odds of a mask entry start at what an estimate ``e`` of its effect says, whose
-        variance ``v`` is that of its posterior plus 1 / ``evidence_cells``, by the densities of
-        Normal(0, v + beta^2) (on) and Normal(0, v) (off)::
+    def full_effects(self) -> Normal:
+        """Posterior of the effects of all perturbations, all masks on; ``(1, T, L)``."""
+        rows = torch.arange(len(self.masks.logits), device=self.device)
+        return self.effects(rows, torch.ones_like(self.masks.logits)[None])
+
+    @torch.no_grad()
+    def start_masks(self) -> None:
+        """End the dense phase: masks start from what the effects on sparse axes say.
+
+        The log-odds of an entry are those of an estimate ``e`` of its effect, whose variance ``v``
+        is that of its posterior, 1 / ``evidence_cells`` and what the axes are off by
+        (:func:`variance_of_axes`), by the densities of Normal(0, v + beta^2) (on) and Normal(0, v)
+        (off)::
 
             logit = log(alpha / (1 - alpha)) + (e^2 / v) / (2 + 2 v / beta^2)
                     - log(1 + beta^2 / v) / 2
         """
-        rows = torch.arange(len(self.masks.logits), device=self.device)
-        everything = torch.ones_like(self.masks.logits)[None]
-        self.rotate(sparsest_rotation(self.effects(rows, everything).loc[0]))
-        q_e = self.effects(rows, everything)
-        variance = q_e.variance[0]
+        q_e = self.full_effects()
+        effects, variance = q_e.loc[0], q_e.variance[0]
         if self.evidence_cells is not None:
             variance = variance + 1 / self.evidence_cells
+        variance = variance + variance_of_axes(effects, variance, self.effect_prior_scale)
         prior = self.effect_prior_scale**2
-        fit = q_e.loc[0].square() / variance / (2 + 2 * variance / prior)
+        fit = effects.square() / variance / (2 + 2 * variance / prior)
         logits = self.mask_prior.log_odds + fit - 0.5 * torch.log1p(prior / variance)
         self.masks.logits.copy_(logits.clamp(-MAX_INITIAL_LOGIT, MAX_INITIAL_LOGIT))
         self.masks.switch_all_on(False)
@@ -230,6 +239,20 @@ class SAMSVAEModule(LatentShiftModule):
         self.encoder.rotate(rotation)
         self.decoder.rotate(rotation)
         self.effects.rotate(rotation)
+
+    @torch.no_grad()
+    def translate(self, origin: Tensor) -> None:
+        """Move the origin of the latent space to a point of it, ``(n_latent,)``.
+
+        The effect of each perturbation becomes that much less: basal states of cells with a unit
+        dose of one perturbation stay where they are, as long as all masks are on, and what is
+        decoded from their posterior means stays the same. Control cells move by as much the other
+        way. Their encoder is not exact: an encoder cannot tell them from perturbed cells but by
+        the shift, which enters in more than one place.
+        """
+        self.encoder.translate(origin)
+        self.decoder.translate(origin)
+        self.effects.translate(origin)
 
     def table_parameters(self) -> list[torch.nn.Parameter]:
         """Add mask logits, and the table of effects, or of embeddings of the perturbations."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from inspect import signature
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -19,12 +19,10 @@ from scvi_sams import _torch as _devices
 from scvi_sams._checks import check_choice
 from scvi_sams._torch import fixed_seed
 from scvi_sams.exceptions import InvalidArgumentError, TrainingDivergedError
-from scvi_sams.module._curvature import LatentSurvey
-from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import NotNegative, check_settings, number
+from scvi_sams.train._dense_phase import end_dense_phase
 from scvi_sams.train._direct_effects import fit_direct_effects_of
-from scvi_sams.train._gene_sums import cells_of
 from scvi_sams.train._held_out import HeldOutCells
 from scvi_sams.train._interruption import (
     GoodWeights,
@@ -44,8 +42,6 @@ logger = logging.getLogger("scvi.sams")
 _VALIDATION_SEED = 20231
 _STEPS_BETWEEN_LOOKS = 50
 """After which an accelerator is waited for, to see whether training diverged."""
-_CELLS_FOR_CURVATURE = 20_000
-"""Enough to tell a share of a fifth from none, and read in the time of a few steps."""
 
 
 class PerturbationTrainingPlan(TrainingPlan):
@@ -263,40 +259,8 @@ class PerturbationTrainingPlan(TrainingPlan):
             )
 
     def _end_dense_phase(self) -> None:
-        self.module.find_sparse_axes()
-        if self.max_curvature is not None and self.module.can_switch_off_latents:
-            self._switch_off_curved(self.max_curvature)
+        end_dense_phase(self.module, self.trainer, self.max_curvature)
         self._rotation_epoch = None
-
-    def _switch_off_curved(self, max_curvature: float) -> None:
-        # Each process has seen other cells, and all must come to the same decision.
-        survey = LatentSurvey(
-            *(
-                self.trainer.strategy.reduce(values, reduce_op="mean")
-                for values in self.module.survey_latents(self._training_cells())
-            )
-        )
-        curved = survey.curved(max_curvature)
-        redundant = survey.redundant(curved)
-        is_off = curved | redundant
-        if not curved.any() or not survey.can_spare(is_off):
-            return
-        logger.info(
-            f"Switched off {int(curved.sum())} latent dimension(s) that are curved along the "
-            f"others, and {int(redundant.sum())} that could take their place (see "
-            f"`max_curvature`); {int((~is_off).sum())} stay on."
-        )
-        self.module.switch_off_latents(is_off)
-
-    def _training_cells(self) -> Iterator[CellBatch]:
-        n_cells = 0
-        for cells in cells_of(
-            self.module, self.trainer, self.trainer.datamodule.train_dataloader()
-        ):
-            yield cells
-            n_cells += len(cells.x)
-            if n_cells >= _CELLS_FOR_CURVATURE:
-                return
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:
         """Give tables their own learning rate; a custom optimiser creator is left as it is."""

@@ -1,0 +1,177 @@
+"""What happens between the dense phase of training and the one with masks, step by step.
+
+1. The origin of the latent space moves to where the control cells are.
+2. The space is rotated so that effects are sparsest.
+3. Where all perturbations share an effect that held-out cells do not confirm, the origin moves
+   there.
+4. Masks start from the evidence for each effect.
+5. Curved latent dimensions are switched off.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from scvi_sams._torch import fixed_seed
+from scvi_sams.module._curvature import LatentSurvey
+from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
+from scvi_sams.module._sams_vae import SAMSVAEModule
+from scvi_sams.train._gene_sums import cells_of, total_over_processes
+
+logger = logging.getLogger("scvi.sams")
+
+_FEWEST = 5
+"""Perturbations, for most of them to say something about the control cells."""
+_SMALL_OFFSET = 0.2
+"""Standard deviations of basal states: a smaller shared effect starts no mask."""
+_SIZE = 1e-3
+"""Of the test of shared effects: the screen has one to begin with, or the decoder made it up."""
+_N_SAMPLES = 4
+"""Of the basal state of a cell, for the test."""
+_SEED = 7411
+_CELLS_FOR_CURVATURE = 20_000
+"""Enough to tell a share of a fifth from none, and read in the time of a few steps."""
+_CELLS_FOR_OFFSETS = 4_000
+
+
+def end_dense_phase(module: SAMSVAEModule, trainer: Any, max_curvature: float | None) -> None:
+    """Go from the dense phase to the one with masks; all processes come to the same decisions."""
+    origin = origin_of_controls(module, trainer)
+    if origin is not None:
+        module.translate(origin)
+    module.find_sparse_axes()
+    module.translate(unconfirmed_offsets(module, trainer))
+    module.start_masks()
+    if max_curvature is not None:
+        _switch_off_curved(module, trainer, max_curvature)
+
+
+@torch.no_grad()
+def origin_of_controls(module: SAMSVAEModule, trainer: Any) -> Tensor | None:
+    """Mean of the basal states of control cells that are trained on, ``(n_latent,)``.
+
+    The prior of basal states puts the origin where cells are on average. Where few cells are
+    controls these may end up beside it, and all perturbations then seem to have an effect.
+    """
+    total = torch.zeros(module.n_latent + 1, dtype=torch.float64)
+    for cells, shift in _cells_and_shifts(module, trainer, trainer.datamodule.train_dataloader()):
+        states = module.encode(cells.x, shift, cells.covariates).loc[0]
+        states = states[_n_perturbations(cells) == 0].double().cpu()
+        total += torch.cat([states.sum(dim=0), torch.tensor([len(states)])])
+    total = total_over_processes(total, trainer)
+    return (total[:-1] / total[-1]).to(module.masks.logits) if total[-1] else None
+
+
+@torch.no_grad()
+def unconfirmed_offsets(module: SAMSVAEModule, trainer: Any) -> Tensor:
+    """Effects that most perturbations share, and that cells not trained on do not confirm.
+
+    Control cells are few, and what tells the ones that are trained on from all others, if only by
+    chance, is worth a latent dimension to the decoder: all perturbations then have the same effect
+    on it. Validation cells know better. Each that carries one perturbation is given its shift with
+    and without the shared effect, each control cell is given the shared effect and none. If there
+    is no such effect, the two kinds of cell gain alike, however wrong the model is (a swap test).
+
+    Returns
+    -------
+    Median effect over perturbations in the dimensions where it is not confirmed, else 0,
+    ``(n_latent,)``. Nothing counts as unconfirmed with fewer than five perturbations or without
+    validation cells of both kinds.
+    """
+    effects = module.full_effects().loc[0]
+    offsets = effects.median(dim=0).values
+    unconfirmed = torch.zeros_like(offsets)
+    if len(effects) < _FEWEST or not len(trainer.datamodule.val_idx):
+        return unconfirmed
+    large = (offsets.abs() > _SMALL_OFFSET).nonzero()[:, 0].tolist()
+    loader = trainer.datamodule.val_dataloader()
+    sums = torch.zeros(module.n_latent, 2, 3, dtype=torch.float64)
+    for number, (cells, shift) in enumerate(_cells_and_shifts(module, trainer, loader)):
+        n_carried = _n_perturbations(cells)
+        direction = torch.where(n_carried == 0, 1.0, -1.0)[:, None]
+        before = _bound(module, cells, shift, number)
+        for latent in large:
+            moved = shift.clone()
+            moved[..., latent] += (direction * offsets[latent]).T
+            gain = -direction[:, 0] * (before - _bound(module, cells, moved, number))
+            for place in range(2):
+                gains = gain[n_carried == 1 - place].double().cpu()
+                sums[latent, place] += torch.stack(
+                    [torch.ones_like(gains), gains, gains.square()], dim=1
+                ).sum(dim=0)
+        if (number + 1) * len(cells.x) >= _CELLS_FOR_OFFSETS:
+            break
+    sums = total_over_processes(sums, trainer)
+    for latent in large:
+        score = _score(sums[latent])
+        if not math.isnan(score) and norm.sf(score) > _SIZE / len(large):
+            unconfirmed[latent] = offsets[latent]
+    return unconfirmed
+
+
+def _score(sums: Tensor) -> float:
+    """Welch's statistic of the difference in mean gain, carriers less controls; NaN if unknown."""
+    number = sums[:, 0]
+    if (number < 2).any():
+        return math.nan
+    mean = sums[:, 1] / number
+    variance = (sums[:, 2] / number - mean.square()).clamp(min=0) / (number - 1)
+    return float((mean[0] - mean[1]) / variance.sum().sqrt().clamp(min=1e-12))
+
+
+def _bound(module: SAMSVAEModule, cells: CellBatch, shift: Tensor, number: int) -> Tensor:
+    """Importance-weighted bound of cells given their shifts, with the same random numbers."""
+    with fixed_seed(_SEED + number, module.device):
+        weights = module.log_importance_weights(cells, shift, _N_SAMPLES)
+    return torch.logsumexp(weights, dim=0) - math.log(_N_SAMPLES)
+
+
+def _n_perturbations(cells: CellBatch) -> Tensor:
+    return (cells.codes >= 0).sum(dim=1)
+
+
+def _cells_and_shifts(
+    module: SAMSVAEModule, trainer: Any, loader: Any
+) -> Iterator[tuple[CellBatch, Tensor]]:
+    """Cells, and their shifts by the mean effects, ``(1, B, L)``."""
+    effects = module.full_effects().loc
+    rows = torch.arange(effects.shape[1], device=module.device)
+    for cells in cells_of(module, trainer, loader):
+        yield cells, sum_over_slots(effects, positions_in(rows, cells.codes), cells.doses)
+
+
+def _switch_off_curved(module: SAMSVAEModule, trainer: Any, max_curvature: float) -> None:
+    # Each process has seen other cells, and all must come to the same decision.
+    survey = LatentSurvey(
+        *(
+            trainer.strategy.reduce(values, reduce_op="mean")
+            for values in module.survey_latents(_training_cells(module, trainer))
+        )
+    )
+    curved = survey.curved(max_curvature)
+    redundant = survey.redundant(curved)
+    is_off = curved | redundant
+    if not curved.any() or not survey.can_spare(is_off):
+        return
+    logger.info(
+        f"Switched off {int(curved.sum())} latent dimension(s) that are curved along the "
+        f"others, and {int(redundant.sum())} that could take their place (see "
+        f"`max_curvature`); {int((~is_off).sum())} stay on."
+    )
+    module.switch_off_latents(is_off)
+
+
+def _training_cells(module: SAMSVAEModule, trainer: Any) -> Iterator[CellBatch]:
+    n_cells = 0
+    for cells in cells_of(module, trainer, trainer.datamodule.train_dataloader()):
+        yield cells
+        n_cells += len(cells.x)
+        if n_cells >= _CELLS_FOR_CURVATURE:
+            return
