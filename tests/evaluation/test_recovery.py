@@ -48,6 +48,8 @@ def test_threshold_decides_what_is_active():
         0, 0, 0, 0,
     ]  # fmt: skip
     assert mask_recovery(masks, TRUE_MASKS, threshold=0.2)["f1"] == 1
+    # Effects in units of their own: the threshold is for the estimate alone.
+    assert mask_recovery(10 * masks, TRUE_MASKS, threshold=2)["f1"] == 1
 
 
 def test_matching_is_the_best_of_all_permutations():

@@ -35,7 +35,7 @@ def mask_recovery(masks: Table, true_masks: Table, *, threshold: float = 0.5) ->
         Perturbations x true latent: 0 and 1. The numbers of dimensions may differ. Rows are
         aligned by name where both are DataFrames, else by position.
     threshold
-        An entry is active where it is greater than this.
+        An estimated entry is active where it is greater than this; a true one where it is not 0.
 
     Returns
     -------
@@ -60,7 +60,8 @@ def mask_recovery(masks: Table, true_masks: Table, *, threshold: float = 0.5) ->
     """
     check_matrix(masks=masks, true_masks=true_masks)
     check_number(threshold=threshold)
-    estimate, truth = (table > threshold for table in _aligned_rows(masks, true_masks))
+    estimated, true = _aligned_rows(masks, true_masks)
+    estimate, truth = estimated > threshold, true != 0
     rows, columns = match_latents(estimate, truth)
     true_positives = np.sum(estimate[:, rows] & truth[:, columns])
     return pd.Series(
