@@ -35,6 +35,8 @@ class _ResultKeys(NamedTuple):
     """varm, DataFrame genes x latent: change of expression per unit of a latent dimension."""
     HITS: str = "sams_hits"
     """uns, DataFrame of perturbations: what each does, and how sure that is."""
+    TESTS: str = "sams_tests"
+    """uns, DataFrame of perturbations: whether their cells differ from control cells."""
     TARGETS: str = "sams_targets"
     """uns, DataFrame of perturbations: how far each changes the gene that it targets."""
     INTERACTIONS: str = "sams_interactions"

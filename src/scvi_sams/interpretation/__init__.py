@@ -3,6 +3,7 @@
 Plain functions on the tables that models return, or on trained models; also as ``scvi_sams.tl``.
 """
 
+from scvi_sams.interpretation._calls import called_masks
 from scvi_sams.interpretation._interactions import genetic_interactions, observed_interactions
 from scvi_sams.interpretation._perturbations import (
     hierarchical_order,
@@ -13,6 +14,7 @@ from scvi_sams.interpretation._programs import gene_ranking, latent_perturbation
 from scvi_sams.interpretation._targets import target_knockdown
 
 __all__ = [
+    "called_masks",
     "gene_ranking",
     "genetic_interactions",
     "hierarchical_order",

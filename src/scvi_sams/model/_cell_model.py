@@ -20,6 +20,7 @@ from scvi_sams.model._cells import (
     negative_log_terms,
     positions_of_genes,
 )
+from scvi_sams.model._perturbation_tests import perturbation_tests
 from scvi_sams.model._screen_model import ScreenModel
 from scvi_sams.module._latent_shift import LatentShiftModule
 from scvi_sams.module._networks import draw_particles
@@ -363,6 +364,53 @@ class CellModel(ScreenModel):
         cells = self._read_scored(adata, indices, batch_size, n_samples)
         bounds = importance_weighted_bounds(cells, n_samples)
         return self._report(bounds, cells, return_mean, key_added)
+
+    def test_perturbations(
+        self, *, n_components: int = 20, key_added: str | None = RESULT_KEYS.TESTS
+    ) -> pd.DataFrame:
+        """Test for each perturbation whether its cells differ from cells without it at all.
+
+        Masks and effects are fitted to the cells of a perturbation, and are never quite zero. This
+        test does not rest on them: it looks at log-normalised expression along the axes in which
+        all cells vary most, found without a look at the labels. Where a perturbation does nothing,
+        its cells and the control cells are exchangeable, and p-values are uniform whatever the
+        model has learned; all cells count, those it was trained on too. Cells are compared
+        within batches and categorical covariates, and what depends linearly on continuous ones is
+        taken out; cells with several perturbations are compared with cells that have the others.
+
+        Parameters
+        ----------
+        n_components
+            Number of axes. More find weaker programs, and cost power for strong ones.
+        key_added
+            Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+            nothing.
+
+        Returns
+        -------
+        One row per perturbation: ``n_cells`` that carry it and were tested, ``n_compared`` cells
+        without it, ``statistic`` (of Hotelling's test, as F), ``p_value``, and ``q_value``, the
+        smallest false discovery rate over the screen at which it is called. NaN where no cells can
+        be compared, as in a batch without control cells.
+
+        Warnings
+        --------
+        A small p-value says that cells differ, not why: controls from another batch, donor or
+        guide library differ too. An effect on a single gene that varies little is not seen here;
+        ask :meth:`get_direct_effects`.
+
+        Notes
+        -----
+        Hotelling (1931); within strata a partial F-test of the labels on normal scores of the
+        features. q-values by Benjamini and Hochberg (1995).
+
+        Examples
+        --------
+        >>> tests = model.test_perturbations()
+        >>> tests.columns.tolist()
+        ['n_cells', 'n_compared', 'statistic', 'p_value', 'q_value']
+        """
+        return perturbation_tests(self, n_components, key_added)
 
     def _read_scored(self, adata: Any, indices: Any, batch_size: Any, n_samples: int) -> CellReader:
         check_integer(n_samples=n_samples)

@@ -50,7 +50,7 @@ def training_statistics(
     n_perturbations = manager.summary_stats.n_perturbations
     inputs, scaled = _Moments(), _Moments()
     sizes: list[np.ndarray] = []
-    for x, size in _chunks(manager, train_indices):
+    for x, size in chunks_of_cells(manager, train_indices):
         if counts:
             inputs.add(x.log1p())
             scaled.add(sparse.diags_array(1 / size) @ x)
@@ -133,9 +133,10 @@ class _Moments:
         return np.maximum(np.asarray(self.total_of_squares) / self.n - self.mean**2, 0)
 
 
-def _chunks(
+def chunks_of_cells(
     manager: AnnDataManager, indices: np.ndarray
 ) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+    """Yield the registered expression and the sizes of cells at ascending positions, in blocks."""
     reader = registered_expression(manager)
     size_factor = (
         np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR), dtype=float).ravel()
