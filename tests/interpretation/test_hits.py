@@ -17,7 +17,7 @@ from model.builders import (
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.evaluation import active_at_fdr
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.interpretation import perturbation_hits
+from scvi_sams.interpretation import called_masks, perturbation_hits
 
 NAMES = ["P001", "P002", "P003", "P004"]
 
@@ -43,7 +43,9 @@ def test_active_latents_are_those_of_the_masks(model):
     found = hits(model).loc[NAMES]
     np.testing.assert_allclose(found["expected_active_latents"], masks.sum(axis=1), rtol=1e-6)
     assert found.loc["P002", "expected_active_latents"] == pytest.approx(2.5)
-    assert list(found["active_latents"]) == list(active_at_fdr(masks).sum(axis=1))
+    called = called_masks(model)
+    assert list(found["active_latents"]) == list(called.sum(axis=1))
+    assert list(found["unstable"]) == list((active_at_fdr(masks) & ~called).any(axis=1))
     assert found.loc["P001", "active_latents"] == 0
     # Of 11 entries one is active with probability 1/2: 1/22 are expected to be false.
     assert hits(model, fdr=0.04).loc["P002", "active_latents"] == 2
@@ -110,6 +112,62 @@ def test_the_table_is_written_only_if_asked_for_and_survives_a_file(tmp_path):
     pd.testing.assert_frame_equal(
         read, found, check_dtype=False, check_index_type=False, check_column_type=False
     )
+
+
+def tests_of(model, **q_values):
+    """A table as ``test_perturbations`` returns it."""
+    table = pd.DataFrame({"q_value": 0.9}, index=pd.Index(model.perturbations))
+    table["q_value"] = table.index.map(q_values).astype(float).fillna(0.9)
+    return table
+
+
+def test_entries_are_called_where_masks_and_test_agree(model, caplog):
+    masks = model.get_perturbation_masks(key_added=None)
+    alone = active_at_fdr(masks)
+    assert alone.loc["P002"].sum() == 3
+    with caplog.at_level("INFO", logger="scvi.sams"):
+        called = called_masks(model, tests=tests_of(model, P002=0.01, P003=0.06))
+    pd.testing.assert_frame_equal(
+        called.loc[["P002"]], alone.loc[["P002"]], check_names=False, check_flags=False
+    )
+    assert not called.drop(index="P002").any(axis=None)
+    expected = 1 - masks.loc["P002"].to_numpy()[alone.loc["P002"]].mean()
+    assert called.attrs["expected_false"] == pytest.approx(expected)
+    assert f"{expected:.1%} of them are expected to be false" in caplog.text
+    nothing = called_masks(model, tests=tests_of(model, P002=np.nan))
+    assert not nothing.any(axis=None)
+    assert nothing.attrs["expected_false"] == 0
+    assert called_masks(model, fdr=0.1, tests=tests_of(model, P003=0.06)).loc["P003"].any()
+
+
+def test_a_hit_differs_and_changes_a_gene(model, monkeypatch, caplog):
+    monkeypatch.setattr(
+        type(model), "test_perturbations", lambda self, **_: tests_of(self, P001=0, P002=0, P003=0)
+    )
+    with caplog.at_level("WARNING", logger="scvi.sams"):
+        found = hits(model)
+    assert found["q_value"].reindex(NAMES).tolist() == [0, 0, 0, 0.9]
+    # P001 does nothing by the model, and P004's cells do not differ.
+    assert found["is_hit"].reindex(NAMES).tolist() == [False, True, True, False]
+    assert found["unstable"].reindex(NAMES).tolist() == [False, False, False, True]
+    assert "such as 'P004'" in caplog.text
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_columns_that_go_together_with_a_perturbation_are_named(registered, caplog):
+    adata = small_screen()
+    labels = adata.obs["perturbation"].astype(str)
+    rng = np.random.default_rng(0)
+    adata.obs["lane"] = np.where(labels == "P002", "lane 2", "lane 1")
+    adata.obs["replicate"] = rng.choice(["a", "b"], len(labels))
+    adata.obs["guide"] = labels + "_g1"
+    adata.obs["depth"] = np.where(labels == "P002", 2.0, 1.0)
+    setup = {"batch_key": "lane"} if registered else {}
+    with caplog.at_level("WARNING", logger="scvi.sams"):
+        found = hits(train_small(adata, setup=setup))
+    expected = [""] * 4 if registered else ["", "lane", "", ""]
+    assert found["confounded"].reindex(NAMES).tolist() == expected
+    assert ("go together with columns" in caplog.text) == (not registered)
 
 
 def test_wrong_rates_are_refused(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,11 +21,18 @@ from scvi_sams._checks import (
 )
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import active_at_fdr
+from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.interpretation._calls import called_masks
+from scvi_sams.interpretation._confounding import confounding_columns
 
 if TYPE_CHECKING:
     from scvi_sams.model._perturbation_model import PerturbationModel
 
+logger = logging.getLogger("scvi.sams")
+
+_NO_NORM = 0.01
+"""Of a norm: an interval that begins below reaches zero."""
 SURE = 2
 """Posterior standard deviations between an effect and zero, for a gene to be named."""
 _MOST_FOR_OPTIMAL_ORDER = 1000
@@ -49,8 +57,8 @@ def perturbation_hits(
     model
         Trained model.
     fdr
-        Mask entries are called active at this false discovery rate over all perturbations
-        (:func:`scvi_sams.evaluation.active_at_fdr`).
+        False discovery rate of mask entries that are called (:func:`called_masks`), and of
+        perturbations whose cells differ from control cells (``model.test_perturbations``).
     n_genes
         Number of genes to name, up and down.
     min_cells
@@ -66,10 +74,18 @@ def perturbation_hits(
     -------
     One row per perturbation, the strongest first:
 
+    - ``is_hit``: whether its cells differ from control cells at ``fdr``, whatever the model has
+      learned, and the model names a gene that changes, and the interval of the norm excludes 0.
     - ``n_cells``: training cells that carry it, alone or in combinations; ``few_cells``: whether
       they are fewer than ``min_cells``, so that effects are shrunken and masks unsure.
+    - ``q_value``: of the test that cells differ, over the screen.
+    - ``confounded``: columns of ``adata.obs`` that the model was not told of and whose levels go
+      together with the perturbation (another lane or donor than that of control cells), joined by
+      ``", "``. Its effects may be theirs: register them as ``batch_key`` or covariates, if control
+      cells have the same levels.
     - ``expected_active_latents``: sum of inclusion probabilities; ``active_latents``: number of
-      entries that are active at ``fdr``. Only for models with masks.
+      entries that are called at ``fdr`` by masks and test; ``unstable``: whether the masks alone
+      call an entry, and the test does not agree. Only for models with masks.
     - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect of a unit dose
       (``predict_ate(method="lograte")``: log2 units, or the data's for a normal likelihood), with
       ``effect_norm_low`` and ``effect_norm_high``. A norm is never negative and grows with what is
@@ -90,18 +106,26 @@ def perturbation_hits(
     8
     >>> hits["effect_norm"].is_monotonic_decreasing
     True
-    >>> hits.columns.tolist()[:4]
-    ['n_cells', 'few_cells', 'expected_active_latents', 'active_latents']
+    >>> hits.columns.tolist()[:5]
+    ['is_hit', 'n_cells', 'few_cells', 'q_value', 'confounded']
     """
     check_integer(n_genes=n_genes)
     check_integer(at_least=0, min_cells=min_cells)
     check_key(key_added=key_added)
     n_cells = model.module.cells_per_perturbation.cpu().numpy().astype(int)
-    columns: dict[str, Any] = {"n_cells": n_cells, "few_cells": n_cells < min_cells}
+    tests = model.test_perturbations(key_added=None)
+    columns: dict[str, Any] = {
+        "n_cells": n_cells,
+        "few_cells": n_cells < min_cells,
+        "q_value": tests["q_value"].to_numpy(),
+        "confounded": _confounded(model).to_numpy(),
+    }
     if hasattr(model, "get_perturbation_masks"):
         masks = model.get_perturbation_masks(key_added=None)
+        called = called_masks(model, fdr=fdr, tests=tests)
         columns["expected_active_latents"] = masks.sum(axis=1).to_numpy(np.float64)
-        columns["active_latents"] = active_at_fdr(masks, fdr).sum(axis=1).to_numpy()
+        columns["active_latents"] = called.sum(axis=1).to_numpy()
+        columns["unstable"] = (active_at_fdr(masks, fdr) & ~called).any(axis=1).to_numpy()
     ate = model.predict_ate(
         method="lograte" if model.module.likelihood.is_count_likelihood else "mean",
         n_samples=n_samples,
@@ -114,11 +138,44 @@ def perturbation_hits(
     columns["genes_down"] = _strongest(ate, n_genes, sign=-1)
     index = pd.Index(model.perturbations, name="perturbation")
     hits = pd.DataFrame(columns, index=index)
+    names_a_gene = (hits["genes_up"] != "") | (hits["genes_down"] != "")
+    excludes_zero = hits["effect_norm_low"] > _NO_NORM * hits["effect_norm"]
+    hits.insert(0, "is_hit", (hits["q_value"] <= fdr) & names_a_gene & excludes_zero)
+    _warn_of_doubtful(hits)
     hits = hits.sort_values("effect_norm", ascending=False, kind="stable")
     if key_added is not None and model.adata is not None:
         model.adata.uns[key_added] = hits.copy()
         model.keep_provenance(model.adata, key_added)
     return hits
+
+
+def _confounded(model: PerturbationModel) -> pd.Series:
+    manager = model.adata_manager
+    setup = model._setup_arguments
+    registered = {setup[name] for name in ("perturbation_key", "batch_key", "dosage_key")}
+    registered |= {*(setup["categorical_covariate_keys"] or ())}
+    return confounding_columns(manager.adata, registered_labels(manager), registered)
+
+
+def _warn_of_doubtful(hits: pd.DataFrame) -> None:
+    confounded = hits.index[hits["confounded"] != ""]
+    if len(confounded):
+        columns = sorted(
+            {name for names in hits["confounded"] for name in names.split(", ")} - {""}
+        )
+        logger.warning(
+            f"{len(confounded)} perturbations go together with columns of adata.obs that the model "
+            f"was not told of ({', '.join(columns)}), such as {confounded[0]!r}: what they do may "
+            "be what these columns do. Register them as `batch_key` or "
+            "`categorical_covariate_keys`, if control cells have the same levels."
+        )
+    if "unstable" in hits and hits["unstable"].any():
+        names = hits.index[hits["unstable"]]
+        logger.warning(
+            f"The masks of {len(names)} perturbations, such as {names[0]!r}, are on although their "
+            "cells do not differ from control cells: they are not called. If these are many, train "
+            "again with another seed, and compare (scvi_sams.evaluation.mask_stability)."
+        )
 
 
 def _strongest(ate: AnnData, n_genes: int, *, sign: int) -> list[str]:
