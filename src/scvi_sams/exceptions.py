@@ -44,6 +44,10 @@ class RegistrationError(SAMSError):
     """The AnnData object cannot be registered as it is, for example because it is a view."""
 
 
+class ChangedDataError(SAMSError):
+    """Registered data are no longer what they were when the model first read them."""
+
+
 class InvalidSplitError(SAMSError):
     """A split into training, validation and test cells cannot be used."""
 

@@ -220,6 +220,7 @@ def genetic_interactions(
         for key in ("perturbation_key", "control", "layer", "size_factor_key", "delimiter")
     } | {"indices": indices}
     model._check_has_data("indices")
+    model._validate_anndata()
     if combinations is None:
         combinations = list(observed_interactions(model.adata, **settings).obs_names)
     method = "lognorm" if model.module.likelihood.has_laplace_transform else "lograte"

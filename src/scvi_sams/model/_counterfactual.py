@@ -128,6 +128,7 @@ def basal_states(
     if basal == "prior" and not module.covariates.n_out:
         return z_basal.reshape(shape), None
     model._check_has_data("basal")
+    model._validate_anndata()
     control = control_cells(model)
     if basal == "control" and not len(control):
         raise MissingControlError(

@@ -162,6 +162,7 @@ def _asked_for(
 
 def _median_size(model: CellModel) -> float:
     """Size of a typical control cell (of any, where there are none)."""
+    model._validate_anndata()
     cells = control_cells(model)
     chosen = cells if len(cells) else np.arange(model.adata.n_obs)
     if model.module.uses_size_factor:
