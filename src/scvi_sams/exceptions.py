@@ -48,6 +48,10 @@ class ChangedDataError(SAMSError):
     """Registered data are no longer what they were when the model first read them."""
 
 
+class ScaleMismatchError(SAMSError):
+    """Two tables or data sets are on different scales, or of different doses."""
+
+
 class InvalidSplitError(SAMSError):
     """A split into training, validation and test cells cannot be used."""
 

@@ -21,10 +21,12 @@ from scvi_sams._checks import (
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.model._doses import doses_to_report
 
 if TYPE_CHECKING:
     from scvi_sams.model._perturbation_model import PerturbationModel
 
+_SCALE = ("method", "units", "target_sum", "size_factor_key")
 SURE = 2
 """Posterior standard deviations between an effect and zero, for a gene to be named."""
 _MOST_FOR_OPTIMAL_ORDER = 1000
@@ -70,13 +72,16 @@ def perturbation_hits(
       they are fewer than ``min_cells``, so that effects are shrunken and masks unsure.
     - ``expected_active_latents``: sum of inclusion probabilities; ``active_latents``: number of
       entries that are active at ``fdr``. Only for models with masks.
-    - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect of a unit dose
+    - ``dosage``: the dose that what follows is about, the largest in training cells.
+    - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect
       (``predict_ate(method="lograte")``: log2 units, or the data's for a normal likelihood), with
       ``effect_norm_low`` and ``effect_norm_high``. A norm is never negative and grows with what is
       not known: compare it with that of perturbations known to do nothing.
     - ``genes_up``, ``genes_down``: names, the largest effect first, joined by ``", "``. Only genes
       whose expected effect exceeds twice its posterior standard deviation: for a single mask entry
       that is an inclusion probability above .8.
+
+    ``attrs["ate"]`` says on what scale effects are, as ``uns["ate"]`` of ``predict_ate`` does.
 
     Raises
     ------
@@ -103,18 +108,20 @@ def perturbation_hits(
         columns["expected_active_latents"] = masks.sum(axis=1).to_numpy(np.float64)
         columns["active_latents"] = active_at_fdr(masks, fdr).sum(axis=1).to_numpy()
     ate = model.predict_ate(
+        dosages=doses_to_report(model.largest_doses_, len(n_cells)).tolist(),
         method="lograte" if model.module.likelihood.is_count_likelihood else "mean",
         n_samples=n_samples,
         n_posterior_samples=n_posterior_samples,
         interval=interval,
         key_added=None,
     )
-    columns |= ate.obs.to_dict("list")
+    columns |= ate.obs.drop(columns="perturbation").to_dict("list")
     columns["genes_up"] = _strongest(ate, n_genes, sign=1)
     columns["genes_down"] = _strongest(ate, n_genes, sign=-1)
     index = pd.Index(model.perturbations, name="perturbation")
     hits = pd.DataFrame(columns, index=index)
     hits = hits.sort_values("effect_norm", ascending=False, kind="stable")
+    hits.attrs["ate"] = {key: ate.uns["ate"][key] for key in _SCALE}
     if key_added is not None and model.adata is not None:
         model.adata.uns[key_added] = hits.copy()
         model.keep_provenance(model.adata, key_added)

@@ -14,6 +14,7 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 
 from scvi_sams._checks import check_choice, check_integer, check_number
+from scvi_sams._scale import size_factor_record
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, MissingControlError, SAMSError
 from scvi_sams.labels._labels import (
@@ -23,6 +24,7 @@ from scvi_sams.labels._labels import (
     parts_of_combination,
 )
 from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._rows import rows_as_asked
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contrast import (
@@ -34,6 +36,7 @@ from scvi_sams.model._contrast import (
     bounds,
     summary,
 )
+from scvi_sams.model._doses import warn_beyond_measured
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
 from scvi_sams.module._networks import draw_particles
 from scvi_sams.module._perturbation_module import PerturbationModule
@@ -69,6 +72,7 @@ def encode_requested(
         vocabulary=model.perturbations if model._additive else None,
     )
     if model._additive:
+        warn_beyond_measured(model.largest_doses_, singles)
         return singles
     return combinations_as_perturbations(singles, vocabulary=model.perturbations)
 
@@ -97,6 +101,7 @@ def make_contrast(
     states = basal_states(model, basal, n_posterior_samples, n_basal)
     description = {
         **statistic.description(),
+        **size_factor_record(model._setup_arguments["size_factor_key"]),
         "interval": "none" if interval is None else interval,  # not every anndata writes None
         "n_samples": n_posterior_samples * n_basal,
         "n_posterior_samples": n_posterior_samples,
@@ -115,6 +120,13 @@ def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
         "direct_effects": module.fits_direct_effects and estimated,
         "stacking": weights or "none",
     }
+
+
+def description_of_cells(model: CellModel, output: str, target_sum: float) -> dict[str, Any]:
+    """State, for ``uns``, what predicted cells are."""
+    scale = {"target_sum": target_sum, "log": "natural, log(1 + x)"} if output == "lognorm" else {}
+    size_factor = size_factor_record(model._setup_arguments["size_factor_key"])
+    return {"output": output, **size_factor, **parts_of_predictions(model.module), **scale}
 
 
 def basal_states(
@@ -220,22 +232,25 @@ def _drawn_shifts(
 
 def effects_of_labels(
     contrast: Contrast,
-    labels: list[str],
+    rows: pd.DataFrame,
     requested: Labels,
     genes: pd.Index,
     interval: float | None,
 ) -> AnnData:
-    """Average treatment effects, labels x genes, as ``predict_ate`` returns them."""
+    """Average treatment effects, labels x genes, as ``predict_ate`` returns them.
+
+    ``rows`` are those of the labels, as :func:`~scvi_sams.labels._rows.rows_as_asked` makes them.
+    """
     names = ["X", *(_UNCERTAINTY[:1] if interval is None else _UNCERTAINTY)]
-    tables = {name: np.empty((len(labels), len(genes)), np.float32) for name in names}
+    tables = {name: np.empty((len(rows), len(genes)), np.float32) for name in names}
     n_draws = len(contrast.z_basal)
-    norms = torch.empty(n_draws, len(labels), device=contrast.module.device)
+    norms = torch.empty(n_draws, len(rows), device=contrast.module.device)
     for row, drawn in enumerate(drawn_effects(contrast.module, requested, n_draws)):
         effects = contrast.effect(drawn)
         for name, value in zip(names, summary(effects, interval, caused_by=drawn), strict=True):
             tables[name][row] = value.cpu().numpy()
         norms[:, row] = effects.norm(dim=1)
-    obs = pd.DataFrame(_norm_columns(norms, interval), pd.Index(labels, name="perturbation"))
+    obs = rows.assign(**_norm_columns(norms, interval))
     return AnnData(tables.pop("X"), obs=obs, var=pd.DataFrame(index=genes), layers=tables)
 
 
@@ -248,14 +263,16 @@ def _norm_columns(norms: torch.Tensor, interval: float | None) -> dict[str, np.n
     return {name: values.double().cpu().numpy() for name, values in columns.items()}
 
 
-def keep_effects(model: CellModel, result: AnnData, key_added: str, **of_rows: np.ndarray) -> None:
+def keep_effects(model: CellModel, result: AnnData, key_added: str) -> None:
     """Write a table of effects, and what names its rows, to ``uns`` of the training data."""
     if model.adata is None:
         return
+    dosages = result.obs["dosage"].to_numpy()
     model.adata.uns[key_added] = {
         "effect": result.X.copy(),
         **{n: result.layers[n].copy() for n in _UNCERTAINTY if n in result.layers},
-        **of_rows,
+        "perturbations": np.array(result.obs["perturbation"], dtype=str),
+        "dosages": dosages if dosages.dtype.kind == "f" else dosages.astype(str),
         "genes": np.array(result.var_names, dtype=str),
         **result.uns["ate"],
     }
@@ -304,9 +321,10 @@ def interactions_of_labels(
             for name, value in zip(names, (*means, *uncertainty), strict=True):
                 tables[name][place] = value.cpu().numpy()
             rows.append(drawn.summary(interval))
+    obs = rows_as_asked(labels, None, spelling).rename_axis("combination")
     return AnnData(
         tables.pop("X"),
-        obs=pd.DataFrame(rows, index=pd.Index(labels, name="combination")),
+        obs=obs.assign(**pd.DataFrame(rows, index=obs.index)),
         var=pd.DataFrame(index=genes),
         layers=tables,
     )
@@ -373,19 +391,18 @@ def counterfactual_expression(
 
 
 def counterfactual_cells(
-    values: np.ndarray, labels: list[str], cells: CellReader, *, sparsely: bool
+    values: np.ndarray, rows: pd.DataFrame, cells: CellReader, *, sparsely: bool
 ) -> AnnData:
     """Arrange expression under every label as (labels x cells) x genes, labels slowest."""
     n_labels, n_cells, n_genes = values.shape
     sources = np.tile(np.asarray(cells.adata.obs_names)[cells.positions], n_labels)
-    names = np.repeat(labels, n_cells)
+    obs = rows.iloc[np.repeat(np.arange(n_labels), n_cells)]
     flat = values.reshape(n_labels * n_cells, n_genes)
-    labelled = [f"{name}:{source}" for name, source in zip(names, sources, strict=True)]
+    labelled = [f"{name}:{source}" for name, source in zip(obs.index, sources, strict=True)]
     return AnnData(
         sparse.csr_matrix(flat) if sparsely else flat,
-        obs=pd.DataFrame(
-            {"perturbation": pd.Categorical(names), "source_cell": sources},
-            index=make_index_unique(pd.Index(labelled)),  # a cell may be asked for twice
-        ),
+        obs=obs.assign(
+            perturbation=pd.Categorical(obs["perturbation"]), source_cell=sources
+        ).set_axis(make_index_unique(pd.Index(labelled))),  # a cell may be asked for twice
         var=pd.DataFrame(index=cells.adata.var_names),
     )

@@ -57,10 +57,10 @@ class ReadValues:
             changed.append(registered_values(manager.adata, self._given)[1])
         return changed
 
-    def check_unchanged(self, manager: ScreenManager) -> None:
+    def check_unchanged(self, manager: ScreenManager | None) -> None:
         """Raise an error if registered data changed, the one that a copy of them would raise."""
-        changed = self.changes(manager)
-        if not changed:
+        changed = [] if manager is None else self.changes(manager)
+        if manager is None or not changed:
             return
         told = f"{' and '.join(changed)} changed since the model read the data"
         try:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from anndata import AnnData
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
@@ -20,6 +21,7 @@ from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.exceptions import RegistrationError, UnreadableDataError
 from scvi_sams.labels._spelling import Spelling
+from scvi_sams.model._doses import largest_doses
 from scvi_sams.model._read_values import ReadValues
 from scvi_sams.model._record import model_card, model_record, training_record
 from scvi_sams.model._registration import (
@@ -52,6 +54,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     module: PerturbationModule
     # scvi-tools saves attributes whose names end so.
     trainings_: tuple[dict[str, Any], ...] = ()
+    largest_doses_: np.ndarray | None = None
+    """Of each perturbation in the training cells; 0 where there are none."""
 
     def __init__(
         self,
@@ -317,12 +321,12 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         """
         arguments = given(locals())
         arguments |= arguments.pop("trainer_kwargs")
-        if self.adata is not None:
-            self._values.check_unchanged(self.adata_manager)
+        self._values.check_unchanged(self.adata_manager)
         arguments = training_arguments(self, arguments)
         with weights_kept_on_error(self.module):
             super().train(**arguments)
         self.trainings_ = (*self.trainings_, training_record(self, arguments))
+        self.largest_doses_ = largest_doses(self, arguments["datamodule"])
 
     def save(
         self,
