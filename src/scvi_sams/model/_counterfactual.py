@@ -34,6 +34,7 @@ from scvi_sams.model._contrast import (
     EffectScale,
     Statistic,
     bounds,
+    norms,
     summary,
 )
 from scvi_sams.model._doses import warn_beyond_measured
@@ -244,21 +245,21 @@ def effects_of_labels(
     names = ["X", *(_UNCERTAINTY[:1] if interval is None else _UNCERTAINTY)]
     tables = {name: np.empty((len(rows), len(genes)), np.float32) for name in names}
     n_draws = len(contrast.z_basal)
-    norms = torch.empty(n_draws, len(rows), device=contrast.module.device)
+    of_draws = torch.empty(n_draws, len(rows), device=contrast.module.device)
     for row, drawn in enumerate(drawn_effects(contrast.module, requested, n_draws)):
         effects = contrast.effect(drawn)
         for name, value in zip(names, summary(effects, interval, caused_by=drawn), strict=True):
             tables[name][row] = value.cpu().numpy()
-        norms[:, row] = effects.norm(dim=1)
-    obs = rows.assign(**_norm_columns(norms, interval))
+        of_draws[:, row] = norms(effects)
+    obs = rows.assign(**_norm_columns(of_draws, interval))
     return AnnData(tables.pop("X"), obs=obs, var=pd.DataFrame(index=genes), layers=tables)
 
 
-def _norm_columns(norms: torch.Tensor, interval: float | None) -> dict[str, np.ndarray]:
+def _norm_columns(of_draws: torch.Tensor, interval: float | None) -> dict[str, np.ndarray]:
     """Columns of ``obs`` for norms of effects, ``(n_draws, n_labels)``."""
-    columns = {"effect_norm": norms.mean(dim=0)}
+    columns = {"effect_norm": of_draws.mean(dim=0)}
     if interval is not None:
-        low, high = bounds(norms, interval)
+        low, high = bounds(of_draws, interval)
         columns |= {"effect_norm_low": low, "effect_norm_high": high}
     return {name: values.double().cpu().numpy() for name, values in columns.items()}
 
@@ -288,16 +289,16 @@ class Interaction(NamedTuple):
     def summary(self, interval: float) -> dict[str, float]:
         """Columns of ``obs`` in a table of interactions."""
         effect, additive = self.effect.mean(dim=0), self.additive.mean(dim=0)
-        direction = additive / additive.norm().clamp(min=torch.finfo(additive.dtype).tiny)
+        direction = additive / norms(additive).clamp(min=torch.finfo(additive.dtype).tiny)
         draws = (self.effect - self.additive) @ direction
         low, high = bounds(draws, interval)
         return {
             "score": float(draws.mean()),
             "score_low": float(low),
             "score_high": float(high),
-            "additive_score": float(additive.norm()),
-            "effect_norm": float(effect.norm()),
-            "interaction_norm": float((effect - additive).norm()),
+            "additive_score": float(norms(additive)),
+            "effect_norm": float(norms(effect)),
+            "interaction_norm": float(norms(effect - additive)),
         }
 
 
