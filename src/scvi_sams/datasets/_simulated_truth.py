@@ -191,8 +191,11 @@ def simulated_ate(
     return AnnData(
         X=mean,
         obs=pd.DataFrame(
-            {"perturbation": names, "dosage": [float(name != CONTROL) for name in names]},
-            index=names,
+            {
+                "perturbation": pd.Categorical(names),
+                "dosage": [float(name != CONTROL) for name in names],
+            },
+            index=list(perturbations),
         ),
         var=pd.DataFrame(index=adata.var_names),
         layers={"standard_error": np.sqrt(variance / n_samples)},

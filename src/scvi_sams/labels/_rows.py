@@ -40,9 +40,9 @@ def label_rows(names: Sequence[str], dosages: Sequence[Dosage]) -> pd.DataFrame:
         for name, text in zip(names, texts, strict=True)
     ]
     are_numbers = not any(isinstance(dosage, str) for dosage in dosages)
-    column = np.array(dosages, np.float64) if are_numbers else np.array(texts, dtype=object)
-    columns = {"perturbation": np.array(names, dtype=object), "dosage": column}
-    return pd.DataFrame(columns, index=pd.Index(index, dtype=object))
+    column = np.array(dosages, np.float64) if are_numbers else texts
+    columns = {"perturbation": pd.Categorical(list(names)), "dosage": column}
+    return pd.DataFrame(columns, index=pd.Index(index))
 
 
 def dosage_text(dosage: Dosage) -> str:

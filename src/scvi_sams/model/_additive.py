@@ -191,6 +191,7 @@ class AdditiveMixin(PerturbationModel):
         check_number(above=0, below=1, interval=interval)
         rows = _rows_of(self, perturbations)
         measured = _measured_pairs(self)
+        encode_requested(self, [self.perturbations[row] for row in rows])  # warns of unit doses
         method = rate_scale(self.module.likelihood, method)
         contrast, _ = make_contrast(
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval

@@ -402,8 +402,7 @@ def counterfactual_cells(
     labelled = [f"{name}:{source}" for name, source in zip(obs.index, sources, strict=True)]
     return AnnData(
         sparse.csr_matrix(flat) if sparsely else flat,
-        obs=obs.assign(
-            perturbation=pd.Categorical(obs["perturbation"]), source_cell=sources
-        ).set_axis(make_index_unique(pd.Index(labelled))),  # a cell may be asked for twice
+        # A cell may be asked for twice.
+        obs=obs.assign(source_cell=sources).set_axis(make_index_unique(pd.Index(labelled))),
         var=pd.DataFrame(index=cells.adata.var_names),
     )
