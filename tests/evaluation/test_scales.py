@@ -116,6 +116,10 @@ def test_predicted_cells_are_scored_against_cells_of_their_target_sum(summed):
         score(per_thousand, normalised(summed.adata, 1e4))
     with pytest.raises(ScaleMismatchError, match="output='rate'"):
         score(summed.predict(["P001"], output="rate"), normalised(summed.adata, 1e4))
+    counts = summed.predict(["P001"], output="counts")
+    score(normalised(counts, 1e4), normalised(summed.adata, 1e4))
+    with pytest.raises(ScaleMismatchError, match="1000 in the predicted and 10000"):
+        score(normalised(counts, 1e3), normalised(summed.adata, 1e4))
     base_two = summed.adata.copy()
     sc.pp.normalize_total(base_two, target_sum=1e4)
     sc.pp.log1p(base_two, base=2)

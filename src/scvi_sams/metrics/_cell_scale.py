@@ -25,17 +25,14 @@ _SIMILAR_TOTAL = 1.5
 def check_same_cell_scale(predicted: ad.AnnData, observed: ad.AnnData) -> None:
     """Raise an error if cells of ``predict`` are not normalised as the observed ones are.
 
-    The predicted cells say so in ``uns["prediction"]``; those without are accepted. Observed ones
-    show their total, unless genes were left out after they were normalised.
+    The predicted cells say so in ``uns["prediction"]``, or show it if they were normalised later;
+    those without a record are accepted. Observed ones show their total, unless genes were left out
+    after they were normalised.
     """
     record = predicted.uns.get("prediction", {})
     if "output" not in record:
         return
-    if record["output"] != "lognorm":
-        raise ScaleMismatchError(
-            f"The predicted cells are of predict(output={record['output']!r}), and the observed "
-            "ones must be log1p-normalised: predict(output='lognorm')."
-        )
+    target_sum = _total_of_predicted(predicted, record)
     base = observed.uns.get("log1p", {}).get("base")
     if base is not None and not np.isclose(base, np.e):
         raise ScaleMismatchError(
@@ -43,12 +40,11 @@ def check_same_cell_scale(predicted: ad.AnnData, observed: ad.AnnData) -> None:
             "logarithms. Leave `base` out of scanpy.pp.log1p."
         )
     total = _common_total(observed)
-    if total is None:
+    if total is None or target_sum is None:
         return
-    target_sum = float(record["target_sum"])
     size_factor = record.get("size_factor_key", NO_SIZE_FACTOR)
     told = f"target_sum is {target_sum:g} in the predicted and {total:g} in the observed cells"
-    if size_factor == NO_SIZE_FACTOR:
+    if size_factor == NO_SIZE_FACTOR or record["output"] != "lognorm":
         if abs(total / target_sum - 1) > _SAME_TOTAL:
             raise ScaleMismatchError(
                 f"{told}. Normalise alike: scanpy.pp.normalize_total(observed, "
@@ -60,6 +56,19 @@ def check_same_cell_scale(predicted: ad.AnnData, observed: ad.AnnData) -> None:
             "its counts in the observed ones. Divide observed counts by that size factor, times "
             f"{target_sum:g}."
         )
+
+
+def _total_of_predicted(predicted: ad.AnnData, record: dict[str, Any]) -> float | None:
+    """Total that predicted cells are normalised to; an error if they are not normalised."""
+    if record["output"] == "lognorm":
+        return float(record["target_sum"])
+    if "log1p" in predicted.uns:
+        return _common_total(predicted)
+    raise ScaleMismatchError(
+        f"The predicted cells are of predict(output={record['output']!r}), and the observed ones "
+        "must be log1p-normalised: use predict(output='lognorm'), or normalise both alike "
+        "(scanpy.pp.normalize_total, scanpy.pp.log1p)."
+    )
 
 
 def check_same_cell_doses(
