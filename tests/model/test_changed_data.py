@@ -45,6 +45,7 @@ READERS = {
     "observed knockdown": lambda model: tl.target_knockdown(
         model, target_genes={"P001": model.get_var_names()[0]}
     ),
+    "tests of cells": lambda model: model.test_perturbations(),
     "training": lambda model: model.train(max_epochs=1, **TRAINING),
 }
 
