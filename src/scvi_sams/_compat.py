@@ -6,6 +6,7 @@ import rich.pretty  # noqa: F401
 from scvi.data._constants import _FIELD_REGISTRIES_KEY as FIELD_REGISTRIES_KEY
 from scvi.data._constants import _MANAGER_UUID_KEY as MANAGER_UUID_KEY
 from scvi.data._constants import _MODEL_NAME_KEY as MODEL_NAME_KEY
+from scvi.data._constants import _SCVI_UUID_KEY as ADATA_UUID_KEY
 from scvi.data._constants import _SETUP_ARGS_KEY as SETUP_ARGUMENTS_KEY
 from scvi.data._constants import _STATE_REGISTRY_KEY as STATE_REGISTRY_KEY
 from scvi.model.base._constants import SAVE_KEYS
@@ -13,6 +14,7 @@ from scvi.model.base._constants import SAVE_KEYS
 MODEL_FILE_NAME = SAVE_KEYS.MODEL_FNAME
 
 __all__ = [
+    "ADATA_UUID_KEY",
     "FIELD_REGISTRIES_KEY",
     "MANAGER_UUID_KEY",
     "MODEL_FILE_NAME",

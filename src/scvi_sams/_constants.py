@@ -53,6 +53,8 @@ class _ResultKeys(NamedTuple):
     """obs: predictive importance-weighted bound of each cell, in nats."""
 
 
+REGISTERED_DOSES: Final = "_scvi_doses"
+"""uns, dict: where the doses of registered cells are, for functions that know no model."""
 LARGEST_INPUT: Final = 1e9
 """Of doses, covariates, size factors and normalised values: squares must fit single precision."""
 LARGEST_COUNT: Final = 2**24

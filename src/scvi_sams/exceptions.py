@@ -44,6 +44,14 @@ class RegistrationError(SAMSError):
     """The AnnData object cannot be registered as it is, for example because it is a view."""
 
 
+class ChangedDataError(SAMSError):
+    """Registered data are no longer what they were when the model first read them."""
+
+
+class ScaleMismatchError(SAMSError):
+    """Two tables or data sets are on different scales, or of different doses."""
+
+
 class InvalidSplitError(SAMSError):
     """A split into training, validation and test cells cannot be used."""
 

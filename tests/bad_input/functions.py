@@ -55,7 +55,7 @@ def tables_of_models(model: Any) -> dict[str, Call]:
     latents = [f"latent_{i}" for i in range(3)]
     programs, masks = table(GENES, latents), table(NAMES, latents)
     pairs = {"combinations": ["A+B"]}
-    direction = model.predict_interactions(["A+B"], **FEW)
+    direction = model.predict_interactions(["A+B"], method="lognorm", **FEW)
     models = {"models": [model, model]}
     return {
         "tl.top_genes": (tl.top_genes, {"programs": programs}),
@@ -106,7 +106,7 @@ def figures(model: Any) -> dict[str, Call]:
     curves = ad.AnnData(
         np.ones((2, 4)),
         obs=pd.DataFrame(
-            {"perturbation": "A", "dose": [1.0, 2.0], "is_measured_range": True}, index=["0", "1"]
+            {"perturbation": "A", "dosage": [1.0, 2.0], "is_measured_range": True}, index=["0", "1"]
         ),
         var=pd.DataFrame(index=GENES),
         layers={"interval_low": np.zeros((2, 4)), "interval_high": np.full((2, 4), 2.0)},

@@ -24,7 +24,7 @@ def singles() -> ad.AnnData:
 
 def test_additive_is_the_sum_of_singles(singles):
     table = additive_ate(singles, ["B+A", "A+B+C", "C"])
-    assert table.obs_names.tolist() == ["B+A", "A+B+C", "C"]
+    assert table.obs_names.tolist() == ["A+B", "A+B+C", "C"]
     assert table.var_names.tolist() == ["g1", "g2"]
     np.testing.assert_allclose(table.X, [[-2, 2.5], [8, 2.5], [10, 0]])
     np.testing.assert_allclose(

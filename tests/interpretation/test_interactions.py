@@ -11,7 +11,12 @@ from model.builders import linear_normal, small_screen, train_small
 from scvi_sams import SAMSVAE
 from scvi_sams.data import open_screen
 from scvi_sams.evaluation import observed_ate
-from scvi_sams.exceptions import MissingControlError, SAMSError, UnknownPerturbationError
+from scvi_sams.exceptions import (
+    MissingControlError,
+    SAMSError,
+    ScaleMismatchError,
+    UnknownPerturbationError,
+)
 from scvi_sams.interpretation import genetic_interactions, observed_interactions
 
 LABELS = ["control"] * 3 + ["A"] * 2 + ["B"] * 2 + ["B+A"] * 3
@@ -191,9 +196,8 @@ def test_both_kinds_are_normalised_to_one_total():
     observed = observed_interactions(model.adata, names, **arguments).obs
     np.testing.assert_allclose(table["observed_score"], observed["score"])
     arguments["target_sum"] = 1e4
-    assert not np.allclose(
-        observed_interactions(model.adata, names, **arguments).obs["score"], observed["score"]
-    )
+    with pytest.raises(ScaleMismatchError, match=r"target_sum is 50 in the direction and 10000"):
+        observed_interactions(model.adata, names, **arguments)
 
 
 def test_a_bend_of_the_decoder_is_found_in_cells():

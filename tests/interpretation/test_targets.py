@@ -136,7 +136,7 @@ def test_models_without_direct_effects_have_no_direct_part():
     for kwargs in ({"direct_effects": False}, {"model_cls": SVAEPlus}):
         model = train_small(small_screen(), max_epochs=1, **kwargs)
         table = target_knockdown(model, target_genes=TARGETS, **FEW)
-        columns = ["gene", "lfc", "lfc_low", "lfc_high", "n_cells", "observed"]
+        columns = ["gene", "dosage", "lfc", "lfc_low", "lfc_high", "n_cells", "observed"]
         assert list(table.columns) == columns
 
 

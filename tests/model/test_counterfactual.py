@@ -202,7 +202,7 @@ def test_the_order_of_names_plays_no_part(any_variant, method):
     one = ate(any_variant, ["P001+P003", "P004"], method=method)
     other = ate(any_variant, ["P003+P001", "P004"], method=method)
     np.testing.assert_array_equal(one.X, other.X)
-    assert list(other.obs_names) == ["P003+P001", "P004"]
+    assert list(one.obs_names) == list(other.obs_names) == ["P001+P003", "P004"]
 
 
 @METHODS
@@ -268,7 +268,7 @@ def test_without_intervals_the_rest_is_the_same(default_model, method):
     whole = ate(default_model, **settings)
     short = ate(default_model, interval=None, **settings)
     assert set(TABLES) & set(short.layers) == {"standard_error"}
-    assert list(short.obs) == ["effect_norm"]
+    assert list(short.obs) == ["perturbation", "dosage", "effect_norm"]
     np.testing.assert_array_equal(short.X, whole.X)
     np.testing.assert_array_equal(short.layers["standard_error"], whole.layers["standard_error"])
     np.testing.assert_array_equal(short.obs["effect_norm"], whole.obs["effect_norm"])

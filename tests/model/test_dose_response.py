@@ -42,7 +42,7 @@ def test_a_curve_of_a_linear_decoder_is_a_line():
     expected[3:] *= weight @ EFFECTS[3]
     np.testing.assert_allclose(found.X, expected, rtol=1e-4, atol=1e-4)
     assert list(found.obs["perturbation"]) == ["P002"] * 3 + ["P004"] * 3
-    assert list(found.obs["dose"]) == [0, 0.25, 3] * 2
+    assert list(found.obs["dosage"]) == [0, 0.25, 3] * 2
     assert list(found.obs["is_measured_range"]) == [True, True, False] * 2
     assert found.obs_names[1] == "P002@0.25"
 
@@ -52,10 +52,10 @@ def test_no_dose_is_no_effect_and_the_curve_is_that_of_predict_ate(dosage_model)
     for values in (found.X, found.layers["interval_low"], found.layers["interval_high"]):
         assert (values[0] == 0).all()
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="not unique"):
-        ate = dosage_model.predict_ate(
-            ["P001"] * 3, dosages=[0, 0.7, 2], method="lograte", n_samples=5000, key_added=None
-        )
+    ate = dosage_model.predict_ate(
+        ["P001"] * 3, dosages=[0, 0.7, 2], method="lograte", n_samples=5000, key_added=None
+    )
+    assert list(ate.obs_names) == list(found.obs_names) == ["P001@0", "P001@0.7", "P001@2"]
     np.testing.assert_array_equal(found.X, ate.X)
     assert np.abs(found.X).max() > 0.1
     assert found.uns["ate"]["units"] == ate.uns["ate"]["units"]
@@ -74,7 +74,7 @@ def test_the_grid_ends_at_the_largest_dose_of_each_perturbation():
         parts = parts * len(names) if len(parts) == 1 else parts
         for name, part in zip(names, parts, strict=False):
             expected[name] = max(expected[name], part)
-    largest = found.groupby("perturbation", observed=True)["dose"].max()
+    largest = found.groupby("perturbation", observed=True)["dosage"].max()
     np.testing.assert_allclose(largest, list(expected.values()))
     assert (found.groupby("perturbation", observed=True).size() == 5).all()
     assert found["is_measured_range"].all()
@@ -90,7 +90,7 @@ def test_curves_are_written_only_if_asked_for_and_survive_a_file(tmp_path):
     read = ad.read_h5ad(tmp_path / "screen.h5ad").uns["curves"]
     np.testing.assert_array_equal(read["effect"], found.X)
     np.testing.assert_array_equal(read["interval_low"], found.layers["interval_low"])
-    np.testing.assert_array_equal(read["doses"], found.obs["dose"])
+    np.testing.assert_array_equal(read["dosages"], found.obs["dosage"])
     assert list(read["perturbations"]) == list(found.obs["perturbation"])
     assert read["units"] == found.uns["ate"]["units"]
     curves(model, ["P001"], interval=None, key_added="curves")

@@ -129,6 +129,10 @@ def test_a_layer_is_written_only_if_asked_for():
     assert np.isnan(np.delete(written, CELLS, axis=0)).all()
     whole = expression(model, key_added="denoised")
     np.testing.assert_array_equal(model.adata.layers["denoised"], whole)
+    some = expression(model, indices=[3], key_added="denoised", return_numpy=True)
+    written = model.adata.layers["denoised"]
+    np.testing.assert_array_equal(written[[3]], some)
+    np.testing.assert_array_equal(np.delete(written, 3, axis=0), np.delete(whole, 3, axis=0))
 
 
 def test_unknown_genes_and_batches_are_named(covariate_model):

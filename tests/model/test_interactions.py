@@ -120,7 +120,7 @@ def test_the_order_of_names_and_the_size_of_chunks_play_no_part(known, monkeypat
     found = interactions(known, ["P001+P002", "P003+P004"])
     swapped = interactions(known, ["P002+P001", "P004+P003"])
     np.testing.assert_allclose(swapped.X, found.X, atol=1e-5)
-    assert list(swapped.obs_names) == ["P002+P001", "P004+P003"]
+    assert list(swapped.obs_names) == ["P001+P002", "P003+P004"]
     monkeypatch.setattr("scvi_sams.model._counterfactual._PAIRS_PER_CHUNK", 1)
     np.testing.assert_allclose(interactions(known, list(PAIRS)).X, found.X, atol=1e-3)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from model.builders import assert_within_error, shift_of, small_screen, train_small
+from model.builders import TRAINING, assert_within_error, shift_of, small_screen, train_small
 from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
 
 REPRESENTATIONS = pytest.mark.parametrize("representation", ["basal", "perturbed"])
@@ -153,6 +153,12 @@ def test_results_are_written_to_obsm_with_nan_for_other_cells():
     others = np.setdiff1d(np.arange(model.adata.n_obs), indices)
     assert np.isnan(written[others]).all()
 
+    draws = model.get_latent_representation(indices=indices, give_mean=False)
+    written = model.adata.obsm["X_sams"]
+    np.testing.assert_array_equal(written[indices], draws)
+    np.testing.assert_array_equal(written[others], basal[others])
+    model.get_latent_representation()
+
     other = model.adata[:5].copy()
     del other.obsm["X_sams"]
     found = model.get_latent_representation(other)
@@ -220,3 +226,16 @@ def test_unknown_perturbations_are_named_and_leave_the_data_as_it_was(default_mo
 def test_genes_in_another_order_are_refused(default_model):
     with pytest.raises(MissingKeyError, match="order"):
         latent(default_model, default_model.adata[:, ::-1].copy())
+
+
+def test_rows_of_one_model_do_not_mix_with_those_of_another():
+    adata = small_screen()
+    first = train_small(adata)
+    first.get_latent_representation()
+    second = train_small(adata, max_epochs=3)
+    some = second.get_latent_representation(indices=[0, 1])
+    np.testing.assert_array_equal(adata.obsm["X_sams"][:2], some)
+    assert np.isnan(adata.obsm["X_sams"][2:]).all()
+    second.train(max_epochs=1, **TRAINING)
+    second.get_latent_representation(indices=[5])
+    assert np.isnan(np.delete(adata.obsm["X_sams"], 5, axis=0)).all()

@@ -225,6 +225,23 @@ def test_an_absurd_mean_stays_finite_and_is_pulled_down():
 # Gradients --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("log_theta", [-1000.0, -18.4, -13.8, -11.5, 30.0, 1000.0])
+@pytest.mark.parametrize("count", [0.0, 1.0, 1e5, 2.0**24])
+@pytest.mark.parametrize("log_mean", [-200.0, 0.0, 59.9, 1000.0])
+def test_gradients_are_finite_for_every_mean_dispersion_and_count(log_mean, count, log_theta):
+    """Close to x - (x + theta) ratio / (1 + ratio), which is -theta where the mean is huge."""
+    logit = torch.tensor([[[log_mean]]], requires_grad=True)
+    parameter = torch.tensor([log_theta], requires_grad=True)
+    value = negative_binomial_log_prob(torch.tensor([[count]]), logit, parameter)
+    value.sum().backward()
+    assert value.isfinite().all()
+    assert parameter.grad.isfinite().all()
+    mean, theta = np.exp(np.clip([log_mean, log_theta], [-300, -25], 60))
+    expected = (count - mean) / (1 + mean / theta)
+    tolerance = 1e-6 * (count + theta * mean / (theta + mean)) + 1e-6
+    np.testing.assert_allclose(float(logit.grad), expected, atol=tolerance, rtol=1e-4)
+
+
 @TWO_MODES
 @pytest.mark.parametrize("counts", [[0] * 10, [0, 0, 0, 0, 1, 1, 2, 3, 5, 9], [*COUNTS[:-1], 500]])
 def test_gradients_by_finite_differences(counts, softmax):

@@ -88,7 +88,7 @@ def dose_response(ax: Axes) -> None:
     curves = ad.AnnData(
         effect,
         obs=pd.DataFrame(
-            {"perturbation": "A", "dose": doses, "is_measured_range": doses <= 1},
+            {"perturbation": "A", "dosage": doses, "is_measured_range": doses <= 1},
             index=[f"A_{dose:g}" for dose in doses],
         ),
         var=pd.DataFrame(index=GENES[:3]),

@@ -80,8 +80,8 @@ def ate_input() -> ad.AnnData:
 def curves_input() -> ad.AnnData:
     curves = table_input()
     curves.obs["perturbation"] = ["A", "B"] * 10
-    curves.obs["dose"] = np.arange(20.0)
-    curves.obs["is_measured_range"] = curves.obs["dose"] < 10
+    curves.obs["dosage"] = np.arange(20.0)
+    curves.obs["is_measured_range"] = curves.obs["dosage"] < 10
     curves.layers["interval_low"] = curves.X - 1
     curves.layers["interval_high"] = curves.X + 1
     return curves

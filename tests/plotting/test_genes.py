@@ -139,7 +139,7 @@ def curves(n_genes: int = 12) -> ad.AnnData:
         obs=pd.DataFrame(
             {
                 "perturbation": pd.Categorical(["A"] * 4 + ["B"]),
-                "dose": dose,
+                "dosage": dose,
                 "is_measured_range": dose <= 2,
             },
             index=[f"r{i}" for i in range(5)],

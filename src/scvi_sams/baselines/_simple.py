@@ -25,13 +25,18 @@ from scvi_sams.baselines._base import (
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
+from scvi_sams.labels._rows import join_dosages, label_rows
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.labels._stratified import stratified_split
 from scvi_sams.metrics._observed import ate_table, check_unique, obs_column
 
 
 def additive_ate(
-    singles: ad.AnnData, combinations: Sequence[str], *, delimiter: str | None = "+"
+    singles: ad.AnnData,
+    combinations: Sequence[str],
+    *,
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
 ) -> ad.AnnData:
     """Predict the effect of a combination as the sum of the effects of its perturbations.
 
@@ -42,15 +47,15 @@ def additive_ate(
         :func:`observed_ate` returns it.
     combinations
         Labels to predict, in any spelling. A single perturbation predicts itself.
-    delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
+    control, delimiter
+        How labels are written; ``delimiter=None`` if they are never split.
 
     Returns
     -------
-    An ATE table, combinations x genes, in the units of ``singles``. Where ``singles`` has standard
-    errors, ``layers["standard_error"]`` combines them in quadrature. That ignores that observed
-    singles share their control cells, so it is too small by the part that their error has in
-    common.
+    An ATE table, combinations x genes, in the units and at the doses of ``singles``. Where
+    ``singles`` has standard errors, ``layers["standard_error"]`` combines them in quadrature. That
+    ignores that observed singles share their control cells, so it is too small by the part that
+    their error has in common.
 
     Raises
     ------
@@ -69,11 +74,16 @@ def additive_ate(
     """
     check_ate(singles=singles)
     combinations = as_names("combinations", combinations)
-    spelling = Spelling.of("control", delimiter)
+    spelling = Spelling.of(control, delimiter)
     parts = [spelling.perturbations(name) or [spelling.control_label] for name in combinations]
-    return sum_of_effects(
-        singles, [spelling.canonical(name) for name in singles.obs_names], combinations, parts
-    )
+    names = [spelling.canonical(name) for name in combinations]
+    known = [spelling.canonical(name) for name in singles.obs_names]
+    table = sum_of_effects(singles, known, names, parts)
+    if "dosage" in singles.obs:
+        dosage_of = dict(zip(known, singles.obs["dosage"], strict=True))
+        dosages = [join_dosages((dosage_of[name] for name in group), spelling) for group in parts]
+        table.obs = label_rows(names, dosages)
+    return table
 
 
 def sum_of_effects(
@@ -154,7 +164,7 @@ def _in_units_of(
         layers["standard_error"] = standard_error(table.layers["standard_error"])
     return ate_table(
         effect(np.asarray(table.X)),
-        names,
+        pd.DataFrame(index=list(names)),
         table.var_names,
         description=dict(table.uns["ate"]),
         layers=layers,
@@ -184,11 +194,10 @@ class MeanBaseline(BaselineMethod):
         perturbed = means[~is_control]
         self.effects = ate_table(
             np.asarray(perturbed.X) - self.control_mean,
-            list(perturbed.obs_names),
+            perturbed.obs[["n_cells"]].copy(),
             genes,
             description={"method": "mean", "units": "difference of mean X"},
             layers={},
-            obs={"n_cells": perturbed.obs["n_cells"].to_numpy()},
         )
 
 

@@ -15,6 +15,9 @@ from scvi_sams.counts._block_reader import BlockReader, is_on_disk
 from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnreadableDataError
 
 _ROWS_PER_CHUNK = 16_384
+_FOR_NORMALISED_VALUES = (
+    ", or, for values that are already normalised, use gene_likelihood='normal'"
+)
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def validate_expression(
                 f"{location} holds {n_bad} values that are NaN or infinite. Remove or fill them."
             )
         if counts:
-            _check_counts(entries, location)
+            check_counts(entries, location)
             _check_no_empty_cells(chunk, start, location)
         else:
             _check_not_huge(entries, LARGEST_INPUT, location)
@@ -113,14 +116,19 @@ def _check_matrix_intact(values: Any, location: str) -> None:
         )
 
 
-def _check_counts(entries: np.ndarray, location: str) -> None:
+def check_counts(
+    entries: np.ndarray, location: str, *, normalised: str = _FOR_NORMALISED_VALUES
+) -> None:
+    """Raise an error if values are negative, fractional or too large.
+
+    ``location`` names them, and ``normalised`` is what to do with values that are no counts.
+    """
     negative, fractional = entries[entries < 0], entries[entries != np.rint(entries)]
     for kind, bad in (("negative", negative[:1]), ("fractional", fractional[:1])):
         if bad.size:
             raise InvalidCountsError(
                 f"{location} holds {kind} values (such as {bad[0]:g}), which are no counts. Pass "
-                "the layer with raw counts as `layer`, or, for values that are already "
-                "normalised, use gene_likelihood='normal'."
+                f"the layer with raw counts as `layer`{normalised}."
             )
     _check_not_huge(entries, LARGEST_COUNT, location)
 

@@ -49,7 +49,12 @@ def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:
         )
 
 
-def check_genes(adata: AnnData, expected: Sequence[str] | np.ndarray) -> None:
+_SELECT_GENES = " Select and order them: adata[:, model.adata.var_names].copy()."
+
+
+def check_genes(
+    adata: AnnData, expected: Sequence[str] | np.ndarray, advice: str = _SELECT_GENES
+) -> None:
     """Raise an error if the genes are not those of the training data, in their order."""
     genes = pd.Index(np.asarray(expected, dtype=object))
     found = pd.Index(np.asarray(adata.var_names, dtype=object))
@@ -63,8 +68,7 @@ def check_genes(adata: AnnData, expected: Sequence[str] | np.ndarray) -> None:
     else:
         difference = "their order differs"
     raise MissingKeyError(
-        f"The genes differ from those of the training data: {difference}. Select and order them: "
-        "adata[:, model.adata.var_names].copy()."
+        f"The genes differ from those of the training data: {difference}.{advice}"
     )
 
 

@@ -13,7 +13,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
 from scvi_sams._checks import as_names, check_key
-from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._constants import REGISTERED_DOSES, REGISTRY_KEYS
 from scvi_sams.data._covariates import check_keys_exist
 from scvi_sams.exceptions import (
     InvalidArgumentError,
@@ -209,6 +209,7 @@ class PerturbationField(BaseAnnDataField):
     def _write(self, adata: AnnData, labels: Labels) -> dict:
         packed = np.concatenate([labels.codes.astype(np.float32), labels.doses], axis=1)
         adata.obsm[self.attr_key] = packed
+        self._tell_doses(adata)
         is_given = labels.codes != NO_PERTURBATION
         combinations, _ = distinct_rows(np.sort(labels.codes[is_given.sum(axis=1) > 1], axis=1))
         return {
@@ -219,6 +220,17 @@ class PerturbationField(BaseAnnDataField):
                 labels.codes[is_given], minlength=len(labels.vocabulary)
             ),
         }
+
+    def _tell_doses(self, adata: AnnData) -> None:
+        """Write where doses are, so that what is observed is of the doses that models know."""
+        adata.uns.pop(REGISTERED_DOSES, None)
+        if self.dosage_key is not None:
+            keys = {"perturbation_key": self.perturbation_key, "dosage_key": self.dosage_key}
+            adata.uns[REGISTERED_DOSES] = keys
+        elif self.dosage_obsm_key is not None:
+            names = np.array(self._column_names(adata), dtype=str)
+            matrix = {"dosage_obsm_key": self.dosage_obsm_key, "names": names}
+            adata.uns[REGISTERED_DOSES] = matrix
 
 
 def unpack_perturbations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ from scvi_sams.data._covariates import (
     validate_table,
 )
 from scvi_sams.data._field import perturbation_field
+from scvi_sams.data._fingerprint import changed_parts, registered_parts
 from scvi_sams.exceptions import RegistrationError
 
 
@@ -44,6 +45,8 @@ class ScreenManager(AnnDataManager):
 
     adata: AnnData | None
     _learned: dict | None = None
+    _registered: Mapping[str, str]
+    """Digests of what was read the first time."""
 
     def register_fields(
         self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
@@ -67,6 +70,21 @@ class ScreenManager(AnnDataManager):
             super().register_fields(adata, source, **transfer_kwargs)
         if self._learned is None:
             self._learned = deepcopy(self.registry)
+            self._registered = self._parts(adata)
+
+    def changes(self) -> list[str]:
+        """Name the genes, labels, doses and covariates that are not as they were registered."""
+        return changed_parts(self._registered, self._parts(self.adata))
+
+    def check_as_learned(self) -> None:
+        """Raise an error if genes or fields could not be registered again as they were."""
+        if self._learned is not None:
+            genes = _state_of(self._learned, REGISTRY_KEYS.X)["column_names"]
+            check_genes(self.adata, genes, advice="")
+            self.check_fields(self.adata, self._learned)
+
+    def _parts(self, adata: AnnData) -> dict[str, str]:
+        return registered_parts(adata, self.registry[SETUP_ARGUMENTS_KEY])
 
     def validate(self) -> None:
         """Register again if another model registered the AnnData since."""

@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import nbinom
 
 from scvi_sams._checks import check_choice
+from scvi_sams._scale import size_factor_record
 from scvi_sams.datasets._simulated_decoder import TrueDecoder
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, UnknownPerturbationError
 
@@ -140,7 +141,8 @@ def simulated_ate(
     Returns
     -------
     AnnData
-        Perturbations x genes. ``X``: effect, log2 units; ``layers["standard_error"]``: its
+        Perturbations x genes, with ``obs`` and ``uns`` as :func:`scvi_sams.evaluation.observed_ate`
+        has them. ``X``: effect, log2 units; ``layers["standard_error"]``: its
         Monte-Carlo standard error; ``uns["ate"]``: what the numbers are.
 
     Raises
@@ -183,17 +185,25 @@ def simulated_ate(
             difference = drawn(treatment) - control
             total[row] += difference.sum(axis=0)
             total_squares[row] += np.square(difference).sum(axis=0)
+    names = ["+".join(sorted(label.split("+"))) for label in perturbations]
     mean = total / n_samples
     variance = np.maximum(total_squares / n_samples - mean**2, 0)
     return AnnData(
         X=mean,
-        obs=pd.DataFrame(index=list(perturbations)),
+        obs=pd.DataFrame(
+            {
+                "perturbation": pd.Categorical(names),
+                "dosage": [float(name != CONTROL) for name in names],
+            },
+            index=list(perturbations),
+        ),
         var=pd.DataFrame(index=adata.var_names),
         layers={"standard_error": np.sqrt(variance / n_samples)},
         uns={
             "ate": {
                 "method": "lognorm",
                 "target_sum": 1e4,
+                **size_factor_record(None),
                 "units": "log2(1 + counts per target_sum)",
             }
         },

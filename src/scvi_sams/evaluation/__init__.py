@@ -6,9 +6,9 @@ Splits, effects, baselines and metrics know no model.
 
 An *ATE table*, which models predict and these functions make and compare, is an
 :class:`~anndata.AnnData` of perturbations x genes: ``X`` is the average treatment effect,
-``obs_names`` the labels as they were asked for, ``layers["standard_error"]`` its uncertainty,
-``obs["n_cells"]`` the cells behind an observation, and ``uns["ate"]`` names ``method``,
-``target_sum`` and ``units``.
+``obs_names`` and ``obs["perturbation"]`` the canonical labels, ``obs["dosage"]`` their doses,
+``layers["standard_error"]`` its uncertainty, ``obs["n_cells"]`` the cells behind an observation,
+and ``uns["ate"]`` names ``method``, ``target_sum``, ``size_factor_key`` and ``units``.
 """
 
 from scvi_sams._fdr import active_at_fdr

@@ -12,10 +12,17 @@ from scipy import sparse, stats
 
 from scvi_sams._checks import as_names, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
+from scvi_sams._scale import check_same_scale, size_factor_record
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidDosageError,
+    SAMSError,
+    UnknownPerturbationError,
+)
 from scvi_sams.interpretation._perturbations import unit_rows
-from scvi_sams.labels._labels import parts_of_combination
+from scvi_sams.labels._labels import Labels, parts_of_combination
 from scvi_sams.labels._names import check_has
+from scvi_sams.labels._rows import Dosage, groups_of_cells, label_rows
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import (
     Average,
@@ -35,6 +42,7 @@ def observed_interactions(
     direction: AnnData | None = None,
     perturbation_key: str = "perturbation",
     control: str | Sequence[str] = "control",
+    dosage_key: str | None = None,
     method: Average = "lognorm",
     layer: str | None = None,
     size_factor_key: str | None = None,
@@ -58,21 +66,27 @@ def observed_interactions(
         What ``predict_interactions`` returned for these combinations: its additive expectation is
         the direction along which scores are taken. There are no scores without it, because along
         a direction estimated from the same few cells noise passes for buffering.
-    perturbation_key, control, method, layer, size_factor_key, indices, target_sum, delimiter
+    perturbation_key, control, dosage_key, method, layer, size_factor_key, indices, target_sum, \
+    delimiter
         As in :func:`scvi_sams.evaluation.observed_ate`.
 
     Returns
     -------
     AnnData, combinations x genes. ``X``: interaction; ``layers``: ``"effect"``, ``"additive"`` and
     the ``"standard_error"`` of the interaction (root of the summed variances of all means).
-    ``obs``: ``n_cells`` of the combination, ``n_cells_single``, the fewest of its perturbations,
-    and with ``direction``: ``score``, its ``score_standard_error`` (from the scores of single
-    cells, so that correlations between genes count) and ``additive_score``.
+    ``obs``: ``perturbation`` and ``dosage``, ``n_cells`` of the combination, ``n_cells_single``,
+    the fewest of its perturbations, and with ``direction``: ``score``, its ``score_standard_error``
+    (from the scores of single cells, so that correlations between genes count) and
+    ``additive_score``.
 
     Raises
     ------
     UnknownPerturbationError
         If a combination or one of its perturbations has no cells.
+    InvalidDosageError
+        If a perturbation has several doses in the cells that are needed.
+    ScaleMismatchError
+        If ``direction`` is of another method, target sum or size factor.
     SAMSError
         If a label is no combination, occurs twice, or is not in ``direction``; if ``direction`` has
         other genes; if nothing is left to look at.
@@ -89,7 +103,7 @@ def observed_interactions(
     """
     check_number(target_sum=target_sum, above=0)
     spelling = Spelling.of(control, delimiter)
-    cells, labels = labelled_cells(adata, indices, perturbation_key, spelling)
+    cells, labels = labelled_cells(adata, indices, perturbation_key, spelling, dosage_key)
     values = normalised_expression(
         cells, method, layer=layer, size_factor_key=size_factor_key, target_sum=target_sum
     )
@@ -105,10 +119,14 @@ def observed_interactions(
         raise InvalidArgumentError("`combinations` is empty: name combinations, or None for all.")
     names = [canonical(c) for c in combinations]
     check_unique(names)
+    dosage_of = _one_dosage_each(labels, names)
+    scale: dict[str, Any] = {"method": method, "target_sum": float(target_sum)}
+    scale |= size_factor_record(size_factor_key)
     directions = None
     if direction is not None:
-        rows = [canonical(c) for c in direction.obs_names]
-        directions = _directions(direction, adata.var_names, rows, names)
+        check_same_scale(direction=direction.uns.get("interaction", {}), observed=scale)
+        named = [canonical(c) for c in direction.obs_names]
+        directions = _directions(direction, adata.var_names, named, names)
 
     means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     tables, summaries = [], []
@@ -139,12 +157,13 @@ def observed_interactions(
             row["additive_score"] = float(additive @ directions[place])
         summaries.append(row)
     interaction, *others = (np.array(rows) for rows in zip(*tables, strict=True))
+    rows = label_rows(names, [dosage_of[name] for name in names]).rename_axis("combination")
     return AnnData(
         interaction,
-        obs=pd.DataFrame(summaries, index=pd.Index(list(combinations), name="combination")),
+        obs=rows.assign(**pd.DataFrame(summaries, index=rows.index)),
         var=pd.DataFrame(index=adata.var_names.copy()),
         layers=dict(zip(("effect", "additive", "standard_error"), others, strict=True)),
-        uns={"interaction": {"method": method, "target_sum": float(target_sum)}},
+        uns={"interaction": scale},
     )
 
 
@@ -220,6 +239,7 @@ def genetic_interactions(
         for key in ("perturbation_key", "control", "layer", "size_factor_key", "delimiter")
     } | {"indices": indices}
     model._check_has_data("indices")
+    model._validate_anndata()
     if combinations is None:
         combinations = list(observed_interactions(model.adata, **settings).obs_names)
     method = "lognorm" if model.module.likelihood.has_laplace_transform else "lograte"
@@ -268,6 +288,21 @@ def _complete_combinations(cells_of: dict[str, np.ndarray], spelling: Spelling) 
             "`delimiter`; predict_interactions needs no measured ones."
         )
     return sorted(found)
+
+
+def _one_dosage_each(labels: Labels, combinations: list[str]) -> dict[str, Dosage]:
+    """Dosage of each label; an error if a perturbation of the combinations has several doses."""
+    needed = {name for label in combinations for name in labels.spelling.perturbations(label)}
+    for code, name in enumerate(labels.vocabulary):
+        doses = np.unique(labels.doses[labels.codes == code])
+        if name in needed and len(doses) > 1:
+            raise InvalidDosageError(
+                f"{name!r} has the doses {', '.join(f'{dose:g}' for dose in doses[:5])}, and an "
+                "interaction is that of one dose of each perturbation. Pass the cells of one dose, "
+                "and control cells, as `indices`."
+            )
+    names, dosages, _ = groups_of_cells(labels)
+    return dict(zip(names, dosages, strict=True))
 
 
 def _check_measured(groups: list[str], cells_of: dict[str, np.ndarray]) -> None:

@@ -25,6 +25,7 @@ from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._calls import called_masks
 from scvi_sams.interpretation._confounding import confounding_columns
+from scvi_sams.model._doses import doses_to_report
 
 if TYPE_CHECKING:
     from scvi_sams.model._perturbation_model import PerturbationModel
@@ -33,6 +34,7 @@ logger = logging.getLogger("scvi.sams")
 
 _NO_NORM = 0.01
 """Of a norm: an interval that begins below reaches zero."""
+_SCALE = ("method", "units", "target_sum", "size_factor_key")
 SURE = 2
 """Posterior standard deviations between an effect and zero, for a gene to be named."""
 _MOST_FOR_OPTIMAL_ORDER = 1000
@@ -87,12 +89,17 @@ def perturbation_hits(
       entries that are called at ``fdr`` by masks and test; ``unstable``: whether the masks alone
       call an entry, and the test does not agree. Only for models with masks.
     - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect of a unit dose
+      entries that are active at ``fdr``. Only for models with masks.
+    - ``dosage``: the dose that what follows is about, the largest in training cells.
+    - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect
       (``predict_ate(method="lograte")``: log2 units, or the data's for a normal likelihood), with
       ``effect_norm_low`` and ``effect_norm_high``. A norm is never negative and grows with what is
       not known: compare it with that of perturbations known to do nothing.
     - ``genes_up``, ``genes_down``: names, the largest effect first, joined by ``", "``. Only genes
       whose expected effect exceeds twice its posterior standard deviation: for a single mask entry
       that is an inclusion probability above .8.
+
+    ``attrs["ate"]`` says on what scale effects are, as ``uns["ate"]`` of ``predict_ate`` does.
 
     Raises
     ------
@@ -127,13 +134,14 @@ def perturbation_hits(
         columns["active_latents"] = called.sum(axis=1).to_numpy()
         columns["unstable"] = (active_at_fdr(masks, fdr) & ~called).any(axis=1).to_numpy()
     ate = model.predict_ate(
+        dosages=doses_to_report(model.largest_doses_, len(n_cells)).tolist(),
         method="lograte" if model.module.likelihood.is_count_likelihood else "mean",
         n_samples=n_samples,
         n_posterior_samples=n_posterior_samples,
         interval=interval,
         key_added=None,
     )
-    columns |= ate.obs.to_dict("list")
+    columns |= ate.obs.drop(columns="perturbation").to_dict("list")
     columns["genes_up"] = _strongest(ate, n_genes, sign=1)
     columns["genes_down"] = _strongest(ate, n_genes, sign=-1)
     index = pd.Index(model.perturbations, name="perturbation")
@@ -143,6 +151,7 @@ def perturbation_hits(
     hits.insert(0, "is_hit", (hits["q_value"] <= fdr) & names_a_gene & excludes_zero)
     _warn_of_doubtful(hits)
     hits = hits.sort_values("effect_norm", ascending=False, kind="stable")
+    hits.attrs["ate"] = {key: ate.uns["ate"][key] for key in _SCALE}
     if key_added is not None and model.adata is not None:
         model.adata.uns[key_added] = hits.copy()
         model.keep_provenance(model.adata, key_added)

@@ -16,6 +16,7 @@ from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError
 from scvi_sams.labels._names import check_known, listing
 from scvi_sams.model._contrast import bounds
 from scvi_sams.model._counterfactual import drawn_effects, encode_requested, make_contrast
+from scvi_sams.model._doses import doses_to_report
 from scvi_sams.module._direct_effects import DirectEffects
 
 if TYPE_CHECKING:
@@ -60,13 +61,13 @@ def target_knockdown(
     -------
     One row per perturbation whose gene is among those measured, the strongest decrease first:
 
-    - ``gene``.
+    - ``gene``, and ``dosage``, the largest in training cells, which all that follows is about.
     - ``lfc``, with its posterior interval ``lfc_low`` and ``lfc_high``: predicted log2 fold change
-      of the gene's mean rate by a unit dose; -2 leaves a quarter.
+      of the gene's mean rate; -2 leaves a quarter.
     - ``direct``: what of it is a direct effect, in the same units, and ``lfsr``, its local false
       sign rate (``get_direct_effects``); the rest is of the latent state, and of stacking. Only
       for models with direct effects.
-    - ``n_cells``: cells in the data that carry the perturbation alone, at dose 1, and
+    - ``n_cells``: cells in the data that carry the perturbation alone, at that dose, and
       ``observed``: log2 fold change of the gene's counts per size of the cell, between sums over
       control cells and over these cells, each with half a count more; NaN where there are none.
       Only for models that have their data.
@@ -101,13 +102,17 @@ def target_knockdown(
     rows, genes, without = _targets(model, target_genes)
     names = [str(name) for name in np.array(model.perturbations, dtype=object)[rows]]
     module = model.module
+    dosages = doses_to_report(model.largest_doses_, len(model.perturbations))
     columns: dict[str, Any] = {"gene": np.array(model.get_var_names(), dtype=object)[genes]}
-    columns |= _predicted_changes(model, names, genes, n_samples, n_posterior_samples, interval)
+    columns["dosage"] = dosages[rows]
+    drawn = (n_samples, n_posterior_samples, interval)
+    columns |= _predicted_changes(model, names, dosages[rows], genes, *drawn)
     if module.fits_direct_effects and module.direct is not None and module.direct.is_estimated:
         is_count = module.likelihood.is_count_likelihood
         columns |= _direct_changes(module.direct, rows, genes, is_count=is_count)
+        columns["direct"] *= dosages[rows]
     if model.adata is not None:
-        columns |= _observed_changes(model, rows, genes)
+        columns |= _observed_changes(model, rows, genes, dosages)
     table = pd.DataFrame(columns, index=pd.Index(names, name="perturbation"))
     table = table.sort_values("lfc", kind="stable")
     table.attrs["without_gene"] = without
@@ -149,12 +154,13 @@ def _targets(
 def _predicted_changes(
     model: PerturbationModel,
     names: list[str],
+    dosages: np.ndarray,
     genes: np.ndarray,
     n_samples: int,
     n_posterior_samples: int,
     interval: float,
 ) -> dict[str, np.ndarray]:
-    requested = encode_requested(model, names)
+    requested = encode_requested(model, names, dosages.tolist())
     contrast, _ = make_contrast(
         model, "mean", n_samples, n_posterior_samples, "prior", None, 1.0, interval
     )
@@ -194,9 +200,9 @@ def _direct_changes(
 
 
 def _observed_changes(
-    model: PerturbationModel, rows: np.ndarray, genes: np.ndarray
+    model: PerturbationModel, rows: np.ndarray, genes: np.ndarray, dosages: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Cells that carry a perturbation alone at dose 1, and what they show of its gene."""
+    """Cells that carry a perturbation alone at its dose, and what they show of its gene."""
     n_perturbations = len(model.perturbations)
     gene_of = np.full(n_perturbations, -1)
     gene_of[rows] = genes
@@ -210,7 +216,9 @@ def _observed_changes(
         controls = n_carried == 0
         size_of_controls += sizes[controls].sum()
         total_of_controls += x[controls][:, genes].sum(axis=0)
-        alone = (n_carried == 1) & (doses.sum(axis=1) == 1) & (gene_of[code] >= 0)
+        alone = (
+            (n_carried == 1) & np.isclose(doses.sum(axis=1), dosages[code]) & (gene_of[code] >= 0)
+        )
         code = code[alone]
         np.add.at(n_cells, code, 1)
         np.add.at(size, code, sizes[alone])

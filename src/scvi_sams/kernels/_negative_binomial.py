@@ -53,7 +53,7 @@ def terms_and_slopes(
     """
     n_cells, n_genes = logits.shape
     of_type = theta.dtype.type
-    zero, one = of_type(0), of_type(1)
+    zero, one, largest = of_type(0), of_type(1), of_type(2**60)
     for cell in range(n_cells):
         logit, x, weight = logits[cell], counts[cell], weights[cell]
         shift = bounds[cell] if softmax else zero
@@ -74,8 +74,10 @@ def terms_and_slopes(
             log1p_ratio = log1p(ratio)
             x_and_theta = x[g] + theta[g]
             of_both += x_and_theta * log1p_ratio
-            # d/d log(mean) = x - (x + theta) ratio / (1 + ratio)
-            expected = x_and_theta * (ratio / (one + ratio))
+            # d/d log(mean) = x - (x + theta) ratio / (1 + ratio), where the compiler may multiply
+            # before it divides: from the largest ratio on the quotient is 1.
+            bounded = largest if ratio > largest else ratio  # NaN stays NaN
+            expected = x_and_theta * (bounded / (one + bounded))
             of_theta[g] += weight * (expected - theta[g] * log1p_ratio)
             slope = weight * (x[g] - expected)
             slope_of_cell += slope

@@ -197,7 +197,7 @@ def _align_dosages(
             )
 
     value_of_cell, values = factorize(dosages, InvalidDosageError)
-    numbers = [_read_numbers(value, delimiter) for value in values]
+    numbers = [read_numbers(value, delimiter) for value in values]
     n_numbers = np.array([len(row) for row in numbers], dtype=np.intp)[value_of_cell]
     check_cells(n_numbers == 0, lambda _: f"is not a number, nor numbers joined by {delimiter!r}")
     check_cells(
@@ -219,7 +219,7 @@ def _align_dosages(
     return doses
 
 
-def _read_numbers(value: object, delimiter: str | None) -> list[float]:
+def read_numbers(value: object, delimiter: str | None) -> list[float]:
     """Read the numbers of a dosage; an empty list means that it holds anything else."""
     parts: list[object] = [value]
     if value is None or value is pd.NA:

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from scvi_sams._checks import check_ate, check_integer
-from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams._scale import check_same_scale
+from scvi_sams.exceptions import MissingKeyError, SAMSError, ScaleMismatchError
+from scvi_sams.labels._rows import dosage_text
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._comparison import Comparison, Metric
 from scvi_sams.metrics._observed import check_predicted, check_unique
@@ -24,6 +26,7 @@ def compare_ate(
     observed: ad.AnnData,
     *,
     n_top_genes: int = 20,
+    control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
 ) -> pd.DataFrame:
     """Compare predicted with observed effects, per perturbation and over all of them.
@@ -41,13 +44,15 @@ def compare_ate(
     n_top_genes
         Number of genes with the largest absolute observed effect, chosen for each perturbation
         anew, that the ``_top`` columns use (all genes if there are fewer).
-    delimiter
-        What joins the perturbations of a combination: ``"B+A"`` is scored against ``"A+B"``.
+    control, delimiter
+        How labels are written: ``"B+A"`` is scored against ``"A+B"``, and ``"A+control"`` against
+        ``"A"``.
 
     Returns
     -------
-    One row per perturbation of ``observed``, in its order, and the row ``"all"``, which flattens
-    perturbations x genes into one vector (the number that the paper reports). Columns, with ``x``
+    One row per row of ``observed``, in its order (where both tables say their doses, rows of one
+    perturbation and dose are compared), and the row ``"all"``, which flattens perturbations x
+    genes into one vector (the number that the paper reports). Columns, with ``x``
     the predicted and ``y`` the observed effects:
 
     - ``pearson``, ``r2``, ``slope``, ``cosine``, ``rmse``: see :func:`effect_metrics`.
@@ -58,9 +63,12 @@ def compare_ate(
 
     Raises
     ------
+    ScaleMismatchError
+        If the tables are of different methods, target sums or size factors, or a perturbation was
+        predicted at other doses than observed. What a table does not say is not compared.
     SAMSError
-        If the tables are of different methods or target sums, a label occurs twice, an observed
-        effect is not finite, or there are no perturbations or fewer than two genes to compare.
+        If a row occurs twice, an observed effect is not finite, or there are no perturbations or
+        fewer than two genes to compare.
     MissingKeyError
         If a gene of ``observed`` is not in ``predicted``, or a table has no ``uns["ate"]``.
 
@@ -79,7 +87,7 @@ def compare_ate(
     [0.0, 1.0]
     """
     check_integer(n_top_genes=n_top_genes)
-    x, y, missing = align_ate(predicted, observed, delimiter=delimiter)
+    x, y, missing = align_ate(predicted, observed, control=control, delimiter=delimiter)
     # One more "perturbation" for the row "all": everything, flattened.
     rows = [*observed.obs_names, "all"]
     scores, top_scores = (
@@ -139,13 +147,17 @@ def effect_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, flo
 
 
 def align_ate(
-    predicted: ad.AnnData, observed: ad.AnnData, *, delimiter: str | None = "+"
+    predicted: ad.AnnData,
+    observed: ad.AnnData,
+    *,
+    control: str | Sequence[str] = "control",
+    delimiter: str | None = "+",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring two ATE tables to the perturbations and genes of the observed one.
 
     Parameters
     ----------
-    predicted, observed, delimiter
+    predicted, observed, control, delimiter
         As for :func:`compare_ate`.
 
     Returns
@@ -159,8 +171,9 @@ def align_ate(
         As for :func:`compare_ate`.
     """
     check_ate(predicted=predicted, observed=observed)
-    canonical = Spelling.of("control", delimiter).canonical
-    _check_same_method(predicted, observed)
+    spelling = Spelling.of(control, delimiter)
+    _check_described(predicted, observed)
+    check_same_scale(predicted=predicted.uns["ate"], observed=observed.uns["ate"])
     check_predicted(observed.var_names, predicted.var_names)
     y = np.asarray(observed.X, np.float64)
     if y.size == 0:
@@ -168,30 +181,55 @@ def align_ate(
     if not np.isfinite(y).all():
         raise SAMSError("The observed table has effects that are not finite: nothing to score.")
 
-    predicted_labels, observed_labels = (
-        [canonical(name) for name in table.obs_names] for table in (predicted, observed)
-    )
-    check_unique(predicted_labels)
-    check_unique(observed_labels)
-    effects = pd.DataFrame(predicted.X, index=predicted_labels, columns=predicted.var_names)
-    x = effects.reindex(index=observed_labels, columns=observed.var_names).to_numpy(np.float64)
+    predicted_rows, observed_rows = _rows_to_match(predicted, observed, spelling)
+    check_unique(predicted_rows)
+    check_unique(observed_rows)
+    effects = pd.DataFrame(predicted.X, index=predicted_rows, columns=predicted.var_names)
+    x = effects.reindex(index=observed_rows, columns=observed.var_names).to_numpy(np.float64)
     missing = ~np.isfinite(x).all(axis=1)
     return np.where(missing[:, None], 0, x), y, missing
 
 
-def _check_same_method(predicted: ad.AnnData, observed: ad.AnnData) -> None:
+def _check_described(predicted: ad.AnnData, observed: ad.AnnData) -> None:
     for name, table in (("predicted", predicted), ("observed", observed)):
         if "ate" not in table.uns:
             raise MissingKeyError(
                 f"The {name} table has no uns['ate'] that says what its effects are. Make it with "
                 "observed_ate or predict_ate."
             )
-    for key in ("method", "target_sum"):
-        ours, theirs = predicted.uns["ate"].get(key), observed.uns["ate"].get(key)
-        if ours != theirs:
-            raise SAMSError(
-                f"The tables cannot be compared: {key} is {ours!r} in the predicted and {theirs!r} "
-                "in the observed one. Compute both in the same way."
+
+
+def _rows_to_match(
+    predicted: ad.AnnData, observed: ad.AnnData, spelling: Spelling
+) -> tuple[list[str], list[str]]:
+    """Rows by label and dosage where both tables say them, otherwise by their names."""
+    if not all({"perturbation", "dosage"} <= set(table.obs) for table in (predicted, observed)):
+        rows = [[spelling.canonical(n) for n in table.obs_names] for table in (predicted, observed)]
+        return rows[0], rows[1]
+    sides = [
+        pd.DataFrame(
+            {
+                "label": [spelling.canonical(label) for label in table.obs["perturbation"]],
+                "dosage": [dosage_text(dosage) for dosage in table.obs["dosage"]],
+            }
+        )
+        for table in (predicted, observed)
+    ]
+    _check_same_doses(*sides)
+    rows = [(side["label"] + "@" + side["dosage"]).tolist() for side in sides]
+    return rows[0], rows[1]
+
+
+def _check_same_doses(predicted: pd.DataFrame, observed: pd.DataFrame) -> None:
+    """Raise an error if a perturbation has a prediction, but of other doses."""
+    doses = predicted.groupby("label")["dosage"].agg(list)
+    for label, dosage in zip(observed["label"], observed["dosage"], strict=True):
+        if label in doses and dosage not in doses[label]:
+            raise ScaleMismatchError(
+                f"The tables cannot be compared: the dosage of {label!r} is "
+                f"{', '.join(doses[label])} in the predicted and {dosage} in the observed one. "
+                "Predict the observed doses: predict_ate(observed.obs['perturbation'], "
+                "dosages=observed.obs['dosage'])."
             )
 
 

@@ -19,9 +19,8 @@ from scvi_sams.exceptions import (
     SAMSError,
 )
 from scvi_sams.labels._labels import Labels
-from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._spelling import Spelling
-from scvi_sams.metrics._observed import check_predicted, levels_of, obs_column
+from scvi_sams.metrics._observed import check_predicted, levels_of, read_cells
 from scvi_sams.metrics._profiles import Matrix, mean_over_cells, not_finite, squared
 
 RankVersion = Literal["2025", "2024"]
@@ -239,7 +238,7 @@ def read_side(
     Genes are as asked for; an error if the expression cannot be log1p-normalised.
     """
     of = f" of the {side} data"
-    labels = encode_labels(obs_column(data, perturbation_key, of), spelling=spelling)
+    labels = read_cells(data, perturbation_key, spelling, of=of)
     levels = levels_of(data, covariate_key, of)
     if not data.var_names.equals(genes):
         data = data[:, genes]

@@ -16,9 +16,13 @@ from scvi_sams._checks import (
     as_positions,
     check_anndata,
     check_choice,
+    check_key,
     check_number,
 )
+from scvi_sams._constants import REGISTERED_DOSES
+from scvi_sams._scale import size_factor_record
 from scvi_sams.counts._block_reader import BlockReader, is_on_disk
+from scvi_sams.counts._validation import check_counts
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidCovariateError,
@@ -28,7 +32,8 @@ from scvi_sams.exceptions import (
     UnknownPerturbationError,
 )
 from scvi_sams.labels._labels import Labels
-from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
+from scvi_sams.labels._rows import groups_of_cells, label_rows
 from scvi_sams.labels._spelling import Spelling
 
 Average = Literal["lognorm", "mean"]
@@ -42,6 +47,7 @@ def observed_ate(
     *,
     perturbation_key: str = "perturbation",
     control: str | Sequence[str] = "control",
+    dosage_key: str | None = None,
     perturbations: Sequence[str] | None = None,
     method: Average = "lognorm",
     layer: str | None = None,
@@ -68,9 +74,13 @@ def observed_ate(
         Column of ``adata.obs`` with the label of each cell.
     control
         Label or labels of the control cells.
+    dosage_key
+        Column of ``adata.obs`` with doses, as in ``setup_anndata``: a cell whose doses are 0 is a
+        control cell, and cells of a label are averaged for each dose. ``None``: the doses that
+        ``adata`` was registered with (also those of a dosage matrix); without any all are 1.
     perturbations
-        Labels to report, combinations in any spelling. ``None`` takes every label of the cells
-        used, except controls, in its canonical spelling, sorted.
+        Labels to report, in any spelling. ``None`` takes every label of the cells used, except
+        controls, sorted.
     method
         Which ``f`` to average.
     layer
@@ -90,9 +100,10 @@ def observed_ate(
     -------
     An ATE table, perturbations x genes: ``X`` is the effect in the units that ``uns["ate"]`` names,
     ``layers["standard_error"]`` its standard error for unequal variances (Welch),
-    ``sqrt(var_t / n_t + var_c / n_c)``, NaN where either side has a single cell,
-    ``obs["n_cells"]`` the number of cells averaged. ``uns["ate"]`` holds ``method``,
-    ``target_sum`` and ``units``.
+    ``sqrt(var_t / n_t + var_c / n_c)``, NaN where either side has a single cell. ``obs``: the
+    canonical label as ``"perturbation"``, ``"dosage"``, and ``"n_cells"`` averaged. Rows are called
+    by the label, or ``"A@0.5"`` where a label has several doses. ``uns["ate"]`` holds ``method``,
+    ``target_sum``, ``size_factor_key`` (``"none"``: the sum of the counts) and ``units``.
 
     Raises
     ------
@@ -105,7 +116,10 @@ def observed_ate(
     SAMSError
         If ``perturbations`` names a label twice, or ``method`` is unknown.
     InvalidCountsError
-        If counts are negative or not finite, or a cell's size is not positive.
+        If counts are negative, fractional (normalised already) or not finite, or a cell's size is
+        not positive.
+    InvalidDosageError
+        If doses are missing or malformed.
 
     Notes
     -----
@@ -121,10 +135,9 @@ def observed_ate(
     """
     check_number(target_sum=target_sum, above=0)
     spelling = Spelling.of(control, delimiter)
-    cells, labels = labelled_cells(adata, indices, perturbation_key, spelling)
-    groups, names = _groups(labels, perturbations)
-    group_of_cell = pd.Index(groups).get_indexer(pd.Index(labels.names))[labels.name_of_cell]
-    n_groups = len(groups)
+    cells, labels = labelled_cells(adata, indices, perturbation_key, spelling, dosage_key)
+    rows, group_of_cell = _groups(labels, perturbations)
+    n_groups = 1 + len(rows)
     n_cells = np.bincount(group_of_cell + 1, minlength=n_groups + 1)[1:]
     sums, sums_of_squares = np.zeros((2, n_groups, adata.n_vars))
     for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
@@ -148,15 +161,15 @@ def observed_ate(
     averaged = f"log2(1 + {normalised})" if method == "lognorm" else normalised
     return ate_table(
         mean[1:] - mean[0],
-        names,
+        rows.assign(n_cells=n_cells[1:]),
         adata.var_names,
         description={
             "method": method,
             "target_sum": float(target_sum),
+            **size_factor_record(size_factor_key),
             "units": f"difference of mean {averaged}",
         },
         layers={"standard_error": np.sqrt(squared_error[1:] + squared_error[0])},
-        obs={"n_cells": n_cells[1:]},
     )
 
 
@@ -165,19 +178,43 @@ def labelled_cells(
     indices: Sequence[int] | np.ndarray | None,
     perturbation_key: str,
     spelling: Spelling,
+    dosage_key: str | None = None,
 ) -> tuple[ad.AnnData, Labels]:
-    """Return the cells to use and their labels; an error if none is a control cell."""
+    """Return the cells to use and their labels; an error if none is a control cell.
+
+    Doses are those of a column, or what the cells were registered with.
+    """
     check_anndata(adata=adata)
     if indices is not None:
         adata = adata[as_positions("indices", indices, adata.n_obs)]
     cells = adata.to_memory() if adata.isbacked else adata
-    labels = encode_labels(obs_column(cells, perturbation_key), spelling=spelling)
+    labels = read_cells(cells, perturbation_key, spelling, dosage_key)
     if not labels.is_control.any():
         raise MissingControlError(
             f"No cell used is labelled {' or '.join(map(repr, spelling.control))}. Pass the label "
             "of the control cells as `control`, or `indices` that include control cells."
         )
     return cells, labels
+
+
+def read_cells(
+    cells: ad.AnnData,
+    perturbation_key: str,
+    spelling: Spelling,
+    dosage_key: str | None = None,
+    of: str = "",
+) -> Labels:
+    """Read labels and doses; ``of`` says of which data, in messages."""
+    check_key(dosage_key=dosage_key)
+    registered = cells.uns.get(REGISTERED_DOSES, {})
+    if dosage_key is None and registered.get("dosage_obsm_key") in cells.obsm:
+        matrix = cells.obsm[registered["dosage_obsm_key"]]
+        return encode_dosage_matrix(matrix, list(registered["names"]), spelling=spelling)
+    written = obs_column(cells, perturbation_key, of)
+    if dosage_key is None and registered.get("perturbation_key") == perturbation_key:
+        dosage_key = registered["dosage_key"]
+    dosages = None if dosage_key is None else obs_column(cells, dosage_key, of)
+    return encode_labels(written, dosages, spelling=spelling)
 
 
 def normalised_expression(
@@ -190,11 +227,13 @@ def normalised_expression(
     """Return f(x) of every cell, as :func:`observed_ate` averages it."""
     check_choice("method", method, get_args(Average))
     values = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
+    location = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if not np.isfinite(values.data).all() or (values.data < 0).any():
         raise InvalidCountsError(
             "The counts hold negative or non-finite values (smallest: "
             f"{values.data.min():g}). Pass the layer that holds the raw counts as `layer`."
         )
+    check_counts(values.data, location, normalised="; effects are normalised here")
     if size_factor_key is None:
         size = values.sum(axis=1)
         advice = "Remove cells without counts (scanpy.pp.filter_cells)."
@@ -235,17 +274,16 @@ def check_predicted(genes: pd.Index, predicted: pd.Index) -> None:
 
 def ate_table(
     effect: np.ndarray,
-    perturbations: Sequence[str],
+    rows: pd.DataFrame,
     genes: pd.Index,
     *,
     description: dict[str, Any],
     layers: dict[str, np.ndarray],
-    obs: dict[str, np.ndarray] | None = None,
 ) -> ad.AnnData:
     """Build an ATE table: perturbations x genes, with what it means in ``uns["ate"]``."""
     return ad.AnnData(
         effect,
-        obs=pd.DataFrame(obs or {}, index=list(perturbations)),
+        obs=rows,
         var=pd.DataFrame(index=genes.copy()),
         layers=layers,
         uns={"ate": description},
@@ -273,21 +311,29 @@ def levels_of(adata: ad.AnnData, key: str | None, of: str = "") -> np.ndarray | 
     return levels.astype(str).to_numpy(dtype=object)
 
 
-def _groups(labels: Labels, perturbations: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Return the labels to average, the control first, and the names to report them under."""
-    present = labels.perturbed_names
-    if perturbations is None:
-        return [labels.control, *present], present
-    perturbations = as_names("perturbations", perturbations)
-    groups = [labels.spelling.canonical(name) for name in perturbations]
-    unknown = sorted(set(groups).difference(present))
+def _groups(labels: Labels, perturbations: Sequence[str] | None) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return rows to report, and of each cell 0 for control, 1 + its row, or -1 for neither."""
+    names, dosages, group_of_cell = groups_of_cells(labels)
+    asked = labels.perturbed_names if perturbations is None else _known(labels, perturbations)
+    groups = [group for name in asked for group, of in enumerate(names) if of == name]
+    place_of_group = np.full(len(names), -1)
+    place_of_group[groups] = 1 + np.arange(len(groups))
+    place_of_group[names.index(labels.control)] = 0
+    rows = label_rows([names[group] for group in groups], [dosages[group] for group in groups])
+    return rows, place_of_group[group_of_cell]
+
+
+def _known(labels: Labels, perturbations: Sequence[str]) -> list[str]:
+    """Canonical spelling of labels; an error if no cell carries one, or one is there twice."""
+    asked = [labels.spelling.canonical(name) for name in as_names("perturbations", perturbations)]
+    unknown = sorted(set(asked).difference(labels.perturbed_names))
     if unknown:
         raise UnknownPerturbationError(
             f"No cell used carries {', '.join(map(repr, unknown))}. Ask for labels of the "
             "perturbed cells, or check `indices` and `delimiter`."
         )
-    check_unique(groups)
-    return [labels.control, *groups], perturbations
+    check_unique(asked)
+    return asked
 
 
 def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:

@@ -19,6 +19,7 @@ from scvi_sams._checks import (
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics import _ate, _cell_eval, _distances, _perturbench, _systema
+from scvi_sams.metrics._cell_scale import check_same_cell_doses, check_same_cell_scale
 from scvi_sams.metrics._comparison import (
     Comparison,
     Metric,
@@ -108,7 +109,8 @@ def score_predictions(
         many (cells). Control rows and perturbations and genes that ``observed`` lacks are ignored.
     observed
         Held-out cells and control cells, normalised in the same way. The control cells stand on
-        both sides of every effect. Neither is changed.
+        both sides of every effect; where cells were registered with doses, those of dose 0 are
+        among them. Neither is changed.
     modes
         Which metrics: ``"sams"``, ``"perturbench"``, ``"cell-eval"``, ``"systema"``, and
         ``"distances"``, which needs predicted cells.
@@ -162,6 +164,9 @@ def score_predictions(
         If values cannot be log1p-normalised expression, or observed ones are not finite.
     InvalidCovariateError
         If a cell has no covariate.
+    ScaleMismatchError
+        If cells of ``predict`` are of another ``output``, target sum, size factor or dose than the
+        observed ones. What a side does not say, or show, is not compared.
     SAMSError
         If a mode or version is unknown, ``"distances"`` is asked of profiles, no observed cell is
         perturbed, or ``perturbed_centroid`` does not fit the genes.
@@ -199,6 +204,8 @@ def score_predictions(
         read_side(data, observed.var_names, side, perturbation_key, covariate_key, spelling)
         for side, data in (("predicted", predicted), ("observed", observed))
     ]
+    check_same_cell_scale(predicted, observed)
+    check_same_cell_doses(predicted, observed, sides[0].labels, sides[1].labels)
     options = Options(
         target_genes=target_genes,
         perturbed_centroid=_fitting_centroid(perturbed_centroid, observed.var_names),

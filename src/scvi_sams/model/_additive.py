@@ -16,6 +16,7 @@ from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
 from scvi_sams.labels._names import check_known
+from scvi_sams.labels._rows import label_rows
 from scvi_sams.model._contrast import DrawnEffect, EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
     Interaction,
@@ -190,6 +191,7 @@ class AdditiveMixin(PerturbationModel):
         check_number(above=0, below=1, interval=interval)
         rows = _rows_of(self, perturbations)
         measured = _measured_pairs(self)
+        encode_requested(self, [self.perturbations[row] for row in rows])  # warns of unit doses
         method = rate_scale(self.module.likelihood, method)
         contrast, _ = make_contrast(
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
@@ -265,9 +267,8 @@ class AdditiveMixin(PerturbationModel):
         Returns
         -------
         AnnData, (perturbations x doses) x genes, as :meth:`predict_ate` returns it.
-        ``obs["perturbation"]``, ``obs["dose"]``, and ``obs["is_measured_range"]``: whether training
-        cells had both smaller (0 counts) and larger doses of the perturbation, so that nothing is
-        extrapolated.
+        ``obs["is_measured_range"]``: whether training cells had both smaller (0 counts) and larger
+        doses of the perturbation, so that nothing is extrapolated.
 
         Raises
         ------
@@ -283,7 +284,7 @@ class AdditiveMixin(PerturbationModel):
         >>> dosed = scvi_sams.SAMSVAE(doses, n_latent=5, n_hidden=16)
         >>> dosed.train(max_epochs=1, enable_progress_bar=False)
         >>> curves = dosed.predict_dose_response(["P001"], n_doses=5, n_samples=200)
-        >>> curves.obs["dose"].tolist()
+        >>> curves.obs["dosage"].tolist()
         [0.0, 0.5, 1.0, 1.5, 2.0]
         >>> float(abs(curves.X[0]).max())  # dose 0
         0.0
@@ -301,16 +302,13 @@ class AdditiveMixin(PerturbationModel):
         contrast, description = make_contrast(
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
-        rows = [f"{name}@{dose:g}" for name, dose in zip(labels, grid, strict=True)]
+        rows = label_rows(list(labels), list(grid))
         genes = pd.Index(self.get_var_names())
         result = effects_of_labels(contrast, rows, requested, genes, interval)
-        result.obs.index.name = None
         result.uns["ate"] = description
-        result.obs["perturbation"] = labels
-        result.obs["dose"] = grid
         result.obs["is_measured_range"] = grid <= np.repeat(largest, [len(g) for g in grids])
         if key_added is not None:
-            keep_effects(self, result, key_added, perturbations=labels.copy(), doses=grid.copy())
+            keep_effects(self, result, key_added)
         return result
 
 

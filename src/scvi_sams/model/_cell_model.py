@@ -92,7 +92,8 @@ class CellModel(ScreenModel):
         Returns
         -------
         Array of shape ``(n_cells, n_latent)``, or ``(n_samples, n_cells, n_latent)``, in units of
-        the prior's standard deviation. In obsm, cells that were not asked for are NaN.
+        the prior's standard deviation. In obsm, cells that were not asked for keep
+        what this model wrote before, or are NaN.
 
         Raises
         ------
@@ -134,8 +135,7 @@ class CellModel(ScreenModel):
         result = states if n_draws > 1 else states[0]
         if key_added is not None and n_draws == 1:
             key = _LATENT_KEYS[representation] if key_added == "default" else key_added
-            cells.adata.obsm[key] = cells.in_all_rows(result)
-            self.keep_provenance(cells.adata, key)
+            cells.write(result, "obsm", key)
         return result
 
     @torch.inference_mode()
@@ -209,8 +209,7 @@ class CellModel(ScreenModel):
             rate = scale * self.module.likelihood.rate(logits)[..., genes]
             values[:, place] = (rate.mean(0, keepdim=True) if return_mean else rate).cpu().numpy()
         if key_added is not None and return_mean and gene_list is None:
-            cells.adata.layers[key_added] = cells.in_all_rows(values[0])
-            self.keep_provenance(cells.adata, key_added)
+            cells.write(values[0], "layers", key_added)
         if n_kept > 1:
             return values
         if return_numpy:
@@ -425,6 +424,5 @@ class CellModel(ScreenModel):
         self, values: np.ndarray, cells: CellReader, return_mean: bool, key_added: str | None
     ) -> float | np.ndarray:
         if key_added is not None:
-            cells.adata.obs[key_added] = cells.in_all_rows(values)
-            self.keep_provenance(cells.adata, key_added)
+            cells.write(values, "obs", key_added)
         return float(values.mean()) if return_mean else values

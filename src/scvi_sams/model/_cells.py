@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._block_loader import BlockLoader
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import MissingKeyError
+from scvi_sams.model._record import is_result_of
 from scvi_sams.model._screen_model import ScreenModel
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
 
@@ -88,11 +90,21 @@ class CellReader:
             shift = sum_over_slots(shifts, positions_in(rows, cells.codes), cells.doses)
             yield place, cells, shift, self.module.encode(cells.x, shift, cells.covariates)
 
-    def in_all_rows(self, values: np.ndarray) -> np.ndarray:
-        """Spread results over all rows of the AnnData, as a copy; other rows are NaN."""
+    def write(self, values: np.ndarray, slot: Literal["obs", "obsm", "layers"], key: str) -> None:
+        """Write results of the cells into the AnnData, as a copy.
+
+        Other rows keep what this model, as it is trained now, wrote there earlier; else they are
+        NaN: one result is never that of two models.
+        """
+        table = getattr(self.adata, slot)
         full = np.full((self.adata.n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
+        if key in table and is_result_of(self.model, self.adata, key):
+            earlier = table[key]
+            if np.shape(earlier) == full.shape:
+                full[:] = earlier
         full[self.positions] = values
-        return full
+        table[key] = full
+        self.model.keep_provenance(self.adata, key)
 
 
 def negative_log_terms(cells: CellReader, n_samples: int) -> np.ndarray:

@@ -223,12 +223,25 @@ def summary(
     end of the equal-tailed interval.
     """
     mean = draws.mean(dim=0)
-    rest, n_known = draws - mean, 0
+    error = _standard_error(draws - mean, caused_by)
+    if not error.isfinite().all():  # squares that are too large for single precision
+        error = _standard_error(draws.double() - mean, caused_by).to(mean)
+    return [mean, error, *([] if interval is None else bounds(draws, interval))]
+
+
+def norms(values: Tensor) -> Tensor:
+    """Euclidean norms over the last dimension, where squares are too large as well."""
+    found = values.norm(dim=-1)
+    return found if found.isfinite().all() else values.double().norm(dim=-1).to(found)
+
+
+def _standard_error(rest: Tensor, caused_by: DrawnEffect | None) -> Tensor:
+    """Of the mean of draws whose deviations from it are ``rest``, which are spent."""
+    n_draws, n_known = len(rest), 0
     if caused_by is not None:
         rest, n_known = _not_linear_in(caused_by, rest)
     squares = rest.square_().sum(dim=0)
-    error = (squares / ((len(draws) - 1 - n_known) * len(draws))).sqrt()
-    return [mean, error, *([] if interval is None else bounds(draws, interval))]
+    return (squares / ((n_draws - 1 - n_known) * n_draws)).sqrt()
 
 
 def _not_linear_in(cause: DrawnEffect, rest: Tensor) -> tuple[Tensor, int]:
@@ -237,13 +250,13 @@ def _not_linear_in(cause: DrawnEffect, rest: Tensor) -> tuple[Tensor, int]:
     Where samples are too few for it, what there was.
     """
     axes, sizes, _ = torch.linalg.svd(cause.shift - cause.shift.mean(dim=0), full_matrices=False)
-    axes = axes[:, sizes > _RANK_TOLERANCE * sizes[0]]
+    axes = axes[:, sizes > _RANK_TOLERANCE * sizes[0]].to(rest)
     n_known = axes.shape[1] + (cause.direct is not None)
     if 2 * n_known >= len(rest):
         return rest, 0
     rest = rest - axes @ (axes.T @ rest)
     if cause.direct is not None:
-        added = cause.direct - cause.direct.mean(dim=0)
+        added = (cause.direct - cause.direct.mean(dim=0)).to(rest)
         added -= axes @ (axes.T @ added)
         size = added.square().sum(dim=0).clamp(min=torch.finfo(added.dtype).tiny)
         rest -= added * ((added * rest).sum(dim=0) / size)

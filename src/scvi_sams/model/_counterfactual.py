@@ -14,6 +14,7 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 
 from scvi_sams._checks import check_choice, check_integer, check_number
+from scvi_sams._scale import size_factor_record
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, MissingControlError, SAMSError
 from scvi_sams.labels._labels import (
@@ -23,6 +24,7 @@ from scvi_sams.labels._labels import (
     parts_of_combination,
 )
 from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._rows import rows_as_asked
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contrast import (
@@ -32,8 +34,10 @@ from scvi_sams.model._contrast import (
     EffectScale,
     Statistic,
     bounds,
+    norms,
     summary,
 )
+from scvi_sams.model._doses import warn_beyond_measured
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
 from scvi_sams.module._networks import draw_particles
 from scvi_sams.module._perturbation_module import PerturbationModule
@@ -69,6 +73,7 @@ def encode_requested(
         vocabulary=model.perturbations if model._additive else None,
     )
     if model._additive:
+        warn_beyond_measured(model.largest_doses_, singles)
         return singles
     return combinations_as_perturbations(singles, vocabulary=model.perturbations)
 
@@ -97,6 +102,7 @@ def make_contrast(
     states = basal_states(model, basal, n_posterior_samples, n_basal)
     description = {
         **statistic.description(),
+        **size_factor_record(model._setup_arguments["size_factor_key"]),
         "interval": "none" if interval is None else interval,  # not every anndata writes None
         "n_samples": n_posterior_samples * n_basal,
         "n_posterior_samples": n_posterior_samples,
@@ -117,6 +123,13 @@ def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
     }
 
 
+def description_of_cells(model: CellModel, output: str, target_sum: float) -> dict[str, Any]:
+    """State, for ``uns``, what predicted cells are."""
+    scale = {"target_sum": target_sum, "log": "natural, log(1 + x)"} if output == "lognorm" else {}
+    size_factor = size_factor_record(model._setup_arguments["size_factor_key"])
+    return {"output": output, **size_factor, **parts_of_predictions(model.module), **scale}
+
+
 def basal_states(
     model: CellModel, basal: str, n_posterior: int, n_basal: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -128,6 +141,7 @@ def basal_states(
     if basal == "prior" and not module.covariates.n_out:
         return z_basal.reshape(shape), None
     model._check_has_data("basal")
+    model._validate_anndata()
     control = control_cells(model)
     if basal == "control" and not len(control):
         raise MissingControlError(
@@ -219,42 +233,47 @@ def _drawn_shifts(
 
 def effects_of_labels(
     contrast: Contrast,
-    labels: list[str],
+    rows: pd.DataFrame,
     requested: Labels,
     genes: pd.Index,
     interval: float | None,
 ) -> AnnData:
-    """Average treatment effects, labels x genes, as ``predict_ate`` returns them."""
+    """Average treatment effects, labels x genes, as ``predict_ate`` returns them.
+
+    ``rows`` are those of the labels, as :func:`~scvi_sams.labels._rows.rows_as_asked` makes them.
+    """
     names = ["X", *(_UNCERTAINTY[:1] if interval is None else _UNCERTAINTY)]
-    tables = {name: np.empty((len(labels), len(genes)), np.float32) for name in names}
+    tables = {name: np.empty((len(rows), len(genes)), np.float32) for name in names}
     n_draws = len(contrast.z_basal)
-    norms = torch.empty(n_draws, len(labels), device=contrast.module.device)
+    of_draws = torch.empty(n_draws, len(rows), device=contrast.module.device)
     for row, drawn in enumerate(drawn_effects(contrast.module, requested, n_draws)):
         effects = contrast.effect(drawn)
         for name, value in zip(names, summary(effects, interval, caused_by=drawn), strict=True):
             tables[name][row] = value.cpu().numpy()
-        norms[:, row] = effects.norm(dim=1)
-    obs = pd.DataFrame(_norm_columns(norms, interval), pd.Index(labels, name="perturbation"))
+        of_draws[:, row] = norms(effects)
+    obs = rows.assign(**_norm_columns(of_draws, interval))
     return AnnData(tables.pop("X"), obs=obs, var=pd.DataFrame(index=genes), layers=tables)
 
 
-def _norm_columns(norms: torch.Tensor, interval: float | None) -> dict[str, np.ndarray]:
+def _norm_columns(of_draws: torch.Tensor, interval: float | None) -> dict[str, np.ndarray]:
     """Columns of ``obs`` for norms of effects, ``(n_draws, n_labels)``."""
-    columns = {"effect_norm": norms.mean(dim=0)}
+    columns = {"effect_norm": of_draws.mean(dim=0)}
     if interval is not None:
-        low, high = bounds(norms, interval)
+        low, high = bounds(of_draws, interval)
         columns |= {"effect_norm_low": low, "effect_norm_high": high}
     return {name: values.double().cpu().numpy() for name, values in columns.items()}
 
 
-def keep_effects(model: CellModel, result: AnnData, key_added: str, **of_rows: np.ndarray) -> None:
+def keep_effects(model: CellModel, result: AnnData, key_added: str) -> None:
     """Write a table of effects, and what names its rows, to ``uns`` of the training data."""
     if model.adata is None:
         return
+    dosages = result.obs["dosage"].to_numpy()
     model.adata.uns[key_added] = {
         "effect": result.X.copy(),
         **{n: result.layers[n].copy() for n in _UNCERTAINTY if n in result.layers},
-        **of_rows,
+        "perturbations": np.array(result.obs["perturbation"], dtype=str),
+        "dosages": dosages if dosages.dtype.kind == "f" else dosages.astype(str),
         "genes": np.array(result.var_names, dtype=str),
         **result.uns["ate"],
     }
@@ -270,16 +289,16 @@ class Interaction(NamedTuple):
     def summary(self, interval: float) -> dict[str, float]:
         """Columns of ``obs`` in a table of interactions."""
         effect, additive = self.effect.mean(dim=0), self.additive.mean(dim=0)
-        direction = additive / additive.norm().clamp(min=torch.finfo(additive.dtype).tiny)
+        direction = additive / norms(additive).clamp(min=torch.finfo(additive.dtype).tiny)
         draws = (self.effect - self.additive) @ direction
         low, high = bounds(draws, interval)
         return {
             "score": float(draws.mean()),
             "score_low": float(low),
             "score_high": float(high),
-            "additive_score": float(additive.norm()),
-            "effect_norm": float(effect.norm()),
-            "interaction_norm": float((effect - additive).norm()),
+            "additive_score": float(norms(additive)),
+            "effect_norm": float(norms(effect)),
+            "interaction_norm": float(norms(effect - additive)),
         }
 
 
@@ -303,9 +322,10 @@ def interactions_of_labels(
             for name, value in zip(names, (*means, *uncertainty), strict=True):
                 tables[name][place] = value.cpu().numpy()
             rows.append(drawn.summary(interval))
+    obs = rows_as_asked(labels, None, spelling).rename_axis("combination")
     return AnnData(
         tables.pop("X"),
-        obs=pd.DataFrame(rows, index=pd.Index(labels, name="combination")),
+        obs=obs.assign(**pd.DataFrame(rows, index=obs.index)),
         var=pd.DataFrame(index=genes),
         layers=tables,
     )
@@ -372,19 +392,17 @@ def counterfactual_expression(
 
 
 def counterfactual_cells(
-    values: np.ndarray, labels: list[str], cells: CellReader, *, sparsely: bool
+    values: np.ndarray, rows: pd.DataFrame, cells: CellReader, *, sparsely: bool
 ) -> AnnData:
     """Arrange expression under every label as (labels x cells) x genes, labels slowest."""
     n_labels, n_cells, n_genes = values.shape
     sources = np.tile(np.asarray(cells.adata.obs_names)[cells.positions], n_labels)
-    names = np.repeat(labels, n_cells)
+    obs = rows.iloc[np.repeat(np.arange(n_labels), n_cells)]
     flat = values.reshape(n_labels * n_cells, n_genes)
-    labelled = [f"{name}:{source}" for name, source in zip(names, sources, strict=True)]
+    labelled = [f"{name}:{source}" for name, source in zip(obs.index, sources, strict=True)]
     return AnnData(
         sparse.csr_matrix(flat) if sparsely else flat,
-        obs=pd.DataFrame(
-            {"perturbation": pd.Categorical(names), "source_cell": sources},
-            index=make_index_unique(pd.Index(labelled)),  # a cell may be asked for twice
-        ),
+        # A cell may be asked for twice.
+        obs=obs.assign(source_cell=sources).set_axis(make_index_unique(pd.Index(labelled))),
         var=pd.DataFrame(index=cells.adata.var_names),
     )

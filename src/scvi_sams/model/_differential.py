@@ -91,9 +91,10 @@ def compare_perturbations(
     differ in is no uncertainty of the change.
     """
     spelling = model._spelling
-    second = spelling.control_label if group2 is None else group2
-    first = _asked_for(group1, model.perturbations, second)
     check_key(group2=group2)
+    second = spelling.control_label if group2 is None else spelling.canonical(group2)
+    asked = _asked_for(group1, model.perturbations, second)
+    first = [spelling.canonical(name) for name in asked]
     requested = encode_requested(model, [second, *first])
     module = model.module
     sizes = CellSizes.of(module, None)
@@ -110,7 +111,7 @@ def compare_perturbations(
     effects = drawn_effects(module, requested, n_draws)
     n_second, *n_first = _cells_behind(model, requested)
     reference = contrast.mean(next(effects)).double().cpu().numpy()
-    of_second = label_of_cell == spelling.canonical(second)
+    of_second = label_of_cell == second
     found = []
     for name, n_cells, drawn in zip(first, n_first, effects, strict=True):
         treated = contrast.mean(drawn).double().cpu().numpy()
@@ -118,8 +119,7 @@ def compare_perturbations(
             *((treated, n_cells * size), (reference, n_second * size)), pseudocounts=pseudocounts
         )
         columns = _fold_changes(treated, reference, error, delta, pseudocounts)
-        of_first = label_of_cell == spelling.canonical(name)
-        found.append((name, second, of_first, of_second, columns))
+        found.append((name, second, label_of_cell == name, of_second, columns))
     return found
 
 
@@ -162,6 +162,7 @@ def _asked_for(
 
 def _median_size(model: CellModel) -> float:
     """Size of a typical control cell (of any, where there are none)."""
+    model._validate_anndata()
     cells = control_cells(model)
     chosen = cells if len(cells) else np.arange(model.adata.n_obs)
     if model.module.uses_size_factor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
@@ -13,19 +12,20 @@ from anndata import AnnData
 from scvi_sams._checks import as_names, check_choice, check_number
 from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.labels._rows import rows_as_asked
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
     control_cells,
     counterfactual_cells,
     counterfactual_expression,
+    description_of_cells,
     effects_of_labels,
     encode_requested,
     interactions_of_labels,
     keep_effects,
     make_contrast,
     measured_combinations,
-    parts_of_predictions,
 )
 from scvi_sams.model._differential import (
     check_comparison,
@@ -82,7 +82,8 @@ class PerturbationModel(CellModel):
         perturbations
             Labels as registered, such as ``["KLF1+MAP2K6"]``; ``None``: every single perturbation.
         dosages
-            A dose per label, as in ``setup_anndata``; ``None`` means 1.
+            A dose per label, as in ``setup_anndata``; ``None`` means 1. Doses larger than those of
+            training cells are warned of.
         method
             ``"lognorm"``: f(x) = log2(1 + target_sum * x / size) of counts x, the quantity that
             the paper reports; size is the sum of x, or the size factor if one is registered.
@@ -105,21 +106,21 @@ class PerturbationModel(CellModel):
         target_sum
             Total to which expression is normalised.
         interval
-            Probability mass of the posterior interval. ``None`` leaves intervals out, which are
-            half of the tables.
+            Probability mass of the posterior interval; ``None`` leaves intervals out.
         key_added
-            Key of ``adata.uns`` of the training data that the tables are written to as well, as a
-            dict of arrays; ``None`` writes nothing.
+            Key of ``adata.uns`` of the training data that tables are written to; ``None`` for none.
 
         Returns
         -------
         AnnData, labels x genes. ``X``: posterior mean of the effect. ``layers["standard_error"]``:
         its Monte-Carlo standard error. ``layers["interval_low"]`` and ``["interval_high"]``:
         posterior interval, from averages over ``n_samples / n_posterior_samples`` basal states.
-        ``obs``: ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
+        ``obs``: the canonical label as ``"perturbation"``; ``"dosage"``, text where a combination
+        has several; ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
         interval ``"effect_norm_low"`` and ``"effect_norm_high"``. ``uns["ate"]``: method, units,
-        settings, where sizes are from, whether direct effects take part, and the weights of
-        stacking. Without ``interval`` there is none of the ``_low`` and ``_high``.
+        settings, size factor, where sizes are from, whether direct effects take part, and weights
+        of stacking. Rows are called by the label, ``"A@0.5"`` if it is there at several doses.
+        Without ``interval`` there is none of the ``_low`` and ``_high``.
 
         Raises
         ------
@@ -152,10 +153,11 @@ class PerturbationModel(CellModel):
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
         genes = pd.Index(self.get_var_names())
-        result = effects_of_labels(contrast, labels, requested, genes, interval)
+        rows = rows_as_asked(labels, dosages, self._spelling)
+        result = effects_of_labels(contrast, rows, requested, genes, interval)
         result.uns["ate"] = description
         if key_added is not None:
-            keep_effects(self, result, key_added, perturbations=np.array(labels))
+            keep_effects(self, result, key_added)
         return result
 
     @torch.inference_mode()
@@ -198,9 +200,9 @@ class PerturbationModel(CellModel):
 
         Returns
         -------
-        AnnData, (labels x cells) x genes, labels slowest. ``obs["perturbation"]`` the label,
-        ``obs["source_cell"]`` the name of the cell it starts from. ``uns["prediction"]`` says what
-        ``X`` holds and, as in :meth:`predict_ate`, what predictions are made of.
+        AnnData, (labels x cells) x genes, labels slowest. ``obs``: ``"perturbation"`` and
+        ``"dosage"`` as in :meth:`predict_ate`; ``"source_cell"``, the cell it starts from.
+        ``uns["prediction"]`` says what ``X`` holds and what predictions are made of.
 
         Raises
         ------
@@ -237,10 +239,9 @@ class PerturbationModel(CellModel):
         sources = self._read(adata, control_cells(self) if from_controls else indices, batch_size)
         values = counterfactual_expression(sources, requested, output, target_sum)
         drawn = output == "counts" and is_count
-        cells = counterfactual_cells(values, labels, sources, sparsely=drawn)
-        cells.uns["prediction"] = {"output": output, **parts_of_predictions(self.module)}
-        if output == "lognorm":
-            cells.uns["prediction"] |= {"target_sum": target_sum, "log": "natural, log(1 + x)"}
+        rows = rows_as_asked(labels, dosages, self._spelling)
+        cells = counterfactual_cells(values, rows, sources, sparsely=drawn)
+        cells.uns["prediction"] = description_of_cells(self, output, target_sum)
         return cells
 
     @torch.inference_mode()
@@ -283,7 +284,8 @@ class PerturbationModel(CellModel):
           weaker than the sum (buffering), above it is stronger (synergy). The interval holds the
           posterior and the noise of averages over ``n_samples / n_posterior_samples`` basal states.
           ``additive_score``: the length of the additive expectation, in the same units.
-        - ``effect_norm`` and ``interaction_norm``: norms over genes of the posterior means.
+        - ``effect_norm`` and ``interaction_norm``: norms over genes of the posterior means. And
+          ``perturbation`` and ``dosage``.
 
         ``uns["interaction"]``: method, units and settings.
 
@@ -301,8 +303,6 @@ class PerturbationModel(CellModel):
         ...     atol=1e-4,
         ... )
         True
-        >>> interactions.obs.columns.tolist()
-        ['score', 'score_low', 'score_high', 'additive_score', 'effect_norm', 'interaction_norm']
         """
         labels = (
             measured_combinations(self)

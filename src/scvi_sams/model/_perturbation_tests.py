@@ -32,6 +32,7 @@ def perturbation_tests(
     """Test each perturbation on the cells that the model was made with, and write the table."""
     check_integer(n_components=n_components)
     check_key(key_added=key_added)
+    model._validate_anndata()
     manager = model.adata_manager
     labels = registered_labels(manager)
     strata = _strata(manager)

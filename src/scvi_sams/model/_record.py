@@ -9,10 +9,12 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from scvi import settings
 from scvi.model.base import BaseModelClass
 
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
+from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._versions import installed_versions
 
 _OF_THE_SPLIT = ("train_size", "validation_size", "shuffle_set_split", "datasplitter_kwargs")
@@ -39,6 +41,12 @@ def model_record(model: BaseModelClass) -> dict[str, Any]:
             "trainings": model.trainings_,
         }
     )
+
+
+def is_result_of(model: BaseModelClass, adata: AnnData, key: str) -> bool:
+    """Whether a result in an AnnData is on record as that of a model as it is trained now."""
+    records = adata.uns.get(RESULT_KEYS.PROVENANCE, {})
+    return bool(records.get(key) == json.dumps(model.provenance))
 
 
 def training_record(model: BaseModelClass, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from scipy.sparse import issparse
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
     CategoricalJointObsField,
@@ -95,14 +96,18 @@ def check_registered(
 
 def validate_values(adata: AnnData, given: dict[str, Any], *, counts: bool) -> None:
     """Raise an error if expression or size factors cannot be what they are registered as."""
-    layer, size_factor_key = given["layer"], given["size_factor_key"]
-    validate_expression(
-        adata.X if layer is None else adata.layers[layer],
-        counts=counts,
-        location="adata.X" if layer is None else f"adata.layers[{layer!r}]",
-    )
-    if size_factor_key is not None:
-        validate_size_factor(adata.obs[size_factor_key])
+    values, location = registered_values(adata, given)
+    validate_expression(values, counts=counts, location=location)
+    if given["size_factor_key"] is not None:
+        validate_size_factor(adata.obs[given["size_factor_key"]])
+
+
+def registered_values(adata: AnnData, given: dict[str, Any]) -> tuple[Any, str]:
+    """Return the expression that is registered, as it stands, and where that is."""
+    layer = given["layer"]
+    if layer is None:
+        return adata.X, "adata.X"
+    return adata.layers.get(layer), f"adata.layers[{layer!r}]"
 
 
 def as_keys(argument: str, keys: object) -> list[str] | None:
@@ -136,9 +141,15 @@ def _registration_summary(manager: AnnDataManager) -> str:
 def _warn_of_what_is_unusual(manager: AnnDataManager) -> None:
     """Log a warning for each thing in the training data that is often a mistake.
 
-    Large doses, names that differ only by case, names that are words for a missing value, and
-    perturbations that occur only together.
+    Counts that share memory with ``X``, large doses, names that differ only by case, names that are
+    words for a missing value, and perturbations that occur only together.
     """
+    layer = manager.registry[SETUP_ARGUMENTS_KEY]["layer"]
+    if layer is not None and _share_memory(manager.adata.X, manager.adata.layers[layer]):
+        logger.warning(
+            f"adata.layers[{layer!r}] and adata.X are one array: what normalises one in place "
+            f"changes the other. Make it a copy: adata.layers[{layer!r}] = adata.X.copy()."
+        )
     labels = registered_labels(manager)
     if labels.doses.max() > _LARGE_DOSE:
         logger.warning(
@@ -166,6 +177,13 @@ def _warn_of_what_is_unusual(manager: AnnDataManager) -> None:
             f"effects apart: {_listed(together)}. If such a group is one name that contains the "
             "delimiter, pass another `delimiter`, or None to never split."
         )
+
+
+def _share_memory(first: Any, second: Any) -> bool:
+    """Whether two matrices in memory are the same numbers in the same place."""
+    first, second = (values.data if issparse(values) else values for values in (first, second))
+    are_arrays = isinstance(first, np.ndarray) and isinstance(second, np.ndarray)
+    return are_arrays and np.may_share_memory(first, second)
 
 
 def _listed(groups: Iterable[list[str]]) -> str:

@@ -9,8 +9,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from anndata import AnnData
-from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scvi_sams._checks import check_anndata
@@ -21,17 +21,17 @@ from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.exceptions import RegistrationError, UnreadableDataError
 from scvi_sams.labels._spelling import Spelling
+from scvi_sams.model._doses import largest_doses
+from scvi_sams.model._read_values import ReadValues
 from scvi_sams.model._record import model_card, model_record, training_record
 from scvi_sams.model._registration import (
     as_keys,
     check_registered,
     check_setup,
     register,
-    validate_values,
 )
 from scvi_sams.model._saving import check_saved_model, save_whole
 from scvi_sams.model._training import training_arguments
-from scvi_sams.module._likelihoods import LIKELIHOODS
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import given
 from scvi_sams.train._interruption import weights_kept_on_error
@@ -54,6 +54,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     module: PerturbationModule
     # scvi-tools saves attributes whose names end so.
     trainings_: tuple[dict[str, Any], ...] = ()
+    largest_doses_: np.ndarray | None = None
+    """Of each perturbation in the training cells; 0 where there are none."""
 
     def __init__(
         self,
@@ -67,9 +69,10 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         check_registered(type(self), adata, registry)
         super().__init__(adata, registry)
         self.gene_likelihood = gene_likelihood
-        self._checked: set[str] = set()
+        self._values = ReadValues(self._setup_arguments, gene_likelihood)
         if adata is not None:
-            self._validate_cells(self.adata_manager)
+            self._values.validate_once(self.adata_manager)
+            self._values.check_unchanged(self.adata_manager)
         summary = self.summary_stats
         categorical = self._state(REGISTRY_KEYS.CATEGORICAL_COVARIATES)
         self.module = self._module_cls(
@@ -177,7 +180,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         Examples
         --------
         >>> adata = scvi_sams.datasets.simulate_screen(n_genes=50)
-        >>> adata.layers["counts"] = adata.X
+        >>> adata.layers["counts"] = adata.X.copy()
         >>> scvi_sams.SAMSVAE.setup_anndata(
         ...     adata, perturbation_key="perturbation", control="control", layer="counts"
         ... )
@@ -199,32 +202,27 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         cls.register_manager(register(adata, arguments, cls._additive, **kwargs))
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        """Register other data by name where needed, and check its values once."""
+        """Register other data by name where needed, and check that values are as they were."""
         target = self.adata if adata is None else adata
         if target is None:
             raise RegistrationError(
                 "The model was loaded without cells. Pass `adata`: cells with the same genes."
             )
         check_anndata(RegistrationError, adata=target)
-        if target is not self.adata:
+        if target is self.adata:
+            self._values.check_unchanged(self.adata_manager)
+        else:
             check_genes(target, self.get_var_names())
+            own_managers = self._per_instance_manager_store.get(self.id, {})
+            self._values.forget_if_changed(own_managers, target)
         if target.is_view and self.adata_manager is not None:
             # scvi-tools makes data of its own out of a view before it reads anything.
             self.adata_manager.check_fields(target, self.adata_manager.registry)
-            self._validate_values(target)
+            self._values.validate(target)
         with unchanged_on_error(target):
             validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
-            self._validate_cells(self.get_anndata_manager(validated, required=True))
+            self._values.validate_once(self.get_anndata_manager(validated, required=True))
         return validated
-
-    def _validate_cells(self, manager: AnnDataManager) -> None:
-        if manager.id not in self._checked:
-            self._validate_values(manager.adata)
-            self._checked.add(manager.id)
-
-    def _validate_values(self, adata: AnnData) -> None:
-        counts = LIKELIHOODS[self.gene_likelihood].is_count_likelihood
-        validate_values(adata, self._setup_arguments, counts=counts)
 
     def train(
         self,
@@ -323,10 +321,12 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         """
         arguments = given(locals())
         arguments |= arguments.pop("trainer_kwargs")
+        self._values.check_unchanged(self.adata_manager)
         arguments = training_arguments(self, arguments)
         with weights_kept_on_error(self.module):
             super().train(**arguments)
         self.trainings_ = (*self.trainings_, training_record(self, arguments))
+        self.largest_doses_ = largest_doses(self, arguments["datamodule"])
 
     def save(
         self,

@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 from scvi_sams._checks import check_choice
 from scvi_sams.module._direct_effects import add_to_logits
-from scvi_sams.module._negative_binomial import mean_decoded_log_prob, negative_binomial_log_prob
+from scvi_sams.module._negative_binomial import (
+    MAX_LOG_MEAN,
+    inverse_dispersion,
+    mean_decoded_log_prob,
+    negative_binomial_log_prob,
+)
 
-_MAX_LOG_MEAN = 30.0
+_MAX_LOG_MEAN_OF_POISSON = 30.0
 """Of Poisson counts: a mean a million times the largest count that is accepted."""
+
+
+_AS_LARGE_AS_ITS_MEAN = 1e15
+"""From this mean on a Poisson count is its mean, to single precision."""
 
 
 class Likelihood(nn.Module, ABC):
@@ -97,8 +106,14 @@ class Likelihood(nn.Module, ABC):
         """
 
     def rate(self, logits: Tensor) -> Tensor:
-        """Expected expression per unit of size: shares of the library, or rates."""
-        return logits.exp() if self.uses_size_factor else torch.softmax(logits, dim=-1)
+        """Expected expression per unit of size: shares of the library, or rates.
+
+        Rates are finite and not zero, as the means in likelihoods are, however far from the data
+        they are asked for.
+        """
+        if self.uses_size_factor:
+            return logits.clamp(-MAX_LOG_MEAN, MAX_LOG_MEAN).exp()
+        return torch.softmax(logits, dim=-1)
 
     def mean(self, logits: Tensor, size: Tensor) -> Tensor:
         """Expected expression of cells of the given size, shape ``(n_cells,)``."""
@@ -141,15 +156,16 @@ class NegativeBinomialLikelihood(Likelihood):
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
         """Draw counts as a Poisson with a Gamma-distributed rate."""
-        theta = self.log_inverse_dispersion.exp()
+        theta = inverse_dispersion(self.log_inverse_dispersion)
         mean = self.mean(logits, size)
         gamma = torch._standard_gamma(theta.expand_as(mean))
-        return torch.poisson(gamma * (mean / theta))
+        return _draw_counts(gamma * (mean / theta))
 
     def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
         """``-theta log(1 + mean (1 - exp(-u)) / theta)``."""
         hits = mean * -torch.expm1(-u)
-        theta = self.log_inverse_dispersion[genes].to(hits).exp().reshape(-1, *[1] * hits.dim())
+        theta = inverse_dispersion(self.log_inverse_dispersion[genes].to(hits))
+        theta = theta.reshape(-1, *[1] * hits.dim())
         return -theta * torch.log1p(hits / theta)
 
     def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
@@ -175,7 +191,7 @@ class PoissonLikelihood(Likelihood):
         log_rate = logits if self.uses_size_factor else torch.log_softmax(logits, dim=-1)
         log_mean = log_rate + size.log()[:, None]
         if self.uses_size_factor:
-            below = log_mean.clamp(max=_MAX_LOG_MEAN)
+            below = log_mean.clamp(max=_MAX_LOG_MEAN_OF_POISSON)
             total = (below.exp() * (1 + log_mean - below)).sum(-1)
         else:
             total = size.expand(log_mean.shape[:-1])  # shares add up to one
@@ -183,7 +199,7 @@ class PoissonLikelihood(Likelihood):
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
         """Draw counts."""
-        return torch.poisson(self.mean(logits, size))
+        return _draw_counts(self.mean(logits, size))
 
     def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
         """``-mean (1 - exp(-u))``."""
@@ -236,6 +252,13 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 """What ``gene_likelihood`` may name."""
 
 GeneLikelihood = Annotated[str, lambda name, value: check_choice(name, value, list(LIKELIHOODS))]
+
+
+def _draw_counts(mean: Tensor) -> Tensor:
+    """Draw Poisson counts, at means beyond the whole numbers that torch draws as well."""
+    return torch.where(
+        mean > _AS_LARGE_AS_ITS_MEAN, mean, torch.poisson(mean.clamp(max=_AS_LARGE_AS_ITS_MEAN))
+    )
 
 
 def _positive(mean: Tensor) -> Tensor:

@@ -28,8 +28,10 @@ from scvi_sams import _torch as _devices
 from scvi_sams.kernels import _negative_binomial as loops
 from scvi_sams.module._minibatch import chunks_of_cells, chunks_of_particles
 
-_MAX_LOG_MEAN = 60.0
+MAX_LOG_MEAN = 60.0
 """Keeps the mean finite in float32 whatever the decoder says."""
+_LOG_THETA = (-25.0, 60.0)
+"""Within which the mean over theta, and theta, are finite in float32 as well."""
 
 TABLE_SIZE = 256
 """Counts below this are looked up in a table per gene; to the few above, Stirling's series adds."""
@@ -117,6 +119,11 @@ def mean_decoded_log_prob(
     return result
 
 
+def inverse_dispersion(log_theta: Tensor) -> Tensor:
+    """Exponential of the parameter, bounded as means are."""
+    return log_theta.clamp(*_LOG_THETA).exp()
+
+
 class _LogProb(torch.autograd.Function):
     """All terms per particle and cell.
 
@@ -128,7 +135,7 @@ class _LogProb(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, x: Tensor, log_theta: Tensor, softmax_size: Tensor | None
     ) -> Tensor:
-        theta = log_theta.exp()
+        theta = inverse_dispersion(log_theta)
         result = torch.empty_like(logits[..., 0])
         slopes = torch.empty_like(x, dtype=theta.dtype)
         table = _rising_factorial_table(theta, x)
@@ -170,7 +177,7 @@ class _MeanOfDecoded(torch.autograd.Function):
         softmax: bool,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        theta = log_theta.exp()
+        theta = inverse_dispersion(log_theta)
         each = theta.new_empty(hidden.shape[:-1])
         share = torch.full_like(each, 1 / each.numel())
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
@@ -246,7 +253,7 @@ class _ChunkOfLoops(_Chunk):
         total = torch.zeros_like(self.theta)
         for logits, of_cells, written in zip(part, weights, terms, strict=True):
             if self.softmax_size is None:
-                size, bounds = torch.ones_like(written), torch.full_like(written, _MAX_LOG_MEAN)
+                size, bounds = torch.ones_like(written), torch.full_like(written, MAX_LOG_MEAN)
             else:
                 size, bounds = self.softmax_size, logits.amax(-1)
             given = [logits, self.counts, self.theta, self.inverse_theta, size, of_cells, bounds]
@@ -282,7 +289,7 @@ class _ChunkOfTensors(_Chunk):
     def _terms(self, part: Tensor, log1p: Tensor) -> Tensor:
         """``part`` becomes ``ratio``, and ``log1p`` is filled with ``log1p(ratio)``."""
         if self.softmax_size is None:
-            part.clamp_(max=_MAX_LOG_MEAN)
+            part.clamp_(max=MAX_LOG_MEAN)
         else:
             part -= part.amax(-1, keepdim=True)
         terms = part * self.counts

@@ -201,7 +201,7 @@ def dose_response(
     names = curves.obs["perturbation"].astype(str)
     check_has("The table has no curves of", [perturbation], names.unique())
     rows = np.flatnonzero(names == perturbation)
-    rows = rows[np.argsort(curves.obs["dose"].to_numpy()[rows], kind="stable")]
+    rows = rows[np.argsort(curves.obs["dosage"].to_numpy()[rows], kind="stable")]
     effect = np.asarray(curves.X)[rows]
     if genes is None:
         chosen = np.argsort(-np.abs(effect).max(axis=0), kind="stable")[:n_genes]
@@ -212,7 +212,7 @@ def dose_response(
         check_has("The table has no gene", genes, curves.var_names)
         chosen = curves.var_names.get_indexer(pd.Index(genes))
     ax = new_axes(ax, 4.4, 3.4)
-    dose = curves.obs["dose"].to_numpy(np.float64)[rows]
+    dose = curves.obs["dosage"].to_numpy(np.float64)[rows]
     low, high = (np.asarray(curves.layers[f"interval_{side}"])[rows] for side in ("low", "high"))
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     opacity = min(0.15, 0.5 / max(1, len(chosen)))  # many intervals hide each other
@@ -269,6 +269,7 @@ def ate_scatter(
     observed: ad.AnnData,
     *,
     label_top: int = 8,
+    control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
     ax: Axes | None = None,
 ) -> Axes:
@@ -282,8 +283,8 @@ def ate_scatter(
     label_top
         Number of entries with the largest absolute observed effect to name; those that find no
         free place are left out.
-    delimiter
-        What joins the perturbations of a combination.
+    control, delimiter
+        How labels are written.
     ax
         Axes to draw on; ``None`` makes a figure.
 
@@ -306,7 +307,7 @@ def ate_scatter(
     """
     check_integer(at_least=0, label_top=label_top)
     predicted_effects, observed_effects, missing = align_ate(
-        predicted, observed, delimiter=delimiter
+        predicted, observed, control=control, delimiter=delimiter
     )
     x, y = observed_effects.ravel(), predicted_effects.ravel()
     ax = new_axes(ax, 5.6, 4.8)

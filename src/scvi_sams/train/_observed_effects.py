@@ -39,6 +39,8 @@ logarithms are used: of fewer, their inverse is too curved for a normal error.""
 _MOST_LOG_CHANGE = 6.0
 _FEW_PERTURBATIONS = 5
 _SLOPE_STEP = 0.1
+_SMALLEST_RATE = 1e-30
+"""A share of the library may be too small for single precision, and its logarithm is taken."""
 _SMALLEST_VARIANCE, _SMALLEST_DISPERSION = 1e-12, 1e-3
 
 
@@ -78,8 +80,10 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
 
     def mean_rates(shift: torch.Tensor, covariates: torch.Tensor | None) -> np.ndarray:
         """Rates averaged over the states of each posterior sample."""
-        rate = module.likelihood.rate(module.decode(z_basal, shift, covariates))
-        return rate.mean(dim=1).cpu().numpy()
+        rate = module.likelihood.rate(module.decode(z_basal, shift, covariates)).mean(dim=1)
+        if module.likelihood.is_count_likelihood:
+            rate.clamp_(min=_SMALLEST_RATE)
+        return rate.cpu().numpy()
 
     nothing = shifts.new_zeros(1, 1, shifts.shape[-1])
     plain = None if module.covariates.n_out else mean_rates(nothing, None)
