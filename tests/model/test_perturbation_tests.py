@@ -94,6 +94,27 @@ def test_a_batch_is_no_effect_once_it_is_registered():
     assert (regressed["p_value"] > 1e-4).all()
 
 
+def test_controls_that_differ_from_one_another_are_named(caplog):
+    adata = screen(n_controls=240, effect_scale=4.0)
+    labels = adata.obs["perturbation"].astype(str).to_numpy()
+    controls = np.flatnonzero(labels == "control")
+    labels[controls] = np.random.default_rng(2).permutation(np.repeat(["NT1", "NT2", "NT3"], 80))
+    strongest = strongest_effects(adata).idxmax()
+    adata.obs["perturbation"] = labels
+    names = ["NT1", "NT2", "NT3"]
+    with caplog.at_level("WARNING", logger="scvi.sams"):
+        alike = untrained(adata.copy(), control=names).test_perturbations(key_added=None)
+    assert (alike.attrs["controls"] > 0.01).all()
+    assert alike.attrs["controls"].index.tolist() == names
+    assert "differ from the other control cells" not in caplog.text
+    adata.obs["perturbation"] = np.where(labels == strongest, "NT4", labels)
+    with caplog.at_level("WARNING", logger="scvi.sams"):
+        found = untrained(adata, control=[*names, "NT4"]).test_perturbations()
+    assert found.attrs["controls"]["NT4"] < 1e-6
+    assert "Control labels" in caplog.text
+    assert "'NT4'" in caplog.text
+
+
 @pytest.mark.parametrize("model_cls", [CPAVAE, ConditionalVAE])
 def test_all_models_say_the_same(model_cls):
     adata = small_screen()

@@ -390,7 +390,8 @@ class CellModel(ScreenModel):
         One row per perturbation: ``n_cells`` that carry it and were tested, ``n_compared`` cells
         without it, ``statistic`` (of Hotelling's test, as F), ``p_value``, and ``q_value``, the
         smallest false discovery rate over the screen at which it is called. NaN where no cells can
-        be compared, as in a batch without control cells.
+        be compared, as in a batch without control cells. ``attrs["controls"]`` has the q-values of
+        the labels of control cells against each other, where there are several.
 
         Warnings
         --------

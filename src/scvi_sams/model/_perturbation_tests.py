@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,16 +16,22 @@ from scvi_sams._checks import check_integer, check_key
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._group_tests import group_tests, normal_scores, q_values
 from scvi_sams.data._field import registered_labels
+from scvi_sams.labels._labels import NO_PERTURBATION, Labels
 from scvi_sams.train._statistics import chunks_of_cells
 
 if TYPE_CHECKING:
     from scvi_sams.model._screen_model import ScreenModel
+
+logger = logging.getLogger("scvi.sams")
 
 _MOST_GENES = 2000
 """The most variable; axes of more cost time, and hold no more of what cells share."""
 _MOST_CELLS = 20_000
 """From which axes are found; all cells are tested."""
 _SEED = 9173
+_MOST_CONTROL_LABELS = 200
+_CONTROLS_DIFFER = 0.01
+"""q-value below which a label of control cells is warned of."""
 
 
 def perturbation_tests(
@@ -38,7 +46,8 @@ def perturbation_tests(
     strata = _strata(manager)
     cells = _LoggedCells(manager, strata, counts=model.module.likelihood.is_count_likelihood)
     features = _without(cells.principal_features(n_components), _continuous(manager))
-    tests = group_tests(normal_scores(features), labels, strata)
+    features = normal_scores(features)
+    tests = group_tests(features, labels, strata)
     table = pd.DataFrame(
         {
             "n_cells": tests.n_cells,
@@ -49,10 +58,48 @@ def perturbation_tests(
         },
         index=pd.Index(labels.vocabulary, name="perturbation"),
     )
+    key = model._setup_arguments["perturbation_key"]
+    if key is not None and model._setup_arguments["dosage_obsm_key"] is None:
+        table.attrs["controls"] = _tests_of_controls(
+            features, labels, strata, manager.adata.obs[key]
+        )
     if key_added is not None and model.adata is not None:
         model.adata.uns[key_added] = table.copy()
         model.keep_provenance(model.adata, key_added)
     return table
+
+
+def _tests_of_controls(
+    features: np.ndarray, labels: Labels, strata: np.ndarray, written: pd.Series
+) -> pd.Series:
+    """q-values of each label of control cells against all others, where there are several.
+
+    A warning names those that differ: effects are differences from all of them together.
+    """
+    cells = np.flatnonzero(labels.is_control)
+    kinds, names = pd.factorize(written.astype(str).to_numpy()[cells], sort=True)
+    q = np.full(len(names), np.nan)
+    if 2 <= len(names) <= _MOST_CONTROL_LABELS:
+        for kind in range(len(names)):
+            is_kind = (kinds == kind)[:, None]
+            of_kind = replace(
+                labels[cells],
+                codes=np.where(is_kind, 0, NO_PERTURBATION),
+                doses=is_kind.astype(float),
+                vocabulary=(str(names[kind]),),
+            )
+            q[kind] = group_tests(features[cells], of_kind, strata[cells]).p_value[0]
+        q = q_values(q)
+    tests = pd.Series(q, index=pd.Index(names, name="control"), name="q_value")
+    different = tests.index[tests < _CONTROLS_DIFFER]
+    if len(different):
+        logger.warning(
+            f"Control labels {', '.join(map(repr, different[:5]))} differ from the other control "
+            "cells (lanes, donors, or a guide that does something): effects are differences from "
+            "all control cells together. Leave those out that are no controls, or register what "
+            "they differ by as `batch_key`."
+        )
+    return tests
 
 
 class _LoggedCells:
