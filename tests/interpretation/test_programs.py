@@ -95,3 +95,13 @@ def test_wrong_input_is_refused():
         latent_perturbations(MASKS, effects=MASKS[["latent_0", "latent_1"]])
     with pytest.raises(SAMSError, match="probabilities"):
         latent_perturbations(MASKS - 1)
+
+
+def test_entries_that_were_called_count_as_they_are():
+    called = pd.DataFrame({"latent_0": [True, False], "latent_1": [True, True]}, index=["A", "B"])
+    table = latent_perturbations(called)
+    assert list(zip(table["latent"], table["perturbation"], strict=True)) == [
+        ("latent_0", "A"),
+        ("latent_1", "A"),
+        ("latent_1", "B"),
+    ]

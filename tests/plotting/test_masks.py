@@ -75,6 +75,15 @@ def test_effects_are_aligned_and_centred_on_zero(masks):
     assert "effect" in ax.images[0].colorbar.ax.get_ylabel()
 
 
+def test_entries_that_were_not_called_are_blank(masks):
+    called = masks > 0.75
+    effects = 2 * masks - 3
+    ax = plotting.masks(called, effects=effects, order=False)
+    shown = ax.images[0].get_array()
+    expected = effects.where(called, 0).to_numpy()
+    np.testing.assert_allclose(shown, expected)
+
+
 def test_threshold_blanks_by_probability_not_by_effect(masks):
     effects = masks * 0 + 5
     ax = plotting.masks(masks, effects=effects, threshold=0.75, order=False)

@@ -86,7 +86,8 @@ def latent_perturbations(
     Parameters
     ----------
     masks
-        Perturbations x latent: inclusion probabilities, of ``get_perturbation_masks``.
+        Perturbations x latent: inclusion probabilities, of ``get_perturbation_masks``, or the
+        booleans of :func:`called_masks`, which count as they are.
     effects
         Masked effects of the same perturbations, the ``mean`` of ``get_perturbation_effects``.
     fdr
@@ -117,13 +118,14 @@ def latent_perturbations(
     1  latent_0         JAK2                2
     """
     check_table(masks=masks)
-    active = active_at_fdr(masks, fdr).to_numpy()
+    probability = masks.to_numpy(dtype=np.float64)
+    active = active_at_fdr(probability, fdr)
     columns, rows = np.nonzero(active.T)
     table = pd.DataFrame(
         {
             "latent": masks.columns[columns],
             "perturbation": masks.index[rows],
-            "inclusion_probability": masks.to_numpy()[rows, columns],
+            "inclusion_probability": probability[rows, columns],
         }
     )
     strength = table["inclusion_probability"].to_numpy()

@@ -37,7 +37,8 @@ def masks(
     Parameters
     ----------
     masks
-        Posterior inclusion probabilities, perturbations x latent.
+        Posterior inclusion probabilities, perturbations x latent, or the booleans of
+        :func:`scvi_sams.tl.called_masks`, of which the others are left blank.
     effects
         Masked effects of the same perturbations on the same latent dimensions, as the ``mean`` of
         ``get_perturbation_effects``. If given, they are shown in colours centred on 0, instead of
@@ -71,6 +72,8 @@ def masks(
     check_table(masks=masks)
     if threshold is not None:
         check_number(threshold=threshold)
+    if all(pd.api.types.is_bool_dtype(kind) for kind in masks.dtypes):
+        masks, threshold = masks.astype(float), 0.5
     table = masks if effects is None else aligned_effects(effects, masks)
     if threshold is not None:
         table = table.where(masks > threshold, 0)
