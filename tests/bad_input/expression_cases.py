@@ -12,7 +12,7 @@ from scipy import sparse
 
 from bad_input.cases import Case, legal, refused, registered
 from bad_input.situation import Situation, elbo, screen, trains, trains_alike
-from scvi_sams import SAMSVAE
+from scvi_sams import SAMSVAE, evaluation
 from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnreadableDataError
 
 COUNTS = screen().X.toarray()
@@ -177,6 +177,15 @@ CASES: list[Case] = [
             ("float16", COUNTS.astype(np.float16)),
             ("float64", sparse.csr_matrix(COUNTS.astype(np.float64))),
         )
+    ),
+    refused(
+        "`evaluation.observed_ate`: log-normalised values",
+        lambda situation: evaluation.observed_ate(situation.adata),
+        InvalidCountsError,
+        "adata.X",
+        "fractional",
+        "`layer`",
+        data=with_x(np.log1p(COUNTS)),
     ),
     legal(
         "X of booleans",

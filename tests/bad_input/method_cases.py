@@ -66,6 +66,10 @@ def no_rows(situation: Situation, found: Any) -> None:
     assert found.shape[0] == 0
 
 
+def finite_effects(situation: Situation, found: Any) -> None:
+    assert np.isfinite(found.X).all()
+
+
 def interactions_without_doses(situation: Situation) -> Any:
     model = situation.train()
     situation.built = None
@@ -295,6 +299,13 @@ UNKNOWN: list[Case] = [
             ("predict_dose_response", "doses"),
         )
         for dose in (-1, np.nan, 1e30)
+    ),
+    legal(
+        "`predict_ate`: a dose larger than those measured",
+        asked("predict_ate", ["A"], dosages=[50.0], key_added=None, **FEW),
+        "is extrapolated, with a warning",
+        finite_effects,
+        warns=("outside the measured range", "A at 50"),
     ),
     refused(
         "`predict_dose_response`: text as doses",

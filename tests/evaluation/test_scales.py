@@ -227,7 +227,7 @@ def test_predicted_cells_are_scored_against_cells_of_their_doses(dosed):
     assert scores.set_index("perturbation")["n_cells"]["P001"].unique().tolist() == [20]
 
 
-def test_the_dosage_of_every_prediction_is_in_the_result(dosed, tmp_path):
+def test_the_dosage_of_every_prediction_is_in_the_result(dosed):
     cells = dosed.predict(["P001", "P001"], dosages=[0.1, 0.2], indices=[0, 1])
     assert cells.obs["perturbation"].tolist() == ["P001"] * 4
     assert cells.obs["dosage"].tolist() == [0.1, 0.1, 0.2, 0.2]
@@ -237,7 +237,9 @@ def test_the_dosage_of_every_prediction_is_in_the_result(dosed, tmp_path):
     assert ate.obs["dosage"].tolist() == [0.1, 0.2, 0.0]
     assert dosed.adata.uns["sams_ate"]["dosages"].tolist() == [0.1, 0.2, 0.0]
     assert dosed.adata.uns["sams_ate"]["perturbations"].tolist() == ["P001", "P001", "control"]
-    assert dosed.predict_dose_response(["P002"], [0.0, 0.1]).obs["dosage"].tolist() == [0.0, 0.1]
+    curve = dosed.predict_dose_response(["P002+control"], [0.0, 0.1], n_samples=40)
+    assert curve.obs["dosage"].tolist() == [0.0, 0.1]
+    assert curve.obs["perturbation"].tolist() == ["P002"] * 2
 
 
 def test_doses_of_a_combination_are_in_the_order_of_its_canonical_label(tmp_path):
@@ -265,6 +267,15 @@ def test_hits_and_targets_are_at_the_largest_dose_that_was_measured(dosed):
     assert targets["dosage"].tolist() == [0.2] * 4
     assert targets.loc["P001", "n_cells"] == 20
     assert targets.loc["P002", "n_cells"] == 60
+
+
+def test_a_loaded_model_knows_the_measured_doses_without_its_data(dosed, tmp_path, caplog):
+    dosed.save(tmp_path / "model")
+    loaded = SAMSVAE.load(tmp_path / "model", adata=False, accelerator="cpu")
+    with caplog.at_level("WARNING", logger="scvi.sams"):
+        loaded.predict_ate(["P002"], dosages=[0.3], **FEW)
+    assert "P002 at 0.3 (measured: up to 0.2)" in caplog.text
+    assert tl.perturbation_hits(loaded, **FEW)["dosage"].tolist() == [0.2] * 4
 
 
 def test_interactions_need_one_dose_of_each_perturbation():

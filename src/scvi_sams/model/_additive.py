@@ -293,6 +293,7 @@ class AdditiveMixin(PerturbationModel):
         names = as_names(
             "perturbations", self.perturbations if perturbations is None else perturbations
         )
+        names = [self._spelling.canonical(name) for name in names]
         largest = _largest_doses(self, names)
         grids = [_grid(doses, n_doses, maximum) for maximum in largest]
         labels = np.repeat(names, [len(grid) for grid in grids])
