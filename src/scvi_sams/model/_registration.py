@@ -19,7 +19,7 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
-from scvi_sams._checks import check_anndata, check_key
+from scvi_sams._checks import as_list, check_anndata, check_key
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._validation import validate_expression
@@ -55,6 +55,7 @@ def register(
 ) -> ScreenManager:
     """Register a screen by the arguments of ``setup_anndata``, and say what it holds."""
     given = setup_method_args[SETUP_ARGUMENTS_KEY]
+    check_key(perturbation_key=given["perturbation_key"])
     labels = ("control", "delimiter", "dosage_key", "dosage_obsm_key", "perturbation_names")
     fields = [
         PerturbationField(
@@ -114,11 +115,8 @@ def as_keys(argument: str, keys: object) -> list[str] | None:
     """Return keys as scvi-tools compares them, one key or several."""
     if keys is None:
         return None
-    if isinstance(keys, str):
-        return [keys]
-    if not isinstance(keys, Iterable):
-        raise InvalidArgumentError(f"`{argument}` must be names of columns, not {keys!r}.")
-    listed = list(keys)
+    name = keys.item() if isinstance(keys, np.ndarray) and not keys.ndim else keys
+    listed = [name] if isinstance(name, str) else as_list(argument, keys, "names of columns")
     for key in listed:
         check_key(**{argument: key})
     if len(set(listed)) < len(listed):

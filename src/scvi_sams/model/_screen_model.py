@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,10 +15,11 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi_sams._checks import check_anndata
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
+from scvi_sams._torch import check_single_precision
 from scvi_sams.counts._validation import unchanged_on_error
 from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
-from scvi_sams.exceptions import RegistrationError, UnreadableDataError
+from scvi_sams.exceptions import RegistrationError
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.model._doses import largest_doses
 from scvi_sams.model._read_values import ReadValues
@@ -30,7 +30,7 @@ from scvi_sams.model._registration import (
     check_setup,
     register,
 )
-from scvi_sams.model._saving import check_saved_model, save_whole
+from scvi_sams.model._saving import load_whole, save_whole
 from scvi_sams.model._training import training_arguments
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import given
@@ -67,6 +67,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     ) -> None:
         self._module_cls.check_settings(gene_likelihood=gene_likelihood, **module_kwargs)
         check_registered(type(self), adata, registry)
+        check_single_precision()
         super().__init__(adata, registry)
         self.gene_likelihood = gene_likelihood
         self._values = ReadValues(self._setup_arguments, gene_likelihood)
@@ -278,7 +279,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         datasplitter_kwargs
             For :class:`~scvi.dataloaders.DataSplitter`, or where the expression is on disk for
             :class:`~scvi_sams.data.StreamingDataModule`; ``external_indexing`` (a list of positions
-            of training, validation and test cells) replaces the split.
+            or booleans of training, validation and test cells) replaces the split.
         plan_config, plan_kwargs
             For :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
         datamodule
@@ -294,7 +295,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             training goes on from it: run the same script again after it was killed. The file is
             removed when training has ended. Then ``history`` has the epochs since the file only.
         trainer_config, **trainer_kwargs
-            For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper).
+            For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper). The
+            logger of ``history`` comes before loggers of yours.
 
         Raises
         ------
@@ -347,16 +349,21 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         overwrite
             Whether files of an earlier save may be replaced.
         save_anndata
-            Whether the training data is saved too.
+            Whether the training data is saved too. If not, data of another model that an earlier
+            save left in the folder is removed when that is overwritten.
         **kwargs
             See :meth:`scvi.model.base.BaseModelClass.save`.
 
         Raises
         ------
         SavingError
-            If the folder exists and ``overwrite`` is false, or nothing can be written there. What
-            was there before is as it was.
+            If the folder exists and ``overwrite`` is false, nothing can be written there, or an
+            h5ad file cannot hold the data. What was there before is as it was.
+        InvalidCountsError, ChangedDataError
+            If the data to save is no longer what the model was made of.
         """
+        if save_anndata and self.adata is not None:
+            self._validate_anndata()
         save_whole(self, super().save, dir_path, overwrite, save_anndata, prefix=prefix, **kwargs)
 
     @classmethod
@@ -389,17 +396,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         SAMSError
             If ``adata`` does not fit the model.
         """
-        if adata is not None and adata is not False:
-            check_anndata(RegistrationError, adata=adata)
-        if kwargs.get("backup_url") is None:
-            check_saved_model(Path(dir_path), kwargs.get("prefix") or "", cls.__name__)
-        try:
-            return super().load(str(dir_path), adata, *args, **kwargs)
-        except OSError as error:
-            raise UnreadableDataError(
-                f"The files in {str(dir_path)!r} cannot be read: {error}. Copy them again, or pass "
-                "`adata` if it is the saved data."
-            ) from error
+        return load_whole(cls, super().load, dir_path, adata, *args, **kwargs)
 
     @property
     def provenance(self) -> dict[str, Any]:
