@@ -157,6 +157,15 @@ def as_labels(argument: str, labels: object) -> pd.Series:
 def check_anndata(error: type[SAMSError] = InvalidArgumentError, /, **arguments: object) -> None:
     """Check for an AnnData; ``error`` is what is raised."""
     for name, value in arguments.items():
+        modalities = getattr(value, "mod", None)  # a MuData
+        if isinstance(modalities, Mapping) and modalities:
+            first = next(iter(modalities))
+            rna = next((one for one in modalities if one.lower() in ("rna", "gex")), first)
+            raise error(
+                f"`{name}` is a {type(value).__name__} of {list(modalities)}: pass the modality "
+                f"with the counts of genes, such as {name}.mod[{rna!r}], and put labels into its "
+                "obs."
+            )
         if not isinstance(value, AnnData):
             raise error(
                 f"`{name}` must be an AnnData, not {type(value).__name__}. Read a file with "

@@ -59,7 +59,9 @@ class ScreenManager(AnnDataManager):
         source = self._learned or source_registry
         check_anndata(RegistrationError, adata=adata)
         if adata.is_view:
-            raise RegistrationError("A view cannot be registered. Pass a copy: adata.copy().")
+            # One of a file that anndata keeps open cannot be copied in memory.
+            copy = "adata.to_memory()" if adata.isbacked else "adata.copy()"
+            raise RegistrationError(f"A view cannot be registered. Pass a copy: {copy}.")
         if source_registry is not None and self._learned is None:
             genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
             # Genes that were all renamed, as from identifiers to symbols, are the user's affair.
