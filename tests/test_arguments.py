@@ -3,10 +3,15 @@
 from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scvi_sams._checks import (
+    as_cells,
+    as_list,
     as_names,
+    as_path,
+    as_plain,
     as_positions,
     check_bool,
     check_choice,
@@ -89,3 +94,53 @@ def test_positions_of_cells(cells, expected):
 def test_other_positions_are_refused(cells):
     with pytest.raises(InvalidArgumentError, match="`indices`"):
         as_positions("indices", cells, 4)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pd.Series([False, True, False, True], index=list("abcd")),
+        pd.array([False, True, False, True], dtype="boolean"),
+        pd.Series([False, True, False, True], dtype=object),
+        np.array([False, True, False, True]),
+    ],
+)
+def test_masks_of_pandas_are_masks(mask):
+    assert as_positions("indices", mask, 4).tolist() == [1, 3]
+    assert as_cells("train", mask, 4).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "int8", object])
+def test_positions_of_pandas_are_positions(dtype):
+    assert as_positions("indices", pd.Series([3, 0], dtype=dtype), 4).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("dtype", ["boolean", "Int64"])
+def test_a_mask_with_missing_values_is_neither(dtype):
+    with pytest.raises(InvalidArgumentError, match="`train` must be positions"):
+        as_cells("train", pd.array([1, None, 0, 1], dtype=dtype), 4)
+
+
+def test_an_array_without_a_dimension_is_one_name():
+    assert as_names("genes", np.array("STAT1")) == ["STAT1"]
+    with pytest.raises(InvalidArgumentError, match="`seeds` must be numbers, not array"):
+        as_list("seeds", np.array(3), "numbers")
+
+
+@pytest.mark.parametrize("value", [3, None, "seeds"])
+def test_one_value_is_no_list(value):
+    with pytest.raises(InvalidArgumentError, match="`seeds` must be numbers, not"):
+        as_list("seeds", value, "numbers")
+    assert as_list("seeds", (seed for seed in (1, 2)), "numbers") == [1, 2]
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"], "", " ", b"a"])
+def test_what_names_no_file_is_refused(value):
+    with pytest.raises(InvalidArgumentError, match="`folder` must be the path of a file"):
+        as_path("folder", value)
+
+
+def test_numbers_of_numpy_are_plain():
+    plain = [as_plain(value) for value in (np.int64(3), np.float32(0.5), np.bool_(True), "a", None)]
+    assert plain == [3, 0.5, True, "a", None]
+    assert [type(value) for value in plain[:3]] == [int, float, bool]

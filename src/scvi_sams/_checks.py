@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Number, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,12 +82,52 @@ def check_key(**arguments: object) -> None:
     )
 
 
+def as_plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python, which scvi-tools and torch want, or as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def as_path(argument: str, path: object) -> Path:
+    """Return the name of a file or folder as a path."""
+    is_name = isinstance(path, os.PathLike) or (isinstance(path, str) and path.strip() != "")
+    _check({argument: path}, lambda _: is_name, "the path of a file or folder")
+    return Path(path)  # type: ignore[arg-type]
+
+
+def as_list(argument: str, values: object, wanted: str) -> list[Any]:
+    """Return several values as a list; text and arrays without a dimension are one value."""
+    is_one = isinstance(values, str) or getattr(values, "ndim", 1) == 0
+    _check({argument: values}, lambda _: isinstance(values, Iterable) and not is_one, wanted)
+    return list(values)  # type: ignore[call-overload]
+
+
 def as_names(argument: str, names: object) -> list[str]:
     """Return names as a list of text, whether one or several were given."""
-    if isinstance(names, str):
-        return [names]
-    _check({argument: names}, lambda value: isinstance(value, Iterable), "names")
-    return [str(name) for name in names]  # type: ignore[attr-defined]
+    name = names.item() if isinstance(names, np.ndarray) and not names.ndim else names
+    return [name] if isinstance(name, str) else [str(n) for n in as_list(argument, name, "names")]
+
+
+def as_cells(argument: str, cells: object, n_cells: int) -> np.ndarray:
+    """Return positions of cells as they are given, or those for which a boolean is true.
+
+    Whether there are such cells among the ``n_cells`` is not checked. Nullable columns of pandas
+    and columns of objects are taken for what they hold; a missing value is an error.
+    """
+    array = np.asarray(cells)
+    if array.dtype == object and array.ndim == 1:
+        array = np.asarray(pd.Series(array).infer_objects())
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
+        raise InvalidArgumentError(
+            f"`{argument}` must be positions of cells (whole numbers) or a boolean for every cell, "
+            f"not {_shown(cells)}. For names of cells: adata.obs_names.get_indexer(names)."
+        )
+    if array.dtype != bool:
+        return array.astype(np.int64)
+    if len(array) != n_cells:
+        raise InvalidArgumentError(
+            f"`{argument}` has {len(array)} booleans for {n_cells} cells. Give one per cell."
+        )
+    return np.flatnonzero(array)
 
 
 def as_positions(argument: str, cells: object, n_cells: int) -> np.ndarray:
@@ -93,25 +135,14 @@ def as_positions(argument: str, cells: object, n_cells: int) -> np.ndarray:
 
     They are given by position, negative ones counted from the end, or as a boolean for every cell.
     """
-    array = np.asarray(cells)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
-        raise InvalidArgumentError(
-            f"`{argument}` must be positions of cells (whole numbers) or a boolean for every cell, "
-            f"not {_shown(cells)}. For names of cells: adata.obs_names.get_indexer(names)."
-        )
-    if array.dtype == bool:
-        if len(array) != n_cells:
-            raise InvalidArgumentError(
-                f"`{argument}` has {len(array)} booleans for {n_cells} cells. Give one per cell."
-            )
-        return np.flatnonzero(array)
-    outside = array[(array < -n_cells) | (array >= n_cells)]
+    positions = as_cells(argument, cells, n_cells)
+    outside = positions[(positions < -n_cells) | (positions >= n_cells)]
     if len(outside):
         raise InvalidArgumentError(
             f"`{argument}` names position {outside[0]}, but there are {n_cells} cells (positions 0 "
             f"to {n_cells - 1})."
         )
-    return np.arange(n_cells)[array.astype(int)]
+    return np.arange(n_cells)[positions]
 
 
 def as_labels(argument: str, labels: object) -> pd.Series:
@@ -126,6 +157,15 @@ def as_labels(argument: str, labels: object) -> pd.Series:
 def check_anndata(error: type[SAMSError] = InvalidArgumentError, /, **arguments: object) -> None:
     """Check for an AnnData; ``error`` is what is raised."""
     for name, value in arguments.items():
+        modalities = getattr(value, "mod", None)  # a MuData
+        if isinstance(modalities, Mapping) and modalities:
+            first = next(iter(modalities))
+            rna = next((one for one in modalities if one.lower() in ("rna", "gex")), first)
+            raise error(
+                f"`{name}` is a {type(value).__name__} of {list(modalities)}: pass the modality "
+                f"with the counts of genes, such as {name}.mod[{rna!r}], and put labels into its "
+                "obs."
+            )
         if not isinstance(value, AnnData):
             raise error(
                 f"`{name}` must be an AnnData, not {type(value).__name__}. Read a file with "

@@ -9,16 +9,22 @@ from scvi.data._constants import _MODEL_NAME_KEY as MODEL_NAME_KEY
 from scvi.data._constants import _SCVI_UUID_KEY as ADATA_UUID_KEY
 from scvi.data._constants import _SETUP_ARGS_KEY as SETUP_ARGUMENTS_KEY
 from scvi.data._constants import _STATE_REGISTRY_KEY as STATE_REGISTRY_KEY
+from scvi.model._utils import parse_device_args
 from scvi.model.base._constants import SAVE_KEYS
+from scvi.train._logger import SimpleLogger
 
 MODEL_FILE_NAME = SAVE_KEYS.MODEL_FNAME
+DATA_FILE_NAME = SAVE_KEYS.ADATA_FNAME
 
 __all__ = [
     "ADATA_UUID_KEY",
+    "DATA_FILE_NAME",
     "FIELD_REGISTRIES_KEY",
     "MANAGER_UUID_KEY",
     "MODEL_FILE_NAME",
     "MODEL_NAME_KEY",
     "SETUP_ARGUMENTS_KEY",
     "STATE_REGISTRY_KEY",
+    "SimpleLogger",
+    "parse_device_args",
 ]

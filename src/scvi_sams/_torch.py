@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from scvi_sams.exceptions import SAMSError
+
 
 def is_accelerator(device: torch.device) -> bool:
     """Whether work should be few large operations whose sizes are known without asking the device.
@@ -14,6 +16,15 @@ def is_accelerator(device: torch.device) -> bool:
     On a CPU small pieces that stay in its cache, and loops compiled for them, are faster.
     """
     return device.type != "cpu"
+
+
+def check_single_precision() -> None:
+    """Raise an error if new tensors would be of another precision than the models compute in."""
+    if torch.get_default_dtype() != torch.float32:
+        raise SAMSError(
+            f"torch.get_default_dtype() is {torch.get_default_dtype()}, and models compute in "
+            "single precision. Call torch.set_default_dtype(torch.float32)."
+        )
 
 
 @contextmanager

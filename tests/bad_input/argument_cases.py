@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bad_input.cases import Case, legal, refused
-from bad_input.situation import Situation
+from bad_input.situation import Situation, trains_alike
 from scvi_sams import SAMSVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.exceptions import (
     InvalidArgumentError,
@@ -199,6 +200,13 @@ TRAIN: list[Case] = [
         "`train_size`",
     ),
     refused(
+        "`check_val_every_n_epoch` without validation cells",
+        trained(check_val_every_n_epoch=1),
+        InvalidSplitError,
+        "`check_val_every_n_epoch`",
+        "`train_size`",
+    ),
+    refused(
         "`lr_schedule` is 'held_out' without validation cells",
         planned(lr_schedule="held_out"),
         InvalidSplitError,
@@ -233,7 +241,77 @@ TRAIN: list[Case] = [
         "`table_rate`",
         "`table_lr`",
     ),
-    wrong("plan_kwargs", 3, "a dict", trained(plan_kwargs=3)),
+    *(
+        wrong(name, 3, "a dict", trained(**{name: 3}))
+        for name in ("plan_kwargs", "datasplitter_kwargs", "plan_config", "trainer_config")
+    ),
+    *(
+        refused(
+            f"`train` is given `{name}`", trained(**{name: 1}), InvalidArgumentError, name, advice
+        )
+        for name, advice in (
+            ("lr", "plan_kwargs={'lr': ...}"),
+            ("weight_decay", "plan_kwargs={'weight_decay': ...}"),
+            ("n_epochs", "`max_epochs`"),
+            ("use_gpu", "accelerator="),
+            ("seed", "scvi.settings.seed"),
+            ("external_indexing", "datasplitter_kwargs={'external_indexing': ...}"),
+            ("n_latent", "SAMSVAE(adata, n_latent=...)"),
+            ("early_stoping", "`early_stopping`"),
+            ("nonsense", "`train` has no argument"),
+        )
+    ),
+    refused(
+        "an argument of the split that there is not",
+        trained(datasplitter_kwargs={"num_worker": 1}),
+        InvalidArgumentError,
+        "`datasplitter_kwargs`",
+        "'num_worker'",
+        "`num_workers`",
+    ),
+    refused(
+        "the batch size in `datasplitter_kwargs`",
+        trained(datasplitter_kwargs={"batch_size": 8}),
+        InvalidArgumentError,
+        "`batch_size`",
+        "`train` itself",
+    ),
+    *(
+        refused(
+            f"`{name}` is 'quantum'",
+            trained(**{name: "quantum"}),
+            InvalidArgumentError,
+            f"`{name}`",
+            "'quantum'",
+        )
+        for name in ("accelerator", "devices")
+    ),
+    wrong("checkpoint_path", "", "the path of a file", trained(checkpoint_path="")),
+    wrong("data_on_device", "yes", "True or False", trained(data_on_device="yes")),
+    legal(
+        "numbers of numpy in place of Python's",
+        trained(
+            max_epochs=np.int64(2),
+            batch_size=np.int32(8),
+            train_size=np.float32(1),
+            log_every_n_steps=np.int64(1),
+            devices=np.int64(1),
+            shuffle_set_split=np.bool_(True),
+            plan_kwargs={"lr": np.float32(2e-3), "dense_fraction": np.float64(0.5)},
+        ),
+        "the same training",
+        trains_alike,
+    ),
+    legal(
+        "booleans of pandas in place of positions in the split",
+        lambda situation: situation.train(
+            datasplitter_kwargs={
+                "external_indexing": [pd.Series([True] * 20 + [False] * 4, dtype="boolean")]
+            }
+        ),
+        "the cells for which they are true",
+        is_whole_split,
+    ),
     refused(
         "a learning rate so large that training diverges",
         explosive,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import anndata
 import numpy as np
 from anndata import AnnData
 
 from bad_input.cases import Case, legal, refused
 from bad_input.method_cases import READ_CELLS, SCORE, asked, no_rows, wrong
 from bad_input.situation import Situation, elbo, full_screen
+from scvi_sams import SAMSVAE
 from scvi_sams.counts._validation import validate_expression
 from scvi_sams.exceptions import (
     InvalidArgumentError,
@@ -138,6 +140,29 @@ def finite(situation: Situation, found: float) -> None:
     assert np.isfinite(found)
 
 
+def of_file(act: Callable[[Situation, AnnData], Any]) -> Callable[[Situation], Any]:
+    """Act on the data in a file that anndata keeps open."""
+
+    def opened(situation: Situation) -> Any:
+        path = situation.folder / "screen.h5ad"
+        full_screen().write_h5ad(path)
+        backed = anndata.read_h5ad(path, backed="r")
+        try:
+            return act(situation, backed)
+        finally:
+            backed.file.close()
+
+    return opened
+
+
+def scored_view(situation: Situation, backed: AnnData) -> float:
+    return elbo(situation.shared, backed[:12])
+
+
+def as_half(situation: Situation, found: float) -> None:
+    np.testing.assert_allclose(found, elbo(situation.shared, full_screen()[:12].copy()), rtol=1e-5)
+
+
 class Lazy:
     """Stands for arrays that are computed later, such as those of dask."""
 
@@ -243,6 +268,34 @@ OTHER_DATA: list[Case] = [
         "is copied; same numbers",
         as_trained,
         data=other(lambda adata: adata[:]),
+    ),
+    legal(
+        "a view of a backed file",
+        of_file(scored_view),
+        "is read into memory; same numbers",
+        as_half,
+    ),
+    refused(
+        "registering a view of a backed file",
+        of_file(lambda situation, backed: SAMSVAE.setup_anndata(backed[:12])),
+        RegistrationError,
+        "adata.to_memory()",
+    ),
+    refused(
+        "cells without labels",
+        scored,
+        MissingKeyError,
+        "'perturbation'",
+        "adata.obs['perturbation'] = 'control'",
+        data=other(lambda adata: adata.obs.drop(columns="perturbation", inplace=True)),
+    ),
+    refused(
+        "control cells that are called otherwise",
+        scored,
+        UnknownPerturbationError,
+        "'DMSO'",
+        "adata.obs['perturbation'].astype(str).replace('DMSO', 'control')",
+        data=column("perturbation", "DMSO"),
     ),
     legal(
         "no control cells",

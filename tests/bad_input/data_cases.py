@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 
 from bad_input.cases import Case, labelled, legal, refused, registered
 from bad_input.situation import LABELS, Situation, screen, trains_alike
@@ -63,6 +64,15 @@ TABLE: list[Case] = [
             ("a matrix", COUNTS),
             ("a table", screen().obs),
         )
+    ),
+    refused(
+        "a MuData in place of an AnnData",
+        lambda situation: SAMSVAE.setup_anndata(
+            MuData({"guides": screen(), "rna": screen(n_genes=3)})
+        ),
+        RegistrationError,
+        "MuData of ['guides', 'rna']",
+        "adata.mod['rna']",
     ),
     refused(
         "no cells",

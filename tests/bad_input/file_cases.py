@@ -8,12 +8,15 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 
 from bad_input.cases import Case, legal, refused
 from bad_input.situation import Situation, elbo, full_screen
 from scvi_sams import CPAVAE, SAMSVAE
 from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidCountsError,
     MissingKeyError,
     RegistrationError,
     SavingError,
@@ -56,6 +59,46 @@ def save_again(situation: Situation) -> None:
 def save_below_a_file(situation: Situation) -> None:
     (situation.folder / "file").write_text("no folder")
     situation.shared.save(situation.folder / "file" / "model")
+
+
+def save_with(change: Callable[[Any], None]) -> Callable[[Situation], Any]:
+    """Save a model of its own with the data; nothing may be left, and a later save must work."""
+
+    def act(situation: Situation) -> None:
+        model = situation.train()
+        folder = situation.folder / "new" / "model"
+        kept = model.adata.copy()
+        change(model.adata)
+        try:
+            model.save(folder, save_anndata=True)
+        finally:
+            assert not folder.parent.exists()
+            situation.built = None
+            model.save(folder)
+            for slot in ("X", "obs", "var", "uns", "obsm"):
+                setattr(model.adata, slot, getattr(kept, slot))
+
+    return act
+
+
+def column(values: Any, name: str = "new") -> Callable[[Any], None]:
+    return lambda adata: adata.obs.insert(0, name, values)
+
+
+def gene_column(values: Any) -> Callable[[Any], None]:
+    return lambda adata: adata.var.insert(0, "new", values)
+
+
+def in_uns(value: Any) -> Callable[[Any], None]:
+    return lambda adata: adata.uns.update(mine=value)
+
+
+def in_obsm(adata: Any) -> None:
+    adata.obsm["new"] = pd.DataFrame({"a": [("x", 1)] * 24}, index=adata.obs_names)
+
+
+def normalised(adata: Any) -> None:
+    adata.X = adata.X / 3
 
 
 def save_read_only(situation: Situation) -> None:
@@ -122,6 +165,36 @@ CASES: list[Case] = [
         save_without_data,
         SavingError,
         "loaded without data",
+    ),
+    *(
+        refused(
+            f"`{name}` is {folder!r}", act, InvalidArgumentError, "`dir_path`", "path", repr(folder)
+        )
+        for folder in (None, "", 3)
+        for name, act in (
+            ("save(dir_path)", lambda situation, to=folder: situation.shared.save(to)),
+            ("load(dir_path)", lambda situation, of=folder: load(of)),
+        )
+    ),
+    *(
+        refused(
+            f"saving data with {what}", save_with(change), SavingError, where, "h5ad", "astype(str)"
+        )
+        for what, where, change in (
+            ("a column of tuples", "adata.obs['new']", column([("x", 1)] * 24)),
+            ("a column of text and numbers", "adata.obs['new']", column(["x", 1] * 12)),
+            ("a column `_index`", "adata.obs['_index']", column(1, "_index")),
+            ("a column of genes of sets", "adata.var['new']", gene_column([{1}] * 4)),
+            ("a set in uns", "adata.uns['mine']['deep']", in_uns({"deep": {1, 2}})),
+            ("a table of objects in obsm", "adata.obsm['new']['a']", in_obsm),
+        )
+    ),
+    refused(
+        "saving data that were normalised after training",
+        save_with(normalised),
+        InvalidCountsError,
+        "adata.X",
+        "fractional",
     ),
     refused(
         "saving again in a folder that is read-only",

@@ -205,3 +205,14 @@ def test_splits_are_checked():
     model = make_model(make_screen())
     with pytest.raises(InvalidSplitError, match="no training cells"):
         ResidentDataModule(model.adata_manager, external_indexing=[np.arange(0)])
+
+
+def test_parts_may_be_masks_and_the_batch_size_a_number_of_numpy():
+    manager = make_model(make_screen()).adata_manager
+    mask = np.arange(manager.adata.n_obs) % 3 == 0
+    module = ResidentDataModule(manager, external_indexing=[mask, ~mask], batch_size=np.int64(16))
+    assert module.train_idx.tolist() == np.flatnonzero(mask).tolist()
+    assert len(module.train_idx) + len(module.val_idx) == manager.adata.n_obs
+    assert type(module._batch_size) is int
+    with pytest.raises(InvalidArgumentError, match="`batch_size` must be a whole number"):
+        ResidentDataModule(manager, batch_size=0)

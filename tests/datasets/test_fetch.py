@@ -4,7 +4,7 @@ import pooch
 import pytest
 
 from scvi_sams.datasets import _fetch, fetch
-from scvi_sams.exceptions import DataIntegrityError, SAMSError
+from scvi_sams.exceptions import DataIntegrityError, InvalidArgumentError, SAMSError
 
 CONTENT = b"the published bytes"
 NAME = "small.bin"
@@ -110,3 +110,9 @@ def test_published_files(data_dir, name):
     assert hashlib.sha256(fetch(name).read_bytes()).hexdigest() == (
         _fetch.PUBLISHED_FILES[name].sha256
     )
+
+
+@pytest.mark.parametrize("name", [["a"], None, 3])
+def test_a_file_is_named_by_text(name):
+    with pytest.raises(InvalidArgumentError, match="`name` must be a name"):
+        fetch(name)

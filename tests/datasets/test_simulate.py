@@ -9,7 +9,12 @@ from scvi_sams.datasets import (
     simulate_screen,
     simulated_rates,
 )
-from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidCountsError,
+    InvalidDosageError,
+    SAMSError,
+)
 
 SMALL = {
     "n_genes": 40,
@@ -231,3 +236,22 @@ def test_benchmark_sparsity(monkeypatch):
     assert adata.X.nnz / np.prod(adata.shape) == pytest.approx(0.57, abs=0.02)
     totals = np.asarray(adata.X.sum(axis=1)).ravel()
     assert np.median(totals) == pytest.approx(5000, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_genes": 0}, "`n_genes` must be a whole number of at least 1, not 0"),
+        ({"n_genes": -1}, "`n_genes` must be a whole number of at least 1, not -1"),
+        ({"n_genes": "x"}, "`n_genes` must be a whole number of at least 1, not 'x'"),
+        ({"n_latent": 2.5}, "`n_latent` must be a whole number"),
+        ({"n_controls": -1}, "`n_controls` must be a whole number of at least 0"),
+        ({"library_size": 0}, "`library_size` must be a number above 0"),
+        ({"effect_scale": "strong"}, "`effect_scale` must be a number of at least 0"),
+        ({"mask_probability": 0}, "`mask_probability` must be a number above 0"),
+        ({"seed": "x"}, "`seed` must be a whole number of at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        simulate_screen(**settings)

@@ -17,6 +17,7 @@ from scvi_sams.benchmark._methods import resolve_methods
 from scvi_sams.benchmark._store import FitStore, Predictions, StoredFit, settings_text
 from scvi_sams.evaluation import ControlMean, ModelMethod
 from scvi_sams.exceptions import (
+    InvalidArgumentError,
     InvalidCountsError,
     InvalidCovariateError,
     InvalidSplitError,
@@ -500,3 +501,30 @@ def test_a_baseline_with_a_fit_of_its_own_is_fitted_by_it(screen):
     result = run(screen, {"mine": WithoutPairs()}, seeds=[0])
     assert set(result.runs["status"]) == {"ok"}
     assert "control" in WithoutPairs.seen
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "wanted"),
+    [
+        ("seeds", 3, "whole numbers"),
+        ("seeds", [1.5], "a whole number of at least 0"),
+        ("seeds", [-1], "a whole number of at least 0"),
+        ("methods", None, "a dict of methods by name"),
+        ("methods", "additive", "a dict of methods by name"),
+        ("target_sum", "x", "a number above 0"),
+        ("versions", 3, "a dict"),
+        ("folder", 3, "the path of a file or folder"),
+        ("n_jobs", 0, "how many fits"),
+        ("n_jobs", "all", "a whole number"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(screen, argument, value, wanted):
+    arguments = {"methods": {"mine": additive}} | {argument: value}
+    with pytest.raises(InvalidArgumentError, match=f"`{argument}`.*{wanted}"):
+        run(screen, **arguments)
+
+
+@pytest.mark.parametrize("split", [None, "random", lambda seed: None])
+def test_a_split_is_a_split_or_makes_one(screen, split):
+    with pytest.raises(InvalidSplitError, match="`split`"):
+        run(screen, {"mine": additive}, split=split)

@@ -109,3 +109,13 @@ def test_a_page_of_controls_only_says_so(result, tmp_path):
     page = tmp_path / "report.html"
     BenchmarkResult(controls, result.runs, result.settings).to_html(page)
     assert "No method but the controls" in page.read_text(encoding="utf-8")
+
+
+def test_dollar_signs_of_names_are_no_formula(result, tmp_path):
+    named = {"method": {"collapsed": "a$_$b"}, "perturbation": {"P001": "c$^$d"}}
+    scores, runs = result.scores.replace(named), result.runs.replace({"method": named["method"]})
+    settings = result.settings | {
+        "methods": {named["method"].get(k, k): v for k, v in result.settings["methods"].items()}
+    }
+    BenchmarkResult(scores, runs, settings).to_html(tmp_path / "report.html")
+    assert "a$_$b" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -6,8 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams.evaluation import canonical_labels, hold_out_combinations, split_cells
-from scvi_sams.exceptions import InvalidPerturbationLabelError, InvalidSplitError
+from scvi_sams.evaluation import (
+    Split,
+    canonical_labels,
+    combination_hold_out,
+    hold_out_combinations,
+    make_split,
+    split_cells,
+)
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidPerturbationLabelError,
+    InvalidSplitError,
+)
 
 SINGLES = ["A", "B", "C", "D", "E"]
 LABELS = ["control", *SINGLES, "A+B", "A+C", "C+B", "D+A", "E+X", "A+B+C"] * 3
@@ -145,3 +156,35 @@ def test_held_out_labels_that_make_no_sense_are_refused(labels):
         split_cells(labels, ["Z+A"])
     with pytest.raises(InvalidSplitError, match="control"):
         split_cells(labels, ["control"])
+
+
+@pytest.mark.parametrize("form", [np.asarray, list, pd.Series, lambda m: pd.array(m, "boolean")])
+def test_parts_may_be_masks(form):
+    """As in ``obs["split"] == "train"``; a mask of two cells is no list of positions 0 and 1."""
+    labels = ["control", "A", "control", "A", "B"]
+    column = np.array(["train", "train", "test", "valid", "test"])
+    masks = [form(column == part) for part in ("train", "valid", "test")]
+    split = make_split(labels, *masks, name="mine")
+    assert [split.train.tolist(), split.validation.tolist(), split.test.tolist()] == [
+        [0, 1], [3], [2, 4],
+    ]  # fmt: skip
+    two = make_split(["control", "control"], [False, True], [], [True, False], name="two")
+    assert (two.train.tolist(), two.test.tolist()) == ([1], [0])
+
+
+def test_a_mask_has_a_value_for_every_cell():
+    with pytest.raises(InvalidArgumentError, match="`validation` has 2 booleans for 3 cells"):
+        make_split(["control", "A", "A"], [0], [True, False], [1], name="mine")
+
+
+@pytest.mark.parametrize("ending", ["json", "npz"])
+def test_settings_of_numpy_are_saved(tmp_path, ending):
+    settings = {"share": np.float32(0.5), "of": np.arange(2), "deep": {"n": np.int64(3)}}
+    split = make_split(["control", "A"], [0], [], [1], name="mine", settings=settings)
+    split.save(tmp_path / f"split.{ending}")
+    expected = {"share": 0.5, "of": [0, 1], "deep": {"n": 3}}
+    assert split.settings == Split.load(tmp_path / f"split.{ending}").settings == expected
+    by_combination = combination_hold_out(LABELS, fraction=np.float32(0.5))
+    by_combination.save(tmp_path / f"other.{ending}")
+    with pytest.raises(InvalidArgumentError, match="`settings` must be a dict of text"):
+        make_split(["control", "A"], [0], [], [1], name="mine", settings={"by": print})

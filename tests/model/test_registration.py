@@ -6,13 +6,20 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from scipy import sparse
 
+from model.builders import small_screen, train_small
 from scvi_sams import SAMSVAE
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._field import registered_labels, unpack_perturbations
-from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnknownPerturbationError
+from scvi_sams.exceptions import (
+    InvalidCountsError,
+    MissingKeyError,
+    SAMSError,
+    UnknownPerturbationError,
+)
 
 LABELS = ["control", "A", "B", "B+A"] * 6
 SLOT = "_scvi_perturbations"
@@ -371,3 +378,33 @@ def test_loading_with_an_unknown_perturbation_leaves_the_data_as_they_were(model
         SAMSVAE.load(tmp_path / "model", adata=other, accelerator="cpu")
     assert list(other.obs) == ["perturbation"]
     assert list(other.obsm) == list(other.uns) == []
+
+
+@pytest.mark.parametrize("key", ["size_factor_key", "continuous_covariate_keys"])
+@pytest.mark.parametrize(
+    "form", [np.asarray, lambda text: pd.Categorical(text), lambda text: pd.array(text, "string")]
+)
+def test_numbers_written_as_text_are_numbers_everywhere(key, form):
+    adata = small_screen()
+    numbers = np.random.default_rng(0).integers(1, 4, adata.n_obs)
+    results = []
+    for values in (numbers.astype(float), form(numbers.astype(str).tolist())):
+        adata.obs["number"] = values
+        model = train_small(adata.copy(), {key: "number"})
+        torch.manual_seed(0)
+        carriers = (adata.obs["perturbation"] == "P001").to_numpy()
+        table = model.differential_expression(idx1=carriers, n_samples=20)
+        results += [model.get_latent_representation(adata.copy()), table["lfc_mean"].to_numpy()]
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-5)
+    np.testing.assert_allclose(results[3], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_another_precision_than_the_models_is_refused(model):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(SAMSError, match=r"torch.float64.*set_default_dtype"):
+            SAMSVAE(model.adata, n_latent=2)
+        with pytest.raises(SAMSError, match=r"torch.float64.*set_default_dtype"):
+            model.train(max_epochs=1)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -308,3 +308,38 @@ def test_a_saved_model_reads_backed_data(default_model, saved, tmp_path):
     loaded = load(saved, backed)
     assert_same(results(loaded, LABELS), results(default_model, LABELS))
     backed.file.close()
+
+
+def test_data_of_another_model_does_not_stay_in_the_folder(default_model, tmp_path):
+    folder = tmp_path / "model"
+    default_model.save(folder, save_anndata=True)
+    changed = without_registration(default_model.adata)
+    changed.X = changed.X[::-1].copy()
+    other = train_small(changed)
+    default_model.save(folder, prefix="kept_", save_anndata=True, overwrite=True)
+    other.save(folder, overwrite=True)
+    assert {file.name for file in folder.iterdir()} == {
+        "model.pt", "kept_model.pt", "kept_adata.h5ad",
+    }  # fmt: skip
+    with pytest.warns(UserWarning, match="no saved anndata"):
+        assert load(folder, None).adata is None
+
+
+def test_data_of_the_same_model_stay_when_it_is_saved_again(default_model, tmp_path):
+    folder = tmp_path / "model"
+    default_model.save(folder, save_anndata=True)
+    before = (folder / "adata.h5ad").read_bytes()
+    loaded = load(folder, None)
+    loaded.save(folder, overwrite=True)
+    assert (folder / "adata.h5ad").read_bytes() == before
+    assert_same(results(load(folder, None), LABELS), results(default_model, LABELS))
+
+
+def test_saving_leaves_text_columns_as_they_were(tmp_path):
+    adata = small_screen()
+    adata.obs["perturbation"] = adata.obs["perturbation"].astype(str).astype(object)
+    adata.var["name"] = [f"name {i}" for i in range(adata.n_vars)]
+    model = train_small(adata)
+    types = [adata.obs.dtypes.to_dict(), adata.var.dtypes.to_dict()]
+    model.save(tmp_path / "model", save_anndata=True)
+    assert [adata.obs.dtypes.to_dict(), adata.var.dtypes.to_dict()] == types

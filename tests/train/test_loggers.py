@@ -49,3 +49,16 @@ def test_terms_add_up_to_the_bound_in_the_log(logged):
     _, metrics = logged
     parts = [metrics[f"{term}_validation"].dropna().to_numpy() for term in TERMS]
     np.testing.assert_allclose(parts[0], sum(parts[1:]), rtol=0.02)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_history_is_kept_beside_loggers_of_the_user(tmp_path, several):
+    model = make_model(make_screen())
+    own = CSVLogger(tmp_path)
+    options = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+    for n_epochs in (2, 4):
+        model.train(max_epochs=2, logger=[own] if several else own, **options)
+        assert len(model.history["elbo_train"]) == n_epochs
+    assert own in model.trainer.loggers
+    model.train(max_epochs=1, logger=False, **options)
+    assert len(model.history["elbo_train"]) == 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from scvi_sams._checks import check_integer, check_number
+from scvi_sams._checks import as_list, check_integer, check_number
 from scvi_sams.benchmark._definitions import FAILURES
 from scvi_sams.benchmark._fit import ScoreOptions
 from scvi_sams.benchmark._methods import resolve_methods
@@ -121,7 +121,6 @@ def learning_curve(
     """
     numbers = _as_numbers_of_cells(cells)
     seeds = as_seeds(seeds)
-    check_integer(at_least=0, seeds=min(seeds))
     check_number(above=0, below=1, train_size=train_size)
     chosen = {
         name: replace(method, n_iwelbo_samples=None) if isinstance(method, ModelMethod) else method
@@ -162,9 +161,7 @@ def learning_curve(
 
 
 def _as_numbers_of_cells(cells: object) -> list[int | None]:
-    if isinstance(cells, str) or not isinstance(cells, Iterable):
-        raise InvalidArgumentError(f"`cells` must be numbers of cells or None, not {cells!r}.")
-    numbers = list(cells)
+    numbers = as_list("cells", cells, "numbers of cells or None")
     for number in numbers:
         if number is not None:
             check_integer(cells=number)

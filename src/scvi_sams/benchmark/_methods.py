@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvi_sams._checks import as_list
 from scvi_sams.baselines._base import BaselineMethod
 from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
@@ -67,7 +68,9 @@ def resolve_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Met
     SAMSError
         If a string names no built-in method, a value is no method, or a name is reserved.
     """
-    named = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+    wanted = "a dict of methods by name, or a list of built-in names"
+    several = methods if isinstance(methods, Mapping) else as_list("methods", methods, wanted)
+    named = dict(several) if isinstance(several, Mapping) else {name: name for name in several}
     for name in (NO_CHANGE, NEGATIVE_CONTROL, POSITIVE_CONTROL):
         given = named.pop(name, name)
         if given != name:

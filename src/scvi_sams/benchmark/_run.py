@@ -11,7 +11,7 @@ import joblib
 import pandas as pd
 from rich.progress import Progress
 
-from scvi_sams._checks import as_names
+from scvi_sams._checks import as_list, as_names, as_path, check_integer
 from scvi_sams._versions import installed_versions
 from scvi_sams.benchmark._fit import ScoreOptions, Task, run_task
 from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
@@ -25,7 +25,7 @@ from scvi_sams.benchmark._store import (
     settings_text,
     split_fingerprint,
 )
-from scvi_sams.exceptions import InvalidSplitError, SAMSError
+from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, SAMSError
 from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import obs_column
@@ -188,7 +188,8 @@ def benchmark(
         target_sum=target_sum,
         other_columns=columns_of_models(chosen.values(), adata),
     )
-    splits = {seed: split if isinstance(split, Split) else split(seed) for seed in seeds}
+    made_by = split if callable(split) else lambda seed: split
+    splits = {seed: made_by(seed) for seed in seeds}
     return run_methods(
         chosen,
         screen,
@@ -203,6 +204,9 @@ def benchmark(
 
 def as_seeds(seeds: Sequence[int]) -> list[int]:
     """Return seeds as a list; an error if there are none or one stands there twice."""
+    seeds = as_list("seeds", seeds, "whole numbers, such as [0, 1, 2]")
+    for seed in seeds:
+        check_integer(at_least=0, seeds=seed)
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise SAMSError(f"`seeds` is {seeds}; give at least one, each once.")
@@ -221,6 +225,7 @@ def run_methods(
     progress_bar: bool,
 ) -> BenchmarkResult:
     """Fit and score every method on the split of every seed, as :func:`benchmark` does."""
+    _check_options(versions, folder, n_jobs)
     for made in splits.values():
         _check(made, screen)
     data_key = screen_fingerprint(screen)
@@ -293,6 +298,17 @@ def _tasks(
             )
             tasks.append(Task(name, method, seed, split, key, installed))
     return tasks
+
+
+def _check_options(versions: object, folder: object, n_jobs: object) -> None:
+    if not (versions is None or isinstance(versions, Mapping)):
+        raise InvalidArgumentError(f"`versions` must be a dict by method, not {versions!r}.")
+    if folder is not None:
+        as_path("folder", folder)
+    if n_jobs is not None:
+        check_integer(at_least=None, n_jobs=n_jobs)
+        if n_jobs == 0:
+            raise InvalidArgumentError("`n_jobs` is 0: pass how many fits run at a time, or None.")
 
 
 def _check(split: Split, screen: Screen) -> None:

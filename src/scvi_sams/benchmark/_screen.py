@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvi_sams._checks import check_number
 from scvi_sams.counts._validation import validate_expression
 from scvi_sams.data._covariates import validate_size_factor
 from scvi_sams.exceptions import (
@@ -108,8 +109,8 @@ def make_screen(
     names = list(dict.fromkeys(key for key in keys if key is not None))
     for name in names:
         obs_column(adata, name)
-    if target_sum is not None and not target_sum > 0:
-        raise SAMSError(f"`target_sum` must be a positive number or None, not {target_sum!r}.")
+    if target_sum is not None:
+        check_number(above=0, target_sum=target_sum)
     obs = adata.obs[names].copy()
     obs[columns.perturbation_key] = pd.Categorical(labels.canonical.astype(str))
     columns.levels(adata)  # an error if a level is missing

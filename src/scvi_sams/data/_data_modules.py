@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from scvi.data import AnnDataManager
 
+from scvi_sams._checks import check_integer
 from scvi_sams.data._block_loader import BlockLoader, BlockOrder, registered_expression
 from scvi_sams.data._resident import ResidentCells, ResidentLoader
-from scvi_sams.data._splitting import check_training_split, default_seed, training_split
+from scvi_sams.data._splitting import default_seed, parts_of_split, training_split
 
 _RESIDENT_BLOCK_SIZE = 64
 """Neighbouring cells that stay in one process for an epoch, where there are several; within a
@@ -46,14 +47,11 @@ class ScreenDataModule(LightningDataModule):
             split = training_split(
                 adata_manager, train_size, validation_size, shuffle=shuffle_set_split
             )
-        check_training_split(split, self.n_obs)
-        given = [*split, None, None][:3]
-        self.train_idx, self.val_idx, self.test_idx = (
-            np.asarray([] if part is None else part, dtype=np.int64) for part in given
-        )
+        self.train_idx, self.val_idx, self.test_idx = parts_of_split(split, self.n_obs)
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
         self.seed = default_seed() if seed is None else seed
-        self._batch_size = batch_size
+        check_integer(batch_size=batch_size)
+        self._batch_size = int(batch_size)
         self._drop_last = drop_last
 
     @abstractmethod
@@ -173,7 +171,8 @@ class ResidentDataModule(ScreenDataModule):
     train_size, validation_size, shuffle_set_split
         As in ``model.train()``.
     external_indexing
-        Positions of training, validation and test cells, in place of the split.
+        Positions of training, validation and test cells, or booleans for all cells, in place of
+        the split.
     batch_size
         Cells per step and process; the last batch of an epoch has the rest.
     drop_last

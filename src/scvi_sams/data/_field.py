@@ -28,7 +28,7 @@ from scvi_sams.labels._labels import (
     combinations_as_perturbations,
     distinct_rows,
 )
-from scvi_sams.labels._names import listing
+from scvi_sams.labels._names import check_has, listing
 from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._spelling import Spelling
 
@@ -123,6 +123,13 @@ class PerturbationField(BaseAnnDataField):
 
     def encode(self, adata: AnnData, state_registry: Mapping[str, Any]) -> Labels:
         """Encode data by the names of the training data; nothing is written."""
+        key, control = self.perturbation_key, self.spelling.control_label
+        if self.dosage_obsm_key is None:
+            advice = (
+                " Cells are read by their labels: name the perturbation of each there. If all are "
+                f"control cells: adata.obs[{key!r}] = {control!r}."
+            )
+            check_has("adata.obs has no", [key], adata.obs.columns, advice)
         return self._encode(adata, vocabulary=list(state_registry[self.VOCABULARY_KEY]))
 
     def get_summary_stats(self, state_registry: dict) -> dict:
@@ -183,7 +190,7 @@ class PerturbationField(BaseAnnDataField):
             for name in names
             if pd.isna(name)
             or not str(name).strip()
-            or (delimiter and delimiter in str(name) and str(name) not in self.spelling.control)
+            or (delimiter and delimiter in str(name) and not self.spelling.is_control(str(name)))
         ]
         if unusable:
             raise InvalidPerturbationLabelError(

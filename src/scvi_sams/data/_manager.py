@@ -59,7 +59,9 @@ class ScreenManager(AnnDataManager):
         source = self._learned or source_registry
         check_anndata(RegistrationError, adata=adata)
         if adata.is_view:
-            raise RegistrationError("A view cannot be registered. Pass a copy: adata.copy().")
+            # One of a file that anndata keeps open cannot be copied in memory.
+            copy = "adata.to_memory()" if adata.isbacked else "adata.copy()"
+            raise RegistrationError(f"A view cannot be registered. Pass a copy: {copy}.")
         if source_registry is not None and self._learned is None:
             genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
             # Genes that were all renamed, as from identifiers to symbols, are the user's affair.
@@ -98,7 +100,18 @@ class ScreenManager(AnnDataManager):
             self.adata = adata
 
     def get_from_registry(self, registry_key: str) -> np.ndarray | pd.DataFrame:
-        """Return what is registered under a key, whoever registered the AnnData last."""
+        """Return what is registered under a key, whoever registered the AnnData last.
+
+        Columns of numbers are returned as numbers, whatever their type in the AnnData.
+        """
+        values = self._as_registered(registry_key)
+        if registry_key == REGISTRY_KEYS.SIZE_FACTOR:
+            return numbers_of(pd.Series(values.ravel())).reshape(values.shape)
+        if registry_key == REGISTRY_KEYS.CONTINUOUS_COVARIATES:
+            return values.apply(numbers_of)
+        return values
+
+    def _as_registered(self, registry_key: str) -> Any:
         adata, source = self.adata, self._learned
         field = next(field for field in self.fields if field.registry_key == registry_key)
         is_overwritten = str(field.attr_key).startswith("_scvi_") and (

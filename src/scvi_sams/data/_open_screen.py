@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -11,6 +10,7 @@ import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 
+from scvi_sams._checks import as_path
 from scvi_sams.exceptions import UnreadableDataError
 
 
@@ -55,7 +55,7 @@ def open_screen(path: str | os.PathLike[str]) -> AnnData:
     >>> model.get_latent_representation().shape
     (5000, 5)
     """
-    path = Path(path)
+    path = as_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:

@@ -8,7 +8,7 @@ import numpy as np
 from scvi import settings
 from scvi.data import AnnDataManager
 
-from scvi_sams._checks import as_positions
+from scvi_sams._checks import as_cells
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import distinct_rows
@@ -50,38 +50,33 @@ def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
     It holds positions, or booleans, of training, validation and test cells; later parts may be left
     out. Returned are positions of the three, together all cells.
     """
+    train, validation, test = parts_of_split(split, n_cells)
+    left_out = np.setdiff1d(np.arange(n_cells), np.concatenate([train, validation, test]))
+    return [train, validation, np.concatenate([test, left_out])]
+
+
+def parts_of_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
+    """Check a split that a user gives; positions of training, validation and test cells."""
     if isinstance(split, str) or not isinstance(split, Iterable):
         raise InvalidSplitError(
             "`external_indexing` must be a list of positions of training, validation and test "
             f"cells, not {split!r}."
         )
-    parts = [_as_part(part, n_cells) for part in split]
-    if len(parts) > 3:
+    given = [[] if part is None else part for part in split]
+    if len(given) > 3:
         raise InvalidSplitError(
-            f"The split has {len(parts)} parts; there are training, validation and test cells."
+            f"The split has {len(given)} parts; there are training, validation and test cells."
         )
-    check_training_split(parts, n_cells)
-    parts += [np.array([], dtype=np.int64)] * (3 - len(parts))
-    left_out = np.setdiff1d(np.arange(n_cells), np.concatenate(parts))
-    parts[2] = np.concatenate([parts[2], left_out])
-    return parts
+    parts = [as_cells("external_indexing", part, n_cells) for part in given]
+    _check_parts(parts, n_cells)
+    return parts + [np.array([], dtype=np.int64)] * (3 - len(parts))
 
 
-def _as_part(part: object, n_cells: int) -> np.ndarray:
-    array = np.asarray([] if part is None else part)
-    if array.ndim == 1 and (not array.size or array.dtype.kind in "iu"):
-        return array.astype(np.int64)
-    return as_positions("external_indexing", array, n_cells)
-
-
-def check_training_split(split: Sequence[np.ndarray | None], n_cells: int) -> None:
-    """Raise an error if there are no training cells, or parts overlap or name no cells.
-
-    Training cells come first in ``split``; other parts may be ``None``.
-    """
-    if not len(split) or split[0] is None or not len(split[0]):
+def _check_parts(parts: Sequence[np.ndarray], n_cells: int) -> None:
+    """Raise an error if there are no training cells, or parts overlap or name no cells."""
+    if not len(parts) or not len(parts[0]):
         raise InvalidSplitError("The split has no training cells.")
-    named = np.concatenate([np.asarray(part, dtype=np.int64) for part in split if part is not None])
+    named = np.concatenate(parts)
     outside = named[(named < 0) | (named >= n_cells)]
     if len(outside):
         raise InvalidSplitError(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pooch
 
+from scvi_sams._checks import check_text
 from scvi_sams.exceptions import DataIntegrityError, SAMSError
 
 CACHE_VARIABLE = "SCVI_SAMS_DATA_DIR"
@@ -62,6 +63,7 @@ def fetch(name: str) -> Path:
         If the file is missing or wrong in the cache folder and could not be downloaded, or the
         download is not the published file.
     """
+    check_text(name=name)
     if name not in PUBLISHED_FILES:
         raise SAMSError(f"No published file {name!r}. Known files: {sorted(PUBLISHED_FILES)}.")
     file = PUBLISHED_FILES[name]

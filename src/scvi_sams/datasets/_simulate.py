@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
+from scvi_sams._checks import check_number
 from scvi_sams.datasets._simulated_cells import (
     check_options,
     doses_that_act,
@@ -271,8 +272,7 @@ def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
 
 
 def _draw_masks(rng: np.random.Generator, shape: tuple[int, int], probability: float) -> np.ndarray:
-    if not 0 < probability <= 1:
-        raise SAMSError(f"mask_probability must be in (0, 1], got {probability}.")
+    check_number(above=0, at_most=1, mask_probability=probability)
     masks = rng.random(shape) < probability
     while (empty := ~masks.any(axis=1)).any():
         masks[empty] = rng.random((empty.sum(), shape[1])) < probability

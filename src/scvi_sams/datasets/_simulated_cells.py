@@ -14,10 +14,21 @@ from scvi_sams._checks import as_numbers, check_integer, check_number
 from scvi_sams.datasets._simulated_truth import CONTROL
 from scvi_sams.exceptions import InvalidArgumentError
 
+_SIZES = ("n_genes", "n_perturbations", "cells_per_perturbation", "n_latent", "n_hidden")
+_COUNTS = ("n_controls", "n_combinations", "cells_per_combination")
+_POSITIVE = ("library_size", "inverse_dispersion")
+_SCALES = ("effect_scale", "library_log_sd", "inverse_dispersion_log_sd", "gene_bias_sd")
+_NOT_NEGATIVE = (*_SCALES, "decoder_scale")
+
 
 def check_options(settings: Mapping[str, Any]) -> None:
     """Raise an error if what is asked for beside the model of SAMS-VAE makes no sense."""
     n_perturbations = settings["n_perturbations"]
+    check_integer(**{name: settings[name] for name in _SIZES})
+    check_integer(at_least=0, **{name: settings[name] for name in _COUNTS})
+    check_integer(at_least=0, seed=settings.get("seed", 0))
+    check_number(above=0, **{name: settings[name] for name in _POSITIVE})
+    check_number(at_least=0, **{name: settings[name] for name in _NOT_NEGATIVE})
     check_integer(at_least=0, n_null_perturbations=settings["n_null_perturbations"])
     check_integer(n_cell_types=settings["n_cell_types"])
     check_number(at_least=0, below=1, escape_rate=settings["escape_rate"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,16 +16,12 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
+from scvi_sams.labels._conventions import looks_like_control
 from scvi_sams.labels._names import check_known, listing
 from scvi_sams.labels._spelling import Spelling
 
 NO_PERTURBATION = -1
 """Code that pads the rows of cells with fewer perturbations than the widest combination."""
-
-_WORD_FOR_CONTROL = re.compile(
-    r"(?<![a-z])(control|ctrl|ctl|ntc?|neg(ative)?|(non)?targeting|dmso|vehicle|scrambled?|mock"
-    r"|untreated|safe)(?![a-z])"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +169,7 @@ def combinations_as_perturbations(
             "combinations that it has not seen in training. SAMSVAE and CPAVAE can: they add up "
             "the effects of the perturbations."
         )
-    check_known(unknown, positions)
+    check_known(unknown, positions, labels.control)
     code_of_row = np.array([positions.get(name, NO_PERTURBATION) for name in name_of_row], np.int32)
     codes = code_of_row[row_of_cell][:, None]
     doses = (codes != NO_PERTURBATION).astype(np.float32)
@@ -219,9 +214,7 @@ def check_has_control(labels: Labels, matrix_key: str | None = None) -> None:
             "dose. A control cell is a row of zeros; if controls have a column, name it in "
             "`control`."
         )
-    names = sorted(
-        labels.vocabulary, key=lambda name: _WORD_FOR_CONTROL.search(name.lower()) is None
-    )
+    names = sorted(labels.vocabulary, key=lambda name: not looks_like_control(name))
     raise MissingControlError(
         "No control cell was found: no label equals "
         f"{' or '.join(map(repr, labels.spelling.control))}. Labels name {listing(names)}. Pass "

@@ -42,8 +42,14 @@ def numbers_in(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     return np.where(is_other, np.nan, floats), is_other
 
 
-def check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise an error that names the perturbations which are not known, and similar known ones."""
+def check_known(
+    names: Iterable[str], known: Iterable[str], control: str = "control", column: object = None
+) -> None:
+    """Raise an error that names the perturbations which are not known, and similar known ones.
+
+    ``control`` is what control cells are called, and ``column`` that of ``obs`` with the names, if
+    they are labels of cells.
+    """
     known_names = known if isinstance(known, dict) else dict.fromkeys(known)
     unknown = sorted({str(name) for name in names if name not in known_names})
     if not unknown:
@@ -54,8 +60,14 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
         f"{len(known_names)} perturbations are known"
         + (f"; did you mean {listing(hints)}?" if hints else f", such as {listing(known_names)}.")
         + " A model can only speak of perturbations that occur in its training data, alone or in a"
-        " combination. If this is a control label, pass it as `control`; if it is a combination,"
-        " check `delimiter`."
+        f" combination. Control cells are called {shown(control)} here (`control`)"
+        + (
+            f": if {shown(unknown[0])} are control cells, rename them, adata.obs[{column!r}] = "
+            f"adata.obs[{column!r}].astype(str).replace({unknown[0]!r}, {control!r})."
+            if isinstance(column, str)
+            else "."
+        )
+        + " If it is a combination, check `delimiter`."
     )
 
 

@@ -17,6 +17,7 @@ from scipy import sparse
 from scvi_sams._checks import as_labels
 from scvi_sams._constants import LARGEST_INPUT
 from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError
+from scvi_sams.labels._control import named_control
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
 from scvi_sams.labels._names import check_known, factorize, listing, numbers_in, shown
 from scvi_sams.labels._spelling import DEFAULT_SPELLING, Spelling
@@ -36,7 +37,9 @@ def read_labels(
     """
     if isinstance(labels, Labels):
         return labels
-    return encode_labels(as_labels(argument, labels), spelling=Spelling.of(control, delimiter))
+    column = as_labels(argument, labels)
+    spelling = Spelling.of(named_control(control, column), delimiter)
+    return encode_labels(column, spelling=spelling)
 
 
 def encode_labels(
@@ -65,11 +68,11 @@ def encode_labels(
     names_of_label = [spelling.split(label) for label in distinct]
     # In the order of the labels, so that what is made of it does not depend on hashing.
     names = dict.fromkeys(name for names in names_of_label for name in names)
-    perturbations = [name for name in names if name not in spelling.control]
+    perturbations = [name for name in names if not spelling.is_control(name)]
     if vocabulary is None:
         vocabulary = sorted(perturbations)
     positions = {name: code for code, name in enumerate(vocabulary)}
-    check_known(perturbations, positions)
+    check_known(perturbations, positions, spelling.control_label, labels.name)
     n_names = np.array([len(names) for names in names_of_label], dtype=np.intp)
     label_of_name = np.repeat(np.arange(len(n_names)), n_names)
     # Where each name stands in its label as written; controls have no code.
@@ -132,14 +135,14 @@ def encode_dosage_matrix(
     # As doses are kept: what is too small for that was not given either.
     table = table.astype(np.float32)
     table.eliminate_zeros()
-    kept = [column for column, name in enumerate(names) if name not in spelling.control]
+    kept = [column for column, name in enumerate(names) if not spelling.is_control(name)]
     if len(kept) < len(names):
         table, names = table[:, kept], [names[column] for column in kept]
     used = np.unique(table.indices)
     if vocabulary is None:
         vocabulary = [names[column] for column in used]
     positions = {name: code for code, name in enumerate(vocabulary)}
-    check_known((names[column] for column in used), positions)
+    check_known((names[column] for column in used), positions, spelling.control_label)
     column_codes = np.array([positions.get(name, NO_PERTURBATION) for name in names], np.int32)
     codes, doses = _padded(np.diff(table.indptr), column_codes[table.indices], table.data)
     return Labels(codes, doses, tuple(vocabulary), spelling)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import pandas as pd
 
 from scvi_sams._checks import check_key
 from scvi_sams.exceptions import (
@@ -12,6 +17,11 @@ from scvi_sams.exceptions import (
     InvalidPerturbationLabelError,
     MissingControlError,
 )
+
+Control: TypeAlias = (
+    str | int | Sequence[str] | Sequence[int] | Sequence[bool] | np.ndarray | pd.Series
+)
+"""Labels of control cells, patterns of them, or what marks the cells."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,8 @@ class Spelling:
     Attributes
     ----------
     control
-        Labels of control cells. Inside a combination they stand for "nothing".
+        Labels of control cells, or patterns of them, in which ``*`` stands for any text without the
+        delimiter. Inside a combination they stand for "nothing".
     delimiter
         What joins the perturbations of a combination; ``None`` if labels are never split.
     """
@@ -40,17 +51,21 @@ class Spelling:
         """Canonical label of a control cell: the first of ``control``."""
         return self.control[0]
 
+    def is_control(self, name: str) -> bool:
+        """Whether a name is a control label, alone or inside a combination."""
+        labels, patterns = _labels_and_patterns(self.control, self.delimiter)
+        return name in labels or any(pattern.fullmatch(name) for pattern in patterns)
+
     def split(self, label: object) -> list[str]:
         """Names of a label as written, controls included.
 
         Control labels may hold the delimiter, on their own and inside a combination.
         """
         text = str(label).strip()
-        if text in self.control or not self.delimiter:
+        if self.is_control(text) or not self.delimiter:
             names = [text]
         else:
-            parts = [name.strip() for name in text.split(self.delimiter)]
-            names = _rejoin_controls(parts, self.delimiter, self.control)
+            names = self._rejoined([name.strip() for name in text.split(self.delimiter)])
         if not all(names):
             raise InvalidPerturbationLabelError(
                 f"The perturbation label {str(label)!r} has an empty name"
@@ -58,7 +73,7 @@ class Spelling:
                 + ". Fix the label, or pass the delimiter that your labels use (None to never "
                 "split)."
             )
-        perturbations = [name for name in names if name not in self.control]
+        perturbations = [name for name in names if not self.is_control(name)]
         if len(set(perturbations)) < len(perturbations):
             repeated = sorted({name for name in perturbations if perturbations.count(name) > 1})
             raise InvalidPerturbationLabelError(
@@ -69,7 +84,7 @@ class Spelling:
 
     def perturbations(self, label: object) -> list[str]:
         """Sorted names of the perturbations of a label; none for a control label."""
-        return sorted(name for name in self.split(label) if name not in self.control)
+        return sorted(name for name in self.split(label) if not self.is_control(name))
 
     def join(self, perturbations: Iterable[str]) -> str:
         """Canonical label of sorted names; that of a control cell if there are none.
@@ -82,17 +97,32 @@ class Spelling:
         """Spell a label in the one way that does not depend on who wrote it."""
         return self.join(self.perturbations(label))
 
+    def _rejoined(self, parts: list[str]) -> list[str]:
+        """Put control labels that hold the delimiter together again, the longest first."""
+        delimiter = self.delimiter or ""
+        lengths = sorted({label.count(delimiter) + 1 for label in self.control}, reverse=True)
+        names = []
+        while parts:
+            joined = {n: delimiter.join(parts[:n]) for n in lengths if n <= len(parts)}
+            n = next((n for n, name in joined.items() if self.is_control(name)), 1)
+            names.append(delimiter.join(parts[:n]))
+            parts = parts[n:]
+        return names
+
 
 DEFAULT_SPELLING = Spelling(("control",), "+")
 
 
 def control_names(control: object) -> tuple[str, ...]:
     """Return the control labels as text, whether one or several, text or numbers were given."""
+    if isinstance(control, np.ndarray) and not control.ndim:
+        control = control.item()
     several = isinstance(control, Iterable) and not isinstance(control, str)
-    labels = list(control) if several else [control]  # type: ignore[call-overload]
-    if any(label is None or label != label for label in labels):
+    labels: list[Any] = list(control) if several else [control]  # type: ignore[call-overload]
+    if any(not pd.api.types.is_scalar(label) or pd.isna(label) for label in labels):
         raise InvalidArgumentError(
-            f"`control` is {control!r}. Pass the label, or a list of labels, of control cells."
+            f"`control` is {labels if several else control!r}. Pass the label, or a list of "
+            "labels, of control cells."
         )
     if not labels:
         raise MissingControlError(
@@ -100,6 +130,18 @@ def control_names(control: object) -> tuple[str, ...]:
             "control='control'."
         )
     return tuple(str(label).strip() for label in labels)
+
+
+@functools.lru_cache(maxsize=64)
+def _labels_and_patterns(
+    control: tuple[str, ...], delimiter: str | None
+) -> tuple[frozenset[str], list[re.Pattern[str]]]:
+    """Control labels, and those that are patterns as what matches them."""
+    anything = f"(?:(?!{re.escape(delimiter)}).)*" if delimiter else ".*"
+    patterns = [
+        anything.join(map(re.escape, label.split("*"))) for label in control if "*" in label
+    ]
+    return frozenset(control), [re.compile(pattern, re.DOTALL) for pattern in patterns]
 
 
 def canonical_label(
@@ -114,7 +156,8 @@ def canonical_label(
     delimiter
         What joins the perturbations of a combination; ``None`` if labels are never split.
     control
-        Label, or labels, of control cells. Inside a combination they stand for "nothing".
+        Label, or labels, of control cells; ``*`` stands for any text, as in ``"NT*"``. Inside a
+        combination they stand for "nothing".
 
     Returns
     -------
@@ -134,17 +177,3 @@ def canonical_label(
     'KLF1'
     """
     return Spelling.of(control, delimiter).canonical(label)
-
-
-def _rejoin_controls(parts: list[str], delimiter: str, control: Sequence[str]) -> list[str]:
-    """Put control labels that hold the delimiter together again, the longest first."""
-    broken = [name.split(delimiter) for name in control if delimiter in name]
-    if not broken:
-        return parts
-    broken.sort(key=len, reverse=True)
-    names = []
-    while parts:
-        found = next((name for name in broken if parts[: len(name)] == name), parts[:1])
-        names.append(delimiter.join(found))
-        parts = parts[len(found) :]
-    return names

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._checks import as_names, check_choice, check_integer, check_number
+from scvi_sams._checks import as_names, check_choice, check_integer, check_key, check_number
 from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
@@ -289,6 +289,7 @@ class AdditiveMixin(PerturbationModel):
         >>> float(abs(curves.X[0]).max())  # dose 0
         0.0
         """
+        check_key(key_added=key_added)
         _check_has_doses(self)
         names = as_names(
             "perturbations", self.perturbations if perturbations is None else perturbations
@@ -308,8 +309,7 @@ class AdditiveMixin(PerturbationModel):
         result = effects_of_labels(contrast, rows, requested, genes, interval)
         result.uns["ate"] = description
         result.obs["is_measured_range"] = grid <= np.repeat(largest, [len(g) for g in grids])
-        if key_added is not None:
-            keep_effects(self, result, key_added)
+        keep_effects(self, result, key_added)
         return result
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._checks import as_positions, check_choice, check_integer, check_number
+from scvi_sams._checks import as_positions, check_choice, check_integer, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.model._cells import (
@@ -116,6 +116,7 @@ class CellModel(ScreenModel):
         """
         check_choice("representation", representation, ("basal", "perturbed"))
         check_integer(n_samples=n_samples)
+        check_key(key_added=key_added)
         if representation == "perturbed" and not isinstance(self.module, LatentShiftModule):
             raise SAMSError(
                 f"{type(self).__name__} has no perturbed state: perturbations act on its networks, "
@@ -195,6 +196,7 @@ class CellModel(ScreenModel):
         """
         check_integer(n_samples=n_samples)
         check_number(above=0, library_size=library_size)
+        check_key(key_added=key_added)
         cells = self._read(adata, indices, batch_size)
         genes = positions_of_genes(gene_list, self.get_var_names())
         n_kept = 1 if return_mean else n_samples
@@ -294,7 +296,7 @@ class CellModel(ScreenModel):
         >>> model.get_elbo(indices=held_out, return_mean=False).shape == held_out.shape
         True
         """
-        cells = self._read_scored(adata, indices, batch_size, n_samples)
+        cells = self._read_scored(adata, indices, batch_size, n_samples, key_added)
         scores = -negative_log_terms(cells, n_samples).sum(axis=0)
         return self._report(scores, cells, return_mean, key_added)
 
@@ -319,7 +321,7 @@ class CellModel(ScreenModel):
         >>> model.get_reconstruction_error(indices=held_out) < -model.get_elbo(indices=held_out)
         True
         """
-        cells = self._read_scored(adata, indices, batch_size, n_samples)
+        cells = self._read_scored(adata, indices, batch_size, n_samples, key_added)
         return self._report(negative_log_terms(cells, n_samples)[0], cells, return_mean, key_added)
 
     @torch.inference_mode()
@@ -360,7 +362,7 @@ class CellModel(ScreenModel):
         True
         """
         batch_size = 128 if batch_size is None else batch_size
-        cells = self._read_scored(adata, indices, batch_size, n_samples)
+        cells = self._read_scored(adata, indices, batch_size, n_samples, key_added)
         bounds = importance_weighted_bounds(cells, n_samples)
         return self._report(bounds, cells, return_mean, key_added)
 
@@ -412,8 +414,11 @@ class CellModel(ScreenModel):
         """
         return perturbation_tests(self, n_components, key_added)
 
-    def _read_scored(self, adata: Any, indices: Any, batch_size: Any, n_samples: int) -> CellReader:
+    def _read_scored(
+        self, adata: Any, indices: Any, batch_size: Any, n_samples: int, key_added: str | None
+    ) -> CellReader:
         check_integer(n_samples=n_samples)
+        check_key(key_added=key_added)
         cells = self._read(adata, indices, batch_size)
         if not len(cells):
             raise InvalidArgumentError(

@@ -47,6 +47,7 @@ class CellReader:
         self.positions = positions
         self.batch_size = settings.batch_size if batch_size is None else batch_size
         check_integer(batch_size=self.batch_size)
+        self.batch_size = int(self.batch_size)
         self.manager = model.get_anndata_manager(adata, required=True)
 
     def __len__(self) -> int:

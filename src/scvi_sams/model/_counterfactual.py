@@ -264,9 +264,9 @@ def _norm_columns(of_draws: torch.Tensor, interval: float | None) -> dict[str, n
     return {name: values.double().cpu().numpy() for name, values in columns.items()}
 
 
-def keep_effects(model: CellModel, result: AnnData, key_added: str) -> None:
+def keep_effects(model: CellModel, result: AnnData, key_added: str | None) -> None:
     """Write a table of effects, and what names its rows, to ``uns`` of the training data."""
-    if model.adata is None:
+    if model.adata is None or key_added is None:
         return
     dosages = result.obs["dosage"].to_numpy()
     model.adata.uns[key_added] = {

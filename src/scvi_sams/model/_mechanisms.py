@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._checks import check_choice, check_integer, check_number
+from scvi_sams._checks import check_choice, check_integer, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._cells import CellReader
@@ -58,6 +58,7 @@ class LatentShiftMixin(PerturbationModel):
         >>> sorted(adata.uns["sams_effects"])
         ['mean', 'sd']
         """
+        check_key(key_added=key_added)
         self._check_if_trained(warn=True)
         rows = torch.arange(len(self.perturbations), device=self.module.device)
         mean, sd = self.module.shift_moments(rows)
@@ -126,6 +127,7 @@ class LatentShiftMixin(PerturbationModel):
         """
         check_choice("method", method, get_args(ProgramScale))
         check_number(above=0, target_sum=target_sum)
+        check_key(key_added=key_added)
         if n_cells is not None:
             check_integer(n_cells=n_cells)
         cells = self._read(adata, indices, batch_size)
@@ -180,6 +182,7 @@ class MaskMixin(PerturbationModel):
         >>> "sams_masks" in adata.uns
         True
         """
+        check_key(key_added=key_added)
         self._check_if_trained(warn=True)
         probability = self.module.masks.inclusion_probability.cpu().numpy()
         masks = _mechanism_table(self, probability)

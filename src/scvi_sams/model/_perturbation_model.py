@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._checks import as_names, check_choice, check_number
+from scvi_sams._checks import as_names, check_choice, check_key, check_number
 from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._rows import rows_as_asked
@@ -145,6 +145,7 @@ class PerturbationModel(CellModel):
         >>> float(abs(model.predict_ate(["control"], method="mean").X).max())
         0.0
         """
+        check_key(key_added=key_added)
         labels = as_names(
             "perturbations", self.perturbations if perturbations is None else perturbations
         )
@@ -156,8 +157,7 @@ class PerturbationModel(CellModel):
         rows = rows_as_asked(labels, dosages, self._spelling)
         result = effects_of_labels(contrast, rows, requested, genes, interval)
         result.uns["ate"] = description
-        if key_added is not None:
-            keep_effects(self, result, key_added)
+        keep_effects(self, result, key_added)
         return result
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
-from scvi_sams._checks import check_anndata, check_key
+from scvi_sams._checks import as_list, check_anndata, check_key
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._validation import validate_expression
@@ -27,13 +27,13 @@ from scvi_sams.data._covariates import validate_size_factor
 from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.data._manager import ScreenManager
 from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
-from scvi_sams.labels._labels import inseparable_perturbations
-from scvi_sams.labels._names import similar_names
+from scvi_sams.labels._control import marks_cells, named_control
+from scvi_sams.labels._names import check_has
+from scvi_sams.labels._presets import PRESETS, with_preset
+from scvi_sams.labels._spelling import control_names
+from scvi_sams.model._label_warnings import warn_of_labels
 
 logger = logging.getLogger("scvi.sams")
-
-_LARGE_DOSE = 100.0
-_WORDS_FOR_MISSING = frozenset({"nan", "none", "na", "n/a", "<na>", "null", "unknown"})
 
 
 def check_setup(further: dict[str, Any], **keys: object) -> None:
@@ -50,11 +50,56 @@ def check_setup(further: dict[str, Any], **keys: object) -> None:
     check_key(**keys)
 
 
+def setup_arguments(adata: object, given: dict[str, Any], *, is_new: bool) -> dict[str, Any]:
+    """Return the arguments of ``setup_anndata`` as they are kept with the model.
+
+    Those of a preset, and the labels of marked control cells, stand in their place, and lists that
+    the caller changes later stay as they were. ``is_new`` is false where a model is loaded: its
+    arguments are read already.
+    """
+    check_anndata(RegistrationError, adata=adata)
+    preset = given["preset"]
+    arguments = with_preset(preset, {name: v for name, v in given.items() if name != "preset"})
+    for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        arguments[name] = as_keys(name, arguments[name])
+    if is_new:
+        if preset is not None:
+            _check_preset(adata, preset, arguments)
+        arguments["control"] = _control_of(adata, arguments)
+    return deepcopy(arguments)
+
+
+def _check_preset(adata: AnnData, preset: str, arguments: dict[str, Any]) -> None:
+    key = arguments["perturbation_key"]
+    if arguments["dosage_obsm_key"] is None and key == PRESETS[preset].perturbation_key:
+        check_has(
+            f"preset={preset!r} reads labels from a column that adata.obs lacks:",
+            [key],
+            adata.obs.columns,
+            " Pass the column as `perturbation_key`, or another preset.",
+        )
+
+
+def _control_of(adata: AnnData, arguments: dict[str, Any]) -> Any:
+    """Return the control labels, as they were given where that is one label or a list."""
+    control, key = arguments["control"], arguments["perturbation_key"]
+    if arguments["dosage_obsm_key"] is not None:
+        if marks_cells(control, adata.n_obs):
+            raise InvalidArgumentError(
+                "`control` marks cells, and `dosage_obsm_key` says which are controls: the rows of "
+                "zeros. Leave `control` out, or name columns of controls."
+            )
+    elif isinstance(key, str) and (adata.obs.columns == key).sum() == 1:
+        control = named_control(control, adata.obs[key], adata.obs)
+    return control if isinstance(control, str | int) else list(control_names(control))
+
+
 def register(
     adata: AnnData, setup_method_args: dict[str, Any], additive: bool, **source: Any
 ) -> ScreenManager:
     """Register a screen by the arguments of ``setup_anndata``, and say what it holds."""
     given = setup_method_args[SETUP_ARGUMENTS_KEY]
+    check_key(perturbation_key=given["perturbation_key"])
     labels = ("control", "delimiter", "dosage_key", "dosage_obsm_key", "perturbation_names")
     fields = [
         PerturbationField(
@@ -76,7 +121,8 @@ def register(
     manager.register_fields(adata, **source)
     logger.info(_registration_summary(manager))
     if "source_registry" not in source:
-        _warn_of_what_is_unusual(manager)
+        _warn_of_shared_memory(manager)
+        warn_of_labels(registered_labels(manager))
     return manager
 
 
@@ -114,11 +160,8 @@ def as_keys(argument: str, keys: object) -> list[str] | None:
     """Return keys as scvi-tools compares them, one key or several."""
     if keys is None:
         return None
-    if isinstance(keys, str):
-        return [keys]
-    if not isinstance(keys, Iterable):
-        raise InvalidArgumentError(f"`{argument}` must be names of columns, not {keys!r}.")
-    listed = list(keys)
+    name = keys.item() if isinstance(keys, np.ndarray) and not keys.ndim else keys
+    listed = [name] if isinstance(name, str) else as_list(argument, keys, "names of columns")
     for key in listed:
         check_key(**{argument: key})
     if len(set(listed)) < len(listed):
@@ -138,44 +181,13 @@ def _registration_summary(manager: AnnDataManager) -> str:
     )
 
 
-def _warn_of_what_is_unusual(manager: AnnDataManager) -> None:
-    """Log a warning for each thing in the training data that is often a mistake.
-
-    Counts that share memory with ``X``, large doses, names that differ only by case, names that are
-    words for a missing value, and perturbations that occur only together.
-    """
+def _warn_of_shared_memory(manager: AnnDataManager) -> None:
+    """Log a warning if the layer that is registered changes with ``X``."""
     layer = manager.registry[SETUP_ARGUMENTS_KEY]["layer"]
     if layer is not None and _share_memory(manager.adata.X, manager.adata.layers[layer]):
         logger.warning(
             f"adata.layers[{layer!r}] and adata.X are one array: what normalises one in place "
             f"changes the other. Make it a copy: adata.layers[{layer!r}] = adata.X.copy()."
-        )
-    labels = registered_labels(manager)
-    if labels.doses.max() > _LARGE_DOSE:
-        logger.warning(
-            f"Doses reach {labels.doses.max():g}. Effects are linear in the dose, in units of the "
-            "spread of basal states: give doses on a scale on which that is plausible, of order "
-            "one (such as the logarithm, or a share of the highest dose)."
-        )
-    similar = similar_names([*labels.spelling.control, *labels.vocabulary])
-    if similar:
-        logger.warning(
-            f"{len(similar)} names differ only by case or encoding and count as different: "
-            f"{_listed(similar)}. If they are the same perturbation, or control, give them one "
-            "name."
-        )
-    missing = [name for name in labels.vocabulary if name.casefold() in _WORDS_FOR_MISSING]
-    if missing:
-        logger.warning(
-            f"Cells are labelled {', '.join(map(repr, missing))}, which counts as a perturbation. "
-            "If it stands for a missing label, drop these cells."
-        )
-    together = inseparable_perturbations(labels.codes, labels.vocabulary)
-    if together:
-        logger.warning(
-            f"{len(together)} groups of perturbations occur only together, and no cell tells their "
-            f"effects apart: {_listed(together)}. If such a group is one name that contains the "
-            "delimiter, pass another `delimiter`, or None to never split."
         )
 
 
@@ -184,10 +196,3 @@ def _share_memory(first: Any, second: Any) -> bool:
     first, second = (values.data if issparse(values) else values for values in (first, second))
     are_arrays = isinstance(first, np.ndarray) and isinstance(second, np.ndarray)
     return are_arrays and np.may_share_memory(first, second)
-
-
-def _listed(groups: Iterable[list[str]]) -> str:
-    shown = list(groups)
-    return "; ".join(" and ".join(map(repr, group)) for group in shown[:5]) + (
-        "; ..." if len(shown) > 5 else ""
-    )

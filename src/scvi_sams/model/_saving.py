@@ -7,14 +7,19 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
-from scvi_sams._compat import MODEL_FILE_NAME, MODEL_NAME_KEY
-from scvi_sams.exceptions import SavingError, UnreadableDataError
+from scvi_sams._checks import as_path, check_anndata
+from scvi_sams._compat import DATA_FILE_NAME, MODEL_FILE_NAME, MODEL_NAME_KEY, SETUP_ARGUMENTS_KEY
+from scvi_sams.exceptions import RegistrationError, SavingError, UnreadableDataError
+from scvi_sams.model._saved_data import check_writable, columns_kept, is_data_of
+from scvi_sams.model._train_arguments import check_device
 
 _PARTS = ("model_state_dict", "var_names", "attr_dict")
 _DAMAGED_OR_FOREIGN = (
@@ -37,32 +42,70 @@ def save_whole(
     dir_path: str | os.PathLike[str],
     overwrite: bool,
     save_anndata: bool,
+    *,
+    prefix: str | None,
     **kwargs: Any,
 ) -> None:
-    """Save a model by ``save`` of scvi-tools beside the folder's files, then move it there."""
-    folder = Path(dir_path)
+    """Save a model by ``save`` of scvi-tools beside the folder's files, then move it there.
+
+    Data of another model that an earlier save left in the folder is removed.
+    """
+    folder = as_path("dir_path", dir_path)
     if folder.exists() and not overwrite:
         raise SavingError(
             f"{str(folder)!r} already exists. Save elsewhere, or pass overwrite=True."
         )
-    if save_anndata and model.adata is None:
-        raise SavingError("The model was loaded without data, so there is none to save.")
+    if save_anndata:
+        if model.adata is None:
+            raise SavingError("The model was loaded without data, so there is none to save.")
+        check_writable(model.adata)
     for table in (model.history_ or {}).values():
         # Names of pandas 3 are of a type that pandas 2 lacks, and cannot read.
         table.columns = table.columns.astype(object)
-    is_new = not folder.exists()
+    made = next((part for part in [*reversed(folder.parents), folder] if not part.exists()), None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving_") as scratch:
-            save(scratch, overwrite=True, save_anndata=save_anndata, **kwargs)
+            with columns_kept(model.adata) if save_anndata else nullcontext():
+                save(scratch, prefix, overwrite=True, save_anndata=save_anndata, **kwargs)
+            data = folder / f"{prefix or ''}{DATA_FILE_NAME}"
+            layer = model.registry_[SETUP_ARGUMENTS_KEY]["layer"]
+            if data.exists() and not (save_anndata or is_data_of(model.adata, layer, data)):
+                data.unlink()
             for file in Path(scratch).iterdir():
                 file.replace(folder / file.name)
-    except (OSError, RuntimeError) as error:
-        if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        if not isinstance(error, OSError | RuntimeError):
+            raise
         raise SavingError(
             f"The model cannot be saved in {str(folder)!r}: {error}. Check that it is a folder "
             "that you may write to and that the disk is not full."
+        ) from error
+
+
+def load_whole(
+    model_class: type[BaseModelClass],
+    load: Callable[..., Any],
+    dir_path: str | os.PathLike[str],
+    adata: AnnData | bool | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Load a model by ``load`` of scvi-tools, after what is there and what is given is checked."""
+    if adata is not None and adata is not False:
+        check_anndata(RegistrationError, adata=adata)
+    folder = as_path("dir_path", dir_path)
+    check_device(kwargs.get("accelerator", "auto"), kwargs.get("device", "auto"))
+    if kwargs.get("backup_url") is None:
+        check_saved_model(folder, kwargs.get("prefix") or "", model_class.__name__)
+    try:
+        return load(str(folder), adata, *args, **kwargs)
+    except OSError as error:
+        raise UnreadableDataError(
+            f"The files in {str(folder)!r} cannot be read: {error}. Copy them again, or pass "
+            "`adata` if it is the saved data."
         ) from error
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,21 +14,23 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi_sams._checks import check_anndata
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
+from scvi_sams._torch import check_single_precision
 from scvi_sams.counts._validation import unchanged_on_error
 from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
-from scvi_sams.exceptions import RegistrationError, UnreadableDataError
-from scvi_sams.labels._spelling import Spelling
+from scvi_sams.exceptions import RegistrationError
+from scvi_sams.labels._presets import CONTROL, DELIMITER, PERTURBATION_KEY
+from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.model._doses import largest_doses
 from scvi_sams.model._read_values import ReadValues
 from scvi_sams.model._record import model_card, model_record, training_record
 from scvi_sams.model._registration import (
-    as_keys,
     check_registered,
     check_setup,
     register,
+    setup_arguments,
 )
-from scvi_sams.model._saving import check_saved_model, save_whole
+from scvi_sams.model._saving import load_whole, save_whole
 from scvi_sams.model._training import training_arguments
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import given
@@ -67,6 +67,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     ) -> None:
         self._module_cls.check_settings(gene_likelihood=gene_likelihood, **module_kwargs)
         check_registered(type(self), adata, registry)
+        check_single_precision()
         super().__init__(adata, registry)
         self.gene_likelihood = gene_likelihood
         self._values = ReadValues(self._setup_arguments, gene_likelihood)
@@ -113,10 +114,10 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     def setup_anndata(
         cls,
         adata: AnnData,
-        perturbation_key: str | None = "perturbation",
-        control: str | int | Sequence[str | int] = "control",
+        perturbation_key: str | None = PERTURBATION_KEY,
+        control: Control = CONTROL,
         *,
-        delimiter: str | None = "+",
+        delimiter: str | None = DELIMITER,
         dosage_key: str | None = None,
         dosage_obsm_key: str | None = None,
         perturbation_names: Sequence[str] | str | None = None,
@@ -125,6 +126,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         size_factor_key: str | None = None,
+        preset: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register a screen.
@@ -137,11 +139,12 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             Column of obs that names the perturbations of each cell, such as ``"KLF1"`` or
             ``"KLF1+MAP2K6"``; the order of names plays no part.
         control
-            Label, or labels, of control cells. Inside a combination they stand for "nothing".
+            Label, or labels, of control cells, which inside a combination stand for "nothing"; in
+            ``"NT*"``, ``*`` is any text without the delimiter. Or what marks these cells: the name
+            of a boolean column of obs, or a boolean for each cell.
         delimiter
-            What joins the names of a combination; ``None`` if labels must not be split. (Where a
-            model takes combinations for perturbations of their own, as ``SVAEPlus`` does, this says
-            that ``"A+B"`` is the same one as ``"B+A"``.)
+            What joins the names of a combination; ``None`` if labels must not be split. (Where
+            combinations are perturbations of their own, ``"A+B"`` is the same one as ``"B+A"``.)
         dosage_key
             Column of obs with the dose of each cell: a number, or text such as ``"0.5+1.0"``
             aligned with the label as written. Without it every dose is 1. Effects are linear in the
@@ -159,6 +162,9 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         size_factor_key
             Column of obs with a size factor, for example the whole-transcriptome library size where
             ``adata`` holds a panel of genes. Without it the size is the sum of the counts.
+        preset
+            Name of a convention (:doc:`table of them </anndata>`), such as ``"gears"``, that
+            decides ``perturbation_key``, ``control`` and ``delimiter`` where they are not given.
         **kwargs
             ``source_registry`` and other arguments that scvi-tools passes when it loads a model.
 
@@ -184,21 +190,12 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         >>> scvi_sams.SAMSVAE.setup_anndata(
         ...     adata, perturbation_key="perturbation", control="control", layer="counts"
         ... )
-
-        A wrong label of the controls is found at once:
-
-        >>> scvi_sams.SAMSVAE.setup_anndata(adata, control="NT")
-        Traceback (most recent call last):
-        ...
-        scvi_sams.exceptions.MissingControlError: No control cell was found: no label equals 'NT'...
         """
         check_setup(kwargs, layer=layer, batch_key=batch_key, size_factor_key=size_factor_key)
-        categorical_covariate_keys = as_keys(
-            "categorical_covariate_keys", categorical_covariate_keys
+        arguments = cls._get_setup_method_args(**locals())
+        arguments[SETUP_ARGUMENTS_KEY] = setup_arguments(
+            adata, arguments[SETUP_ARGUMENTS_KEY], is_new="source_registry" not in kwargs
         )
-        continuous_covariate_keys = as_keys("continuous_covariate_keys", continuous_covariate_keys)
-        # Copied, so that lists which the caller changes later stay as they were in the model.
-        arguments = deepcopy(cls._get_setup_method_args(**locals()))
         cls.register_manager(register(adata, arguments, cls._additive, **kwargs))
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
@@ -209,6 +206,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
                 "The model was loaded without cells. Pass `adata`: cells with the same genes."
             )
         check_anndata(RegistrationError, adata=target)
+        if target.is_view and target.isbacked:  # anndata cannot copy it
+            target = adata = target.to_memory()
         if target is self.adata:
             self._values.check_unchanged(self.adata_manager)
         else:
@@ -278,7 +277,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         datasplitter_kwargs
             For :class:`~scvi.dataloaders.DataSplitter`, or where the expression is on disk for
             :class:`~scvi_sams.data.StreamingDataModule`; ``external_indexing`` (a list of positions
-            of training, validation and test cells) replaces the split.
+            or booleans of training, validation and test cells) replaces the split.
         plan_config, plan_kwargs
             For :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
         datamodule
@@ -294,7 +293,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             training goes on from it: run the same script again after it was killed. The file is
             removed when training has ended. Then ``history`` has the epochs since the file only.
         trainer_config, **trainer_kwargs
-            For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper).
+            For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper). The
+            logger of ``history`` comes before loggers of yours.
 
         Raises
         ------
@@ -347,16 +347,21 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         overwrite
             Whether files of an earlier save may be replaced.
         save_anndata
-            Whether the training data is saved too.
+            Whether the training data is saved too. If not, data of another model that an earlier
+            save left in the folder is removed when that is overwritten.
         **kwargs
             See :meth:`scvi.model.base.BaseModelClass.save`.
 
         Raises
         ------
         SavingError
-            If the folder exists and ``overwrite`` is false, or nothing can be written there. What
-            was there before is as it was.
+            If the folder exists and ``overwrite`` is false, nothing can be written there, or an
+            h5ad file cannot hold the data. What was there before is as it was.
+        InvalidCountsError, ChangedDataError
+            If the data to save is no longer what the model was made of.
         """
+        if save_anndata and self.adata is not None:
+            self._validate_anndata()
         save_whole(self, super().save, dir_path, overwrite, save_anndata, prefix=prefix, **kwargs)
 
     @classmethod
@@ -389,17 +394,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         SAMSError
             If ``adata`` does not fit the model.
         """
-        if adata is not None and adata is not False:
-            check_anndata(RegistrationError, adata=adata)
-        if kwargs.get("backup_url") is None:
-            check_saved_model(Path(dir_path), kwargs.get("prefix") or "", cls.__name__)
-        try:
-            return super().load(str(dir_path), adata, *args, **kwargs)
-        except OSError as error:
-            raise UnreadableDataError(
-                f"The files in {str(dir_path)!r} cannot be read: {error}. Copy them again, or pass "
-                "`adata` if it is the saved data."
-            ) from error
+        return load_whole(cls, super().load, dir_path, adata, *args, **kwargs)
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.loggers import Logger
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
-from scvi_sams._checks import check_integer, check_number
-from scvi_sams._compat import FIELD_REGISTRIES_KEY, STATE_REGISTRY_KEY
+from scvi_sams._checks import as_path
+from scvi_sams._compat import FIELD_REGISTRIES_KEY, STATE_REGISTRY_KEY, SimpleLogger
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._torch import check_single_precision
 from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._data_modules import ResidentDataModule, StreamingDataModule
@@ -21,6 +21,7 @@ from scvi_sams.data._field import registered_labels
 from scvi_sams.data._splitting import complete_split, training_split
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, RegistrationError
 from scvi_sams.model._registration import logger
+from scvi_sams.model._train_arguments import checked_arguments
 from scvi_sams.train._held_out import NO_HELD_OUT_CELLS
 
 _PLANS_A_LENGTH = ("lr_schedule", "dense_fraction", "reduce_lr_on_plateau")
@@ -31,8 +32,8 @@ _CEILING = 10
 
 def training_arguments(model: BaseModelClass, given: dict[str, Any]) -> dict[str, Any]:
     """Turn the arguments of ``train``, by name, into those of the ``train`` of scvi-tools."""
-    _validate_training(given)
-    given = dict(given)
+    check_single_precision()
+    given = checked_arguments(model, given)
     on_device, checkpoint_path = given.pop("data_on_device"), given.pop("checkpoint_path")
     if given["datamodule"] is None:
         split = _set_data_module(model, given, on_device)
@@ -48,14 +49,12 @@ def training_arguments(model: BaseModelClass, given: dict[str, Any]) -> dict[str
         if given["max_epochs"] is None:
             _set_length(given, len(split[0]), has_validation)
     _set_default(given, "gradient_clip_val", 100.0)
+    _keep_history(given)
     if checkpoint_path is not None:
-        if not isinstance(checkpoint_path, str | os.PathLike):
-            raise InvalidArgumentError(
-                f"`checkpoint_path` must be the path of a file, not {checkpoint_path!r}."
-            )
-        path = {"checkpoint_path": checkpoint_path}
+        checkpoint_path = as_path("checkpoint_path", checkpoint_path)
+        path = {"checkpoint_path": str(checkpoint_path)}
         given["plan_kwargs"] = dict(given["plan_kwargs"] or {}) | path
-        if Path(checkpoint_path).exists():
+        if checkpoint_path.exists():
             given["ckpt_path"] = str(checkpoint_path)
     return given
 
@@ -128,22 +127,18 @@ def _warn_of_untrained_perturbations(model: BaseModelClass, train_indices: np.nd
         )
 
 
-def _validate_training(given: Mapping[str, Any]) -> None:
-    for name in ("plan_kwargs", "datasplitter_kwargs"):
-        if given[name] is not None and not isinstance(given[name], Mapping):
-            raise InvalidArgumentError(f"`{name}` must be a dict, not {given[name]!r}.")
-    if given["max_epochs"] is not None:
-        check_integer(max_epochs=given["max_epochs"])
-    check_integer(batch_size=given["batch_size"])
-    for name in ("train_size", "validation_size"):
-        if given[name] is not None:
-            check_number(**{name: given[name]})
-
-
 def _set_default(given: dict[str, Any], name: str, value: Any) -> None:
     """Set an argument unless it was given, or a configuration object holds it."""
     if _settings_of(given["trainer_config"]).get(name) is None:
         given.setdefault(name, value)
+
+
+def _keep_history(given: dict[str, Any]) -> None:
+    """Put the logger that ``model.history`` is made from before those of the user."""
+    loggers = given.get("logger", _settings_of(given["trainer_config"]).get("logger"))
+    own = [loggers] if isinstance(loggers, Logger) else loggers
+    if isinstance(own, list | tuple) and not any(isinstance(one, SimpleLogger) for one in own):
+        given["logger"] = [SimpleLogger(save_dir=given.get("log_save_dir")), *own]
 
 
 def _settings_of(configuration: Any) -> dict[str, Any]:
@@ -164,6 +159,12 @@ def _check_that_none_are_needed(given: Mapping[str, Any]) -> None:
         raise InvalidSplitError(
             "`early_stopping` needs validation cells, and the split has none. Pass a "
             "`train_size` below 1, or early_stopping=False."
+        )
+    every = given.get("check_val_every_n_epoch")
+    if every or _settings_of(given["trainer_config"]).get("check_val_every_n_epoch"):
+        raise InvalidSplitError(
+            "`check_val_every_n_epoch` needs validation cells, and the split has none. Pass a "
+            "`train_size` below 1, or leave it out."
         )
     if _plan_settings(given).get("lr_schedule") == "held_out":
         raise InvalidSplitError(NO_HELD_OUT_CELLS)

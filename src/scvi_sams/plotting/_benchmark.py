@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from scvi_sams._checks import check_integer
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._names import check_has
-from scvi_sams.plotting._style import COLOURS, label_points, new_axes, tidy
+from scvi_sams.plotting._style import COLOURS, label_points, literal, new_axes, tidy
 
 _CONTROLS = ("control mean", "mean of perturbations", "half of the test cells")
 _NEGATIVE, _POSITIVE = _CONTROLS[1:]
@@ -71,7 +71,7 @@ def benchmark_metric(
         if row["n_failed"]:
             _note_failures(ax, float(place), row)
     _draw_references(ax, rows)
-    ax.set_yticks(places, rows["method"])
+    ax.set_yticks(places, rows["method"].map(literal))
     ax.set_ylim(-0.7, len(rows) - 0.3)
     direction = "higher" if rows["higher_is_better"].iloc[0] else "lower"
     # Two lines, because the axes of a narrow figure are narrower than one.
@@ -131,7 +131,7 @@ def benchmark_specificity(
             color=colour,
             markerfacecolor="white" if hollow else colour,
             alpha=0.85,
-            label=f"{method} ({x['n_failed']} failed)" if hollow else method,
+            label=literal(f"{method} ({x['n_failed']} failed)" if hollow else method),
             zorder=3,
         )
     chance = y_rows["chance"].mean()
@@ -220,13 +220,13 @@ def benchmark_perturbations(
     behind = (x - y) if higher else (y - x)
     better = int((behind < 0).sum())
     ax.set_title(
-        f"{method}: better in {better} of {len(both)}"
+        f"{literal(method)}: better in {better} of {len(both)}"
         + (f", {len(means) - len(both)} failed" if len(means) > len(both) else ""),
         fontsize=_FONT_SIZE,
     )
     ax.set(xlim=ends, ylim=ends, aspect="equal")
-    ax.set_xlabel(reference, fontsize=_FONT_SIZE)
-    ax.set_ylabel(metric, fontsize=_FONT_SIZE)
+    ax.set_xlabel(literal(reference), fontsize=_FONT_SIZE)
+    ax.set_ylabel(literal(metric), fontsize=_FONT_SIZE)
     ax.tick_params(labelsize=_FONT_SIZE - 1, length=2)
     worst = np.argsort(-behind, kind="stable")[:label_worst]
     worst = worst[behind[worst] > 0]
@@ -257,7 +257,7 @@ def _rows_of(summary: pd.DataFrame, metric: str, mode: str | None) -> pd.DataFra
 
 def _name(rows: pd.DataFrame) -> str:
     row = rows.iloc[0]
-    return f"{row['metric']}" + (", all at once" if row["over"] == "all" else "")
+    return literal(row["metric"]) + (", all at once" if row["over"] == "all" else "")
 
 
 def _note_failures(ax: Axes, place: float, row: pd.Series) -> None:

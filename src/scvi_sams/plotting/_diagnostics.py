@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from scvi_sams._checks import as_names
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError
 from scvi_sams.metrics._recovery import Calibration
-from scvi_sams.plotting._style import COLOURS, FONT_SIZE, new_axes, new_panels, tidy
+from scvi_sams.plotting._style import COLOURS, FONT_SIZE, literal, new_axes, new_panels, tidy
 
 _TERMS = {
     "elbo": "minus ELBO",
@@ -155,7 +155,7 @@ def mask_calibration(
     for number, (name, one) in enumerate(several.items()):
         bins = one.bins[one.bins["n_entries"] > 0]
         colour = COLOURS[number % len(COLOURS)]
-        label = f"{name}: " if name else ""
+        label = f"{literal(name)}: " if name else ""
         area = np.log1p(bins["n_entries"]) / np.log1p(most) * _LARGEST_POINT
         ax.plot(bins["predicted"], bins["observed"], color=colour, linewidth=1)
         ax.scatter(

@@ -16,7 +16,15 @@ from scvi_sams.interpretation._perturbations import SURE
 from scvi_sams.interpretation._programs import top_genes
 from scvi_sams.labels._names import check_has
 from scvi_sams.metrics._ate import align_ate, effect_metrics
-from scvi_sams.plotting._style import COLOURS, FONT_SIZE, label_points, lay_out, new_axes, tidy
+from scvi_sams.plotting._style import (
+    COLOURS,
+    FONT_SIZE,
+    label_points,
+    lay_out,
+    literal,
+    new_axes,
+    tidy,
+)
 
 _UP, _DOWN, _REST = "#D55E00", "#0072B2", "#BBBBBB"
 _CURVE_COLOURS = (*COLOURS, "#000000")
@@ -69,10 +77,10 @@ def program_genes(
     places = np.arange(len(genes))
     ax.barh(places, genes["change"], color=colours, height=0.75)
     ax.axvline(0, color="0.35", linewidth=0.8)
-    ax.set_yticks(places, genes["gene"])
+    ax.set_yticks(places, genes["gene"].map(literal))
     ax.set_ylim(-0.7, len(genes) - 0.3)
     ax.set_xlabel("change of expression\n(log2 per unit)", fontsize=FONT_SIZE + 1)
-    ax.set_title(latent.replace("_", " "), fontsize=FONT_SIZE + 2)
+    ax.set_title(literal(latent.replace("_", " ")), fontsize=FONT_SIZE + 2)
     tidy(ax)
     return ax
 
@@ -148,10 +156,10 @@ def effect_volcano(
     ax.set_xlim(*(np.array([-1.12, 1.12]) * (np.abs(effect).max() or 1.0)))
     ax.set_ylim(0, 1.12 * height.max() or 1.0)
     units = ate.uns.get("ate", {}).get("units", "")
-    ax.set_xlabel(f"effect\n{units}", fontsize=FONT_SIZE + 1)
+    ax.set_xlabel(f"effect\n{literal(units)}", fontsize=FONT_SIZE + 1)
     ax.set_ylabel(meaning, fontsize=FONT_SIZE + 1)
     n_up, n_down = int((is_sure & (effect > 0)).sum()), int((is_sure & (effect < 0)).sum())
-    ax.set_title(f"{perturbation}: {n_up} up, {n_down} down", fontsize=FONT_SIZE + 2)
+    ax.set_title(f"{literal(perturbation)}: {n_up} up, {n_down} down", fontsize=FONT_SIZE + 2)
     tidy(ax)
     strongest = np.argsort(-np.where(is_sure, np.abs(effect), -1), kind="stable")[:label_top]
     strongest = strongest[is_sure[strongest]]
@@ -232,8 +240,8 @@ def dose_response(
     ax.set_xlim(dose[0], dose[-1])
     ax.set_xlabel("dose", fontsize=FONT_SIZE + 1)
     units = curves.uns.get("ate", {}).get("units", "")
-    ax.set_ylabel(f"effect\n{units}", fontsize=FONT_SIZE + 1)
-    ax.set_title(perturbation, fontsize=FONT_SIZE + 2, pad=12)
+    ax.set_ylabel(f"effect\n{literal(units)}", fontsize=FONT_SIZE + 1)
+    ax.set_title(literal(perturbation), fontsize=FONT_SIZE + 2, pad=12)
     tidy(ax)
     _name_ends(ax, float(dose[-1]), effect[-1, chosen], [str(g) for g in curves.var_names[chosen]])
     return ax
@@ -253,7 +261,7 @@ def _name_ends(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
     places += max(low - places[0], 0) - max(places[-1] - high, 0)
     for place, which in zip(places, order, strict=True):
         ax.annotate(
-            names[which],
+            literal(names[which]),
             (x, ends[which]),
             xytext=(1.03, place),
             textcoords=ax.get_yaxis_transform(),
@@ -317,7 +325,7 @@ def ate_scatter(
     ax.axline((0, 0), slope=1, color="0.35", linewidth=0.8, linestyle="--", zorder=3)
     ax.set(xlim=(-extreme, extreme), ylim=(-extreme, extreme), aspect="equal")
     ax.set(xlabel="observed effect", ylabel="predicted effect")
-    ax.set_title(observed.uns["ate"].get("units", ""), fontsize=FONT_SIZE)
+    ax.set_title(literal(observed.uns["ate"].get("units", "")), fontsize=FONT_SIZE)
     perturbations = f"{observed.n_obs:,} perturbation{'s' * (observed.n_obs != 1)}"
     lines = [f"Pearson {effect_metrics(y, x)['pearson']:.3f}"]
     lines += [f"{perturbations}, {observed.n_vars:,} genes"]

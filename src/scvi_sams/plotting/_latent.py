@@ -15,7 +15,7 @@ from scvi_sams._checks import as_names
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.labels._names import check_has
-from scvi_sams.plotting._style import new_panels
+from scvi_sams.plotting._style import literal, new_panels
 
 _TITLES = {
     RESULT_KEYS.LATENT: "basal state",
@@ -92,7 +92,8 @@ def latent(
         others = f"{n_others} others"
         labels = labels.where(labels.isin(palette), others)
         palette[others] = _REST_COLOR
-    shown = pd.Categorical(labels, list(palette))
+    shown = pd.Categorical(labels, list(palette)).rename_categories(literal)
+    colours = {literal(name): colour for name, colour in palette.items()}
     # The others first, the rest in random order, so that no group is drawn on top of all others.
     cells = np.random.default_rng(_SEED).permutation(len(labels))
     cells = cells[np.argsort(labels.map(palette).iloc[cells] != _REST_COLOR, kind="stable")]
@@ -107,14 +108,14 @@ def latent(
             drawn,
             "umap",
             color=color,
-            palette=palette,
+            palette=colours,
             size=float(np.clip(20_000 / len(cells), 1, 14)),
             marker="o",
             linewidths=0,
             legend_loc="right margin" if ax is panels[-1] else "none",
             legend_fontsize=8,
             frameon=True,
-            title=_TITLES.get(key, key),
+            title=literal(_TITLES.get(key, key)),
             ax=ax,
             show=False,
         )
@@ -122,7 +123,7 @@ def latent(
         for points in ax.collections:
             points.set_rasterized(True)
     legend = panels[-1].get_legend()
-    legend.set_title(color, prop=FontProperties(size=8))  # type: ignore[union-attr]
+    legend.set_title(literal(color), prop=FontProperties(size=8))  # type: ignore[union-attr]
     return panels
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from scvi_sams._checks import check_choice
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._names import check_has
-from scvi_sams.plotting._style import COLOURS, new_axes, tidy
+from scvi_sams.plotting._style import COLOURS, literal, new_axes, tidy
 
 _NAMES = {
     "pearson": "Pearson correlation of effects\n(higher is better)",
@@ -89,7 +89,7 @@ def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | N
             markersize=4,
             linestyle=line,
             linewidth=1.0 if is_control else 1.4,
-            label=method,
+            label=literal(method),
             zorder=2 if is_control else 3,
         )
         ax.fill_between(

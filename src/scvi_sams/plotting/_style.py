@@ -58,6 +58,11 @@ def new_panels(
     return panels
 
 
+def literal(name: object) -> str:
+    """Escape the dollar signs of a name, between which matplotlib would see a formula."""
+    return str(name).replace("$", r"\$")
+
+
 def lay_out(ax: Axes) -> None:
     """Settle the layout of the figure, which the places of names depend on."""
     ax.figure.canvas.figure.draw_without_rendering()
@@ -82,7 +87,7 @@ def label_points(
     lay_out(ax)
     texts = [
         ax.annotate(
-            name,
+            literal(name),
             (x[place], y[place]),
             xytext=(x[place], y[place]),
             ha="center",
@@ -137,4 +142,4 @@ def label_rows_and_columns(ax: Axes, rows: pd.Index, columns: pd.Index) -> None:
 def _set_ticks(axis: Axis, names: pd.Index, n_fitting: float) -> None:
     step = max(1, int(np.ceil(len(names) / max(1, n_fitting))))
     positions = range(0, len(names), step)
-    axis.set_ticks(list(positions), labels=[str(names[position]) for position in positions])
+    axis.set_ticks(list(positions), labels=[literal(names[place]) for place in positions])

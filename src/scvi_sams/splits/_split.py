@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import pandas as pd
 
-from scvi_sams._checks import as_labels, as_names, as_numbers, check_integer, check_text
+from scvi_sams._checks import as_cells, as_labels, as_names, as_path, check_integer, check_text
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
@@ -21,6 +21,9 @@ from scvi_sams.splits._combinations import CellLabels, check_held_out
 
 Levels: TypeAlias = Sequence[str] | np.ndarray | pd.Series
 """Level of a covariate, such as a cell type, of every cell."""
+
+Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | pd.Series
+"""Positions of cells, or a boolean for every cell."""
 
 PARTS = ("train", "validation", "test")
 
@@ -141,9 +144,9 @@ class Split:
 
 def make_split(
     labels: CellLabels,
-    train: np.ndarray,
-    validation: np.ndarray,
-    test: np.ndarray,
+    train: Cells,
+    validation: Cells,
+    test: Cells,
     *,
     name: str,
     held_out: Sequence[str] = (),
@@ -161,7 +164,7 @@ def make_split(
     labels, control, delimiter
         As for :func:`canonical_labels`.
     train, validation, test
-        Positions of cells.
+        Positions of cells, or a boolean for every cell, as ``adata.obs["split"] == "train"``.
     name, seed, settings
         How the split came about; ``settings`` holds what JSON can hold.
     held_out
@@ -197,14 +200,14 @@ def make_split(
     labels = read_labels(labels, control, delimiter)
     canonical = labels.spelling.canonical
     split = Split(
-        train=_positions("train", train),
-        validation=_positions("validation", validation),
-        test=_positions("test", test),
+        train=np.sort(as_cells("train", train, len(labels))),
+        validation=np.sort(as_cells("validation", validation, len(labels))),
+        test=np.sort(as_cells("test", test, len(labels))),
         held_out=tuple(canonical(name) for name in as_names("held_out", held_out)),
         held_out_levels=None if held_out_levels is None else tuple(map(str, held_out_levels)),
         name=name,
         seed=None if seed is None else int(seed),
-        settings=dict(settings or {}),
+        settings=_as_json(settings or {}),
         control=labels.spelling.control,
         delimiter=labels.spelling.delimiter,
         fingerprint=_fingerprint(
@@ -215,16 +218,25 @@ def make_split(
     return split
 
 
-def _positions(part: str, cells: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return positions in ascending order; whether there are such cells is checked later."""
-    array = as_numbers(part, cells)
-    if array.ndim != 1 or (array != np.rint(array)).any():
-        raise InvalidArgumentError(f"`{part}` must be a list of positions of cells, not {cells!r}.")
-    return np.sort(array.astype(np.int64))
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are when they come back from a file: numbers and arrays are plain ones."""
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        raise TypeError(f"{value!r} is none of these")
+
+    try:
+        return json.loads(json.dumps(dict(settings), default=plain))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            "`settings` must be a dict of text, numbers, booleans, lists and dicts, which JSON can "
+            f"hold: {error}."
+        ) from error
 
 
 def _checked_path(path: str | Path) -> Path:
-    path = Path(path)
+    path = as_path("path", path)
     if path.suffix not in (".json", ".npz"):
         raise InvalidSplitError(
             f"A split is saved as .json or .npz, not as {path.name!r}. Choose one of the two."
