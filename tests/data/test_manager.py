@@ -118,9 +118,14 @@ def test_a_saved_model_refuses_other_genes(screen, tmp_path, assert_unchanged, s
     assert_unchanged(other, before)
 
 
-def test_a_saved_model_reads_its_data_after_genes_were_renamed(screen, tmp_path):
+def test_data_whose_genes_were_renamed_are_not_saved_with_the_model(screen, tmp_path):
     model = create(screen)
+    names = screen.var_names
     screen.var_names = [f"ENSG{i}" for i in range(4)]
+    with pytest.raises(MissingKeyError, match="var_names changed"):
+        model.save(tmp_path / "model", save_anndata=True)
+    assert not (tmp_path / "model").exists()
+    screen.var_names = names
     model.save(tmp_path / "model", save_anndata=True)
     loaded = SAMSVAE.load(tmp_path / "model", accelerator="cpu")
     np.testing.assert_array_equal(codes_of(loaded), CODES)
