@@ -275,7 +275,9 @@ def test_a_loaded_model_knows_the_measured_doses_without_its_data(dosed, tmp_pat
     with caplog.at_level("WARNING", logger="scvi.sams"):
         loaded.predict_ate(["P002"], dosages=[0.3], **FEW)
     assert "P002 at 0.3 (measured: up to 0.2)" in caplog.text
-    assert tl.perturbation_hits(loaded, **FEW)["dosage"].tolist() == [0.2] * 4
+    targets = dict(zip(loaded.perturbations, loaded.get_var_names(), strict=False))
+    table = tl.target_knockdown(loaded, target_genes=targets, **FEW)
+    assert table["dosage"].tolist() == [0.2] * 4
 
 
 def test_interactions_need_one_dose_of_each_perturbation():

@@ -46,13 +46,15 @@ def label_rows(names: Sequence[str], dosages: Sequence[Dosage]) -> pd.DataFrame:
 
 
 def dosage_text(dosage: Dosage) -> str:
-    """Write a dosage in the one way in which two of them are compared."""
-    return dosage if isinstance(dosage, str) else f"{dosage:g}"
+    """Write a dosage in the one way in which two of them are compared.
+
+    With the digits of single precision, in which doses are kept: there 0.2 is 0.200000003.
+    """
+    return dosage if isinstance(dosage, str) else f"{float(str(np.float32(dosage))):.9g}"
 
 
 def join_dosages(doses: Iterable[Dosage], spelling: Spelling) -> Dosage:
     """Dosage of a label whose perturbations have these; 0 where there are none."""
-    # As written: in single precision, in which doses are kept, 0.2 is 0.200000003.
     texts = [dosage_text(dose) for dose in doses] or ["0"]
     if len(set(texts)) == 1:
         return float(texts[0])

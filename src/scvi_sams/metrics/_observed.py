@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -314,8 +314,11 @@ def levels_of(adata: ad.AnnData, key: str | None, of: str = "") -> np.ndarray | 
 def _groups(labels: Labels, perturbations: Sequence[str] | None) -> tuple[pd.DataFrame, np.ndarray]:
     """Return rows to report, and of each cell 0 for control, 1 + its row, or -1 for neither."""
     names, dosages, group_of_cell = groups_of_cells(labels)
+    groups_of: defaultdict[str, list[int]] = defaultdict(list)
+    for group, name in enumerate(names):
+        groups_of[name].append(group)
     asked = labels.perturbed_names if perturbations is None else _known(labels, perturbations)
-    groups = [group for name in asked for group, of in enumerate(names) if of == name]
+    groups = [group for name in asked for group in groups_of[name]]
     place_of_group = np.full(len(names), -1)
     place_of_group[groups] = 1 + np.arange(len(groups))
     place_of_group[names.index(labels.control)] = 0

@@ -7,6 +7,7 @@ from scvi.model.base import BaseModelClass
 
 from scvi_sams.data._field import registered_labels
 from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._rows import dosage_text
 from scvi_sams.model._registration import logger
 
 _TOLERANCE = 1e-5
@@ -45,8 +46,7 @@ def doses_to_report(measured: np.ndarray | None, n_perturbations: int) -> np.nda
     """Return doses at which single effects are reported: the largest measured, or 1."""
     if measured is None:
         return np.ones(n_perturbations)
-    # As written: in single precision, in which doses are kept, 0.2 is 0.200000003.
-    return np.array([float(f"{dose:g}") if dose > 0 else 1.0 for dose in measured])
+    return np.array([float(dosage_text(dose)) if dose > 0 else 1.0 for dose in measured])
 
 
 def _largest(labels: Labels, n_perturbations: int) -> np.ndarray:
