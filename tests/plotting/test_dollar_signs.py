@@ -29,7 +29,7 @@ def table() -> pd.DataFrame:
 def effects() -> ad.AnnData:
     adata = ad.AnnData(
         np.diag([5.0, 9.0, -9.0, -5.0]),
-        obs=pd.DataFrame({"perturbation": NAME, "dose": np.arange(4.0)}, index=NAMES),
+        obs=pd.DataFrame({"perturbation": NAME, "dosage": np.arange(4.0)}, index=NAMES),
         var=pd.DataFrame(index=NAMES),
         uns={"ate": {"method": "lognorm", "target_sum": 1e4, "units": "log2 $_$"}},
     )
