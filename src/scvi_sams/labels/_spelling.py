@@ -100,7 +100,7 @@ class Spelling:
     def _rejoined(self, parts: list[str]) -> list[str]:
         """Put control labels that hold the delimiter together again, the longest first."""
         delimiter = self.delimiter or ""
-        lengths = sorted({label.count(delimiter) + 1 for label in self.control}, reverse=True)
+        lengths = _parts_of_controls(self.control, delimiter)
         names = []
         while parts:
             joined = {n: delimiter.join(parts[:n]) for n in lengths if n <= len(parts)}
@@ -130,6 +130,12 @@ def control_names(control: object) -> tuple[str, ...]:
             "control='control'."
         )
     return tuple(str(label).strip() for label in labels)
+
+
+@functools.lru_cache(maxsize=64)
+def _parts_of_controls(control: tuple[str, ...], delimiter: str) -> list[int]:
+    """Numbers of parts that the delimiter splits control labels into, the largest first."""
+    return sorted({label.count(delimiter) + 1 for label in control}, reverse=True)
 
 
 @functools.lru_cache(maxsize=64)
