@@ -63,6 +63,7 @@ def tables_of_models(model: Any) -> dict[str, Call]:
         "tl.latent_perturbations": (tl.latent_perturbations, {"masks": masks, "effects": masks}),
         "tl.perturbation_similarity": (tl.perturbation_similarity, {"table": masks}),
         "tl.hierarchical_order": (tl.hierarchical_order, {"similarity": np.eye(3)}),
+        "tl.called_masks": (tl.called_masks, {"model": model}),
         "tl.perturbation_hits": (tl.perturbation_hits, {"model": model, **FEW}),
         "tl.target_knockdown": (
             tl.target_knockdown,

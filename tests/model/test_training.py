@@ -375,7 +375,7 @@ def test_effects_of_a_simulated_screen_are_recovered(scvi_seed, variant):
     adata = simulate_screen(
         n_genes=100,
         n_controls=250,
-        n_perturbations=6,
+        n_perturbations=12,
         cells_per_perturbation=80,
         n_combinations=3,
         cells_per_combination=60,
@@ -421,9 +421,10 @@ def test_evidence_of_no_cells_is_refused(evidence_cells):
 def test_evidence_of_few_cells_switches_fewer_masks_on(scvi_seed):
     """Where evidence hardly counts, masks stay near their prior."""
     on = {}
+    screen = small_screen(n_perturbations=16, cells_per_perturbation=40, effect_scale=5.0)
     for evidence_cells in (None, 1.0):
         scvi_seed(0)
-        model = untrained(small_screen(), evidence_cells=evidence_cells)
+        model = untrained(screen.copy(), evidence_cells=evidence_cells)
         model.train(max_epochs=20, **(TRAINING | {"plan_kwargs": {}}))
         on[evidence_cells] = model.get_perturbation_masks(key_added=None).to_numpy().mean()
     assert on[1.0] < on[None] - 0.02

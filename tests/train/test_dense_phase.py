@@ -120,6 +120,16 @@ def test_an_effect_that_cells_show_is_confirmed():
     assert found.tolist() == [0, 0, 0]
 
 
+def test_an_effect_that_few_share_is_left_alone(model):
+    """The median perturbation has it, two of six have none."""
+    with_offset(model.module, latent=1, size=1.5)
+    effects = model.module.full_effects()
+    effects.loc[0, :2, 1] = 0.1
+    model.module.full_effects = lambda: effects
+    found = unconfirmed_offsets(model.module, trainer_of(model, n_validation=100))
+    assert found.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize(("n_perturbations", "n_validation"), [(6, 0), (4, 100)])
 def test_nothing_is_unconfirmed_where_nobody_can_say(n_perturbations, n_validation):
     model = make_model(make_screen(n_perturbations=n_perturbations))

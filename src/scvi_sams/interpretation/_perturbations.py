@@ -147,7 +147,8 @@ def perturbation_hits(
     index = pd.Index(model.perturbations, name="perturbation")
     hits = pd.DataFrame(columns, index=index)
     names_a_gene = (hits["genes_up"] != "") | (hits["genes_down"] != "")
-    excludes_zero = hits["effect_norm_low"] > _NO_NORM * hits["effect_norm"]
+    low = hits["effect_norm"] if interval is None else hits["effect_norm_low"]
+    excludes_zero = low > _NO_NORM * hits["effect_norm"]
     hits.insert(0, "is_hit", (hits["q_value"] <= fdr) & names_a_gene & excludes_zero)
     _warn_of_doubtful(hits)
     hits = hits.sort_values("effect_norm", ascending=False, kind="stable")

@@ -29,6 +29,8 @@ logger = logging.getLogger("scvi.sams")
 
 _FEWEST = 5
 """Perturbations, for most of them to say something about the control cells."""
+_MOST = 0.8
+"""Of the perturbations, for them to share an effect: it is within half and twice the median."""
 _SMALL_OFFSET = 0.2
 """Standard deviations of basal states: a smaller shared effect starts no mask."""
 _SIZE = 1e-3
@@ -71,7 +73,7 @@ def origin_of_controls(module: SAMSVAEModule, trainer: Any) -> Tensor | None:
 
 @torch.no_grad()
 def unconfirmed_offsets(module: SAMSVAEModule, trainer: Any) -> Tensor:
-    """Effects that most perturbations share, and that cells not trained on do not confirm.
+    """Effects that nearly all perturbations share, and that cells not trained on do not confirm.
 
     Control cells are few, and what tells the ones that are trained on from all others, if only by
     chance, is worth a latent dimension to the decoder: all perturbations then have the same effect
@@ -90,7 +92,8 @@ def unconfirmed_offsets(module: SAMSVAEModule, trainer: Any) -> Tensor:
     unconfirmed = torch.zeros_like(offsets)
     if len(effects) < _FEWEST or not len(trainer.datamodule.val_idx):
         return unconfirmed
-    large = (offsets.abs() > _SMALL_OFFSET).nonzero()[:, 0].tolist()
+    is_large = _are_shared(effects, offsets) & (offsets.abs() > _SMALL_OFFSET)
+    large = is_large.nonzero()[:, 0].tolist()
     loader = trainer.datamodule.val_dataloader()
     sums = torch.zeros(module.n_latent, 2, 3, dtype=torch.float64)
     for number, (cells, shift) in enumerate(_cells_and_shifts(module, trainer, loader)):
@@ -114,6 +117,12 @@ def unconfirmed_offsets(module: SAMSVAEModule, trainer: Any) -> Tensor:
         if not math.isnan(score) and norm.sf(score) > _SIZE / len(large):
             unconfirmed[latent] = offsets[latent]
     return unconfirmed
+
+
+def _are_shared(effects: Tensor, offsets: Tensor) -> Tensor:
+    """Whether nearly all perturbations have much the same effect on a dimension, ``(L,)``."""
+    ratio = effects / torch.where(offsets == 0, 1.0, offsets)
+    return ((ratio > 0.5) & (ratio < 2)).double().mean(dim=0) >= _MOST
 
 
 def _score(sums: Tensor) -> float:
