@@ -34,6 +34,7 @@ from scvi_sams.metrics._comparison import Options, Side, read_side
 from scvi_sams.metrics._observed import check_predicted
 from scvi_sams.metrics._scoring import METRICS, metrics_by_mode, score_sides
 from scvi_sams.splits._split import Split
+from scvi_sams.train._interruption import interrupts_raise
 
 _SINGLE_CELL = "A single test cell has no half."
 
@@ -87,7 +88,8 @@ def run_task(
             fit = StoredFit(predictions, _record(task, "ok", "", [], started))
         else:
             scored = fold
-            fit = kept or _fit(task, task.method, fold, options)
+            with interrupts_raise():  # a training that was cut short is not to be scored or kept
+                fit = kept or _fit(task, task.method, fold, options)
         tables = [
             _score_fold(scored, fit.predictions, options),
             _extra_rows([Extra(**extra) for extra in fit.record["extras"]]),

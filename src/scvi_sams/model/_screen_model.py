@@ -248,8 +248,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         Where the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
         streamed from there, shuffled in blocks.
 
-        Ctrl-C (the stop button of a notebook) ends training after the running step, and the model
-        is as after early stopping; pressed again it ends at once, with the weights before training.
+        Ctrl-C (the stop button of a notebook) ends it as early stopping does; again: at once, with
+        the weights before (loops of trainings: :func:`~scvi_sams.train.interrupts_raise`).
 
         Parameters
         ----------

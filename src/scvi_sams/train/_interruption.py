@@ -38,11 +38,7 @@ class StopOnInterrupt(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take over Ctrl-C."""
-        if (
-            trainer.world_size > 1
-            or threading.current_thread() is not threading.main_thread()
-            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        ):
+        if trainer.world_size > 1 or _meaning_of_ctrl_c() is not signal.default_int_handler:
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -70,6 +66,58 @@ class StopOnInterrupt(Callback):
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
+
+
+class _Raise:
+    """What Ctrl-C does in :func:`interrupts_raise`."""
+
+    is_interrupted = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.is_interrupted = True
+        raise KeyboardInterrupt
+
+
+def _meaning_of_ctrl_c() -> Any:
+    """Handler of Ctrl-C; ``None`` in a thread that it does not reach."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.getsignal(signal.SIGINT)
+
+
+@contextmanager
+def interrupts_raise() -> Iterator[None]:
+    """Let Ctrl-C end a block by ``KeyboardInterrupt``, in the middle of a training too.
+
+    For loops over trainings: one that Ctrl-C has ended early is not to pass for a finished one, nor
+    the loop to go on. Whatever is run may catch the interrupt (Lightning makes an exit of it) or
+    turn it into an error of its own: it is raised again at the end of the block. In a
+    thread that Ctrl-C does not reach, or where it has another meaning, nothing is changed.
+
+    Examples
+    --------
+    >>> with scvi_sams.train.interrupts_raise():
+    ...     for n_latent in (5, 10):
+    ...         scvi_sams.SAMSVAE.setup_anndata(adata)
+    ...         trained = scvi_sams.SAMSVAE(adata, n_latent=n_latent)
+    ...         trained.train(max_epochs=1, enable_progress_bar=False)
+    """
+    before = _meaning_of_ctrl_c()
+    if before is not signal.default_int_handler and not isinstance(before, _Raise):
+        yield
+        return
+    interrupt = _Raise()
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except BaseException as error:
+        if interrupt.is_interrupted and not isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning has Ctrl-C ignored from then on
+    if interrupt.is_interrupted:
+        raise KeyboardInterrupt
 
 
 class GoodWeights:
