@@ -65,7 +65,7 @@ class UnreadableDataError(SAMSError):
 
 
 class SavingError(SAMSError, OSError):
-    """A model cannot be saved where it was asked to; what was there before is as it was."""
+    """What was to be saved cannot be written there; what was there before is as it was."""
 
 
 class TrainingDivergedError(SAMSError):

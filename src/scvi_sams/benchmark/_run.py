@@ -120,7 +120,9 @@ def benchmark(
         takes from it what has the same data, split, settings, seed and package version; other modes
         or target genes are scored anew without fitting. Each fit is written aside and renamed, so
         that a killed or interrupted process loses only what it was at. Fits that raised an error
-        are tried again. One call at a time may use a folder.
+        are tried again, damaged ones are made again with a warning. Where the disk is full, results
+        are returned all the same, and ``runs`` says what was not kept. One call at a time may use a
+        folder.
     n_jobs
         Fits at a time, each in a process of its own; ``None`` is 1, or what
         :func:`joblib.parallel_config` says.
@@ -141,6 +143,8 @@ def benchmark(
         If ``seeds`` are not whole numbers of at least 0, each once.
     SAMSError
         If there is no such method or mode, or names are reserved.
+    SavingError
+        If nothing can be written to ``folder``; before anything is fitted.
     KeyboardInterrupt
         At Ctrl-C, which also ends the training of a model at once. Fits that are finished are kept,
         the one that was running is not.
@@ -273,6 +277,8 @@ def _run_all(
             ):
                 outcomes.append(outcome)
                 run = outcome[1]
+                if run["status"] == "ok" and run["message"]:
+                    logger.warning(f"{run['method']}, seed {run['seed']}: {run['message']}")
                 text = f"{run['method']}, seed {run['seed']}: {run['status']}"
                 progress.update(bar, advance=1, description=text)
     except KeyboardInterrupt:
