@@ -146,7 +146,7 @@ def benchmark(
     SavingError
         If nothing can be written to ``folder``; before anything is fitted.
     KeyboardInterrupt
-        At Ctrl-C, which also ends the training of a model at once. Fits that are finished are kept,
+        At Ctrl-C, in the training of a model after its running step. Finished fits are kept,
         the one that was running is not.
 
     Notes

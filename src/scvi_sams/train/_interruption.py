@@ -25,12 +25,33 @@ logger = logging.getLogger("scvi.sams")
 _STATE_KEY = "scvi_sams"
 
 
+class _Raise:
+    """What Ctrl-C does in :func:`interrupts_raise`."""
+
+    is_interrupted = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.is_interrupted = True
+        raise KeyboardInterrupt
+
+
+def _meaning_of_ctrl_c() -> Any:
+    """Handler of Ctrl-C, Python's or ours; ``None`` if it has another or is not heard here."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    handler = signal.getsignal(signal.SIGINT)
+    is_known = handler is signal.default_int_handler or isinstance(handler, _Raise)
+    return handler if is_known else None
+
+
 class StopOnInterrupt(Callback):
     """End training after the running step at the first Ctrl-C; at a second one, at once.
 
     Lightning itself would end the whole program, and ignore Ctrl-C in what comes after. Where
     several processes train, which would have to stop at the same step, or Ctrl-C has another
-    meaning already, it is left as it is.
+    meaning already, it is left as it is. In :func:`interrupts_raise` the program goes on where that
+    block ends. (To raise an error in the running step could leave numba in the middle of compiling
+    a loop, which then fails for as long as the process lives.)
     """
 
     def __init__(self) -> None:
@@ -38,23 +59,31 @@ class StopOnInterrupt(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take over Ctrl-C."""
-        if trainer.world_size > 1 or _meaning_of_ctrl_c() is not signal.default_int_handler:
+        before = _meaning_of_ctrl_c()
+        if trainer.world_size > 1 or before is None:
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
             trainer.should_stop = pl_module.is_interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)
+            where = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+            if isinstance(before, _Raise):
+                before.is_interrupted = True
+                logger.warning(f"Interrupted: training stops in {where} and is not kept.")
+                return
             logger.warning(
-                f"Interrupted: training ends in epoch {trainer.current_epoch + 1} of "
-                f"{trainer.max_epochs}, with what was learned so far. Interrupt again to end at "
-                "once, with the weights before this training."
+                f"Interrupted: training ends in {where}, with what was learned so far. Interrupt "
+                "again to end at once, with the weights before this training."
             )
 
         self._before = signal.signal(signal.SIGINT, stop)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give Ctrl-C its meaning back."""
+        before = self._before
         self._give_back()
+        if isinstance(before, _Raise) and before.is_interrupted:
+            raise KeyboardInterrupt
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -68,26 +97,9 @@ class StopOnInterrupt(Callback):
             self._before = None
 
 
-class _Raise:
-    """What Ctrl-C does in :func:`interrupts_raise`."""
-
-    is_interrupted = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.is_interrupted = True
-        raise KeyboardInterrupt
-
-
-def _meaning_of_ctrl_c() -> Any:
-    """Handler of Ctrl-C; ``None`` in a thread that it does not reach."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.getsignal(signal.SIGINT)
-
-
 @contextmanager
 def interrupts_raise() -> Iterator[None]:
-    """Let Ctrl-C end a block by ``KeyboardInterrupt``, in the middle of a training too.
+    """Let Ctrl-C end a block by ``KeyboardInterrupt``, after the running step of a training too.
 
     For loops over trainings: one that Ctrl-C has ended early is not to pass for a finished one, nor
     the loop to go on. Whatever is run may catch the interrupt (Lightning makes an exit of it) or
@@ -103,7 +115,7 @@ def interrupts_raise() -> Iterator[None]:
     ...         trained.train(max_epochs=1, enable_progress_bar=False)
     """
     before = _meaning_of_ctrl_c()
-    if before is not signal.default_int_handler and not isinstance(before, _Raise):
+    if before is None:
         yield
         return
     interrupt = _Raise()
