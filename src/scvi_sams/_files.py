@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,17 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Raise BadZipFile if a file that torch wrote is cut short, or a bit of it has changed.
+
+    torch itself reads changed numbers as they are.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def cannot_write(path: str | os.PathLike[str], error: BaseException) -> SavingError:

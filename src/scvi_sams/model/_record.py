@@ -52,10 +52,11 @@ def is_result_of(model: BaseModelClass, adata: AnnData, key: str) -> bool:
 def training_record(model: BaseModelClass, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the last training by what ``train`` was given, but for the split and the machine."""
     left_out = (*_OF_THE_SPLIT, *_OF_THE_MACHINE)
-    given = {k: v for k, v in arguments.items() if v is not None and k not in left_out}
+    given = deepcopy({k: v for k, v in arguments.items() if v is not None and k not in left_out})
+    given.get("plan_kwargs", {}).pop("checkpoint_of", None)
     return _as_json(
         {
-            "settings": deepcopy(given),
+            "settings": given,
             "n_training_cells": len(model.train_indices),
             "n_epochs": model.trainer.current_epoch,
             "ending": model.trainer.lightning_module.ending,

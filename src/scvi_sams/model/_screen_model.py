@@ -290,8 +290,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             them there (:class:`~scvi_sams.data.ResidentDataModule`): for GPUs that have the memory.
         checkpoint_path
             File that the state of training is written to after each epoch. If it is there already,
-            training goes on from it: run the same script again after it was killed. The file is
-            removed when training has ended. Then ``history`` has the epochs since the file only.
+            training goes on from it, and ``history`` begins there: run the same script again after
+            it was killed. Other data or arguments are an error. It is removed in the end.
         trainer_config, **trainer_kwargs
             For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper). The
             logger of ``history`` comes before loggers of yours.
@@ -306,7 +306,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             otherwise those before it), and the model counts as trained only if it was before.
             After any other error they are those before training.
         UnreadableDataError
-            If the expression is on disk and damaged there.
+            If the expression on disk, or the file at ``checkpoint_path``, is damaged.
 
         Examples
         --------
