@@ -21,6 +21,7 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._block_loader import BlockLoader
 from scvi_sams.data._field import registered_labels
+from scvi_sams.data._manager import ADATA_LOCK
 from scvi_sams.exceptions import MissingKeyError
 from scvi_sams.model._record import is_result_of
 from scvi_sams.model._screen_model import ScreenModel
@@ -70,6 +71,8 @@ class CellReader:
             loader = self.model._make_data_loader(
                 self.adata, indices=cells, batch_size=self.batch_size
             )
+        # It draws a number, though it reads in order: not from what other threads draw from.
+        loader.generator = torch.Generator()
         start = 0
         for tensors in loader:
             place = order[start : start + len(tensors[REGISTRY_KEYS.X])]
@@ -97,6 +100,10 @@ class CellReader:
         Other rows keep what this model, as it is trained now, wrote there earlier; else they are
         NaN: one result is never that of two models.
         """
+        with ADATA_LOCK:
+            self._write(values, slot, key)
+
+    def _write(self, values: np.ndarray, slot: str, key: str) -> None:
         table = getattr(self.adata, slot)
         full = np.full((self.adata.n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
         if key in table and is_result_of(self.model, self.adata, key):

@@ -16,6 +16,7 @@ from scvi.model.base import BaseModelClass
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._versions import installed_versions
+from scvi_sams.data._manager import ADATA_LOCK
 
 _OF_THE_SPLIT = ("train_size", "validation_size", "shuffle_set_split", "datasplitter_kwargs")
 _OF_THE_MACHINE = ("accelerator", "devices", "load_sparse_tensor", "datamodule")
@@ -47,6 +48,13 @@ def is_result_of(model: BaseModelClass, adata: AnnData, key: str) -> bool:
     """Whether a result in an AnnData is on record as that of a model as it is trained now."""
     records = adata.uns.get(RESULT_KEYS.PROVENANCE, {})
     return bool(records.get(key) == json.dumps(model.provenance))
+
+
+def keep_record(adata: AnnData, key: str, record: Mapping[str, Any]) -> None:
+    """Write in ``adata.uns``, as JSON, what made the result ``key``."""
+    with ADATA_LOCK:
+        records = dict(adata.uns.get(RESULT_KEYS.PROVENANCE, {}))
+        adata.uns[RESULT_KEYS.PROVENANCE] = records | {key: json.dumps(record)}
 
 
 def training_record(model: BaseModelClass, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,21 +12,23 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scvi_sams._checks import check_anndata
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
-from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
+from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._torch import check_single_precision
 from scvi_sams.counts._validation import unchanged_on_error
 from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
+from scvi_sams.data._manager import ADATA_LOCK
 from scvi_sams.exceptions import RegistrationError
 from scvi_sams.labels._presets import CONTROL, DELIMITER, PERTURBATION_KEY
 from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.model._doses import largest_doses
 from scvi_sams.model._read_values import ReadValues
-from scvi_sams.model._record import model_card, model_record, training_record
+from scvi_sams.model._record import keep_record, model_card, model_record, training_record
 from scvi_sams.model._registration import (
     check_registered,
     check_setup,
     register,
+    release_other_data,
     setup_arguments,
 )
 from scvi_sams.model._saving import load_whole, save_whole
@@ -218,9 +219,10 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             # scvi-tools makes data of its own out of a view before it reads anything.
             self.adata_manager.check_fields(target, self.adata_manager.registry)
             self._values.validate(target)
-        with unchanged_on_error(target):
+        with ADATA_LOCK, unchanged_on_error(target):
             validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
             self._values.validate_once(self.get_anndata_manager(validated, required=True))
+            release_other_data(self._per_instance_manager_store[self.id], self.adata_manager)
         return validated
 
     def train(
@@ -418,15 +420,13 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     def keep_provenance(self, adata: AnnData, key: str) -> None:
         """Write in ``adata.uns["sams_provenance"]``, as JSON, what made the result ``key``."""
-        records = dict(adata.uns.get(RESULT_KEYS.PROVENANCE, {}))
-        adata.uns[RESULT_KEYS.PROVENANCE] = records | {key: json.dumps(self.provenance)}
+        keep_record(adata, key, self.provenance)
 
     def card(self, *, description: str | None = None, license: str | None = None) -> str:
         """Describe the model in Markdown: data, settings, trainings, versions and limits.
 
         The text begins with the metadata that Hugging Face reads, so that it can be saved as
-        ``README.md`` beside the model and handed to ``scvi.hub.HubModel``. The data need not be
-        there.
+        ``README.md`` beside the model, for ``scvi.hub.HubModel``. The data need not be there.
 
         Parameters
         ----------

@@ -128,7 +128,7 @@ def _score(sums: Tensor) -> float:
 
 def _bound(module: SAMSVAEModule, cells: CellBatch, shift: Tensor, number: int) -> Tensor:
     """Importance-weighted bound of cells given their shifts, with the same random numbers."""
-    with fixed_seed(_SEED + number, module.device):
+    with fixed_seed(_SEED + number):
         weights = module.log_importance_weights(cells, shift, _N_SAMPLES)
     return torch.logsumexp(weights, dim=0) - math.log(_N_SAMPLES)
 

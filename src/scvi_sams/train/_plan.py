@@ -360,7 +360,7 @@ class PerturbationTrainingPlan(TrainingPlan):
 
         A monitor that draws anew each time has lucky epochs, and early stopping would pick them.
         """
-        with fixed_seed(_VALIDATION_SEED + batch_idx, self.device):
+        with fixed_seed(_VALIDATION_SEED + batch_idx):
             super().validation_step(batch, batch_idx)
 
 
