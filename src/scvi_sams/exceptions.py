@@ -64,6 +64,10 @@ class UnreadableDataError(SAMSError):
     """A file on disk, or some of its rows, cannot be read or cannot be what was written."""
 
 
+class NotSupportedError(SAMSError, AttributeError):
+    """A method of other models of scvi-tools does not exist for these; the message says why."""
+
+
 class SavingError(SAMSError, OSError):
     """What was to be saved cannot be written there; what was there before is as it was."""
 

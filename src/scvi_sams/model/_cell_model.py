@@ -20,6 +20,7 @@ from scvi_sams.model._cells import (
     negative_log_terms,
     positions_of_genes,
 )
+from scvi_sams.model._not_supported import NOT_SUPPORTED, without
 from scvi_sams.model._perturbation_tests import perturbation_tests
 from scvi_sams.model._screen_model import ScreenModel
 from scvi_sams.module._latent_shift import LatentShiftModule
@@ -28,6 +29,7 @@ from scvi_sams.module._networks import draw_particles
 _LATENT_KEYS = {"basal": RESULT_KEYS.LATENT, "perturbed": RESULT_KEYS.LATENT_PERTURBED}
 
 
+@without(NOT_SUPPORTED)
 class CellModel(ScreenModel):
     """A model that reads cells: their latent states, expression and likelihood."""
 
@@ -62,6 +64,7 @@ class CellModel(ScreenModel):
         mean_shifts: bool = False,
         n_samples: int = 1,
         batch_size: int | None = None,
+        return_dist: bool = False,
         key_added: str | None = "default",
     ) -> np.ndarray:
         """Return the latent state of cells.
@@ -85,6 +88,9 @@ class CellModel(ScreenModel):
             Number of draws; more than one adds a first axis. Only with ``give_mean=False``.
         batch_size
             Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``.
+        return_dist
+            Return the mean and the variance of every cell's posterior, with the perturbations'
+            shifts at their posterior mean; only of basal states, and nothing is written.
         key_added
             Key of ``adata.obsm`` that the result is written to: by default ``"X_sams"`` (basal) or
             ``"X_sams_perturbed"``; ``None`` writes nothing. Several draws are never written.
@@ -92,13 +98,14 @@ class CellModel(ScreenModel):
         Returns
         -------
         Array of shape ``(n_cells, n_latent)``, or ``(n_samples, n_cells, n_latent)``, in units of
-        the prior's standard deviation. In obsm, cells that were not asked for keep
-        what this model wrote before, or are NaN.
+        the prior's standard deviation; ``(2, n_cells, n_latent)`` with ``return_dist``. In obsm,
+        cells that were not asked for keep what this model wrote before, or are NaN.
 
         Raises
         ------
         SAMSError
-            If the perturbed state is asked of a model that has none (``ConditionalVAE``).
+            If the perturbed state is asked of a model that has none (``ConditionalVAE``), or for
+            its variance, which depends on that of the shifts as well.
 
         Examples
         --------
@@ -122,7 +129,14 @@ class CellModel(ScreenModel):
                 f"{type(self).__name__} has no perturbed state: perturbations act on its networks, "
                 "not on the latent state. Use representation='basal'."
             )
+        if return_dist and representation == "perturbed":
+            raise SAMSError(
+                "`return_dist` is of basal states. For the spread of perturbed states, draw them: "
+                "give_mean=False, n_samples=..."
+            )
         cells = self._read(adata, indices, batch_size)
+        if return_dist:
+            return _posterior_moments(cells)
         n_draws = 1 if give_mean else n_samples
         states = np.empty((n_draws, len(cells), self.module.n_latent), dtype=np.float32)
         if give_mean or mean_shifts:
@@ -432,3 +446,13 @@ class CellModel(ScreenModel):
         if key_added is not None:
             cells.write(values, "obs", key_added)
         return float(values.mean()) if return_mean else values
+
+
+def _posterior_moments(cells: CellReader) -> np.ndarray:
+    """Mean and variance of the posterior of basal states, ``(2, n_cells, n_latent)``."""
+    moments = np.empty((2, len(cells), cells.module.n_latent), dtype=np.float32)
+    shifts = cells.module.shift_moments(cells.perturbations)[0][None]
+    for place, _, _, qz in cells.encoded(shifts):
+        moments[0, place] = qz.loc[0].cpu().numpy()
+        moments[1, place] = qz.variance[0].cpu().numpy()
+    return moments
