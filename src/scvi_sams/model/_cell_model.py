@@ -19,12 +19,13 @@ from scvi_sams.model._cells import (
     importance_weighted_bounds,
     negative_log_terms,
     positions_of_genes,
+    posterior_moments,
+    predictive_samples,
 )
 from scvi_sams.model._not_supported import NOT_SUPPORTED, without
 from scvi_sams.model._perturbation_tests import perturbation_tests
 from scvi_sams.model._screen_model import ScreenModel
 from scvi_sams.module._latent_shift import LatentShiftModule
-from scvi_sams.module._networks import draw_particles
 
 _LATENT_KEYS = {"basal": RESULT_KEYS.LATENT, "perturbed": RESULT_KEYS.LATENT_PERTURBED}
 
@@ -136,15 +137,15 @@ class CellModel(ScreenModel):
             )
         cells = self._read(adata, indices, batch_size)
         if return_dist:
-            return _posterior_moments(cells)
+            return posterior_moments(cells)
         n_draws = 1 if give_mean else n_samples
         states = np.empty((n_draws, len(cells), self.module.n_latent), dtype=np.float32)
         if give_mean or mean_shifts:
             shifts = self.module.shift_moments(cells.perturbations)[0][None]
         else:
-            shifts = self.module.global_posterior(cells.perturbations, n_draws).shifts
+            shifts = cells.drawn(n_draws).shifts
         for place, _, shift, qz in cells.encoded(shifts):
-            z_basal = qz.loc if give_mean else draw_particles(qz, n_draws)
+            z_basal = qz.loc if give_mean else cells.basal_states(qz, place, n_draws)
             z = z_basal if representation == "basal" else z_basal + shift
             states[:, place] = z.cpu().numpy()
         result = states if n_draws > 1 else states[0]
@@ -215,13 +216,14 @@ class CellModel(ScreenModel):
         genes = positions_of_genes(gene_list, self.get_var_names())
         n_kept = 1 if return_mean else n_samples
         values = np.empty((n_kept, len(cells), len(genes)), dtype=np.float32)
-        shifts = self.module.global_posterior(cells.perturbations, n_samples).shifts
+        shifts = cells.drawn(n_samples).shifts
         batch = None if transform_batch is None else batch_code(transform_batch, self.adata_manager)
         scale = library_size if self.module.likelihood.is_count_likelihood else 1.0
         for place, read, shift, qz in cells.encoded(shifts):
             covariates = self.module.covariates.in_batch(read.covariates, batch)
             direct = self.module.direct_effect(read)
-            logits = self.module.decode(draw_particles(qz, n_samples), shift, covariates, direct)
+            z_basal = cells.basal_states(qz, place, n_samples)
+            logits = self.module.decode(z_basal, shift, covariates, direct)
             rate = scale * self.module.likelihood.rate(logits)[..., genes]
             values[:, place] = (rate.mean(0, keepdim=True) if return_mean else rate).cpu().numpy()
         if key_added is not None and return_mean and gene_list is None:
@@ -270,10 +272,7 @@ class CellModel(ScreenModel):
         check_integer(n_samples=n_samples)
         cells = self._read(adata, indices, batch_size)
         genes = positions_of_genes(gene_list, self.get_var_names())
-        drawn = np.empty((len(cells), len(genes), n_samples), dtype=np.float32)
-        for place, tensors in cells.batches():
-            sample = self.module.sample(tensors, n_samples)[..., genes]
-            drawn[place] = sample.permute(1, 2, 0).cpu().numpy()
+        drawn = predictive_samples(cells, n_samples, genes)
         return drawn[..., 0] if n_samples == 1 else drawn
 
     @torch.inference_mode()
@@ -446,13 +445,3 @@ class CellModel(ScreenModel):
         if key_added is not None:
             cells.write(values, "obs", key_added)
         return float(values.mean()) if return_mean else values
-
-
-def _posterior_moments(cells: CellReader) -> np.ndarray:
-    """Mean and variance of the posterior of basal states, ``(2, n_cells, n_latent)``."""
-    moments = np.empty((2, len(cells), cells.module.n_latent), dtype=np.float32)
-    shifts = cells.module.shift_moments(cells.perturbations)[0][None]
-    for place, _, _, qz in cells.encoded(shifts):
-        moments[0, place] = qz.loc[0].cpu().numpy()
-        moments[1, place] = qz.variance[0].cpu().numpy()
-    return moments
