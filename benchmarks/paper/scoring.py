@@ -14,6 +14,7 @@ from screen import Screen
 
 from scvi_sams import evaluation, paper_settings
 from scvi_sams.evaluation import Split
+from scvi_sams.train import interrupts_raise
 
 _LABELS_AT_A_TIME = 50
 """Each is drawn 2,500 times, for every latent dimension and hidden unit of the effects."""
@@ -56,12 +57,13 @@ def fit(screen: Screen, split: Split, model: Model, n_steps: int) -> Any:
     fitted = model.model_class(screen.adata, **model.arguments)
     # scvi-tools wants every cell in one of the three parts, and never reads the last one.
     rest = np.setdiff1d(np.arange(screen.adata.n_obs), [*split.train, *split.validation])
-    fitted.train(
-        **paper_settings(model.model_class, n_steps=n_steps).train,
-        datasplitter_kwargs={"external_indexing": [split.train, split.validation, rest]},
-        check_val_every_n_epoch=n_steps,  # nothing is chosen by it
-        enable_progress_bar=False,
-    )
+    with interrupts_raise():  # what is kept was trained to its end
+        fitted.train(
+            **paper_settings(model.model_class, n_steps=n_steps).train,
+            datasplitter_kwargs={"external_indexing": [split.train, split.validation, rest]},
+            check_val_every_n_epoch=n_steps,  # nothing is chosen by it
+            enable_progress_bar=False,
+        )
     return fitted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -27,14 +28,45 @@ def check_single_precision() -> None:
         )
 
 
+class _Source:
+    """Generators of one seed, one per device."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def on(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
+
+
+# A context variable has a value of its own in every thread.
+_SOURCE: ContextVar[_Source | None] = ContextVar("source of random numbers", default=None)
+
+
+def generator(device: torch.device) -> torch.Generator | None:
+    """What random numbers are drawn from: that of :func:`fixed_seed`, or else the global one."""
+    source = _SOURCE.get()
+    return None if source is None else source.on(device)
+
+
 @contextmanager
-def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a generator of a fixed seed inside the block; restore the global one after it."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        if devices:
-            torch.manual_seed(seed)
-        else:
-            # torch.manual_seed keeps a stack trace for GPUs to come, in 2 ms each time.
-            torch.default_generator.manual_seed(seed)
+def fixed_seed(seed: int) -> Iterator[None]:
+    """Draw from generators of a seed inside the block, wherever :func:`generator` is asked for.
+
+    The global generator, which other threads draw from, is left alone.
+    """
+    token = _SOURCE.set(_Source(seed))
+    try:
+        yield
+    finally:
+        _SOURCE.reset(token)
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generator inside the block, and restore it; for what asks for no other."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
         yield

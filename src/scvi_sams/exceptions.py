@@ -64,8 +64,12 @@ class UnreadableDataError(SAMSError):
     """A file on disk, or some of its rows, cannot be read or cannot be what was written."""
 
 
+class NotSupportedError(SAMSError, AttributeError):
+    """A method of other models of scvi-tools does not exist for these; the message says why."""
+
+
 class SavingError(SAMSError, OSError):
-    """A model cannot be saved where it was asked to; what was there before is as it was."""
+    """What was to be saved cannot be written there; what was there before is as it was."""
 
 
 class TrainingDivergedError(SAMSError):

@@ -1,5 +1,10 @@
 """Several models in one process: no registration reaches into another model."""
 
+import gc
+import pickle
+import threading
+import weakref
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -167,3 +172,122 @@ def test_lists_that_a_user_changes_later_do_not_reach_into_the_model(make_screen
     measured.get_latent_representation(other)
     np.testing.assert_array_equal(encoded(other)[1], [[0, 0], [1, 0], [2, 0], [3, 4]])
     np.testing.assert_array_equal(encoded(other)[0], [[-1, -1], [0, -1], [1, -1], [0, 1]])
+
+
+# Threads -----------------------------------------------------------------------------------------
+
+
+def perturbed(model):
+    return model.get_latent_representation(
+        representation="perturbed", mean_shifts=True, key_added=None, batch_size=8
+    )
+
+
+def run_together(*functions):
+    """Run functions in a thread each; what they raise is raised here."""
+    errors = []
+
+    def run(function):
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@pytest.fixture
+def two_models(shared_screen):
+    return [train(create(shared_screen, **SETUP | OTHER_SETUPS[s])) for s in ("labels", "batch")]
+
+
+def test_two_models_read_one_screen_in_two_threads(two_models):
+    expected = [perturbed(model) for model in two_models]
+
+    def read(model, values):
+        for _ in range(40):
+            np.testing.assert_array_equal(perturbed(model), values)
+
+    run_together(*(lambda m=m, e=e: read(m, e) for m, e in zip(two_models, expected, strict=True)))
+
+
+def test_results_of_two_threads_are_all_written(two_models):
+    adata = two_models[0].adata
+
+    def write(model, name):
+        for place in range(20):
+            model.get_reconstruction_error(n_samples=1, key_added=f"{name}{place}")
+
+    run_together(*(lambda m=m, n=n: write(m, n) for m, n in zip(two_models, "ab", strict=True)))
+    names = {f"{name}{place}" for name in "ab" for place in range(20)}
+    assert names <= set(adata.obs)
+    assert names <= set(adata.uns["sams_provenance"])
+    assert adata.obs[sorted(names)].notna().all(axis=None)
+
+
+def test_a_model_trains_while_another_predicts(two_models, shared_screen):
+    first, second = two_models
+    expected = perturbed(second)
+
+    def weights(model):
+        return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+    def read():
+        for _ in range(40):
+            np.testing.assert_array_equal(perturbed(second), expected)
+
+    start = weights(first)
+    torch.manual_seed(0)
+    train(first)
+    alone = weights(first)
+    first.module.load_state_dict(start)
+    torch.manual_seed(0)
+    run_together(lambda: train(first), read)
+    for name, value in weights(first).items():
+        assert torch.equal(value, alone[name]), name
+
+
+# Memory ------------------------------------------------------------------------------------------
+
+GETTERS = {
+    "bound": lambda model, query: model.get_elbo(query, n_samples=1),
+    "latents": lambda model, query: model.get_latent_representation(query),
+    "cells": lambda model, query: model.predict(["A"], adata=query),
+}
+
+
+@pytest.mark.parametrize("getter", GETTERS.values(), ids=GETTERS)
+def test_other_data_is_freed_after_a_getter(make_screen, getter):
+    model = train(create(make_screen(LABELS)))
+    n_known = len(model._per_instance_manager_store[model.id])
+    for _ in range(3):
+        query = make_screen(["A", "B", "control"])
+        getter(model, query)
+        gone = weakref.ref(query)
+        del query
+        gc.collect()
+        assert gone() is None
+    assert len(model._per_instance_manager_store[model.id]) <= n_known + 1
+    perturbed(model)
+
+
+def test_data_that_a_model_was_given_later_stays(make_screen, tmp_path):
+    train(create(make_screen(LABELS))).save(tmp_path / "model")
+    model = SAMSVAE.load(tmp_path / "model", adata=False, accelerator="cpu")
+    model.get_elbo(make_screen(LABELS), n_samples=1)
+    gc.collect()
+    assert model.adata.n_obs == len(LABELS)
+    perturbed(model)
+
+
+def test_a_manager_takes_its_data_to_another_process(make_screen):
+    model = create(make_screen(LABELS))
+    copy = pickle.loads(pickle.dumps(model.adata_manager))
+    gc.collect()
+    np.testing.assert_array_equal(registered_labels(copy).codes, CODES)

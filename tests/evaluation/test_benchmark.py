@@ -1,9 +1,15 @@
 """The benchmark: controls, failures, what methods see, and what the summary makes visible."""
 
+import contextlib
+import dataclasses
+import logging
+import signal
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from lightning.pytorch import Callback
 
 from evaluation.benchmark_builders import (
     FailsForOne,
@@ -17,7 +23,12 @@ from evaluation.benchmark_builders import (
 )
 from scvi_sams import SAMSVAE, evaluation
 from scvi_sams.evaluation import ModelMethod
-from scvi_sams.exceptions import InvalidSplitError, MissingKeyError, SAMSError
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    InvalidSplitError,
+    MissingKeyError,
+    SAMSError,
+)
 
 NEGATIVE, POSITIVE = "mean of perturbations", "half of the test cells"
 TINY = ModelMethod(
@@ -209,6 +220,68 @@ def test_an_interrupt_stops(screen):
         run(screen, {"interrupted": interrupted})
 
 
+class PressCtrlC(Callback):
+    """In the first training that it sees."""
+
+    is_pressed = False
+
+    def on_train_batch_end(self, trainer, plan, *arguments):
+        if not self.is_pressed:
+            self.is_pressed = True
+            signal.raise_signal(signal.SIGINT)
+
+
+def trains_a_model(train, perturbations):
+    """Train a model on its own, and let no interrupt through."""
+    counts = ad.AnnData(train.layers["counts"], obs=train.obs, var=train.var)
+    SAMSVAE.setup_anndata(counts)
+    model = SAMSVAE(counts, n_latent=2, n_hidden=4)
+    with contextlib.suppress(SystemExit):
+        model.train(max_epochs=2, callbacks=[trains_a_model.press], enable_progress_bar=False)
+    return additive(train, perturbations)
+
+
+def pressing_model(press):
+    arguments = TINY.train_kwargs | {"callbacks": [press]}
+    return dataclasses.replace(TINY, train_kwargs=arguments)
+
+
+@pytest.fixture
+def ctrl_c_is_heard():
+    # In the background of a shell script, Ctrl-C is ignored from the start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    after = signal.signal(signal.SIGINT, before)
+    assert after is signal.default_int_handler
+
+
+@pytest.mark.parametrize("kind", ["model", "function"])
+@pytest.mark.usefixtures("ctrl_c_is_heard")
+def test_ctrl_c_in_a_training_stops_and_keeps_finished_fits_only(screen, tmp_path, caplog, kind):
+    caplog.set_level(logging.WARNING, logger="scvi.sams")
+    trains_a_model.press = press = PressCtrlC()
+    second = pressing_model(press) if kind == "model" else trains_a_model
+    methods = {"first": additive, "second": second, "third": additive}
+    folder = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        run(screen, methods, folder=folder)
+    assert press.is_pressed
+    assert "Interrupted after 3 of 6 fits, which are kept in" in caplog.text
+    again = run(screen, methods, folder=folder).runs.set_index("method")
+    assert again.loc[["control mean", "mean of perturbations", "first"], "from_folder"].all()
+    assert not again.loc[["second", "third"], "from_folder"].any()
+    assert (again["status"] == "ok").all()
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
+def test_ctrl_c_stops_a_learning_curve(screen, caplog):
+    caplog.set_level(logging.WARNING, logger="scvi.sams")
+    methods = {"model": pressing_model(PressCtrlC()), "next": additive}
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.learning_curve(screen, methods, cells=(5, None), seeds=[0], progress_bar=False)
+    assert "lost: pass a `folder`" in caplog.text
+
+
 def test_two_workers_give_the_same_result_as_one(screen):
     methods = {"function": additive, "tiny model": TINY}
     one, two = (run(screen, methods, n_jobs=n_jobs) for n_jobs in (1, 2))
@@ -253,6 +326,12 @@ def test_the_interval_draws_perturbations_not_seeds(screen):
         ({"methods": {"x": 3}}, SAMSError, "int"),
         ({"modes": ["fit"]}, SAMSError, "fit"),
         ({"seeds": [1, 1]}, SAMSError, "once"),
+        ({"seeds": None}, InvalidArgumentError, "`seeds` must be .* not None"),
+        ({"seeds": 3}, InvalidArgumentError, "`seeds` must be .* not 3"),
+        ({"seeds": "012"}, InvalidArgumentError, "not '012'"),
+        ({"seeds": [0.5]}, InvalidArgumentError, "`seeds` must be a whole number"),
+        ({"seeds": [-1]}, InvalidArgumentError, "at least 0, not -1"),
+        ({"split": None}, InvalidSplitError, "`split` gave NoneType"),
         ({"split": lambda seed: {}}, InvalidSplitError, "dict"),
         ({"control": "ctrl"}, InvalidSplitError, "ctrl"),
         ({"layer": "raw"}, MissingKeyError, "raw"),

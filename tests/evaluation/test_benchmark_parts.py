@@ -357,10 +357,11 @@ def test_an_interrupt_that_lightning_made_an_exit_stops(screen):
 # Kept fits --------------------------------------------------------------------------------------
 
 
-def fit_of(value):
-    key = ("a", "P1")
+def fit_of(value, key="k" * 20):
+    asked = ("a", "P1")
     profiles = ad.AnnData(np.full((1, 2), value), obs=pd.DataFrame({"line": ["a"]}, index=["0"]))
-    return StoredFit(Predictions(profiles, profiles.copy(), {key: "why"}), {"status": "ok"})
+    record = {"status": "ok", "key": key}
+    return StoredFit(Predictions(profiles, profiles.copy(), {asked: "why"}), record)
 
 
 def test_a_fit_comes_back_as_it_was(tmp_path):
@@ -368,10 +369,11 @@ def test_a_fit_comes_back_as_it_was(tmp_path):
     store.prepare()
     place = store.place("Some Method!", 3, "0123456789abcdefgh")
     assert place.name == "some-method-seed3-0123456789abcdef"
-    assert store.load(place) is None
-    store.save(place, fit_of(4.0))
-    found = store.load(place)
-    assert found.record == {"status": "ok"}
+    key = "0123456789abcdefgh"
+    assert store.load(place, key) is None
+    store.save(place, fit_of(4.0, key))
+    found = store.load(place, key)
+    assert found.record == {"status": "ok", "key": key}
     assert found.predictions.messages == {("a", "P1"): "why"}
     assert found.predictions.cells.X.tolist() == [[4.0, 4.0]]
 
@@ -382,7 +384,7 @@ def test_of_two_processes_with_one_fit_the_first_is_kept(tmp_path):
     place = store.place("method", 0, "k" * 20)
     store.save(place, fit_of(1.0))
     store.save(place, fit_of(2.0))
-    assert store.load(place).predictions.profiles.X.tolist() == [[1.0, 1.0]]
+    assert store.load(place, "k" * 20).predictions.profiles.X.tolist() == [[1.0, 1.0]]
     assert [path.name for path in store.folder.iterdir()] == [place.name]
 
 

@@ -255,6 +255,12 @@ def test_a_split_of_other_data_is_refused(labels, levels, tmp_path):
 def test_files_that_hold_no_split_are_refused(labels, tmp_path):
     with pytest.raises(InvalidSplitError, match=r"not as 'split\.pkl'"):
         random_cells(labels).save(tmp_path / "split.pkl")
+    random_cells(labels).save(tmp_path / "whole.npz")
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for size in (0, len(whole) // 2, len(whole) - 30):
+        (tmp_path / "cut.npz").write_bytes(whole[:size])
+        with pytest.raises(InvalidSplitError, match="holds no split"):
+            Split.load(tmp_path / "cut.npz")
     for content in ("{", json.dumps({"train": [0]}), "[]"):
         (tmp_path / "split.json").write_text(content)
         with pytest.raises(InvalidSplitError, match="holds no split"):

@@ -233,7 +233,7 @@ def test_an_effect_of_zero_is_exactly_zero(variant, method):
 def test_the_standard_error_is_the_spread_between_calls(request, model, method, basal):
     model = request.getfixturevalue(model)
     settings = {"method": method, "basal": basal, "n_samples": 200, "n_posterior_samples": 40}
-    calls = [ate(model, seed=seed, **settings) for seed in range(60)]
+    calls = [ate(model, seed=seed, **settings) for seed in range(60, 120)]
     spread = np.std([call.X for call in calls], axis=0, ddof=1)
     reported = np.mean([call.layers["standard_error"] for call in calls], axis=0)
     ratio = reported / spread

@@ -129,7 +129,7 @@ def test_masks_and_effects_are_drawn_once_for_all_cells():
     cell = int(np.flatnonzero(members_of(model).sum(axis=1) == 2)[0])
     settings = {"indices": [cell] * 6, "batch_size": 1, "n_samples": 2}
     bounds = np.stack([score(model, "get_iwelbo", seed=seed, **settings) for seed in range(10)])
-    assert bounds.std(axis=1).max() < 0.1 * bounds.mean(axis=1).std()
+    assert bounds.std(axis=1).max() < 0.25 * bounds.mean(axis=1).std()
 
 
 class LinearGaussian:
@@ -188,7 +188,7 @@ def test_the_bound_approaches_the_exact_marginal_likelihood(monkeypatch, variant
     exact = case.log_marginal_likelihood()
     assert np.ptp(exact) > 1
     bound = score(case.model, "get_iwelbo", n_samples=20_000)
-    np.testing.assert_allclose(bound, exact, atol=0.5)
+    np.testing.assert_allclose(bound, exact, atol=1.5)
     assert np.median(np.abs(bound - exact)) < 0.03
     # Many samples are computed in parts.
     monkeypatch.setattr("scvi_sams.model._cells._MAX_ELEMENTS", 3 * 128 * 700)

@@ -18,7 +18,13 @@ from model.builders import (
     train_small,
 )
 from scvi_sams import SAMSVAE
-from scvi_sams.exceptions import MissingKeyError, SAMSError, SavingError, UnknownPerturbationError
+from scvi_sams.exceptions import (
+    MissingKeyError,
+    SAMSError,
+    SavingError,
+    UnknownPerturbationError,
+    UnreadableDataError,
+)
 
 LABELS = ["P001", "P002+P004"]
 SETUPS = {
@@ -233,6 +239,14 @@ def test_nothing_is_overwritten_unless_asked_for(default_model, saved):
     default_model.save(saved, overwrite=True)
     loaded = load(saved, without_registration(default_model.adata))
     assert_same(results(loaded, LABELS), results(default_model, LABELS))
+
+
+def test_a_bit_that_changed_is_noticed(saved, default_model, tmp_path):
+    content = bytearray((saved / "model.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(UnreadableDataError, match=r"damaged or incomplete .*(checksum|CRC)"):
+        SAMSVAE.load(tmp_path, default_model.adata)
 
 
 def test_a_save_that_fails_half_way_leaves_the_earlier_one(default_model, tmp_path, monkeypatch):

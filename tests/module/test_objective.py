@@ -150,7 +150,8 @@ def test_importance_weights_average_to_the_elbo(correlated_basal, correlated_eff
     torch.manual_seed(0)
     with torch.no_grad():
         shift = module.inference(cells, n_particles=1)["shift"].expand(n, -1, -1)
-        weights = module.log_importance_weights(cells, shift)
+        noise = torch.randn(n, len(cells.x), module.n_latent)
+        weights = module.log_importance_weights(cells, shift, noise)
         qz = module.encode(cells.x, shift[:1], cells.covariates)
         z_basal = qz.sample((n,))[:, 0]
         logits = module.decode(z_basal, shift, cells.covariates)

@@ -1,5 +1,7 @@
 """A training whose process is killed goes on from its last epoch, to the very same weights."""
 
+import io
+import logging
 import re
 import signal
 import subprocess
@@ -9,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 import scvi
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from model.builders import TRAINING, small_screen
 from scvi_sams import SAMSVAE
 from scvi_sams.data import open_screen
-from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.train._interruption import keep_state, restore_state
+from scvi_sams.exceptions import InvalidArgumentError, SavingError, UnreadableDataError
+from scvi_sams.train._checkpoint import keep_state, restore_state
+from scvi_sams.train._identity import differences, plain_settings
 
 N_EPOCHS = 6
 KILLED = """
@@ -70,11 +73,11 @@ def no_seed_afterwards():
     scvi.settings.seed = None
 
 
-def untrained(adata=None):
-    scvi.settings.seed = 3
+def untrained(adata=None, seed=3, setup=None, **changes):
+    scvi.settings.seed = seed
     adata = small_screen() if adata is None else adata
-    SAMSVAE.setup_anndata(adata)
-    return SAMSVAE(adata, n_latent=4, n_hidden=16, effect_n_hidden=8)
+    SAMSVAE.setup_anndata(adata, **(setup or {}))
+    return SAMSVAE(adata, **({"n_latent": 4, "n_hidden": 16, "effect_n_hidden": 8} | changes))
 
 
 def train(model, path=None, *callbacks, **changes):
@@ -180,17 +183,186 @@ def test_an_interrupted_training_can_go_on(whole, tmp_path):
     assert_same_weights(resumed, whole)
 
 
+@pytest.fixture(scope="module")
+def content_half_way(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stopped") / "run.ckpt"
+    stopped(path, 2)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def half_way(content_half_way, tmp_path):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(content_half_way)
+    return path
+
+
 @pytest.mark.parametrize(
-    "change",
-    [{"max_epochs": 8}, {"train_size": 0.7}, {"plan_kwargs": {"lr_schedule": "held_out"}}],
+    ("change", "named"),
+    [
+        ({"max_epochs": 8}, "max_epochs 6 there, 8 here"),
+        ({"train_size": 0.7}, "n_training_cells .* here; other training cells"),
+        ({"batch_size": 16}, "batch_size 32 there, 16 here"),
+        ({"gradient_clip_val": 3.0}, "gradient_clip_val 100.0 there, 3.0 here"),
+        ({"early_stopping": True}, "train.early_stopping False there, True here"),
+        (
+            {"plan_kwargs": {"lr_schedule": "held_out"}},
+            "plan.lr_schedule 'cosine' there, 'held_out'",
+        ),
+        ({"plan_kwargs": {"lr": 1e-5}}, "plan.lr 0.002 there, 1e-05 here"),
+        ({"plan_kwargs": {"dense_fraction": 0}}, "plan.dense_fraction 0.5 there, 0 here"),
+        ({"plan_kwargs": {"optimizer": "AdamW"}}, "plan.optimizer unknown there, 'AdamW' here"),
+    ],
     ids=str,
 )
-def test_the_file_of_another_training_is_refused(tmp_path, change):
+def test_the_file_of_another_training_is_an_error(half_way, change, named):
+    with pytest.raises(InvalidArgumentError, match=f"another training: .*{named}"):
+        train(untrained(), half_way, **change)
+    assert half_way.exists()
+
+
+def other_counts(adata):
+    adata.X[0, 0] += 1
+
+
+def other_counts_of_all_cells(adata):
+    adata.X = adata.X * 2
+
+
+def other_labels(adata):
+    labels = adata.obs["perturbation"].astype(str).to_numpy()
+    adata.obs["perturbation"] = labels[::-1]
+
+
+def other_names(adata):
+    labels = adata.obs["perturbation"].astype(str)
+    adata.obs["perturbation"] = labels.str.replace("P001", "P0015")  # codes are the same
+
+
+def other_genes(adata):
+    adata.var_names = adata.var_names[::-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_counts, "other counts"),
+        (other_counts_of_all_cells, "other counts"),
+        (other_labels, "other perturbations"),
+        (other_names, "other names of perturbations"),
+        (other_genes, "other genes"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_file_of_other_data_is_an_error(half_way, change, named):
+    adata = small_screen()
+    change(adata)
+    with pytest.raises(InvalidArgumentError, match=named):
+        train(untrained(adata), half_way)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"effect_prior_scale": 9.0}, "settings.effect_prior_scale .* there, 9.0 here"),
+        ({"evidence_cells": 5.0}, "settings.evidence_cells .* there, 5.0 here"),
+        ({"n_latent": 5}, "settings.n_latent 4 there, 5 here"),
+        ({"seed": 4}, "seed 3 there, 4 here"),
+        ({"setup": {"control": ["control", "P001"]}}, "setup.control"),
+    ],
+    ids=str,
+)
+def test_the_file_of_another_model_is_an_error(half_way, change, named):
+    with pytest.raises(InvalidArgumentError, match=f"another training: .*{named}"):
+        train(untrained(**change), half_way)
+
+
+def test_moments_of_all_training_cells_are_compared(half_way):
+    """Counts are hashed of some cells only, where there are many."""
+    checkpoint = torch.load(half_way, weights_only=True)
+    checkpoint["state_dict"]["module.input_mean"][0] += 0.01
+    torch.save(checkpoint, half_way)
+    with pytest.raises(InvalidArgumentError, match="other counts of training cells"):
+        train(untrained(), half_way)
+
+
+def test_what_cannot_be_told_apart_is_the_same_training():
+    one, other = (
+        plain_settings("plan", {"creator": object(), "text": repr(object())}) for _ in "12"
+    )
+    assert one == other
+    assert differences(one, other) == []
+    assert differences({}, {"lr": 1, "data.genes": "x"}) == [
+        "lr unknown there, 1 here",
+        "other genes",
+    ]
+
+
+def cut(whole):
+    return whole[: len(whole) // 2]
+
+
+def flip_a_bit_of_a_weight(whole):
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+def foreign(whole):
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {}}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda _: b"", lambda _: b"hello", cut, flip_a_bit_of_a_weight, foreign],
+    ids=["empty", "text", "cut", "bit", "foreign"],
+)
+def test_a_damaged_or_foreign_file_is_an_error_and_stays(half_way, damage):
+    content = damage(half_way.read_bytes())
+    half_way.write_bytes(content)
+    model = untrained()
+    with pytest.raises(UnreadableDataError, match=r"run\.ckpt' is no checkpoint .* damaged"):
+        train(model, half_way)
+    assert half_way.read_bytes() == content
+    assert not model.is_trained
+
+
+def test_a_full_disk_ends_no_training(whole, tmp_path, monkeypatch, caplog):
+    save = Trainer.save_checkpoint
+
+    def fill(trainer, path):
+        if trainer.current_epoch == 1:
+            return save(trainer, path)
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    caplog.set_level(logging.WARNING, logger="scvi.sams")
+    monkeypatch.setattr(Trainer, "save_checkpoint", fill)
     path = tmp_path / "run.ckpt"
-    stopped(path, 2)
-    with pytest.raises(InvalidArgumentError, match="another training"):
-        train(untrained(), path, **change)
-    assert path.exists()
+    with pytest.raises(ZeroDivisionError):
+        train(untrained(), path, Stop(4))
+    assert [file.name for file in tmp_path.iterdir()] == ["run.ckpt"]
+    assert caplog.text.count("Training goes on, but could not go on after a break") == 1
+    assert "No space left" in caplog.text
+    resumed = train(untrained(), path)
+    assert_same_weights(resumed, whole)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file/run.ckpt", ""])
+def test_a_place_that_cannot_be_written_to_is_an_error_before_training(tmp_path, place):
+    (tmp_path / "file").write_text("no folder")
+    model = untrained()
+    with pytest.raises(SavingError, match="cannot be written"):
+        train(model, tmp_path / place)
+    assert not model.is_trained
+
+
+def test_what_a_checkpoint_is_of_is_not_in_the_record_of_the_training(tmp_path):
+    model = train(untrained(), tmp_path / "run.ckpt", max_epochs=2)
+    assert set(model.trainings_[-1]["settings"]["plan_kwargs"]) == {"checkpoint_path"}
 
 
 def test_a_path_that_is_none_is_refused():
@@ -205,11 +377,13 @@ def test_the_file_of_another_number_of_processes_is_refused():
             world_size=n_processes,
             global_rank=0,
             datamodule=SimpleNamespace(train_idx=[0, 1, 2]),
-            lightning_module=SimpleNamespace(lr_schedule="cosine"),
+            lightning_module=SimpleNamespace(module=module),
         )
 
-    checkpoint = {}
-    keep_state(checkpoint, trainer(1), rotation_epoch=3)
-    assert restore_state(checkpoint, trainer(1)) == 3
-    with pytest.raises(InvalidArgumentError, match="'n_processes': 2"):
-        restore_state(checkpoint, trainer(2))
+    module = untrained().module
+    state = {f"module.{name}": value for name, value in module.state_dict().items()}
+    checkpoint = {"state_dict": state}
+    keep_state(checkpoint, trainer(1), 3, {"lr": 1.0})
+    assert restore_state(checkpoint, trainer(1), {"lr": 1.0}) == 3
+    with pytest.raises(InvalidArgumentError, match="n_processes 1 there, 2 here"):
+        restore_state(checkpoint, trainer(2), {"lr": 1.0})

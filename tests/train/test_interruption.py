@@ -1,7 +1,9 @@
 """Ctrl-C ends training cleanly, with a model that can be used."""
 
+import contextlib
 import logging
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from lightning.pytorch import Callback
 
 from model.builders import TRAINING, small_screen
 from scvi_sams import SAMSVAE
+from scvi_sams.train import interrupts_raise
 
 N_EPOCHS = 6
 
@@ -93,3 +96,57 @@ def test_another_meaning_of_ctrl_c_is_left_as_it_is(model):
         assert len(model.history["elbo_train"]) == N_EPOCHS
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def swallow(model):
+    """Train in code that lets nothing through."""
+    try:
+        train(model, PressCtrlC(1))
+    except BaseException as error:  # noqa: BLE001
+        return error
+    return None
+
+
+def train_three_times(model, depth):
+    with contextlib.ExitStack() as stack:
+        for _ in range(depth):
+            stack.enter_context(interrupts_raise())
+        for _ in range(3):
+            train(model, PressCtrlC(1))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_in_a_loop_ctrl_c_raises_and_the_weights_are_those_before(model, depth):
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        train_three_times(model, depth)
+    assert not model.is_trained
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_in_a_loop_an_interrupt_that_was_swallowed_is_raised_again(model):
+    with pytest.raises(KeyboardInterrupt), interrupts_raise():
+        assert isinstance(swallow(model), SystemExit)
+
+
+def test_without_an_interrupt_errors_pass_and_ctrl_c_has_its_meaning_back(model):
+    with pytest.raises(ZeroDivisionError), interrupts_raise():
+        raise ZeroDivisionError
+    with interrupts_raise():
+        train(model)
+    assert model.is_trained
+
+
+def test_in_another_thread_nothing_is_changed():
+    handlers = []
+
+    def look():
+        with interrupts_raise():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=look)
+    before = signal.getsignal(signal.SIGINT)
+    thread.start()
+    thread.join()
+    assert handlers == [before]

@@ -397,7 +397,7 @@ def test_validation_score_by_the_reference(
         screen, indices=model.validation_indices, batch_size=batch_size
     )
     for index, tensors in enumerate(loader):
-        seed = fixed_seed(_plan._VALIDATION_SEED + index, torch.device("cpu"))
+        seed = fixed_seed(_plan._VALIDATION_SEED + index)
         with seed, recorded_draws(model.module) as draws:
             model.module(tensors)
         reference = ReferenceELBO(model.module, tensors, draws)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scvi_sams._torch import fixed_seed
+from scvi_sams._torch import global_seed
 from scvi_sams.baselines._base import BaselineMethod, Expression, multi_hot, occurring
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._labels import Labels
@@ -57,7 +57,7 @@ class NetworkBaseline(BaselineMethod):
         perturbed = expression[~labels.is_control]
         self._vocabulary = occurring(labels)
         indicators = multi_hot(labels[~labels.is_control], self._vocabulary)
-        with fixed_seed(self.seed, torch.device(self.device)):
+        with global_seed(self.seed):
             network = self._build(perturbed.shape[1], indicators.shape[1]).to(self.device)
             self._train(network, perturbed, indicators)
         self._network = network.eval()

@@ -29,11 +29,12 @@ from scvi_sams.benchmark._store import (
     fingerprint,
     settings_text,
 )
-from scvi_sams.exceptions import UnknownPerturbationError
+from scvi_sams.exceptions import SavingError, UnknownPerturbationError
 from scvi_sams.metrics._comparison import Options, Side, read_side
 from scvi_sams.metrics._observed import check_predicted
 from scvi_sams.metrics._scoring import METRICS, metrics_by_mode, score_sides
 from scvi_sams.splits._split import Split
+from scvi_sams.train._interruption import interrupts_raise
 
 _SINGLE_CELL = "A single test cell has no half."
 
@@ -74,7 +75,7 @@ def run_task(
     """Load the fit or make it, score it, and keep what was made; tell how it ran."""
     score_key = fingerprint(options, task.versions)
     place = store.place(task.name, task.seed, task.key)
-    kept = store.load(place)
+    kept = store.load(place, task.key)
     scores = None if kept is None else store.load_scores(place, score_key)
     if kept is not None and scores is not None:
         return _outcome(task, scores, kept, from_folder=True)
@@ -87,7 +88,8 @@ def run_task(
             fit = StoredFit(predictions, _record(task, "ok", "", [], started))
         else:
             scored = fold
-            fit = kept or _fit(task, task.method, fold, options)
+            with interrupts_raise():  # a training that was cut short is not to be scored or kept
+                fit = kept or _fit(task, task.method, fold, options)
         tables = [
             _score_fold(scored, fit.predictions, options),
             _extra_rows([Extra(**extra) for extra in fit.record["extras"]]),
@@ -98,18 +100,23 @@ def run_task(
     scores["message"] = scores["message"].fillna("")
     if "covariate" in scores:
         scores["covariate"] = scores["covariate"].fillna("all")
+    not_kept = ""
     if store.is_kept and fit.record["status"] == "ok":
-        if kept is None:
-            store.save(place, fit)
-        store.save_scores(place, score_key, scores)
-    return _outcome(task, scores, fit, from_folder=kept is not None)
+        try:
+            if kept is None:
+                store.save(place, fit)
+            store.save_scores(place, score_key, scores)
+        except SavingError as error:  # what was fitted is worth more than the folder
+            not_kept = f"not kept: {error}"
+    return _outcome(task, scores, fit, from_folder=kept is not None, not_kept=not_kept)
 
 
 def _outcome(
-    task: Task, scores: pd.DataFrame, fit: StoredFit, *, from_folder: bool
+    task: Task, scores: pd.DataFrame, fit: StoredFit, *, from_folder: bool, not_kept: str = ""
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     named = {"method": task.name, "seed": task.seed}
     told = {key: fit.record[key] for key in ("status", "message", "seconds")}
+    told["message"] = told["message"] or not_kept
     # With what names the task in front.
     scores = pd.DataFrame(named, index=scores.index).join(scores)
     return scores, named | told | {"from_folder": from_folder}

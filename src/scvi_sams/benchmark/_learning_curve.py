@@ -101,7 +101,7 @@ def learning_curve(
     InvalidArgumentError
         If ``cells`` or ``seeds`` are not whole numbers of at least 1 (seeds: 0), ``cells`` names a
         number twice, or ``train_size`` is not between 0 and 1.
-    SAMSError
+    SAMSError, KeyboardInterrupt
         As for :func:`benchmark`.
 
     See Also

@@ -69,7 +69,7 @@ class ModelMethod:
     ``log(1 + target_sum * x / size)`` is taken of these counts. Samples are needed because the
     mean of a logarithm is not the logarithm of the mean: ``log1p`` of expected expression would be
     above what cells show, the more the fewer counts a gene has. All perturbations use the same
-    cells and the same random numbers.
+    cells, in the same basal states.
 
     Where there are no levels and the model has ``predict_ate``, the mean profile is not that of
     these samples, whose noise would count as error of the model, but the mean of the training

@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scvi_sams._files import write_whole
 from scvi_sams.benchmark._definitions import AXES, HEADLINES, define_metrics
 from scvi_sams.benchmark._methods import NEGATIVE_CONTROL, NO_CHANGE, POSITIVE_CONTROL
-from scvi_sams.benchmark._store import write_whole
 from scvi_sams.plotting._benchmark import (
     benchmark_metric,
     benchmark_perturbations,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scvi_sams._files import write_whole
 from scvi_sams.benchmark._definitions import FAILURES, HEADLINES, axes_of, define_metrics
 from scvi_sams.benchmark._methods import NEGATIVE_CONTROL, POSITIVE_CONTROL
 from scvi_sams.benchmark._report import write_report
@@ -173,13 +174,16 @@ class BenchmarkResult:
         return define_metrics()
 
     def to_csv(self, path: str | Path) -> None:
-        """Write ``scores`` as CSV."""
-        self.scores.to_csv(path, index=False)
+        """Write ``scores`` as CSV; a SavingError, and nothing is left, if that cannot be done."""
+        write_whole(path, lambda partial: self.scores.to_csv(partial, index=False))
 
     def to_parquet(self, path: str | Path) -> None:
         """Write ``scores`` as Parquet; a SAMSError if pyarrow is not installed."""
         try:
-            self.scores.to_parquet(path, engine="pyarrow", index=False)
+            write_whole(
+                path,
+                lambda partial: self.scores.to_parquet(partial, engine="pyarrow", index=False),
+            )
         except ImportError as error:
             raise SAMSError(
                 "Parquet needs pyarrow, which is not installed: `pip install pyarrow`, or use "

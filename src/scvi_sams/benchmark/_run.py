@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from scvi_sams.labels._spelling import Spelling
 from scvi_sams.metrics._observed import obs_column
 from scvi_sams.metrics._scoring import check_modes
 from scvi_sams.splits._split import PARTS, Split, check_split
+
+logger = logging.getLogger("scvi.sams")
 
 
 def benchmark(
@@ -116,8 +119,10 @@ def benchmark(
         Where finished fits are kept: predictions (``.h5ad``), scores and a record. A later call
         takes from it what has the same data, split, settings, seed and package version; other modes
         or target genes are scored anew without fitting. Each fit is written aside and renamed, so
-        that a killed process loses only what it was at. Fits that raised an error are tried again.
-        One call at a time may use a folder.
+        that a killed or interrupted process loses only what it was at. Fits that raised an error
+        are tried again, damaged ones are made again with a warning. Where the disk is full, results
+        are returned all the same, and ``runs`` says what was not kept. One call at a time may use a
+        folder.
     n_jobs
         Fits at a time, each in a process of its own; ``None`` is 1, or what
         :func:`joblib.parallel_config` says.
@@ -134,8 +139,15 @@ def benchmark(
         If a split leaks, or does not fit the data or the labels; before anything is fitted.
     MissingKeyError, InvalidCountsError, InvalidCovariateError, InvalidPerturbationLabelError
         If columns, counts or labels are missing or malformed.
+    InvalidArgumentError
+        If ``seeds`` are not whole numbers of at least 0, each once.
     SAMSError
-        If there is no such method or mode, seeds are not unique, or names are reserved.
+        If there is no such method or mode, or names are reserved.
+    SavingError
+        If nothing can be written to ``folder``; before anything is fitted.
+    KeyboardInterrupt
+        At Ctrl-C, in the training of a model after its running step. Finished fits are kept,
+        the one that was running is not.
 
     Notes
     -----
@@ -202,7 +214,7 @@ def benchmark(
     )
 
 
-def as_seeds(seeds: Sequence[int]) -> list[int]:
+def as_seeds(seeds: object) -> list[int]:
     """Return seeds as a list; an error if there are none or one stands there twice."""
     seeds = as_list("seeds", seeds, "whole numbers, such as [0, 1, 2]")
     for seed in seeds:
@@ -257,15 +269,25 @@ def _run_all(
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")
     order = {(task.name, task.seed): place for place, task in enumerate(tasks)}
     outcomes = []
-    with Progress(disable=not progress_bar, transient=True) as progress:
-        bar = progress.add_task("benchmark", total=len(tasks))
-        for outcome in parallel(
-            joblib.delayed(run_task)(task, screen, options, store, n_threads) for task in tasks
-        ):
-            outcomes.append(outcome)
-            run = outcome[1]
-            text = f"{run['method']}, seed {run['seed']}: {run['status']}"
-            progress.update(bar, advance=1, description=text)
+    try:
+        with Progress(disable=not progress_bar, transient=True) as progress:
+            bar = progress.add_task("benchmark", total=len(tasks))
+            for outcome in parallel(
+                joblib.delayed(run_task)(task, screen, options, store, n_threads) for task in tasks
+            ):
+                outcomes.append(outcome)
+                run = outcome[1]
+                if run["status"] == "ok" and run["message"]:
+                    logger.warning(f"{run['method']}, seed {run['seed']}: {run['message']}")
+                text = f"{run['method']}, seed {run['seed']}: {run['status']}"
+                progress.update(bar, advance=1, description=text)
+    except KeyboardInterrupt:
+        kept = f"kept in {str(store.folder.parent)!r}: the same call goes on from there"
+        logger.warning(
+            f"Interrupted after {len(outcomes)} of {len(tasks)} fits, which are "
+            + (f"{kept}." if store.is_kept else "lost: pass a `folder` to keep fits.")
+        )
+        raise
     return sorted(outcomes, key=lambda outcome: order[outcome[1]["method"], outcome[1]["seed"]])
 
 

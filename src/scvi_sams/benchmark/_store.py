@@ -1,7 +1,7 @@
 """Predictions of a fit, and finished fits in a folder, by a fingerprint of what they depend on.
 
-A fit is whole or not there, whenever the process ends. A fingerprint is of data, split, settings
-and package version.
+A fit is whole or not there, whenever the process ends, and what was damaged since is noticed by
+checksums. A fingerprint is of data, split, settings and package version.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,14 +27,17 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvi_sams._files import PARTIAL, cannot_write, write_whole
 from scvi_sams.benchmark._screen import SIMULATION, Fold, Screen
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.splits._split import Split
 
+logger = logging.getLogger("scvi.sams")
+
 _STATUS = "status.json"
 _PROFILES = "prediction.h5ad"
 _CELLS = "cells.h5ad"
-_PARTIAL = ".partial-"
+_CHECKSUMS = "sha256"
 _TEXT = ("perturbation", "covariate", "mode", "metric", "status", "message")
 
 
@@ -97,89 +102,161 @@ class FitStore:
 
     A fit is written beside its place and renamed, which is one step of the file system: a process
     that is killed leaves either nothing or all of it. Tables of scores are added in the same way.
+    The record of a fit has the checksums of its files and of itself, the name of a table its own.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
         self.is_kept = folder is not None
         self.folder = Path(folder or ".") / "fits"
+        self._splits = Path(folder or ".") / "splits"
 
     def prepare(self) -> None:
-        """Make the folder, and clear away what an earlier process did not finish."""
+        """Make the folder, and clear away what an earlier process did not finish.
+
+        Raises
+        ------
+        SavingError
+            If nothing can be written there.
+        """
         if not self.is_kept:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for partial in self.folder.glob(f"**/{_PARTIAL}*"):
-            if partial.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink(missing_ok=True)
+        try:
+            for folder in (self.folder, self._splits):
+                folder.mkdir(parents=True, exist_ok=True)
+                for partial in folder.glob(f"**/{PARTIAL}*"):
+                    if partial.is_dir():
+                        shutil.rmtree(partial, ignore_errors=True)
+                    else:
+                        partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
 
     def keep_split(self, split: Split) -> None:
         """Write a split beside the fits, under its fingerprint."""
-        path = self.folder.parent / "splits" / f"{split_fingerprint(split)[:16]}.npz"
-        if self.is_kept and not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            write_whole(path, split.save)
+        if self.is_kept:
+            split.save(self._splits / f"{split_fingerprint(split)[:16]}.npz")
 
     def place(self, method: str, seed: int, key: str) -> Path:
         """Folder of a fit."""
         readable = re.sub(r"[^A-Za-z0-9]+", "-", method).strip("-").lower()[:40]
         return self.folder / f"{readable}-seed{seed}-{key[:16]}"
 
-    def load(self, place: Path) -> StoredFit | None:
-        """Read a fit; ``None`` if it is not there."""
-        if not self.is_kept or not (place / _STATUS).exists():
+    def load(self, place: Path, key: str) -> StoredFit | None:
+        """Read the fit of a fingerprint; ``None`` if it is not there, or damaged, which is told."""
+        if not self.is_kept or not _files_of_a_fit(place):
             return None
-        record = json.loads((place / _STATUS).read_text(encoding="utf-8"))
+        try:
+            record = _verified_record(place, key)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            logger.warning(
+                f"The fit in {str(place)!r} is damaged and is made again "
+                f"({type(error).__name__}: {error})."
+            )
+            _clear(place)
+            return None
         messages = {(level, label): text for level, label, text in record.pop("messages")}
         cells = ad.read_h5ad(place / _CELLS) if (place / _CELLS).exists() else None
         return StoredFit(Predictions(ad.read_h5ad(place / _PROFILES), cells, messages), record)
 
     def save(self, place: Path, fit: StoredFit) -> None:
-        """Write a fit."""
+        """Write a fit; a SavingError, and nothing is left, if that cannot be done."""
         messages = [[*key, text] for key, text in fit.predictions.messages.items()]
-        partial = place.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
-        partial.mkdir(parents=True)
-        fit.predictions.profiles.write_h5ad(partial / _PROFILES)
-        if fit.predictions.cells is not None:
-            fit.predictions.cells.write_h5ad(partial / _CELLS, compression="gzip")
-        status = json.dumps(fit.record | {"messages": messages}, indent=1)
-        (partial / _STATUS).write_text(status, encoding="utf-8")
+        partial = place.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
         try:
-            os.rename(partial, place)
-        except OSError:
-            if not (place / _STATUS).exists():
-                raise
-            shutil.rmtree(partial)  # another process was first, with the same fit
+            partial.mkdir(parents=True)
+            _write(fit.predictions.profiles, partial / _PROFILES)
+            if fit.predictions.cells is not None:
+                _write(fit.predictions.cells, partial / _CELLS, compression="gzip")
+            record = fit.record | {"messages": messages, _CHECKSUMS: _checksums(partial)}
+            sealed = record | {"checksum": _checksum(_as_text(record).encode())}
+            (partial / _STATUS).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
+            _move(partial, place)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise cannot_write(place, error) from error
+            raise
 
     def load_scores(self, place: Path, key: str) -> pd.DataFrame | None:
-        """Read a table of scores; ``None`` if it is not there."""
-        path = place / f"scores-{key[:16]}.csv"
-        if not path.exists():
-            return None
-        return pd.read_csv(
-            path,
-            dtype=dict.fromkeys(_TEXT, str),
-            keep_default_na=False,
-            converters={"value": _exact, "chance": _exact},
-        )
+        """Read a table of scores; ``None`` if it is not there, or damaged, which is told."""
+        for path in place.glob(f"scores-{key[:16]}-*.csv"):
+            if path.stem.endswith(_checksum(path.read_bytes())[:16]):
+                return pd.read_csv(
+                    path,
+                    dtype=dict.fromkeys(_TEXT, str),
+                    keep_default_na=False,
+                    converters={"value": _exact, "chance": _exact},
+                )
+            logger.warning(f"The scores in {str(path)!r} are damaged and are computed again.")
+            path.unlink()
+        return None
 
     def save_scores(self, place: Path, key: str, scores: pd.DataFrame) -> None:
         """Write a table of scores beside the fit."""
-        path = place / f"scores-{key[:16]}.csv"
-        write_whole(path, lambda partial: scores.to_csv(partial, index=False))
+        text = scores.to_csv(index=False).encode()
+        path = place / f"scores-{key[:16]}-{_checksum(text)[:16]}.csv"
+        write_whole(path, lambda partial: partial.write_bytes(text))
+
+
+def _files_of_a_fit(place: Path) -> list[Path]:
+    names = (_STATUS, _PROFILES, _CELLS)
+    return [place / name for name in names if (place / name).exists()]
+
+
+def _verified_record(place: Path, key: str) -> dict[str, Any]:
+    """Read the record of a fit; an error if it, or a file that it names, is not as written."""
+    record = json.loads((place / _STATUS).read_text(encoding="utf-8"))
+    if record.pop("checksum", None) != _checksum(_as_text(record).encode()):
+        raise ValueError(f"{_STATUS} is not as it was written")
+    if record["key"] != key:
+        raise ValueError("it is of other data or settings")
+    found, written = _checksums(place), record.pop(_CHECKSUMS)
+    if found != written:
+        changed = [name for name in {**written, **found} if written.get(name) != found.get(name)]
+        raise ValueError(f"{', '.join(changed)} is not as it was written")
+    return record
+
+
+def _clear(place: Path) -> None:
+    """Remove what a fit is made of, and nothing else."""
+    with suppress(OSError):
+        for path in [*_files_of_a_fit(place), *place.glob("scores-*.csv")]:
+            path.unlink()
+        place.rmdir()
+
+
+def _write(adata: ad.AnnData, path: Path, **arguments: Any) -> None:
+    try:
+        adata.write_h5ad(path, **arguments)
+    except RuntimeError as error:  # what h5py makes of a full disk
+        raise OSError(str(error)) from error
+
+
+def _move(partial: Path, place: Path) -> None:
+    try:
+        os.rename(partial, place)
+    except OSError:
+        if not (place / _STATUS).exists():
+            raise
+        shutil.rmtree(partial)  # another process was first, with the same fit
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = [path for path in _files_of_a_fit(folder) if path.name != _STATUS]
+    return {path.name: _checksum(path.read_bytes()) for path in files}
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _as_text(record: dict[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True)
 
 
 def _exact(text: str) -> float:
     """Read a number to the last bit, which pandas 2 does not unless told, and pandas 3 always."""
     return float(text or "nan")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and rename it."""
-    partial = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex}{path.suffix}")
-    write(partial)
-    os.replace(partial, path)
 
 
 def settings_text(value: Any) -> str:

@@ -128,6 +128,7 @@ class ScreenLoader(ABC):
     def __init__(self, order: BlockOrder) -> None:
         # Named as in a DataLoader of torch: Lightning tells a `sampler` the epoch.
         self.sampler = order
+        self.generator: torch.Generator | None = None
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -137,7 +138,7 @@ class ScreenLoader(ABC):
         """Yield tensors by their registry keys."""
         # A DataLoader of torch draws a seed here, and so do we: whatever is drawn next is then the
         # same whatever loads the cells.
-        torch.empty((), dtype=torch.int64).random_()
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         for positions, ends in self.sampler.buffers():
             yield from self._batches(positions, ends)
         self.sampler.set_epoch(self.sampler.epoch + 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -33,6 +35,10 @@ from scvi_sams.data._field import perturbation_field
 from scvi_sams.data._fingerprint import changed_parts, registered_parts
 from scvi_sams.exceptions import RegistrationError
 
+ADATA_LOCK = threading.RLock()
+"""Held while slots of an AnnData are written, or read as written: two models that share one, each
+in a thread of its own, would else read what the other has just registered."""
+
 
 class ScreenManager(AnnDataManager):
     """An :class:`~scvi.data.AnnDataManager` of a model's own view of an AnnData.
@@ -41,12 +47,37 @@ class ScreenManager(AnnDataManager):
     last registration in the AnnData. If that was another model's, :meth:`validate`, which methods
     of a model begin with, registers this one again, by the categories that it learned the first
     time; :meth:`get_from_registry` reads as it would be registered, and writes nothing.
+
+    scvi-tools keeps managers for as long as the process lives. Models :meth:`release_adata` that
+    was passed to a method.
     """
 
-    adata: AnnData | None
     _learned: dict | None = None
     _registered: Mapping[str, str]
     """Digests of what was read the first time."""
+    _adata: Callable[[], AnnData | None] = staticmethod(lambda: None)
+
+    @property
+    def adata(self) -> AnnData | None:
+        """What is registered; ``None`` before, and once nobody else has it any more."""
+        return self._adata()
+
+    @adata.setter
+    def adata(self, adata: AnnData | None) -> None:
+        self._adata = lambda: adata
+
+    def release_adata(self) -> None:
+        """Keep the AnnData alive no longer."""
+        if self.adata is not None:
+            self._adata = weakref.ref(self.adata)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State with the AnnData itself: in another process nobody else has it."""
+        return {**vars(self), "_adata": self.adata}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.adata = state["_adata"]
 
     def register_fields(
         self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
@@ -56,6 +87,12 @@ class ScreenManager(AnnDataManager):
         ``source_registry`` is that of the training data, whose categories are used; ``None`` learns
         them.
         """
+        with ADATA_LOCK:
+            self._register_fields(adata, source_registry, **transfer_kwargs)
+
+    def _register_fields(
+        self, adata: AnnData, source_registry: dict | None, **transfer_kwargs: Any
+    ) -> None:
         source = self._learned or source_registry
         check_anndata(RegistrationError, adata=adata)
         if adata.is_view:
@@ -91,20 +128,22 @@ class ScreenManager(AnnDataManager):
     def validate(self) -> None:
         """Register again if another model registered the AnnData since."""
         adata = self.adata
-        try:
-            if adata is not None:
-                adata.uns.setdefault(MANAGER_UUID_KEY, "")
-            super().validate()
-        finally:
-            # scvi-tools forgets the AnnData if it cannot register it again.
-            self.adata = adata
+        with ADATA_LOCK:
+            try:
+                if adata is not None:
+                    adata.uns.setdefault(MANAGER_UUID_KEY, "")
+                super().validate()
+            finally:
+                # scvi-tools forgets the AnnData if it cannot register it again.
+                self.adata = adata
 
     def get_from_registry(self, registry_key: str) -> np.ndarray | pd.DataFrame:
         """Return what is registered under a key, whoever registered the AnnData last.
 
         Columns of numbers are returned as numbers, whatever their type in the AnnData.
         """
-        values = self._as_registered(registry_key)
+        with ADATA_LOCK:
+            values = self._as_registered(registry_key)
         if registry_key == REGISTRY_KEYS.SIZE_FACTOR:
             return numbers_of(pd.Series(values.ravel())).reshape(values.shape)
         if registry_key == REGISTRY_KEYS.CONTINUOUS_COVARIATES:

@@ -127,7 +127,7 @@ def _states(
     states = []
     for representation in ("basal", "perturbed"):
         # The same seed: both are of the same samples.
-        with fixed_seed(seed, model.module.device):
+        with fixed_seed(seed):
             states.append(
                 model.get_latent_representation(
                     adata,

@@ -17,6 +17,7 @@ from scvi_sams.labels._names import check_known, listing
 from scvi_sams.model._contrast import bounds
 from scvi_sams.model._counterfactual import drawn_effects, encode_requested, make_contrast
 from scvi_sams.model._doses import doses_to_report
+from scvi_sams.model._noise import new_seed
 from scvi_sams.module._direct_effects import DirectEffects
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _predicted_changes(
         model, "mean", n_samples, n_posterior_samples, "prior", None, 1.0, interval
     )
     n_draws = len(contrast.z_basal)
-    effects = drawn_effects(contrast.module, requested, n_draws)
+    effects = drawn_effects(contrast.module, requested, n_draws, new_seed())
     treated = torch.stack(
         [contrast.mean(drawn)[:, gene] for gene, drawn in zip(genes, effects, strict=True)],
         dim=1,

@@ -26,12 +26,14 @@ from scvi_sams.model._counterfactual import (
     keep_effects,
     make_contrast,
     noise_on_genes,
+    sampled_shifts,
 )
 from scvi_sams.model._direct_effects import (
     DirectEffectTables,
     direct_effect_tables,
     switch_stacking,
 )
+from scvi_sams.model._noise import new_seed
 from scvi_sams.model._perturbation_model import PerturbationModel
 
 _PERTURBATIONS_PER_BLOCK = 32
@@ -196,11 +198,10 @@ class AdditiveMixin(PerturbationModel):
         contrast, _ = make_contrast(
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
-        device = self.module.device
-        table = self.module.sampled_shifts(
-            torch.as_tensor(rows, device=device), n_posterior_samples, for_predictions=True
-        ).expand(n_posterior_samples, -1, -1)
-        noise = noise_on_genes(self.module, n_posterior_samples)
+        seed, asked = new_seed(), torch.as_tensor(rows, device=self.module.device)
+        table = sampled_shifts(self.module, asked, n_posterior_samples, seed)
+        table = table.expand(n_posterior_samples, -1, -1)
+        noise = noise_on_genes(self.module, n_posterior_samples, seed)
 
         def drawn(place: int) -> DrawnEffect:
             on_genes = drawn_on_genes(self.module, np.array([rows[place]]), np.ones(1), noise)

@@ -19,15 +19,18 @@ from scvi_sams.model._cells import (
     importance_weighted_bounds,
     negative_log_terms,
     positions_of_genes,
+    posterior_moments,
+    predictive_samples,
 )
+from scvi_sams.model._not_supported import NOT_SUPPORTED, without
 from scvi_sams.model._perturbation_tests import perturbation_tests
 from scvi_sams.model._screen_model import ScreenModel
 from scvi_sams.module._latent_shift import LatentShiftModule
-from scvi_sams.module._networks import draw_particles
 
 _LATENT_KEYS = {"basal": RESULT_KEYS.LATENT, "perturbed": RESULT_KEYS.LATENT_PERTURBED}
 
 
+@without(NOT_SUPPORTED)
 class CellModel(ScreenModel):
     """A model that reads cells: their latent states, expression and likelihood."""
 
@@ -62,6 +65,7 @@ class CellModel(ScreenModel):
         mean_shifts: bool = False,
         n_samples: int = 1,
         batch_size: int | None = None,
+        return_dist: bool = False,
         key_added: str | None = "default",
     ) -> np.ndarray:
         """Return the latent state of cells.
@@ -85,6 +89,9 @@ class CellModel(ScreenModel):
             Number of draws; more than one adds a first axis. Only with ``give_mean=False``.
         batch_size
             Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``.
+        return_dist
+            Return the mean and the variance of every cell's posterior, with the perturbations'
+            shifts at their posterior mean; only of basal states, and nothing is written.
         key_added
             Key of ``adata.obsm`` that the result is written to: by default ``"X_sams"`` (basal) or
             ``"X_sams_perturbed"``; ``None`` writes nothing. Several draws are never written.
@@ -92,13 +99,14 @@ class CellModel(ScreenModel):
         Returns
         -------
         Array of shape ``(n_cells, n_latent)``, or ``(n_samples, n_cells, n_latent)``, in units of
-        the prior's standard deviation. In obsm, cells that were not asked for keep
-        what this model wrote before, or are NaN.
+        the prior's standard deviation; ``(2, n_cells, n_latent)`` with ``return_dist``. In obsm,
+        cells that were not asked for keep what this model wrote before, or are NaN.
 
         Raises
         ------
         SAMSError
-            If the perturbed state is asked of a model that has none (``ConditionalVAE``).
+            If the perturbed state is asked of a model that has none (``ConditionalVAE``), or for
+            its variance, which depends on that of the shifts as well.
 
         Examples
         --------
@@ -122,15 +130,22 @@ class CellModel(ScreenModel):
                 f"{type(self).__name__} has no perturbed state: perturbations act on its networks, "
                 "not on the latent state. Use representation='basal'."
             )
+        if return_dist and representation == "perturbed":
+            raise SAMSError(
+                "`return_dist` is of basal states. For the spread of perturbed states, draw them: "
+                "give_mean=False, n_samples=..."
+            )
         cells = self._read(adata, indices, batch_size)
+        if return_dist:
+            return posterior_moments(cells)
         n_draws = 1 if give_mean else n_samples
         states = np.empty((n_draws, len(cells), self.module.n_latent), dtype=np.float32)
         if give_mean or mean_shifts:
             shifts = self.module.shift_moments(cells.perturbations)[0][None]
         else:
-            shifts = self.module.global_posterior(cells.perturbations, n_draws).shifts
+            shifts = cells.drawn(n_draws).shifts
         for place, _, shift, qz in cells.encoded(shifts):
-            z_basal = qz.loc if give_mean else draw_particles(qz, n_draws)
+            z_basal = qz.loc if give_mean else cells.basal_states(qz, place, n_draws)
             z = z_basal if representation == "basal" else z_basal + shift
             states[:, place] = z.cpu().numpy()
         result = states if n_draws > 1 else states[0]
@@ -201,13 +216,14 @@ class CellModel(ScreenModel):
         genes = positions_of_genes(gene_list, self.get_var_names())
         n_kept = 1 if return_mean else n_samples
         values = np.empty((n_kept, len(cells), len(genes)), dtype=np.float32)
-        shifts = self.module.global_posterior(cells.perturbations, n_samples).shifts
+        shifts = cells.drawn(n_samples).shifts
         batch = None if transform_batch is None else batch_code(transform_batch, self.adata_manager)
         scale = library_size if self.module.likelihood.is_count_likelihood else 1.0
         for place, read, shift, qz in cells.encoded(shifts):
             covariates = self.module.covariates.in_batch(read.covariates, batch)
             direct = self.module.direct_effect(read)
-            logits = self.module.decode(draw_particles(qz, n_samples), shift, covariates, direct)
+            z_basal = cells.basal_states(qz, place, n_samples)
+            logits = self.module.decode(z_basal, shift, covariates, direct)
             rate = scale * self.module.likelihood.rate(logits)[..., genes]
             values[:, place] = (rate.mean(0, keepdim=True) if return_mean else rate).cpu().numpy()
         if key_added is not None and return_mean and gene_list is None:
@@ -256,10 +272,7 @@ class CellModel(ScreenModel):
         check_integer(n_samples=n_samples)
         cells = self._read(adata, indices, batch_size)
         genes = positions_of_genes(gene_list, self.get_var_names())
-        drawn = np.empty((len(cells), len(genes), n_samples), dtype=np.float32)
-        for place, tensors in cells.batches():
-            sample = self.module.sample(tensors, n_samples)[..., genes]
-            drawn[place] = sample.permute(1, 2, 0).cpu().numpy()
+        drawn = predictive_samples(cells, n_samples, genes)
         return drawn[..., 0] if n_samples == 1 else drawn
 
     @torch.inference_mode()

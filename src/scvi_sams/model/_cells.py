@@ -21,10 +21,13 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._block_loader import BlockLoader
 from scvi_sams.data._field import registered_labels
+from scvi_sams.data._manager import ADATA_LOCK
 from scvi_sams.exceptions import MissingKeyError
+from scvi_sams.model._noise import CellNoise, by_blocks, keys_of_cells, new_seed, sample_of_cells
 from scvi_sams.model._record import is_result_of
 from scvi_sams.model._screen_model import ScreenModel
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
+from scvi_sams.module._perturbation_module import GlobalDraw
 
 _MAX_ELEMENTS = 2**23
 """Numbers in the largest array (particles x cells x genes) of a step: 32 MB in float32."""
@@ -60,6 +63,34 @@ class CellReader:
         codes = registered_labels(self.manager).codes[self.positions]
         return torch.as_tensor(np.unique(codes[codes >= 0]), device=self.module.device)
 
+    @cached_property
+    def seed(self) -> int:
+        """Of what is drawn for these cells and their perturbations."""
+        return new_seed()
+
+    @cached_property
+    def noise(self) -> CellNoise:
+        """Random numbers of each cell, which depend on no other."""
+        keys = keys_of_cells(self.adata.obs_names, self.positions)
+        return CellNoise(self.seed, keys, self.module.device)
+
+    def drawn(self, n_draws: int) -> GlobalDraw:
+        """Draw the shifts of :attr:`perturbations`, and say what they cost."""
+        names: list[str] = []
+
+        def draw(rows: Tensor) -> list[Tensor]:
+            shifts, kl = self.module.global_posterior(rows, n_draws)
+            names[:] = kl
+            return [shifts, *kl.values()]
+
+        n_perturbations = len(self.module.cells_per_perturbation)
+        shifts, *kl = by_blocks(draw, self.perturbations, n_perturbations, self.seed)
+        return GlobalDraw(shifts, dict(zip(names, kl, strict=True)))
+
+    def basal_states(self, qz: Normal, place: np.ndarray, n_draws: int) -> Tensor:
+        """Draw from the posterior of the basal states of the cells at ``place``."""
+        return qz.loc + qz.scale * self.noise.normals(place, n_draws, qz.loc.shape[-1])
+
     def batches(self) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Yield places, and tensors on the module's device."""
         order = np.argsort(self.positions, kind="stable")
@@ -70,6 +101,8 @@ class CellReader:
             loader = self.model._make_data_loader(
                 self.adata, indices=cells, batch_size=self.batch_size
             )
+        # It draws a number, though it reads in order: not from what other threads draw from.
+        loader.generator = torch.Generator()
         start = 0
         for tensors in loader:
             place = order[start : start + len(tensors[REGISTRY_KEYS.X])]
@@ -97,6 +130,10 @@ class CellReader:
         Other rows keep what this model, as it is trained now, wrote there earlier; else they are
         NaN: one result is never that of two models.
         """
+        with ADATA_LOCK:
+            self._write(values, slot, key)
+
+    def _write(self, values: np.ndarray, slot: str, key: str) -> None:
         table = getattr(self.adata, slot)
         full = np.full((self.adata.n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
         if key in table and is_result_of(self.model, self.adata, key):
@@ -108,11 +145,42 @@ class CellReader:
         self.model.keep_provenance(self.adata, key)
 
 
+def posterior_moments(cells: CellReader) -> np.ndarray:
+    """Mean and variance of the posterior of basal states, ``(2, n_cells, n_latent)``."""
+    moments = np.empty((2, len(cells), cells.module.n_latent), dtype=np.float32)
+    shifts = cells.module.shift_moments(cells.perturbations)[0][None]
+    for place, _, _, qz in cells.encoded(shifts):
+        moments[0, place] = qz.loc[0].cpu().numpy()
+        moments[1, place] = qz.variance[0].cpu().numpy()
+    return moments
+
+
+def predictive_samples(cells: CellReader, n_samples: int, genes: np.ndarray) -> np.ndarray:
+    """Samples of the posterior predictive distribution, ``(n_cells, n_genes, n_samples)``."""
+    module = cells.module
+    drawn = np.empty((len(cells), len(genes), n_samples), dtype=np.float32)
+    for place, read, shift, qz in cells.encoded(cells.drawn(n_samples).shifts):
+        z_basal = cells.basal_states(qz, place, n_samples)
+        logits = module.decode(z_basal, shift, read.covariates, module.direct_effect(read))
+        seeds = cells.noise.seeds(place, 0)
+        sample = sample_of_cells(module.likelihood, logits, read.size, seeds)[..., genes]
+        drawn[place] = sample.permute(1, 2, 0).cpu().numpy()
+    return drawn
+
+
 def negative_log_terms(cells: CellReader, n_samples: int) -> np.ndarray:
     """Reconstruction error and divergences per cell, ``(2, n_cells)``."""
+    module, rows = cells.module, cells.perturbations
+    draw = cells.drawn(n_samples)
     terms = np.empty((2, len(cells)), dtype=np.float64)
     for place, tensors in cells.batches():
-        _, _, output = cells.module(tensors, inference_kwargs={"n_particles": n_samples})
+        read = module.read_batch(tensors)
+        slots = positions_in(rows, read.codes)
+        shift = sum_over_slots(draw.shifts, slots, read.doses)
+        qz = module.encode(read.x, shift, read.covariates)
+        z_basal = cells.basal_states(qz, place, n_samples)
+        explained = module.explained(read, rows, slots, draw, shift, qz, z_basal)
+        output = module.loss(tensors, explained, module.generative(z_basal, shift, read.covariates))
         terms[0, place] = output.reconstruction_loss["reconstruction_loss"].cpu().numpy()
         terms[1, place] = sum(output.kl_local.values()).cpu().numpy()
     return terms
@@ -123,17 +191,18 @@ def importance_weighted_bounds(cells: CellReader, n_samples: int) -> np.ndarray:
     module, rows = cells.module, cells.perturbations
     n_chunk = max(1, min(n_samples, _MAX_ELEMENTS // (cells.batch_size * cells.adata.n_vars)))
     chunks = [min(n_chunk, n_samples - start) for start in range(0, n_samples, n_chunk)]
-    shifts = [module.global_posterior(rows, size).shifts for size in chunks]
+    shifts = cells.drawn(n_samples).shifts
+    tables = shifts.split(n_chunk) if len(shifts) > 1 else [shifts] * len(chunks)
     bound = np.empty(len(cells), dtype=np.float64)
     for place, read in cells.cells():
         slots = positions_in(rows, read.codes)
-        weights = torch.cat(
-            [
-                module.log_importance_weights(read, sum_over_slots(table, slots, read.doses), size)
-                for table, size in zip(shifts, chunks, strict=True)
-            ]
-        )
-        bound[place] = (torch.logsumexp(weights, 0) - math.log(n_samples)).cpu().numpy()
+        weights = []
+        for number, (table, size) in enumerate(zip(tables, chunks, strict=True)):
+            shift = sum_over_slots(table, slots, read.doses)
+            noise = cells.noise.normals(place, size, module.n_latent, first=number * n_chunk)
+            weights.append(module.log_importance_weights(read, shift, noise))
+        bounds = torch.logsumexp(torch.cat(weights), 0) - math.log(n_samples)
+        bound[place] = bounds.cpu().numpy()
     return bound
 
 

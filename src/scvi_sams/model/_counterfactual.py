@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from scipy import sparse
 
 from scvi_sams._checks import check_choice, check_integer, check_number
 from scvi_sams._scale import size_factor_record
+from scvi_sams._torch import generator
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, MissingControlError, SAMSError
 from scvi_sams.labels._labels import (
@@ -38,12 +40,9 @@ from scvi_sams.model._contrast import (
     summary,
 )
 from scvi_sams.model._doses import warn_beyond_measured
+from scvi_sams.model._noise import CellNoise, by_blocks, new_seed, sample_of_cells
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
-from scvi_sams.module._networks import draw_particles
 from scvi_sams.module._perturbation_module import PerturbationModule
-
-_PERTURBATIONS_AT_ONCE = 256
-"""Whose masks and effects are drawn in one go: some 20 MB an array for a hundred draws."""
 
 _SHIFTS_AT_ONCE = 2**20
 """Numbers in an array (labels x draws x latent dimensions): four megabytes."""
@@ -136,7 +135,8 @@ def basal_states(
     """Basal states ``(n_posterior, n_basal, n_latent)``, covariates to go with them."""
     module = model.module
     n_draws = n_posterior * n_basal
-    z_basal = torch.randn(n_draws, module.n_latent, device=module.device)
+    noise = CellNoise(new_seed(), np.arange(n_draws), module.device)
+    z_basal = noise.normals(np.arange(n_draws), 1, module.n_latent)[0]
     shape = (n_posterior, n_basal, -1)
     if basal == "prior" and not module.covariates.n_out:
         return z_basal.reshape(shape), None
@@ -148,37 +148,40 @@ def basal_states(
             "The data has no control cells to take basal states from. Use basal='prior'."
         )
     sources = control if len(control) else np.arange(model.adata.n_obs)
-    chosen = torch.randint(len(sources), (n_draws,)).numpy()
+    source = generator(torch.device("cpu"))
+    chosen = torch.randint(len(sources), (n_draws,), generator=source).numpy()
     covariates = z_basal.new_empty(n_draws, module.covariates.n_out)
     for place, cells in CellReader(model, model.adata, sources[chosen], None).cells():
         if basal == "control":
             no_shift = torch.zeros(1, 1, module.n_shift, device=module.device)
             qz = module.encode(cells.x, no_shift, cells.covariates)
-            z_basal[place] = draw_particles(qz, 1)[0]
+            z_basal[place] = qz.loc[0] + qz.scale[0] * z_basal[place]
         if cells.covariates is not None:
             covariates[place] = cells.covariates
     return z_basal.reshape(shape), covariates.reshape(shape) if module.covariates.n_out else None
 
 
 def drawn_effects(
-    module: PerturbationModule, requested: Labels, n_draws: int
+    module: PerturbationModule, requested: Labels, n_draws: int, seed: int
 ) -> Iterator[DrawnEffect]:
-    """Yield what each label does in ``n_draws`` posterior samples."""
-    noise = noise_on_genes(module, n_draws)
-    shifts = _drawn_shifts(module, requested, n_draws)
+    """Yield what each label does in ``n_draws`` posterior samples: those of ``seed``."""
+    noise = noise_on_genes(module, n_draws, seed)
+    shifts = _drawn_shifts(module, requested, n_draws, seed)
     for shift, codes, doses in zip(shifts, requested.codes, requested.doses, strict=True):
         carried = codes >= 0
         yield DrawnEffect(shift, drawn_on_genes(module, codes[carried], doses[carried], noise))
 
 
-def noise_on_genes(module: PerturbationModule, n_draws: int) -> torch.Tensor | None:
+def noise_on_genes(module: PerturbationModule, n_draws: int, seed: int) -> torch.Tensor | None:
     """Standard normals ``(n_draws, n_genes)`` for direct effects, without any error of their mean.
 
     A single draw, which no interval is made of, is the mean itself.
     """
     if module.direct is None or not module.direct.is_estimated:
         return None
-    noise = torch.randn(n_draws, module.likelihood.n_genes, device=module.device)
+    drawn = torch.Generator(module.device).manual_seed(seed)
+    shape = (n_draws, module.likelihood.n_genes)
+    noise = torch.randn(shape, generator=drawn, device=module.device)
     noise -= noise.mean(dim=0)
     return noise / noise.square().mean(dim=0).sqrt() if n_draws > 1 else noise
 
@@ -206,21 +209,27 @@ def drawn_on_genes(
     return total
 
 
+def sampled_shifts(
+    module: PerturbationModule, rows: torch.Tensor, n_draws: int, seed: int
+) -> torch.Tensor:
+    """Posterior samples for predictions of perturbations, ``(n_draws or 1, R, S)``."""
+    (shifts,) = by_blocks(
+        lambda some: [module.sampled_shifts(some, n_draws, for_predictions=True)],
+        *(rows, len(module.cells_per_perturbation), seed),
+    )
+    return shifts
+
+
 def _drawn_shifts(
-    module: PerturbationModule, requested: Labels, n_draws: int
+    module: PerturbationModule, requested: Labels, n_draws: int, seed: int
 ) -> Iterator[torch.Tensor]:
     """Yield the total shift of each label in ``n_draws`` posterior samples."""
     device = module.device
     rows = torch.as_tensor(
         np.unique(requested.codes[requested.codes >= 0]).astype(np.int64), device=device
     )
-    # Drawn for few at a time, which saves memory, and kept, as labels may share perturbations.
-    table = torch.cat(
-        [
-            module.sampled_shifts(some, n_draws, for_predictions=True).transpose(0, 1).flatten(1)
-            for some in rows.split(_PERTURBATIONS_AT_ONCE)
-        ]
-    )
+    # Kept, as labels may share perturbations.
+    table = sampled_shifts(module, rows, n_draws, seed).transpose(0, 1).flatten(1)
     n_shift = module.n_shift
     n_labels = max(1, _SHIFTS_AT_ONCE // (n_draws * n_shift))
     for start in range(0, len(requested.codes), n_labels):
@@ -246,7 +255,8 @@ def effects_of_labels(
     tables = {name: np.empty((len(rows), len(genes)), np.float32) for name in names}
     n_draws = len(contrast.z_basal)
     of_draws = torch.empty(n_draws, len(rows), device=contrast.module.device)
-    for row, drawn in enumerate(drawn_effects(contrast.module, requested, n_draws)):
+    found = drawn_effects(contrast.module, requested, n_draws, new_seed())
+    for row, drawn in enumerate(found):
         effects = contrast.effect(drawn)
         for name, value in zip(names, summary(effects, interval, caused_by=drawn), strict=True):
             tables[name][row] = value.cpu().numpy()
@@ -312,10 +322,10 @@ def interactions_of_labels(
     names = ("X", "effect", "additive", "standard_error", "interval_low", "interval_high")
     genes = pd.Index(model.get_var_names())
     tables = {name: np.empty((len(labels), len(genes)), np.float32) for name in names}
-    rows = []
+    rows, seed = [], new_seed()
     for start in range(0, len(labels), _PAIRS_PER_CHUNK):
         chunk = slice(start, start + _PAIRS_PER_CHUNK)
-        found = _drawn_interactions(model, contrast, labels[chunk], parts[chunk])
+        found = _drawn_interactions(model, contrast, labels[chunk], parts[chunk], seed)
         for place, drawn in enumerate(found, start):
             mean, *uncertainty = summary(drawn.effect - drawn.additive, interval)
             means = (mean, drawn.effect.mean(0), drawn.additive.mean(0))
@@ -332,11 +342,11 @@ def interactions_of_labels(
 
 
 def _drawn_interactions(
-    model: CellModel, contrast: Contrast, labels: list[str], parts: list[list[str]]
+    model: CellModel, contrast: Contrast, labels: list[str], parts: list[list[str]], seed: int
 ) -> list[Interaction]:
     singles = sorted({name for names in parts for name in names})
     requested = encode_requested(model, [*singles, *labels])
-    drawn = drawn_effects(model.module, requested, len(contrast.z_basal))
+    drawn = drawn_effects(model.module, requested, len(contrast.z_basal), seed)
     of_single = {
         name: contrast.effect(single)
         for name, single in zip(singles, islice(drawn, len(singles)), strict=True)
@@ -370,25 +380,29 @@ def counterfactual_expression(
 ) -> np.ndarray:
     """Expression of cells under every label, ``(n_labels, n_cells, n_genes)``."""
     module = cells.module
-    own = module.global_posterior(cells.perturbations, 1).shifts
-    targets = list(drawn_effects(module, requested, 1))
+    targets = list(drawn_effects(module, requested, 1, cells.seed))
+    names = [_number_of(requested, label) for label in range(len(targets))]
     values = np.empty((len(targets), len(cells), cells.adata.n_vars), dtype=np.float32)
-    # For all cells at once: what a generator gives depends on how many numbers are asked for.
-    noise = torch.randn(len(cells), module.n_latent, device=module.device)
-    start = 0
-    for place, read, _, qz in cells.encoded(own):
-        z_basal = qz.loc + qz.scale * noise[start : start + len(place)]
-        start += len(place)
+    for place, read, _, qz in cells.encoded(cells.drawn(1).shifts):
+        z_basal = cells.basal_states(qz, place, 1)
         for label, (shift, direct) in enumerate(targets):
             logits = module.decode(z_basal, shift[:, None], read.covariates, direct)
             if output == "counts":
-                expression = module.likelihood.sample(logits, read.size)
+                seeds = cells.noise.seeds(place, names[label])
+                expression = sample_of_cells(module.likelihood, logits, read.size, seeds)
             else:
                 expression = module.likelihood.rate(logits)
                 if output == "lognorm":
                     expression = torch.log1p(target_sum * expression)
             values[label, place] = expression[0].cpu().numpy()
     return values
+
+
+def _number_of(requested: Labels, row: int) -> int:
+    """A number for a label with its doses, the same whatever the other labels are."""
+    given = requested.codes[row] >= 0
+    text = repr([requested.codes[row, given].tolist(), requested.doses[row, given].tolist()])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
 def counterfactual_cells(

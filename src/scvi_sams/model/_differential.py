@@ -37,6 +37,7 @@ from scvi_sams.model._counterfactual import (
     drawn_effects,
     encode_requested,
 )
+from scvi_sams.model._noise import new_seed
 from scvi_sams.module._likelihoods import Likelihood
 
 _DRAWS_OF_EFFECTS = 25
@@ -108,7 +109,7 @@ def compare_perturbations(
         pseudocounts = _HARDLY_EXPRESSED / size
     manager = model.get_anndata_manager(adata, required=True)
     label_of_cell = registered_labels(manager).canonical
-    effects = drawn_effects(module, requested, n_draws)
+    effects = drawn_effects(module, requested, n_draws, new_seed())
     n_second, *n_first = _cells_behind(model, requested)
     reference = contrast.mean(next(effects)).double().cpu().numpy()
     of_second = label_of_cell == second

@@ -16,6 +16,7 @@ from scvi.model.base import BaseModelClass
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._versions import installed_versions
+from scvi_sams.data._manager import ADATA_LOCK
 
 _OF_THE_SPLIT = ("train_size", "validation_size", "shuffle_set_split", "datasplitter_kwargs")
 _OF_THE_MACHINE = ("accelerator", "devices", "load_sparse_tensor", "datamodule")
@@ -49,13 +50,21 @@ def is_result_of(model: BaseModelClass, adata: AnnData, key: str) -> bool:
     return bool(records.get(key) == json.dumps(model.provenance))
 
 
+def keep_record(adata: AnnData, key: str, record: Mapping[str, Any]) -> None:
+    """Write in ``adata.uns``, as JSON, what made the result ``key``."""
+    with ADATA_LOCK:
+        records = dict(adata.uns.get(RESULT_KEYS.PROVENANCE, {}))
+        adata.uns[RESULT_KEYS.PROVENANCE] = records | {key: json.dumps(record)}
+
+
 def training_record(model: BaseModelClass, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the last training by what ``train`` was given, but for the split and the machine."""
     left_out = (*_OF_THE_SPLIT, *_OF_THE_MACHINE)
-    given = {k: v for k, v in arguments.items() if v is not None and k not in left_out}
+    given = deepcopy({k: v for k, v in arguments.items() if v is not None and k not in left_out})
+    given.get("plan_kwargs", {}).pop("checkpoint_of", None)
     return _as_json(
         {
-            "settings": deepcopy(given),
+            "settings": given,
             "n_training_cells": len(model.train_indices),
             "n_epochs": model.trainer.current_epoch,
             "ending": model.trainer.lightning_module.ending,

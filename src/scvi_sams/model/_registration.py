@@ -126,6 +126,15 @@ def register(
     return manager
 
 
+def release_other_data(managers: dict[str, Any], own: AnnDataManager | None) -> None:
+    """Keep no data alive but a model's own; drop the managers of what nobody has any more."""
+    for uuid, manager in list(managers.items()):
+        if manager is not own:
+            manager.release_adata()
+        if manager.adata is None:
+            del managers[uuid]
+
+
 def check_registered(
     model_class: type[BaseModelClass], adata: object, registry: dict[str, Any] | None
 ) -> None:

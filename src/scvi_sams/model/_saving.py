@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from anndata import AnnData
@@ -17,6 +18,7 @@ from scvi.model.base import BaseModelClass
 
 from scvi_sams._checks import as_path, check_anndata
 from scvi_sams._compat import DATA_FILE_NAME, MODEL_FILE_NAME, MODEL_NAME_KEY, SETUP_ARGUMENTS_KEY
+from scvi_sams._files import check_archive
 from scvi_sams.exceptions import RegistrationError, SavingError, UnreadableDataError
 from scvi_sams.model._saved_data import check_writable, columns_kept, is_data_of
 from scvi_sams.model._train_arguments import check_device
@@ -32,6 +34,7 @@ _DAMAGED_OR_FOREIGN = (
     ImportError,
     TypeError,
     pickle.UnpicklingError,
+    BadZipFile,
 )
 """What torch and pickle raise on files that are cut short or are no saved model."""
 
@@ -119,6 +122,7 @@ def check_saved_model(folder: Path, prefix: str, class_name: str) -> None:
             "folder that `save` wrote (and its `prefix`)."
         )
     try:
+        check_archive(path)
         saved = torch.load(path, map_location="cpu", weights_only=False)
         attributes = {part: saved[part] for part in _PARTS}["attr_dict"]
         saved_name = attributes["registry_"][MODEL_NAME_KEY]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,21 +12,23 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scvi_sams._checks import check_anndata
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
-from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
+from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._torch import check_single_precision
 from scvi_sams.counts._validation import unchanged_on_error
 from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
+from scvi_sams.data._manager import ADATA_LOCK
 from scvi_sams.exceptions import RegistrationError
 from scvi_sams.labels._presets import CONTROL, DELIMITER, PERTURBATION_KEY
 from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.model._doses import largest_doses
 from scvi_sams.model._read_values import ReadValues
-from scvi_sams.model._record import model_card, model_record, training_record
+from scvi_sams.model._record import keep_record, model_card, model_record, training_record
 from scvi_sams.model._registration import (
     check_registered,
     check_setup,
     register,
+    release_other_data,
     setup_arguments,
 )
 from scvi_sams.model._saving import load_whole, save_whole
@@ -218,9 +219,10 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             # scvi-tools makes data of its own out of a view before it reads anything.
             self.adata_manager.check_fields(target, self.adata_manager.registry)
             self._values.validate(target)
-        with unchanged_on_error(target):
+        with ADATA_LOCK, unchanged_on_error(target):
             validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
             self._values.validate_once(self.get_anndata_manager(validated, required=True))
+            release_other_data(self._per_instance_manager_store[self.id], self.adata_manager)
         return validated
 
     def train(
@@ -248,8 +250,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         Where the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
         streamed from there, shuffled in blocks.
 
-        Ctrl-C (the stop button of a notebook) ends training after the running step, and the model
-        is as after early stopping; pressed again it ends at once, with the weights before training.
+        Ctrl-C (the stop button of a notebook) ends it as early stopping does; again: at once, with
+        the weights before (loops of trainings: :func:`~scvi_sams.train.interrupts_raise`).
 
         Parameters
         ----------
@@ -290,8 +292,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             them there (:class:`~scvi_sams.data.ResidentDataModule`): for GPUs that have the memory.
         checkpoint_path
             File that the state of training is written to after each epoch. If it is there already,
-            training goes on from it: run the same script again after it was killed. The file is
-            removed when training has ended. Then ``history`` has the epochs since the file only.
+            training goes on from it, and ``history`` begins there: run the same script again after
+            it was killed. Other data or arguments are an error. It is removed in the end.
         trainer_config, **trainer_kwargs
             For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper). The
             logger of ``history`` comes before loggers of yours.
@@ -306,7 +308,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             otherwise those before it), and the model counts as trained only if it was before.
             After any other error they are those before training.
         UnreadableDataError
-            If the expression is on disk and damaged there.
+            If the expression on disk, or the file at ``checkpoint_path``, is damaged.
 
         Examples
         --------
@@ -418,15 +420,13 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     def keep_provenance(self, adata: AnnData, key: str) -> None:
         """Write in ``adata.uns["sams_provenance"]``, as JSON, what made the result ``key``."""
-        records = dict(adata.uns.get(RESULT_KEYS.PROVENANCE, {}))
-        adata.uns[RESULT_KEYS.PROVENANCE] = records | {key: json.dumps(self.provenance)}
+        keep_record(adata, key, self.provenance)
 
     def card(self, *, description: str | None = None, license: str | None = None) -> str:
         """Describe the model in Markdown: data, settings, trainings, versions and limits.
 
         The text begins with the metadata that Hugging Face reads, so that it can be saved as
-        ``README.md`` beside the model and handed to ``scvi.hub.HubModel``. The data need not be
-        there.
+        ``README.md`` beside the model, for ``scvi.hub.HubModel``. The data need not be there.
 
         Parameters
         ----------

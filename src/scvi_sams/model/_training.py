@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
+from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
@@ -14,15 +15,19 @@ from scvi_sams._checks import as_path
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, STATE_REGISTRY_KEY, SimpleLogger
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._torch import check_single_precision
+from scvi_sams._versions import installed_versions
 from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._data_modules import ResidentDataModule, StreamingDataModule
 from scvi_sams.data._field import registered_labels
 from scvi_sams.data._splitting import complete_split, training_split
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, RegistrationError
+from scvi_sams.model._record import model_record
 from scvi_sams.model._registration import logger
 from scvi_sams.model._train_arguments import checked_arguments
+from scvi_sams.train._checkpoint import check_checkpoint, check_place_of_checkpoint
 from scvi_sams.train._held_out import NO_HELD_OUT_CELLS
+from scvi_sams.train._identity import Identity, plain_settings
 
 _PLANS_A_LENGTH = ("lr_schedule", "dense_fraction", "reduce_lr_on_plateau")
 """Settings of the plan that are laid out over the number of epochs, or act on its end."""
@@ -51,12 +56,31 @@ def training_arguments(model: BaseModelClass, given: dict[str, Any]) -> dict[str
     _set_default(given, "gradient_clip_val", 100.0)
     _keep_history(given)
     if checkpoint_path is not None:
-        checkpoint_path = as_path("checkpoint_path", checkpoint_path)
-        path = {"checkpoint_path": str(checkpoint_path)}
-        given["plan_kwargs"] = dict(given["plan_kwargs"] or {}) | path
-        if checkpoint_path.exists():
-            given["ckpt_path"] = str(checkpoint_path)
+        path = as_path("checkpoint_path", checkpoint_path)
+        check_place_of_checkpoint(path)
+        given["plan_kwargs"] = dict(given["plan_kwargs"] or {}) | {
+            "checkpoint_path": str(path),
+            "checkpoint_of": _identity(model, given),
+        }
+        if path.exists():
+            check_checkpoint(path)
+            given["ckpt_path"] = str(path)
     return given
+
+
+def _identity(model: BaseModelClass, given: Mapping[str, Any]) -> Identity:
+    """What a checkpoint of this training has to agree with, but for the plan and the data."""
+    record = model_record(model)
+    stopping = {k: v for k, v in given.items() if k.startswith("early_stopping")}
+    return {
+        "model": record["model"],
+        "scvi_sams": installed_versions()["scvi_sams"],
+        "seed": settings.seed,
+        "batch_size": given["batch_size"],
+        **plain_settings("settings", record["settings"]),
+        **plain_settings("setup", record["setup"]),
+        **plain_settings("train", _settings_of(given["trainer_config"]) | stopping),
+    }
 
 
 def _set_data_module(model: BaseModelClass, given: dict[str, Any], on_device: bool) -> Any:

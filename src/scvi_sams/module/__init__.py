@@ -16,10 +16,10 @@ from scvi_sams.module._networks import draw_particles
 from scvi_sams.module._perturbation_module import (
     GlobalDraw,
     PerturbationModule,
-    TrainingStatistics,
 )
 from scvi_sams.module._rotation import sparsest_rotation
 from scvi_sams.module._sams_vae import SAMSVAEModule
+from scvi_sams.module._training_statistics import TrainingStatistics
 
 __all__ = [
     "LIKELIHOODS",

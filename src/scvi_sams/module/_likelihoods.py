@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scvi_sams._checks import check_choice
+from scvi_sams._torch import generator
 from scvi_sams.module._direct_effects import add_to_logits
 from scvi_sams.module._negative_binomial import (
     MAX_LOG_MEAN,
@@ -158,7 +159,7 @@ class NegativeBinomialLikelihood(Likelihood):
         """Draw counts as a Poisson with a Gamma-distributed rate."""
         theta = inverse_dispersion(self.log_inverse_dispersion)
         mean = self.mean(logits, size)
-        gamma = torch._standard_gamma(theta.expand_as(mean))
+        gamma = torch._standard_gamma(theta.expand_as(mean), generator=generator(mean.device))
         return _draw_counts(gamma * (mean / theta))
 
     def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
@@ -228,7 +229,9 @@ class NormalLikelihood(Likelihood):
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
         """Draw values."""
-        return logits + self.log_scale.exp() * torch.randn_like(logits)
+        source = generator(logits.device)
+        noise = torch.empty_like(logits).normal_(generator=source)
+        return logits + self.log_scale.exp() * noise
 
     def rate(self, logits: Tensor) -> Tensor:
         """The decoder's output is the mean itself."""
@@ -256,9 +259,8 @@ GeneLikelihood = Annotated[str, lambda name, value: check_choice(name, value, li
 
 def _draw_counts(mean: Tensor) -> Tensor:
     """Draw Poisson counts, at means beyond the whole numbers that torch draws as well."""
-    return torch.where(
-        mean > _AS_LARGE_AS_ITS_MEAN, mean, torch.poisson(mean.clamp(max=_AS_LARGE_AS_ITS_MEAN))
-    )
+    drawn = torch.poisson(mean.clamp(max=_AS_LARGE_AS_ITS_MEAN), generator=generator(mean.device))
+    return torch.where(mean > _AS_LARGE_AS_ITS_MEAN, mean, drawn)
 
 
 def _positive(mean: Tensor) -> Tensor:

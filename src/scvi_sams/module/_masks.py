@@ -14,6 +14,7 @@ from torch.distributions.utils import clamp_probs
 from torch.nn import functional
 
 from scvi_sams._checks import check_choice
+from scvi_sams._torch import generator
 from scvi_sams.exceptions import InvalidArgumentError
 
 _LOGIT_OF_EXCLUDED = -20.0
@@ -130,11 +131,21 @@ class BetaBernoulliMaskPrior(MaskPrior):
         posterior = Beta(self.a + on, self.b + 1 - on, validate_args=False)
         prior = Beta(logits.new_tensor(self.a), logits.new_tensor(self.b), validate_args=False)
         # Away from 0 and 1 by what float32 can tell, so that the logarithms stay finite.
-        probability = posterior.rsample(masks.shape[: masks.dim() - logits.dim()])
+        probability = _draw_beta(posterior, masks.shape[: masks.dim() - logits.dim()])
         probability = probability.clamp(1e-6, 1 - 1e-6)
         log_conditional = masks * probability.log() + (1 - masks) * torch.log1p(-probability)
         divergence = posterior.log_prob(probability) - prior.log_prob(probability)
         return _log_probability(logits, masks) - log_conditional + divergence
+
+
+def _draw_beta(posterior: Beta, shape: torch.Size) -> Tensor:
+    """Draw from a Beta distribution, as ``rsample`` does, which takes no generator."""
+    on, off = posterior.concentration1, posterior.concentration0
+    source = generator(on.device)
+    if source is None:
+        return posterior.rsample(shape)
+    both = torch.stack([on, off], dim=-1).detach().expand(*shape, *on.shape, 2)
+    return torch._sample_dirichlet(both, generator=source)[..., 0]
 
 
 def _beta_bernoulli(probability: float, concentration: float | None) -> BetaBernoulliMaskPrior:
@@ -217,7 +228,9 @@ class MaskPosterior(nn.Module):
         # As `pyro.distributions.RelaxedBernoulliStraightThrough` draws, which checks its arguments
         # each time, whatever it is told: an accelerator would be waited for in every step.
         shape = (n_particles, *logits.shape)
-        uniform = clamp_probs(torch.rand(shape, dtype=logits.dtype, device=logits.device))
+        source = generator(logits.device)
+        uniform = torch.rand(shape, generator=source, dtype=logits.dtype, device=logits.device)
+        uniform = clamp_probs(uniform)
         soft = torch.sigmoid((torch.logit(uniform) + logits) / self.temperature)
         return soft + (soft.round() - soft).detach()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional
 
+from scvi_sams._torch import generator
 from scvi_sams.module._rotation import signed_permutation
 
 _VARIANCE_FLOOR = 1e-4
@@ -310,10 +311,12 @@ class CorrelatedEffects(EffectPosterior):
 
 def draw_particles(posterior: Normal, n_particles: int) -> Tensor:
     """Draw ``(n_particles, ...)`` from a posterior of batch shape ``(n_particles or 1, ...)``."""
+    device = posterior.loc.device
     noise = torch.randn(
         (n_particles, *posterior.loc.shape[1:]),
+        generator=generator(device),
         dtype=posterior.loc.dtype,
-        device=posterior.loc.device,
+        device=device,
     )
     return posterior.loc + posterior.scale * noise
 

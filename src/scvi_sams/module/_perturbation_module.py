@@ -14,7 +14,6 @@ that occur in the mini-batch, L latent dimensions, S width of a shift, G genes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -44,6 +43,7 @@ from scvi_sams.module._settings import (
     WholeNumber,
     check_settings,
 )
+from scvi_sams.module._training_statistics import TrainingStatistics
 
 KLEstimator = Literal["closed_form", "monte_carlo"]
 
@@ -56,34 +56,6 @@ class GlobalDraw(NamedTuple):
     kl: dict[str, Tensor]
     """Divergence of every global variable from its prior, ``(P or 1, R)``, in nats; empty where
     there are none."""
-
-
-@dataclass(frozen=True)
-class TrainingStatistics:
-    """What the module learns from the training cells before the first step.
-
-    Attributes
-    ----------
-    cells_per_perturbation
-        N_t: training cells with a non-zero dose, ``(T,)``.
-    input_mean, input_sd
-        Of the encoder's input per gene, ``(G,)``.
-    scaled_mean, scaled_variance
-        Of ``x / size`` (of ``x`` for a normal likelihood) per gene, ``(G,)``.
-    inverse_size_mean
-        Mean of 1 / size over the cells (1 for a normal likelihood, which has no size).
-    cell_sizes
-        Sizes that stand for those of the control cells (of all, where none is a control cell), and
-        the share of cells that each stands for, ``(2, 3)``.
-    """
-
-    cells_per_perturbation: Tensor
-    input_mean: Tensor
-    input_sd: Tensor
-    scaled_mean: Tensor
-    scaled_variance: Tensor
-    inverse_size_mean: float
-    cell_sizes: Tensor
 
 
 class PerturbationModule(BaseModuleClass):
@@ -286,7 +258,22 @@ class PerturbationModule(BaseModuleClass):
         draw = self.global_posterior(rows, n_particles)
         shift = sum_over_slots(draw.shifts, slots, cells.doses)
         qz = self.encode(cells.x, shift, cells.covariates)
-        z_basal = draw_particles(qz, n_particles)
+        return self.explained(cells, rows, slots, draw, shift, qz, draw_particles(qz, n_particles))
+
+    def explained(
+        self,
+        cells: CellBatch,
+        rows: Tensor,
+        slots: Tensor,
+        draw: GlobalDraw,
+        shift: Tensor,
+        qz: Normal,
+        z_basal: Tensor,
+    ) -> dict[str, Any]:
+        """What :meth:`inference` returns, of what was drawn for perturbations and cells.
+
+        ``rows`` are the perturbations of ``draw``, ``slots`` the places of each cell's among them.
+        """
         plates = self.plate_weights(rows)
         total = sum(draw.kl.values(), start=torch.zeros_like(plates)[None])
         of_rows = [kl * plates for kl in (*draw.kl.values(), total * self.evidence_weights(rows))]
@@ -406,15 +393,13 @@ class PerturbationModule(BaseModuleClass):
             return divergence_from_prior(posterior, prior_scale)
         return log_ratio_to_prior(posterior, draws, prior_scale)
 
-    def log_importance_weights(
-        self, cells: CellBatch, shift: Tensor, n_particles: int | None = None
-    ) -> Tensor:
+    def log_importance_weights(self, cells: CellBatch, shift: Tensor, noise: Tensor) -> Tensor:
         """Return log p(x | z) + log p(z_basal) - log q(z_basal), a draw per particle, (P, B).
 
-        ``n_particles`` need only be given where ``shift`` is the same for all of them.
+        ``noise`` are standard normals for the basal states, ``(P, B, L)``.
         """
         qz = self.encode(cells.x, shift, cells.covariates)
-        z_basal = draw_particles(qz, n_particles or shift.shape[0])
+        z_basal = qz.loc + qz.scale * noise
         logits = self.decode(z_basal, shift, cells.covariates, self.direct_effect(cells))
         log_px = self.likelihood.log_prob(cells.x, logits, cells.size)
         return log_px - log_ratio_to_prior(qz, z_basal)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from scvi_sams._torch import fixed_seed
 from scvi_sams.module._axis_errors import variance_of_axes
 from scvi_sams.module._curvature import LatentSurvey, curvature, following
 from scvi_sams.module._latent_shift import LatentShiftModule
@@ -123,8 +122,9 @@ class SAMSVAEModule(LatentShiftModule):
             second = on * (q_e.loc[0].square() + q_e.scale[0].square())
         else:
             # The same numbers for every row, so that no row depends on which others are asked for.
-            with fixed_seed(_MOMENTS_SEED, on.device):
-                uniform = torch.rand(n_samples, 1, self.n_latent, device=on.device)
+            same = torch.Generator(on.device).manual_seed(_MOMENTS_SEED)
+            shape = (n_samples, 1, self.n_latent)
+            uniform = torch.rand(shape, generator=same, device=on.device)
             chunks = zip(rows.split(_ROWS_PER_CHUNK), on.split(_ROWS_PER_CHUNK), strict=True)
             moments = [self._moments_over_masks(some, of_some, uniform) for some, of_some in chunks]
             mean, second = (torch.cat(parts) for parts in zip(*moments, strict=True))

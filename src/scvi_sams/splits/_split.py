@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Self, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from scvi_sams._checks import as_cells, as_labels, as_names, as_path, check_integer, check_text
+from scvi_sams._files import write_whole
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
@@ -82,16 +85,20 @@ class Split:
         ------
         InvalidSplitError
             If the path ends otherwise.
+        SavingError
+            If it cannot be written; what was there before is as it was.
         """
         path = _checked_path(path)
         record = {key: value for key, value in vars(self).items() if key not in PARTS}
         record["settings"] = dict(self.settings)
         positions = {part: getattr(self, part) for part in PARTS}
         if path.suffix == ".npz":
-            np.savez_compressed(path, record=np.array(json.dumps(record)), **positions)
+            arrays = {"record": np.array(json.dumps(record)), **positions}
+            write_whole(path, lambda partial: np.savez_compressed(partial, **arrays))
         else:
             lists = {part: cells.tolist() for part, cells in positions.items()}
-            path.write_text(json.dumps(record | lists), encoding="utf-8")
+            text = json.dumps(record | lists)
+            write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(
@@ -133,7 +140,7 @@ class Split:
             for key in ("held_out", "held_out_levels", "control"):
                 fields[key] = fields[key] if fields[key] is None else tuple(fields[key])
             split = cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
             raise InvalidSplitError(
                 f"{str(path)!r} holds no split ({error}). Load a file that Split.save wrote."
             ) from error

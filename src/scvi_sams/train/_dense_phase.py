@@ -19,7 +19,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from scvi_sams._torch import fixed_seed
+from scvi_sams._torch import fixed_seed, generator
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
 from scvi_sams.module._sams_vae import SAMSVAEModule
@@ -137,8 +137,11 @@ def _score(sums: Tensor) -> float:
 
 def _bound(module: SAMSVAEModule, cells: CellBatch, shift: Tensor, number: int) -> Tensor:
     """Importance-weighted bound of cells given their shifts, with the same random numbers."""
-    with fixed_seed(_SEED + number, module.device):
-        weights = module.log_importance_weights(cells, shift, _N_SAMPLES)
+    with fixed_seed(_SEED + number):
+        device = cells.x.device
+        shape = (_N_SAMPLES, len(cells.x), module.n_latent)
+        noise = torch.randn(shape, generator=generator(device), device=device)
+    weights = module.log_importance_weights(cells, shift, noise)
     return torch.logsumexp(weights, dim=0) - math.log(_N_SAMPLES)
 
 

@@ -66,7 +66,7 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
     shape = (_N_POSTERIOR, _N_STATES, module.n_latent)
     z_basal = torch.randn(shape, generator=generator).to(module.device)
     rows = torch.arange(n_groups - 1, device=module.device)
-    with fixed_seed(_SEED, module.device):
+    with fixed_seed(_SEED):
         drawn = [
             module.sampled_shifts(some, _N_POSTERIOR).expand(_N_POSTERIOR, -1, -1)
             for some in rows.split(ROWS_AT_ONCE)

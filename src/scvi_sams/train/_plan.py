@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -20,19 +20,18 @@ from scvi_sams._checks import check_choice
 from scvi_sams._torch import fixed_seed
 from scvi_sams.exceptions import InvalidArgumentError, TrainingDivergedError
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.module._settings import NotNegative, check_settings, number
+from scvi_sams.module._settings import NotNegative, check_settings, given, number
+from scvi_sams.train._checkpoint import ResumableCheckpoint, keep_state, restore_state
 from scvi_sams.train._dense_phase import end_dense_phase
 from scvi_sams.train._direct_effects import fit_direct_effects_of
 from scvi_sams.train._held_out import HeldOutCells
+from scvi_sams.train._identity import Identity, data_identity, plain_settings
 from scvi_sams.train._interruption import (
     GoodWeights,
-    ResumableCheckpoint,
     StopOnInterrupt,
     diverged_weights,
     forget_best_states,
     forget_stopping_score,
-    keep_state,
-    restore_state,
 )
 from scvi_sams.train._length import Stage
 from scvi_sams.train._statistics import training_statistics, warn_of_dominant_genes
@@ -98,6 +97,8 @@ class PerturbationTrainingPlan(TrainingPlan):
         No warm-up by default: the mask posterior would wander off while its prior is silent.
     checkpoint_path
         See :meth:`scvi_sams.SAMSVAE.train`.
+    checkpoint_of
+        What a checkpoint has to agree with besides data and settings of the plan, by name.
     **kwargs
         See :class:`~scvi.train.TrainingPlan`.
 
@@ -121,9 +122,11 @@ class PerturbationTrainingPlan(TrainingPlan):
         n_epochs_kl_warmup: int | None = None,
         n_steps_kl_warmup: int | None = None,
         checkpoint_path: str | os.PathLike[str] | None = None,
+        checkpoint_of: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_settings(PerturbationTrainingPlan.__init__, locals())
+        settings = given(locals())
+        check_settings(PerturbationTrainingPlan.__init__, settings)
         _check_names(kwargs, module)
         check_choice("optimizer", kwargs.get("optimizer", "Adam"), ("Adam", "AdamW", "Custom"))
         super().__init__(
@@ -140,6 +143,12 @@ class PerturbationTrainingPlan(TrainingPlan):
         self.dense_fraction = dense_fraction
         self.max_curvature = max_curvature
         self.checkpoint_path = checkpoint_path
+        for name in ("module", "checkpoint_path", "checkpoint_of", "kwargs"):
+            settings.pop(name)
+        self._identity: Identity = {
+            **(checkpoint_of or {}),
+            **plain_settings("plan", settings | kwargs),
+        }
         self.is_interrupted = False
         self._rotation_epoch: int | None = None
         self._held_out: HeldOutCells | None = None
@@ -158,6 +167,8 @@ class PerturbationTrainingPlan(TrainingPlan):
         if counts and not self.module.is_initialised:
             warn_of_dominant_genes(data.adata_manager, statistics)
         self.module.set_training_statistics(statistics)
+        if self.checkpoint_path is not None:
+            self._identity |= data_identity(data.adata_manager)
         if self.lr_schedule == "held_out":
             if self._rotation_epoch is not None:
                 self._rotation_epoch = self.trainer.max_epochs  # until held-out cells decide
@@ -172,13 +183,13 @@ class PerturbationTrainingPlan(TrainingPlan):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the phase, the random state, and what decides about the length of training."""
-        keep_state(checkpoint, self.trainer, self._rotation_epoch)
+        keep_state(checkpoint, self.trainer, self._rotation_epoch, self._identity)
         if self._held_out is not None:
             self._held_out.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on in the phase, and with the random state, of the checkpoint."""
-        self._rotation_epoch = restore_state(checkpoint, self.trainer)
+        self._rotation_epoch = restore_state(checkpoint, self.trainer, self._identity)
         if self._held_out is not None:
             self._held_out.load(checkpoint)
 
@@ -349,7 +360,7 @@ class PerturbationTrainingPlan(TrainingPlan):
 
         A monitor that draws anew each time has lucky epochs, and early stopping would pick them.
         """
-        with fixed_seed(_VALIDATION_SEED + batch_idx, self.device):
+        with fixed_seed(_VALIDATION_SEED + batch_idx):
             super().validation_step(batch, batch_idx)
 
 

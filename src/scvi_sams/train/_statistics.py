@@ -13,7 +13,7 @@ from scvi.data import AnnDataManager
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._block_loader import registered_expression
 from scvi_sams.data._field import registered_labels
-from scvi_sams.module._perturbation_module import TrainingStatistics
+from scvi_sams.module._training_statistics import TrainingStatistics
 
 logger = logging.getLogger("scvi.sams")
 

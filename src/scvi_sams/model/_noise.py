@@ -1,0 +1,126 @@
+"""Random numbers that a cell or a perturbation has for itself, whatever else is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from scvi_sams._torch import fixed_seed, generator, is_accelerator
+from scvi_sams.module._likelihoods import Likelihood
+
+_PERTURBATIONS_PER_BLOCK = 64
+"""Drawn together, all of a block whichever of them are asked for."""
+
+# Constants of splitmix64 (Steele, Lea & Flood 2014): a step, and two factors that mix bits.
+_STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_HALF = 2**32
+
+
+def new_seed() -> int:
+    """Draw the seed of a call, from the global random numbers or those of ``fixed_seed``."""
+    return int(torch.randint(2**62, (), generator=generator(torch.device("cpu"))))
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """Another seed, one for each number."""
+    bits = (seed + (number + 1) * _STEP) % 2**64
+    bits = (bits ^ (bits >> 30)) * _FIRST % 2**64
+    bits = (bits ^ (bits >> 27)) * _SECOND % 2**64
+    return (bits ^ (bits >> 31)) >> 2
+
+
+def by_blocks(
+    draw: Callable[[Tensor], Sequence[Tensor]], rows: Tensor, n_perturbations: int, seed: int
+) -> list[Tensor]:
+    """Draw for perturbations ``rows``, ascending, so that none depends on the others.
+
+    ``draw`` gives arrays ``(n_draws or 1, R, ...)`` for the perturbations that it is asked for. It
+    is asked for whole blocks of them, each with a seed of its own.
+    """
+    if not len(rows):
+        return list(draw(rows))
+    block_of_row = rows // _PERTURBATIONS_PER_BLOCK
+    parts = []
+    for block in torch.unique(block_of_row).tolist():
+        start = block * _PERTURBATIONS_PER_BLOCK
+        stop = min(start + _PERTURBATIONS_PER_BLOCK, n_perturbations)
+        with fixed_seed(derived_seed(seed, block)):
+            drawn = draw(torch.arange(start, stop, device=rows.device))
+        chosen = rows[block_of_row == block] - start
+        parts.append([values[:, chosen] for values in drawn])
+    return [torch.cat(values, dim=1) for values in zip(*parts, strict=True)]
+
+
+def keys_of_cells(names: pd.Index, positions: np.ndarray) -> np.ndarray:
+    """A number for each of some cells: by its name, and how often it was there before."""
+    keys = pd.util.hash_array(np.asarray(names[positions], dtype=object))
+    if not names.is_unique:
+        keys = keys + pd.Series(names).groupby(names).cumcount().to_numpy(np.uint64)[positions]
+    repeat = pd.Series(positions).groupby(positions).cumcount().to_numpy(np.uint64)
+    return (keys + repeat * np.uint64(_SECOND)).view(np.int64)
+
+
+class CellNoise:
+    """Normal numbers and seeds of cells, by a number of each.
+
+    They are a hash of seed, that number and place in the result (a generator that counts, as in
+    Salmon et al. 2011), so that those of some cells are made at once, in any order, on any device.
+    """
+
+    def __init__(self, seed: int, keys: np.ndarray, device: torch.device) -> None:
+        self._keys = _mixed(seed + torch.as_tensor(keys, device=device) * _signed(_STEP))
+
+    def normals(self, place: np.ndarray, n_draws: int, n_columns: int, first: int = 0) -> Tensor:
+        """Standard normals ``(n_draws, len(place), n_columns)``, beginning with draw ``first``."""
+        keys = self._keys[torch.as_tensor(place, device=self._keys.device)]
+        numbers = torch.arange(
+            1 + first * n_columns, 1 + (first + n_draws) * n_columns, device=keys.device
+        ).view(n_draws, 1, n_columns)
+        bits = _mixed(keys[:, None] + numbers * _signed(_STEP))
+        # Box and Muller: one normal of two uniform numbers, of 32 bits each.
+        radius = ((bits >> 32) & (_HALF - 1)).float().add_(0.5).mul_(1 / _HALF).log_()
+        angle = (bits & (_HALF - 1)).float().mul_(2 * math.pi / _HALF).cos_()
+        return radius.mul_(-2).sqrt_().mul_(angle)
+
+    def seeds(self, place: np.ndarray, number: int) -> list[int]:
+        """Seeds of cells, others for each number."""
+        keys = self._keys[torch.as_tensor(place, device=self._keys.device)]
+        return (_mixed(keys + derived_seed(0, number)) & (2**62 - 1)).tolist()
+
+
+def sample_of_cells(
+    likelihood: Likelihood, logits: Tensor, size: Tensor, seeds: list[int]
+) -> Tensor:
+    """Draw expression ``(n_draws, n_cells, n_genes)``, cell by cell with seeds of their own.
+
+    An accelerator draws for all cells at once, with the seed of the first.
+    """
+    if is_accelerator(logits.device):
+        with fixed_seed(seeds[0]):
+            return likelihood.sample(logits, size)
+    drawn = []
+    for cell, seed in enumerate(seeds):
+        with fixed_seed(seed):
+            drawn.append(likelihood.sample(logits[:, cell : cell + 1], size[cell : cell + 1]))
+    return torch.cat(drawn, dim=1)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Mix 64 bits so that each of them depends on all, as splitmix64 does."""
+    bits = (bits ^ _shifted(bits, 30)) * _signed(_FIRST)
+    bits = (bits ^ _shifted(bits, 27)) * _signed(_SECOND)
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, n: int) -> Tensor:
+    """Shift to the right; the sign bit is a bit as any other."""
+    return (bits >> n) & (2 ** (64 - n) - 1)
+
+
+def _signed(bits: int) -> int:
+    return bits - 2**64 if bits >= 2**63 else bits

@@ -1,0 +1,35 @@
+"""What a module must know of the training cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """What the module learns from the training cells before the first step.
+
+    Attributes
+    ----------
+    cells_per_perturbation
+        N_t: training cells with a non-zero dose, ``(T,)``.
+    input_mean, input_sd
+        Of the encoder's input per gene, ``(G,)``.
+    scaled_mean, scaled_variance
+        Of ``x / size`` (of ``x`` for a normal likelihood) per gene, ``(G,)``.
+    inverse_size_mean
+        Mean of 1 / size over the cells (1 for a normal likelihood, which has no size).
+    cell_sizes
+        Sizes that stand for those of the control cells (of all, where none is a control cell), and
+        the share of cells that each stands for, ``(2, 3)``.
+    """
+
+    cells_per_perturbation: Tensor
+    input_mean: Tensor
+    input_sd: Tensor
+    scaled_mean: Tensor
+    scaled_variance: Tensor
+    inverse_size_mean: float
+    cell_sizes: Tensor
