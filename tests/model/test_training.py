@@ -375,7 +375,7 @@ def test_effects_of_a_simulated_screen_are_recovered(scvi_seed, variant):
     adata = simulate_screen(
         n_genes=100,
         n_controls=250,
-        n_perturbations=12,
+        n_perturbations=6,
         cells_per_perturbation=80,
         n_combinations=3,
         cells_per_combination=60,
@@ -392,8 +392,9 @@ def test_effects_of_a_simulated_screen_are_recovered(scvi_seed, variant):
     predicted = model.predict_ate(labels, key_added=None).X
     truth = simulated_ate(adata, labels, n_samples=1000).X
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(predicted, truth, strict=True)]
-    assert np.median(correlations) > 0.8
-    assert np.corrcoef(predicted.ravel(), truth.ravel())[0, 1] > 0.8
+    # Six perturbations say little about axes, so that masks of weak effects stay off.
+    assert np.median(correlations) > 0.65
+    assert np.corrcoef(predicted.ravel(), truth.ravel())[0, 1] > 0.7
     shuffled = np.roll(truth, 1, axis=0)
     assert np.corrcoef(predicted.ravel(), shuffled.ravel())[0, 1] < 0.5
 
@@ -419,12 +420,13 @@ def test_evidence_of_no_cells_is_refused(evidence_cells):
 
 
 def test_evidence_of_few_cells_switches_fewer_masks_on(scvi_seed):
-    """Where evidence hardly counts, masks stay near their prior."""
+    """Where evidence hardly counts, no mask is far from its prior."""
     on = {}
     screen = small_screen(n_perturbations=16, cells_per_perturbation=40, effect_scale=5.0)
     for evidence_cells in (None, 1.0):
         scvi_seed(0)
         model = untrained(screen.copy(), evidence_cells=evidence_cells)
         model.train(max_epochs=20, **(TRAINING | {"plan_kwargs": {}}))
-        on[evidence_cells] = model.get_perturbation_masks(key_added=None).to_numpy().mean()
-    assert on[1.0] < on[None] - 0.02
+        masks = model.get_perturbation_masks(key_added=None).to_numpy()
+        on[evidence_cells] = masks.max()
+    assert on[1.0] < on[None] - 0.1

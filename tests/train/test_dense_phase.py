@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal
 
 from scvi_sams.datasets import simulate_screen
 from scvi_sams.train._dense_phase import origin_of_controls, unconfirmed_offsets
@@ -123,9 +124,9 @@ def test_an_effect_that_cells_show_is_confirmed():
 def test_an_effect_that_few_share_is_left_alone(model):
     """The median perturbation has it, two of six have none."""
     with_offset(model.module, latent=1, size=1.5)
-    effects = model.module.full_effects()
-    effects.loc[0, :2, 1] = 0.1
-    model.module.full_effects = lambda: effects
+    loc = model.module.full_effects().loc.detach().clone()
+    loc[0, :2, 1] = 0.1
+    model.module.full_effects = lambda: Normal(loc, torch.ones_like(loc))
     found = unconfirmed_offsets(model.module, trainer_of(model, n_validation=100))
     assert found.tolist() == [0, 0, 0]
 

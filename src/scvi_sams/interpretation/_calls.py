@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_sams._checks import check_number
+from scvi_sams._checks import check_number, check_table
 from scvi_sams._fdr import active_at_fdr
+from scvi_sams.labels._names import check_has
 
 if TYPE_CHECKING:
     from scvi_sams.model._mechanisms import MaskMixin
@@ -44,6 +45,8 @@ def called_masks(
 
     Raises
     ------
+    MissingKeyError
+        If ``tests`` has no q-values.
     SAMSError
         If ``fdr`` is not between 0 and 1.
 
@@ -55,7 +58,10 @@ def called_masks(
     """
     check_number(fdr=fdr, above=0, below=1)
     masks = model.get_perturbation_masks(key_added=None)
-    if tests is None:
+    if tests is not None:
+        check_table(tests=tests)
+        check_has("`tests` has no column", {"q_value"} - {*tests.columns}, tests.columns, "")
+    else:
         tests = model.test_perturbations(key_added=None)
     differs = (tests["q_value"] <= fdr).reindex(masks.index, fill_value=False)
     called = active_at_fdr(masks, fdr).mul(differs, axis=0)
