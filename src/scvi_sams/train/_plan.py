@@ -259,9 +259,10 @@ class PerturbationTrainingPlan(TrainingPlan):
         share = self.module.diagnostics().get("active_masks")
         if share == 0:
             logger.warning(
-                "All masks are off: the model has found no effect of any perturbation. Train for "
-                "more epochs, with a higher `mask_prior_probability` or `evidence_cells`, and "
-                "check that labels and cells belong together."
+                "All masks are off: the model has found no effect of any perturbation. Whether "
+                "cells differ from control cells at all says `model.test_perturbations()`. If they "
+                "do, train for more epochs, with a higher `mask_prior_probability` or "
+                "`evidence_cells`; if not, check that labels and cells belong together."
             )
         elif share == 1:
             logger.warning(
