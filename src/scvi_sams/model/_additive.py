@@ -74,10 +74,11 @@ class AdditiveMixin(PerturbationModel):
         -------
         ``mean`` and ``sd`` of the posterior, and ``lfsr``, the local false sign rate: the
         probability that the effect is zero or of the other sign than its mean. Each perturbations
-        x genes. The mean is 0 where that rate is .05 or more. Mean and sd are changes of the natural logarithm of the rate per unit dose (before
-        rates are scaled to shares, where no size factor is registered), or of the mean, in units of
-        the data, for a normal likelihood. Where the model has no direct effect, as of perturbations
-        without training cells, mean and sd are 0 and the rate is 1.
+        x genes. The mean is 0 where that rate is .05 or more. Mean and sd are changes of the
+        natural logarithm of the rate per unit dose (before rates are scaled to shares, where no
+        size factor is registered), or of the mean, in units of the data, for a normal likelihood.
+        Where the model has no direct effect, as of perturbations without training cells, mean and
+        sd are 0 and the rate is 1.
 
         Raises
         ------
