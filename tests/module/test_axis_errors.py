@@ -118,3 +118,25 @@ def test_masks_start_with_the_variance_of_axes():
     ).clamp(-4.6, 4.6)
     torch.testing.assert_close(module.masks.logits.detach(), expected)
     assert not module.masks.is_dense
+
+
+def test_cells_that_say_little_of_a_dimension_are_little_evidence():
+    module = make_module(
+        correlated_effects=False,
+        mask_prior_probability=0.1,
+        effect_prior_scale=2.0,
+        evidence_cells=25.0,
+    )
+    with torch.no_grad():
+        module.effects.loc.zero_()
+        module.effects.loc[0] = 1.0
+        module.effects.log_scale.fill_(math.log(0.1))
+    module.begin_dense_phase()
+    module.start_masks(torch.tensor([0.0, 0.5, 1.0]))
+    e = module.effects.loc.detach()
+    v = 0.01 + 1 / (25 * torch.tensor([1.0, 0.5, 0.01])).expand_as(e)
+    v = v + variance_of_axes(e, v, 2.0)
+    expected = math.log(1 / 9) + e.square() / v / (2 + v / 2) - 0.5 * torch.log1p(4 / v)
+    torch.testing.assert_close(module.masks.logits.detach(), expected.clamp(-4.6, 4.6))
+    first = module.masks.logits[0]
+    assert first[0] > first[1] > first[2]

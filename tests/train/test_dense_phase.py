@@ -8,7 +8,11 @@ import torch
 from torch.distributions import Normal
 
 from scvi_sams.datasets import simulate_screen
-from scvi_sams.train._dense_phase import origin_of_controls, unconfirmed_offsets
+from scvi_sams.train._dense_phase import (
+    origin_of_controls,
+    unconfirmed_offsets,
+    variance_of_states,
+)
 from train.screens import make_model, make_screen
 
 
@@ -59,6 +63,24 @@ def test_the_origin_is_the_mean_state_of_control_cells(model):
         states.append(module.encode(cells.x, no_shift, cells.covariates).loc[0].detach())
     origin = origin_of_controls(model.module, trainer_of(model))
     torch.testing.assert_close(origin, torch.cat(states).mean(dim=0))
+
+
+def test_variance_of_states_is_their_mean_over_cells_with_their_shifts(model):
+    module = model.module
+    effects = module.full_effects().loc[0].detach()
+    labels = model.adata.obs["perturbation"].astype(str)
+    shifts = torch.stack(
+        [
+            sum((effects[model.perturbations.index(n)] for n in label.split("+")), torch.zeros(3))
+            if label != "control"
+            else torch.zeros(3)
+            for label in labels
+        ]
+    )
+    tensors = next(iter(model._make_data_loader(model.adata, batch_size=1000, shuffle=False)))
+    cells = module.read_batch(tensors)
+    expected = module.encode(cells.x, shifts[None], cells.covariates).variance[0].mean(dim=0)
+    torch.testing.assert_close(variance_of_states(module, trainer_of(model)), expected.detach())
 
 
 def test_without_control_cells_there_is_no_origin(model):

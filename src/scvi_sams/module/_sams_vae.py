@@ -29,6 +29,9 @@ MAX_INITIAL_LOGIT = 4.6
 .95 (3.0) clear entries ended near .96: nothing was called at a false discovery rate below .04,
 intervals of the strongest effects reached to zero, and the calibration error was .02."""
 
+_LEAST_KNOWN = 0.01
+"""Share of the variance of a dimension that a cell's expression explains, at least."""
+
 _MOMENTS_SEED = 11027
 
 _ROWS_PER_CHUNK = 32
@@ -155,7 +158,7 @@ class SAMSVAEModule(LatentShiftModule):
         return self.effects(rows, torch.ones_like(self.masks.logits)[None])
 
     @torch.no_grad()
-    def start_masks(self) -> None:
+    def start_masks(self, state_variance: Tensor | None = None) -> None:
         """End the dense phase: masks start from what the effects on sparse axes say.
 
         The log-odds of an entry are those of an estimate ``e`` of its effect, whose variance ``v``
@@ -165,11 +168,16 @@ class SAMSVAEModule(LatentShiftModule):
 
             logit = log(alpha / (1 - alpha)) + (e^2 / v) / (2 + 2 v / beta^2)
                     - log(1 + beta^2 / v) / 2
+
+        ``state_variance``, ``(n_latent,)``, is the mean posterior variance of basal states. Where a
+        cell leaves s^2 of the prior variance of a dimension, it is worth ``1 - s^2`` of a cell
+        whose state is known, and 1 / ``evidence_cells`` is divided by that.
         """
         q_e = self.full_effects()
         effects, variance = q_e.loc[0], q_e.variance[0]
         if self.evidence_cells is not None:
-            variance = variance + 1 / self.evidence_cells
+            known = 1.0 if state_variance is None else (1 - state_variance).clamp(min=_LEAST_KNOWN)
+            variance = variance + 1 / (self.evidence_cells * known)
         variance = variance + variance_of_axes(effects, variance, self.effect_prior_scale)
         prior = self.effect_prior_scale**2
         fit = effects.square() / variance / (2 + 2 * variance / prior)

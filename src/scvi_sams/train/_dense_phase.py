@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ def end_dense_phase(module: SAMSVAEModule, trainer: Any, max_curvature: float | 
         module.translate(origin)
     module.find_sparse_axes()
     module.translate(unconfirmed_offsets(module, trainer))
-    module.start_masks()
+    module.start_masks(variance_of_states(module, trainer))
     if max_curvature is not None:
         _switch_off_curved(module, trainer, max_curvature)
 
@@ -63,12 +63,24 @@ def origin_of_controls(module: SAMSVAEModule, trainer: Any) -> Tensor | None:
     controls these may end up beside it, and all perturbations then seem to have an effect.
     """
     total = torch.zeros(module.n_latent + 1, dtype=torch.float64)
-    for cells, shift in _cells_and_shifts(module, trainer, trainer.datamodule.train_dataloader()):
+    loader = trainer.datamodule.train_dataloader()
+    for cells, shift in _shifted(module, cells_of(module, trainer, loader)):
         states = module.encode(cells.x, shift, cells.covariates).loc[0]
         states = states[_n_perturbations(cells) == 0].double().cpu()
         total += torch.cat([states.sum(dim=0), torch.tensor([len(states)])])
     total = total_over_processes(total, trainer)
     return (total[:-1] / total[-1]).to(module.masks.logits) if total[-1] else None
+
+
+@torch.no_grad()
+def variance_of_states(module: SAMSVAEModule, trainer: Any) -> Tensor:
+    """Mean posterior variance of the basal states of cells that are trained on, ``(n_latent,)``."""
+    total = torch.zeros(module.n_latent + 1, dtype=torch.float64)
+    for cells, shift in _shifted(module, _training_cells(module, trainer)):
+        variance = module.encode(cells.x, shift, cells.covariates).variance[0].double().cpu()
+        total += torch.cat([variance.sum(dim=0), torch.tensor([len(variance)])])
+    total = total_over_processes(total, trainer)
+    return (total[:-1] / total[-1]).to(module.masks.logits)
 
 
 @torch.no_grad()
@@ -96,7 +108,8 @@ def unconfirmed_offsets(module: SAMSVAEModule, trainer: Any) -> Tensor:
     large = is_large.nonzero()[:, 0].tolist()
     loader = trainer.datamodule.val_dataloader()
     sums = torch.zeros(module.n_latent, 2, 3, dtype=torch.float64)
-    for number, (cells, shift) in enumerate(_cells_and_shifts(module, trainer, loader)):
+    held_out = _shifted(module, cells_of(module, trainer, loader))
+    for number, (cells, shift) in enumerate(held_out):
         n_carried = _n_perturbations(cells)
         direction = torch.where(n_carried == 0, 1.0, -1.0)[:, None]
         before = _bound(module, cells, shift, number)
@@ -149,13 +162,13 @@ def _n_perturbations(cells: CellBatch) -> Tensor:
     return (cells.codes >= 0).sum(dim=1)
 
 
-def _cells_and_shifts(
-    module: SAMSVAEModule, trainer: Any, loader: Any
+def _shifted(
+    module: SAMSVAEModule, batches: Iterable[CellBatch]
 ) -> Iterator[tuple[CellBatch, Tensor]]:
     """Cells, and their shifts by the mean effects, ``(1, B, L)``."""
     effects = module.full_effects().loc
     rows = torch.arange(effects.shape[1], device=module.device)
-    for cells in cells_of(module, trainer, loader):
+    for cells in batches:
         yield cells, sum_over_slots(effects, positions_in(rows, cells.codes), cells.doses)
 
 
