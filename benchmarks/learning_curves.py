@@ -74,9 +74,10 @@ def draw(curves: dict[str, pd.DataFrame], file: Path) -> None:
     for column, (name, curve) in zip(axes.T, curves.items(), strict=True):
         for ax, metric in zip(column, ("pearson", "rmse"), strict=True):
             pl.learning_curve(curve, metric, ax=ax)
-            if ax is not axes[0, 0]:
-                ax.get_legend().remove()
+            ax.get_legend().remove()
         column[0].set_title(SCREENS[name].title, fontsize=9)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(file, dpi=150)
 
 
