@@ -8,6 +8,7 @@ from model.builders import (
     COVARIATES,
     N_LATENT,
     TRAINING,
+    assert_within_error,
     copy_without_registration,
     small_screen,
     train_small,
@@ -84,15 +85,19 @@ def test_results_differ_between_cells_and_perturbations(any_model):
 
 
 def test_elbo_is_reconstruction_and_divergences(any_model):
+    """Of other samples than those of the module: equal up to their error."""
     module = any_model.module
     torch.manual_seed(1)
-    for _, tensors in any_model._read(None, range(20), None).batches():
+    bounds = []
+    _, tensors = next(any_model._read(None, range(20), None).batches())
+    for _ in range(20):
         with torch.no_grad():
-            output = module(tensors, inference_kwargs={"n_particles": 5})[2]
-    terms = [*output.reconstruction_loss.values(), *output.kl_local.values()]
-    torch.manual_seed(1)
-    elbo = any_model.get_elbo(indices=range(20), n_samples=5, return_mean=False, key_added=None)
-    np.testing.assert_allclose(elbo, -sum(term.numpy() for term in terms), rtol=1e-4)
+            output = module(tensors, inference_kwargs={"n_particles": 200})[2]
+        terms = [*output.reconstruction_loss.values(), *output.kl_local.values()]
+        bounds.append(-sum(term.numpy() for term in terms))
+    elbo = any_model.get_elbo(indices=range(20), n_samples=4000, return_mean=False, key_added=None)
+    error = np.std(bounds, axis=0, ddof=1) * (2 / len(bounds)) ** 0.5
+    assert_within_error(elbo, np.mean(bounds, axis=0), error, n_errors=6)
 
 
 def test_masks_and_effects_only_where_the_model_has_them(any_model):

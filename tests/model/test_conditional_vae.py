@@ -30,7 +30,7 @@ def test_conditional_predictions_are_those_of_the_dosed_sum_of_rows(conditional)
     rows = conditional.module.decoder_rows.detach().numpy().astype(np.float64)
     added = [2 * rows[1], 0.5 * rows[0] + 3 * rows[3]]
     controls = np.flatnonzero(conditional.adata.obs["perturbation"] == "control")[:20]
-    n_draws = 60
+    n_draws = 250
     rates = np.zeros((2, 20, conditional.adata.n_vars))
     for seed in range(n_draws):
         torch.manual_seed(seed)

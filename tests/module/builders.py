@@ -143,3 +143,12 @@ def take_cells(tensors: dict[str, torch.Tensor], cells: Any) -> dict[str, torch.
 def score(module: PerturbationModule, tensors: dict[str, torch.Tensor], **loss_kwargs: Any) -> Any:
     """Inference, generation and loss of a mini-batch."""
     return module(tensors, loss_kwargs=loss_kwargs)[2]
+
+
+def all_of(fill):
+    """Random numbers that are all the same: ``torch.zeros`` or ``torch.ones``, as a generator."""
+
+    def drawn(*size, generator=None, **kwargs):
+        return fill(*size, **kwargs)
+
+    return drawn

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from module.builders import COVARIATE_SIZES, make_module, make_tensors, score, take_cells
+from module.builders import COVARIATE_SIZES, all_of, make_module, make_tensors, score, take_cells
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.module import ConditionalVAEModule, CPAVAEModule, SVAEPlusModule
 from scvi_sams.module._rotation import canonical_order
@@ -41,7 +41,7 @@ def fixed_draws():
     """Masks by a rule and noise of zero, so that no term depends on which cells are together."""
     with (
         mock.patch("scvi_sams.module._masks.MaskPosterior.sample", _masks_of_rows),
-        mock.patch.object(torch, "randn", torch.zeros),
+        mock.patch.object(torch, "randn", all_of(torch.zeros)),
     ):
         yield
 
@@ -179,7 +179,7 @@ def test_moments_are_those_of_draws(name):
 def test_ordering_changes_names_and_nothing_else(name):
     module, tensors = make_epoch(name)
     rows = torch.arange(5)
-    with torch.no_grad(), mock.patch.object(torch, "randn", torch.zeros):
+    with torch.no_grad(), mock.patch.object(torch, "randn", all_of(torch.zeros)):
         mean, sd = module.shift_moments(rows)
         order, signs = canonical_order(mean)
         before = _terms_with_masks(module, tensors, torch.arange(3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from module.builders import VARIANTS, make_module, make_tensors, score, take_cells
+from module.builders import VARIANTS, all_of, make_module, make_tensors, score, take_cells
 from scvi_sams._constants import REGISTRY_KEYS
 
 GLOBAL_TERMS = ("kl_masks", "kl_effects")
@@ -22,7 +22,7 @@ def fixed_draws():
     """Masks by a rule and noise of zero, so that no term depends on which cells are together."""
     with (
         mock.patch("scvi_sams.module._masks.MaskPosterior.sample", _masks_of_rows),
-        mock.patch.object(torch, "randn", torch.zeros),
+        mock.patch.object(torch, "randn", all_of(torch.zeros)),
     ):
         yield
 

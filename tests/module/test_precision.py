@@ -18,8 +18,8 @@ def same_draws(monkeypatch):
     """Random numbers are drawn in double precision, whatever they are asked for in."""
 
     def in_double(draw):
-        def drawn(*size, dtype=None, device=None):
-            return draw(*size, dtype=torch.float64, device=device).to(dtype)
+        def drawn(*size, dtype=None, **kwargs):
+            return draw(*size, dtype=torch.float64, **kwargs).to(dtype)
 
         return drawn
 

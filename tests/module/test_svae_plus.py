@@ -8,7 +8,7 @@ import torch
 from scipy import optimize, stats
 from torch.distributions import Normal, kl_divergence
 
-from module.builders import make_module, make_tensors, score
+from module.builders import all_of, make_module, make_tensors, score
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.module import SVAEPlusModule
 from scvi_sams.module._masks import PointEstimateMaskPrior
@@ -75,7 +75,7 @@ def test_without_means_it_is_a_plain_vae(module, tensors):
     with torch.no_grad():
         module.means.zero_()
     torch.manual_seed(0)
-    with mock.patch.object(torch, "randn", torch.ones):
+    with mock.patch.object(torch, "randn", all_of(torch.ones)):
         output = score(module, tensors)
     x = tensors[REGISTRY_KEYS.X]
     posterior = q_z(module, x)
@@ -95,8 +95,8 @@ def test_importance_weights_are_those_of_the_state(module, tensors):
     """log p(x | z) + log p(z | t) - log q(z | x): moving the coordinates changes no density."""
     cells = module.read_batch(tensors)
     shift = (MASKS * module.means)[torch.tensor(CODES)[:, 0]][None]
-    with mock.patch.object(torch, "randn", torch.ones):
-        weights = module.log_importance_weights(cells, shift)
+    noise = torch.ones(1, len(cells.x), module.n_latent)
+    weights = module.log_importance_weights(cells, shift, noise)
     posterior = q_z(module, cells.x)
     z = posterior.loc + posterior.scale
     logits = module.decoder.to_genes(module.decoder(z[None], None))

@@ -11,6 +11,7 @@ import torch
 from scvi_sams import CPAVAE
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.module import SAMSVAEModule
+from scvi_sams.train import _plan
 from train.screens import SMALL_MODEL, make_model, make_screen
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")
@@ -63,18 +64,18 @@ def trained(screen):
     """A training, its weights after each epoch, those that were rotated, and its log."""
     patch = pytest.MonkeyPatch()
     watch, log = Weights(), []
-    find_sparse_axes = SAMSVAEModule.find_sparse_axes
+    end_dense_phase = _plan.end_dense_phase
 
-    def note(module):
+    def note(module, *args):
         watch.rotated = {name: value.clone() for name, value in module.state_dict().items()}
-        find_sparse_axes(module)
+        end_dense_phase(module, *args)
 
     class Handler(logging.Handler):
         def emit(self, record):
             log.append((record.levelname, record.getMessage()))
 
     handler = Handler()
-    patch.setattr(SAMSVAEModule, "find_sparse_axes", note)
+    patch.setattr(_plan, "end_dense_phase", note)
     patch.setattr(SAMSVAEModule, "order_latents", lambda self: None)
     logging.getLogger("scvi.sams").addHandler(handler)
     try:

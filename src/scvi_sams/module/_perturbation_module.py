@@ -185,7 +185,13 @@ class PerturbationModule(BaseModuleClass):
         """Give the latent dimensions a canonical order and signs, where shifts are latent."""
 
     has_dense_phase: ClassVar[bool] = False
-    """Whether training begins with a phase in which all masks are on."""
+    """Whether training begins with a phase before :meth:`find_sparse_axes`."""
+
+    def begin_dense_phase(self) -> None:
+        """Prepare for the phase before :meth:`find_sparse_axes`; nothing to do without masks."""
+
+    def find_sparse_axes(self) -> None:
+        """Move to coordinates in which effects are sparse; nothing to do without masks."""
 
     def diagnostics(self) -> dict[str, float]:
         """How the module stands at the end of an epoch, by names for ``history``."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from scvi_sams._torch import fixed_seed, generator
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
+from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._sams_vae import SAMSVAEModule
 from scvi_sams.train._gene_sums import cells_of, total_over_processes
 
@@ -43,8 +44,14 @@ _CELLS_FOR_CURVATURE = 20_000
 _CELLS_FOR_OFFSETS = 4_000
 
 
-def end_dense_phase(module: SAMSVAEModule, trainer: Any, max_curvature: float | None) -> None:
-    """Go from the dense phase to the one with masks; all processes come to the same decisions."""
+def end_dense_phase(module: PerturbationModule, trainer: Any, max_curvature: float | None) -> None:
+    """Go from the dense phase to the one with masks; all processes come to the same decisions.
+
+    A module of other masks than those of SAMS-VAE finds its axes, and sees to the rest itself.
+    """
+    if not isinstance(module, SAMSVAEModule):
+        module.find_sparse_axes()
+        return
     origin = origin_of_controls(module, trainer)
     if origin is not None:
         module.translate(origin)
