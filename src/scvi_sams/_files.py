@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import uuid
 import zipfile
 from collections.abc import Callable
@@ -11,6 +12,19 @@ from pathlib import Path
 
 from scvi_sams.exceptions import SavingError
 
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    TypeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+"""What torch and pickle raise on files that are cut short, or hold something else."""
 PARTIAL = ".partial-"
 """What names of files begin with that are being written."""
 

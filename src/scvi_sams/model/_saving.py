@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from anndata import AnnData
@@ -18,25 +16,12 @@ from scvi.model.base import BaseModelClass
 
 from scvi_sams._checks import as_path, check_anndata
 from scvi_sams._compat import DATA_FILE_NAME, MODEL_FILE_NAME, MODEL_NAME_KEY, SETUP_ARGUMENTS_KEY
-from scvi_sams._files import check_archive
+from scvi_sams._files import UNREADABLE, check_archive
 from scvi_sams.exceptions import RegistrationError, SavingError, UnreadableDataError
 from scvi_sams.model._saved_data import check_writable, columns_kept, is_data_of
 from scvi_sams.model._train_arguments import check_device
 
 _PARTS = ("model_state_dict", "var_names", "attr_dict")
-_DAMAGED_OR_FOREIGN = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    TypeError,
-    pickle.UnpicklingError,
-    BadZipFile,
-)
-"""What torch and pickle raise on files that are cut short or are no saved model."""
 
 
 def save_whole(
@@ -126,7 +111,7 @@ def check_saved_model(folder: Path, prefix: str, class_name: str) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=False)
         attributes = {part: saved[part] for part in _PARTS}["attr_dict"]
         saved_name = attributes["registry_"][MODEL_NAME_KEY]
-    except _DAMAGED_OR_FOREIGN as error:
+    except UNREADABLE as error:
         raise UnreadableDataError(
             f"{str(path)!r} is no saved model, or is damaged or incomplete "
             f"({type(error).__name__}: {error}). Copy it again, or train and save anew."

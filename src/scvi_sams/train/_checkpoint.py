@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from scvi_sams._files import cannot_write, check_archive
+from scvi_sams._files import UNREADABLE, cannot_write, check_archive
 from scvi_sams.exceptions import InvalidArgumentError, UnreadableDataError
 from scvi_sams.train._identity import Identity, differences, fingerprint
 
@@ -26,18 +24,6 @@ _MOMENTS = ("input_mean", "input_sd", "cells_per_perturbation")
 _TOLERANCE = 1e-4
 """Of moments: another machine adds up in another order."""
 _MAX_DIFFERENCES = 8
-_DAMAGED_OR_FOREIGN = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-    BadZipFile,
-)
-"""What torch raises on files that are cut short or are no checkpoints."""
 
 
 class ResumableCheckpoint(Checkpoint):
@@ -89,7 +75,7 @@ def check_checkpoint(path: Path) -> None:
         check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)[_STATE_KEY]
         is_known = isinstance(state, dict)
-    except _DAMAGED_OR_FOREIGN as error:
+    except UNREADABLE as error:
         raise _no_checkpoint(path, f"{type(error).__name__}: {error}") from error
     if not is_known:
         raise _no_checkpoint(path, "it has no state of a training")
