@@ -97,7 +97,8 @@ def test_rotations_of_samples_are_rotations():
         )
 
 
-def test_masks_start_with_the_variance_of_axes():
+def dense_module(effects: torch.Tensor):
+    """In the dense phase, with these effects, each with a posterior variance of .01."""
     module = make_module(
         correlated_effects=False,
         mask_prior_probability=0.1,
@@ -105,9 +106,14 @@ def test_masks_start_with_the_variance_of_axes():
         evidence_cells=25.0,
     )
     with torch.no_grad():
-        module.effects.loc.copy_(sparse_effects(5, seed=7, n_latent=3).float())
+        module.effects.loc.copy_(effects)
         module.effects.log_scale.fill_(math.log(0.1))
     module.begin_dense_phase()
+    return module
+
+
+def test_masks_start_with_the_variance_of_axes():
+    module = dense_module(sparse_effects(5, seed=7, n_latent=3).float())
     module.find_sparse_axes()
     effects = module.effects.loc.detach().clone()
     module.start_masks()
@@ -121,17 +127,9 @@ def test_masks_start_with_the_variance_of_axes():
 
 
 def test_cells_that_say_little_of_a_dimension_are_little_evidence():
-    module = make_module(
-        correlated_effects=False,
-        mask_prior_probability=0.1,
-        effect_prior_scale=2.0,
-        evidence_cells=25.0,
-    )
-    with torch.no_grad():
-        module.effects.loc.zero_()
-        module.effects.loc[0] = 1.0
-        module.effects.log_scale.fill_(math.log(0.1))
-    module.begin_dense_phase()
+    effects = torch.zeros(5, 3)
+    effects[0] = 1.0
+    module = dense_module(effects)
     module.start_masks(torch.tensor([0.0, 0.5, 1.0]))
     e = module.effects.loc.detach()
     v = 0.01 + 1 / (25 * torch.tensor([1.0, 0.5, 0.01])).expand_as(e)

@@ -142,7 +142,7 @@ class FitStore:
         return self.folder / f"{readable}-seed{seed}-{key[:16]}"
 
     def load(self, place: Path, key: str) -> StoredFit | None:
-        """Read the fit of a fingerprint; ``None`` if it is not there, or damaged, which is told."""
+        """Read the fit of a fingerprint; ``None`` if missing, or damaged (with a warning)."""
         if not self.is_kept or not _files_of_a_fit(place):
             return None
         try:
@@ -178,7 +178,7 @@ class FitStore:
             raise
 
     def load_scores(self, place: Path, key: str) -> pd.DataFrame | None:
-        """Read a table of scores; ``None`` if it is not there, or damaged, which is told."""
+        """Read a table of scores; ``None`` if missing, or damaged (with a warning)."""
         for path in place.glob(f"scores-{key[:16]}-*.csv"):
             if path.stem.endswith(_checksum(path.read_bytes())[:16]):
                 return pd.read_csv(
