@@ -305,8 +305,9 @@ def test_training_goes_on_after_loading(tmp_path):
         changed = {name for name in after if not torch.equal(after[name], before[name])}
         if plan_kwargs is frozen:
             # Direct effects are fitted anew at the end of each training, to its own cells.
-            tables = ("mean", "sd", "sign_error", "correction", "uncertainty", "weights")
-            fitted = {f"direct.{name}" for name in tables}
+            tables = ("mean", "sd", "sign_error", "correction", "uncertainty")
+            weights = ("weights", "combination_weights")
+            fitted = {f"direct.{name}" for name in (*tables, *weights)}
             assert changed == {"cells_per_perturbation", "cell_sizes"} | fitted
     assert {"decoder.to_genes.weight", "masks.logits"} <= changed
     assert not changed & {"input_mean", "input_sd", "is_initialised"}

@@ -93,6 +93,28 @@ def test_effects_of_cells_are_sums_over_perturbations_times_doses():
     assert not found[0].any()
 
 
+def test_the_row_of_a_measured_combination_takes_the_place_of_the_sum():
+    direct = DirectEffects(2, N_GENES, is_stacked=True)
+    direct.measure(torch.tensor([[0, 1]] * 5 + [[0, -1]] * 5), torch.tensor([[2.0, 0.5]] * 10))
+    assert direct.n_rows == 3
+    assert not direct.is_estimated
+    mean = np.random.default_rng(1).normal(size=(3, N_GENES)).astype(np.float32)
+    with_tables(direct, mean)
+    codes = torch.tensor([[1, 0], [0, 1], [0, 1], [1, -1], [-1, -1]])
+    doses = torch.tensor([[0.5, 2.0], [1.0, 1.0], [2.0, 0.5], [0.5, 0.0], [0.0, 0.0]])
+    expected = [mean[2], mean[0] + mean[1], mean[2], 0.5 * mean[1], 0 * mean[0]]
+    np.testing.assert_allclose(direct.of_cells(codes, doses), expected, rtol=1e-5, atol=1e-6)
+    rows, weights = direct.rows_of_cells(codes, doses)
+    assert rows.tolist() == [[2, -1], [0, 1], [2, -1], [1, -1], [-1, -1]]
+    assert weights.tolist() == [[1, 0], [1, 1], [1, 0], [0.5, 0], [0, 0]]
+
+
+def test_a_combination_of_few_cells_has_no_row():
+    direct = DirectEffects(2, N_GENES, is_stacked=True)
+    direct.measure(torch.tensor([[0, 1]] * 4), torch.ones(4, 2))
+    assert direct.n_rows == 2
+
+
 def test_predictions_add_the_correction_only_where_they_are_stacked():
     rows = torch.tensor([3, 1])
     stacked, plain = random_tables(), random_tables(is_stacked=False)

@@ -72,7 +72,7 @@ def refit(model, cells, held_out=None):
         some = torch.as_tensor(some)
         batch = CellBatch(x[some], codes[some].long(), doses[some], None, x[some].sum(dim=1))
         alone = torch.ones(module.direct.n_perturbations, dtype=torch.bool)
-        return gene_sums([batch], alone, x.shape[1], is_count=True)
+        return gene_sums([batch], module.direct, alone, is_count=True)
 
     fit_direct_effects(module, sums(cells), None if held_out is None else sums(held_out))
     return module.direct
@@ -222,9 +222,43 @@ def test_either_can_be_left_out():
     assert stacked.direct.mean.abs().max() == 0
     assert stacked.direct.in_predictions(torch.arange(4))[0].abs().max() > 0.01
     assert direct.direct.mean.abs().max() > 0.01
-    torch.testing.assert_close(direct.direct.in_predictions(torch.arange(4))[0], direct.direct.mean)
+    rows = torch.arange(direct.direct.n_rows)
+    torch.testing.assert_close(direct.direct.in_predictions(rows)[0], direct.direct.mean)
     for name, value in neither.named_parameters():
         assert torch.equal(value, dict(direct.named_parameters())[name]), name
+
+
+def test_a_measured_pair_is_predicted_from_its_own_cells():
+    """Two of its genes react as no sum does; what other pairs do is unchanged by that."""
+    adata = simulate_screen(
+        n_genes=80, n_perturbations=6, cells_per_perturbation=80, n_controls=300,
+        n_combinations=4, cells_per_combination=60, n_latent=5, library_size=800, seed=4,
+    )  # fmt: skip
+    bent, additive, *_ = [name for name in adata.obs["perturbation"].unique() if "+" in name]
+    genes = np.argsort(-adata.X.toarray().mean(axis=0))[10:12]
+    additive_effect = observed_ate(adata)[bent].X[0, genes]
+    counts = adata.X.toarray()
+    counts[np.ix_(adata.obs["perturbation"] == bent, genes)] *= 4
+    adata.X = counts
+    SAMSVAE.setup_anndata(adata)
+    torch.manual_seed(0)
+    model = SAMSVAE(adata, n_latent=6, n_hidden=64)
+    model.train(max_epochs=60, accelerator="cpu", devices=1, enable_progress_bar=False)
+    observed = observed_ate(adata)[[bent, additive]].X
+    torch.manual_seed(0)
+    found = model.predict_ate([bent, additive], n_samples=2000, key_added=None)
+    assert found.uns["ate"]["combinations_with_own_cells"] == 4
+    np.testing.assert_allclose(found.X[0, genes], observed[0, genes], atol=0.3)
+    assert (observed[0, genes] > additive_effect + 1).all()
+    interaction = model.predict_interactions([bent, additive], n_samples=2000)
+    assert (interaction.X[0, genes] > 0.6).all()
+    assert np.abs(interaction.X[1]).mean() < 0.1
+    # Without its row the sum would be predicted.
+    direct = model.module.direct
+    direct.combination_doses += 0.5
+    torch.manual_seed(0)
+    summed = model.predict_ate([bent, additive], n_samples=2000, key_added=None)
+    assert (summed.X[0, genes] < found.X[0, genes] - 0.5).all()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from model.builders import (
 )
 from module.builders import N_GENES, make_module
 from scvi_sams.module import ConditionalVAEModule
+from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.train._gene_sums import gene_sums
 from scvi_sams.train._observed_effects import (
@@ -49,8 +50,8 @@ def batch(x, codes, doses=None, size=SIZE):
 
 
 def sums_of(batches, stands_alone, *, is_count=True):
-    n_genes = batches[0].x.shape[1]
-    return gene_sums(batches, torch.tensor(stands_alone), n_genes, is_count=is_count)
+    tables = DirectEffects(len(stands_alone), batches[0].x.shape[1], is_stacked=True)
+    return gene_sums(batches, tables, torch.tensor(stands_alone), is_count=is_count)
 
 
 def observed(module, sums, *, n_perturbations=N_PERTURBATIONS):
@@ -61,7 +62,7 @@ def observed(module, sums, *, n_perturbations=N_PERTURBATIONS):
         module.cell_sizes.double().numpy(),
         is_count=module.likelihood.is_count_likelihood,
     )
-    (block,) = effects.blocks()
+    (block,) = effects.blocks(range(n_perturbations))
     return block
 
 
@@ -216,6 +217,27 @@ def test_a_perturbation_seen_in_pairs_only_is_what_its_partner_leaves(linear):
     np.testing.assert_allclose(block.observed[0], by_hand, atol=2e-4)
     np.testing.assert_allclose(block.observed[1], (alone - controls) / 2, atol=2e-4)
     np.testing.assert_allclose(block.of_model[:2], of_model[:2], atol=2e-4)
+
+
+def test_the_effect_of_a_combination_is_that_of_all_its_perturbations(linear):
+    """At their doses, against control cells; its cells do not speak for P0 and P1."""
+    module, of_model = linear
+    rng = np.random.default_rng(7)
+    codes = np.repeat([[1, 0], [1, -1], [0, -1], [-1, -1]], [9, 5, 6, 7], axis=0)
+    doses = np.where(codes >= 0, [2.0, 0.5], 0.0)
+    x = rng.normal(size=(27, of_model.shape[1]))
+    cells = batch(x, codes, doses)
+    tables = DirectEffects(4, x.shape[1], is_stacked=True)
+    tables.measure(cells.codes, cells.doses)
+    sums = gene_sums([cells], tables, torch.tensor([True, True, False, False]), is_count=False)
+    assert sums.n.tolist() == [6, 5, 0, 0, 9, 7]
+    effects = ObservedEffects(
+        sums, expected_rates(module, sums.cells, 6), np.ones((2, 3)), is_count=False
+    )
+    (block,) = effects.blocks(range(4, 5))
+    together, controls = x[:9].mean(axis=0), x[20:].mean(axis=0)
+    np.testing.assert_allclose(block.observed[0], together - controls, atol=2e-4)
+    np.testing.assert_allclose(block.of_model[0], 2 * of_model[1] + 0.5 * of_model[0], atol=2e-4)
 
 
 def test_errors_of_means_are_those_of_control_cells(linear):

@@ -9,9 +9,11 @@ import torch
 from module.builders import make_module
 from scvi_sams._shrinkage import Shrunken, shrink_entries
 from scvi_sams.module import ConditionalVAEModule, SAMSVAEModule
+from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.train._direct_effects import (
     Components,
+    Start,
     components,
     fit_direct_effects,
     inflation_of_variance,
@@ -24,17 +26,18 @@ from scvi_sams.train._observed_effects import Block, ObservedEffects, expected_r
 N_GENES = 5
 PRIOR_INFLATION = 1.5
 EQUAL = np.full(3, 1 / 3)
+ROWS = range(1)
 
 
 def block_of(observed, error, of_model=0.0):
     observed = np.atleast_2d(np.asarray(observed, dtype=float))
     error, of_model = (np.broadcast_to(part, observed.shape) for part in (error, of_model))
-    return Block(observed, error, of_model, of_model, np.zeros_like(observed))
+    return Block(ROWS, observed, error, of_model, of_model, np.zeros_like(observed))
 
 
 def cells_that_show(*blocks, slope):
     """Effects as :class:`ObservedEffects` yields them."""
-    return SimpleNamespace(slope=np.asarray(slope, dtype=float), blocks=lambda: iter(blocks))
+    return SimpleNamespace(slope=np.asarray(slope, dtype=float), blocks=lambda _: iter(blocks))
 
 
 def components_of(means, variances):
@@ -66,7 +69,7 @@ def test_of_one_component_mean_and_variance_are_its_own():
 def test_components_by_hand():
     block = block_of([[1.0, -2.0, 0.0, 0.3]], [0.5, 0.5, np.inf, 0.5], [0.8, -1.0, 0.2, 0.0])
     slope = np.array([1.0, 2.0, 1.0, 0.5])
-    found = components(block, slope, None, fits_direct=True)
+    found = components(block, Start(), slope, None, fits_direct=True)
     lacking = shrink_entries(block.observed - block.of_model, block.error)
     np.testing.assert_allclose(found.means[0], block.of_model + lacking.mean)
     np.testing.assert_allclose(found.variances[0], lacking.sd**2)
@@ -77,17 +80,36 @@ def test_components_by_hand():
     kept = 1 - noise / (1 + 16 + 0.0225)
     np.testing.assert_allclose(found.means[2], kept * block.observed)
     np.testing.assert_allclose(found.variances[2], kept * np.array([[0.25, 0.25, 0, 0.25]]))
-    without = components(block, slope, None, fits_direct=False)
+    without = components(block, Start(), slope, None, fits_direct=False)
     np.testing.assert_allclose(without.means[0], block.of_model)
     np.testing.assert_allclose(without.variances[0], 0)
     np.testing.assert_allclose(without.means[1:], found.means[1:])
+
+
+def test_combinations_are_shrunken_towards_the_sum_of_their_perturbations():
+    block = block_of([[1.0, -2.0, 0.3]], 0.5, [0.8, -1.0, 0.0])
+    start = Start(np.array([[0.1, 0.0, 0.2]]), np.array([[1.5, -1.5, 0.0]]), np.ones((1, 1)))
+    slope = np.array([1.0, 2.0, 0.5])
+    found = components(block, start, slope, None, fits_direct=True)
+    lacking = shrink_entries(block.observed - block.of_model - start.direct, block.error)
+    np.testing.assert_allclose(found.means[0], block.of_model + start.direct + lacking.mean)
+    rest = block.observed - start.centre
+    np.testing.assert_allclose(
+        found.means[1], start.centre + shrink_entries(rest, block.error).mean
+    )
+    kept = 1 - 0.25 * (1 + 4 + 0.25) / (np.square(slope * rest).sum())
+    np.testing.assert_allclose(found.means[2], start.centre + max(kept, 0) * rest)
+    uncertain = block._replace(error=np.full_like(block.error, 1e3))
+    found = components(uncertain, start, slope, None, fits_direct=True)
+    np.testing.assert_allclose(found.means[1], start.centre, atol=1e-3)
+    np.testing.assert_allclose(found.means[2], start.centre)
 
 
 def inflation(held_out, *, means, variances, slope):
     found = components_of([means] * 3, [variances] * 3)
     training = cells_that_show(block_of(means, 0.1), slope=slope)
     of_held_out = cells_that_show(held_out, slope=slope)
-    return inflation_of_variance(training, of_held_out, lambda _: found, EQUAL)
+    return inflation_of_variance(training, of_held_out, ROWS, lambda _: found, EQUAL)
 
 
 def test_inflation_is_squared_error_per_variance_near_what_it_is_a_priori():
@@ -131,7 +153,7 @@ def test_weights_are_equal_where_held_out_cells_say_nothing_and_else_of_what_is_
 
     def weights(observed, error):
         held_out = cells_that_show(block_of(observed, error), slope=np.ones(40))
-        return stacking_weights(training, held_out, lambda _: found)
+        return stacking_weights(training, held_out, ROWS, lambda _: found)
 
     np.testing.assert_allclose(weights(0 * means[0], np.inf), EQUAL, atol=1e-6)
     mixed = np.einsum("i,itg->tg", [0.7, 0.3, 0.0], means)
@@ -148,7 +170,7 @@ def test_effects_of_other_cells_are_weighed_by_their_errors():
     by_error = []
     for error in ([0.01, 10.0], [10.0, 0.01]):
         held_out = cells_that_show(block_of([[1.0, 1.0]], error), slope=np.ones(2))
-        by_error.append(stacking_weights(training, held_out, lambda _: found))
+        by_error.append(stacking_weights(training, held_out, ROWS, lambda _: found))
     assert by_error[0][0] > by_error[0][1] + 0.1
     assert by_error[1][1] > by_error[1][0] + 0.1
 
@@ -165,7 +187,8 @@ def few_cells(n_perturbations, *, without, is_count):
     size = torch.full((len(x),), 500.0)
     x = torch.as_tensor(x, dtype=torch.float32)
     cells = CellBatch(x, codes, (codes >= 0).float(), None, size)
-    return gene_sums([cells], torch.as_tensor(has_cells), N_GENES, is_count=is_count)
+    tables = DirectEffects(n_perturbations, N_GENES, is_stacked=True)
+    return gene_sums([cells], tables, torch.as_tensor(has_cells), is_count=is_count)
 
 
 def fitted(module, sums):
@@ -178,8 +201,8 @@ def fitted(module, sums):
         module.cell_sizes.double().numpy(),
         is_count=is_count,
     )
-    (block,) = effects.blocks()
-    found = components(block, effects.slope, None, fits_direct=True)
+    (block,) = effects.blocks(range(module.direct.n_perturbations))
+    found = components(block, Start(), effects.slope, None, fits_direct=True)
     return module.direct, block, found, effects.slope
 
 

@@ -115,11 +115,16 @@ def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
     """State, for ``uns``, what predictions of means hold beside what the decoder says."""
     direct = module.direct
     estimated = direct is not None and direct.is_estimated
-    weights = None if direct is None else direct.stacking
-    return {
+    description: dict[str, Any] = {
         "direct_effects": module.fits_direct_effects and estimated,
-        "stacking": weights or "none",
+        "stacking": "none",
     }
+    if direct is not None:
+        description["stacking"] = direct.stacking or "none"
+        description["combinations_with_own_cells"] = len(direct.combinations)
+        if direct.stacking_of_combinations is not None:
+            description["stacking_of_combinations"] = direct.stacking_of_combinations
+    return description
 
 
 def description_of_cells(model: CellModel, output: str, target_sum: float) -> dict[str, Any]:
@@ -192,20 +197,21 @@ def drawn_on_genes(
     """Posterior samples of what perturbations together add to the logits of genes.
 
     A perturbation has the same noise in every label: the numbers of ``noise``, cyclically moved
-    on by its code.
+    on by its code. So has a combination with cells of its own, which has other noise than they.
     """
     if module.direct is None or noise is None or not len(codes):
         return None
-    means, sds = module.direct.in_predictions(
-        torch.as_tensor(codes.astype(np.int64), device=module.device)
-    )
+    label = (torch.as_tensor(part.copy(), device=module.device)[None] for part in (codes, doses))
+    found, weights = (part[0] for part in module.direct.rows_of_cells(*label))
+    rows, factors = found[found >= 0].long(), weights[found >= 0]
+    means, sds = module.direct.in_predictions(rows)
     n_draws, n_genes = noise.shape
     total = noise.new_zeros(n_draws, n_genes)
     # A mean rate is above the exponential of the mean log rate, by half the variance of the latter.
     excess = 0.5 if module.likelihood.is_count_likelihood and n_draws > 1 else 0.0
-    for code, dose, mean, sd in zip(codes.tolist(), doses.tolist(), means, sds, strict=True):
-        moved = noise.roll((code % n_draws, code // n_draws % n_genes), dims=(0, 1))
-        total += dose * (mean + sd * moved) - excess * (dose * sd) ** 2
+    for row, factor, mean, sd in zip(rows.tolist(), factors.tolist(), means, sds, strict=True):
+        moved = noise.roll((row % n_draws, row // n_draws % n_genes), dims=(0, 1))
+        total += factor * (mean + sd * moved) - excess * (factor * sd) ** 2
     return total
 
 

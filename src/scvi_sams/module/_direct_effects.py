@@ -7,21 +7,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scvi_sams.module._combinations import Combinations
 from scvi_sams.module._minibatch import perturbations_of_batch, sum_over_slots
 
 COMPONENTS = ("model", "entrywise", "rowwise")
 """What predictions may be made of: the model with its direct effects, and the effects in the
 training cells, shrunken entry by entry or as a whole."""
 
+FEWEST_CELLS, MOST_COMBINATIONS = 5, 10_000
+"""Cells of a combination from which on it has a row of its own, and how many may have one."""
+
 MOST_ENTRIES = 20_000_000
-"""Perturbations x genes that are kept: 0.4 GB for five numbers each. Of larger tables, each
-perturbation has the genes in which its effects, or what is not known of them, matter most."""
+"""Rows x genes that are kept: 0.4 GB for five numbers each. Of larger tables, each
+row has the genes in which its effects, or what is not known of them, matter most."""
 
 _TABLES = ("mean", "sd", "sign_error", "correction", "uncertainty")
 
 
 class Residuals(NamedTuple):
-    """A block of rows of the tables of :class:`DirectEffects`; perturbations x kept genes each."""
+    """A block of rows of the tables of :class:`DirectEffects`; rows x kept genes each."""
 
     spread: Tensor
     """How wide predictions sample the model's own effect around its mean, ``(R,)``: 1 is as its
@@ -43,8 +47,13 @@ class Residuals(NamedTuple):
 class DirectEffects(nn.Module):
     """Tables of what is added to the decoder's logits, perturbations x genes.
 
-    ``logit_ig = decoder_g(z_i) + sum_t d_it r_tg``. They are no parameters: training fits them in
-    closed form. Until then the tables are empty and nothing is added.
+    ``logit_ig = decoder_g(z_i) + sum_t d_it r_tg``. A combination that was measured has a row of
+    its own, which takes the place of the sum in cells that carry it at the same doses: what its
+    perturbations do to one another is known there. Rows of combinations follow those of the
+    perturbations.
+
+    The tables are no parameters: training fits them in closed form. Until then they are empty and
+    nothing is added.
 
     Parameters
     ----------
@@ -63,6 +72,9 @@ class DirectEffects(nn.Module):
     correction: Tensor
     uncertainty: Tensor
     weights: Tensor
+    combination_weights: Tensor
+    combinations: Tensor
+    combination_doses: Tensor
     stacked: Tensor
 
     def __init__(self, n_perturbations: int, n_genes: int, *, is_stacked: bool) -> None:
@@ -75,12 +87,25 @@ class DirectEffects(nn.Module):
             self.register_buffer(name, torch.zeros(n_perturbations, 0))
         self.register_buffer("spread", torch.ones(n_perturbations))
         self.register_buffer("weights", torch.zeros(len(COMPONENTS)))
+        self.register_buffer("combination_weights", torch.zeros(len(COMPONENTS)))
+        self.register_buffer("combinations", torch.zeros(0, 1, dtype=torch.int64))
+        self.register_buffer("combination_doses", torch.zeros(0, 1))
         self.register_buffer("stacked", torch.tensor(is_stacked))
 
     @property
     def n_kept(self) -> int:
-        """Genes that are kept of each perturbation."""
-        return min(self.n_genes, max(1, MOST_ENTRIES // max(1, self.n_perturbations)))
+        """Genes that are kept of each row."""
+        return min(self.n_genes, max(1, MOST_ENTRIES // max(1, self.n_rows)))
+
+    @property
+    def n_rows(self) -> int:
+        """Perturbations and measured combinations."""
+        return self.n_perturbations + len(self.combinations)
+
+    @property
+    def measured(self) -> Combinations:
+        """Combinations that have rows of their own."""
+        return Combinations(self.combinations, self.combination_doses)
 
     @property
     def is_estimated(self) -> bool:
@@ -95,18 +120,41 @@ class DirectEffects(nn.Module):
     @property
     def stacking(self) -> dict[str, float] | None:
         """Weights of the :data:`COMPONENTS`; ``None`` where predictions are the model's alone."""
+        return self._weights(self.weights)
+
+    @property
+    def stacking_of_combinations(self) -> dict[str, float] | None:
+        """The same of measured combinations, also ``None`` where there are none."""
+        return self._weights(self.combination_weights) if len(self.combinations) else None
+
+    def _weights(self, weights: Tensor) -> dict[str, float] | None:
         if not (self.is_stacked and self.is_estimated):
             return None
-        return dict(zip(COMPONENTS, self.weights.tolist(), strict=True))
+        return dict(zip(COMPONENTS, weights.tolist(), strict=True))
 
-    def fill(self, tables: Residuals, weights: Tensor) -> None:
-        """Take the estimates of all perturbations, and the weights of the :data:`COMPONENTS`."""
+    def measure(self, codes: Tensor, doses: Tensor) -> None:
+        """Give rows to the combinations of some cells, ``(N, K)`` each; estimates are dropped."""
+        cells = Combinations.of_cells(codes, doses)
+        measured = cells.at_least(FEWEST_CELLS, MOST_COMBINATIONS)
+        self.combinations, self.combination_doses = (
+            part.to(self.weights.device) for part in measured
+        )
+        self.genes = self.genes.new_zeros(self.n_rows, 0)
+        for name in _TABLES:
+            setattr(self, name, self.weights.new_zeros(self.n_rows, 0))
+
+    def fill(
+        self, tables: Residuals, weights: Tensor, of_combinations: Tensor | None = None
+    ) -> None:
+        """Take the estimates of all rows, and the weights of the :data:`COMPONENTS`."""
         for name, values in tables._asdict().items():
             setattr(self, name, values.to(self.weights.device))
         self.weights.copy_(weights)
+        if of_combinations is not None:
+            self.combination_weights.copy_(of_combinations)
 
     def of_rows(self, rows: Tensor, name: str) -> Tensor:
-        """One of the tables for perturbations ``rows``, all genes, ``(R, G)``.
+        """One of the tables for some ``rows``, all genes, ``(R, G)``.
 
         Where a gene is not kept, as before training, there is no effect: 0, with the wrong sign.
         """
@@ -116,19 +164,35 @@ class DirectEffects(nn.Module):
         table = values.new_full((len(rows), self.n_genes), float(name == "sign_error"))
         return table.scatter_(1, self.genes[rows].long(), values)
 
+    def rows_of_cells(self, codes: Tensor, doses: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows that speak for each cell, and what they are multiplied by, ``(B, K)`` each.
+
+        They are perturbations and doses; of a measured combination its own row, once.
+        """
+        rows = self.measured.rows_of(Combinations.of_cells(codes, doses))
+        own = torch.full_like(codes, -1)
+        own[:, 0] = rows.to(codes) + self.n_perturbations
+        is_measured = (rows >= 0)[:, None]
+        weights = (own >= 0).to(doses)
+        return torch.where(is_measured, own, codes), torch.where(is_measured, weights, doses)
+
     def of_cells(self, codes: Tensor, doses: Tensor) -> Tensor | None:
         """Sum of the direct effects of every cell, ``(B, G)``; ``None`` if there are none yet."""
         if not self.is_estimated:
             return None
-        rows, slots = perturbations_of_batch(codes, self.n_perturbations)
-        return sum_over_slots(self.of_rows(rows, "mean")[None], slots, doses)[0]
+        return self.summed(*self.rows_of_cells(codes, doses), "mean")
+
+    def summed(self, rows_of_cells: Tensor, weights: Tensor, name: str) -> Tensor:
+        """Weighted sums of rows of one of the tables for every cell, ``(B, G)``."""
+        rows, slots = perturbations_of_batch(rows_of_cells, self.n_rows)
+        return sum_over_slots(self.of_rows(rows, name)[None], slots, weights)[0]
 
     def spread_of(self, rows: Tensor) -> Tensor | None:
         """How wide predictions sample shifts around their mean, ``(R,)``; ``None``: as they are."""
         return self.spread[rows] if self.is_stacked and self.is_estimated else None
 
     def in_predictions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What predictions of means add for perturbations, and its sd; each ``(R, G)``."""
+        """What predictions of means add for some rows, and its sd; each ``(R, G)``."""
         mean = self.of_rows(rows, "mean")
         if not self.is_stacked:
             return mean, self.of_rows(rows, "sd")
@@ -136,7 +200,7 @@ class DirectEffects(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take tables of any width; a model of an earlier version has none."""
-        for name in ("spread", "genes", *_TABLES, "weights", "stacked"):
+        for name in self._buffers:
             saved = state.get(prefix + name)
             present = getattr(self, name)
             if saved is None:

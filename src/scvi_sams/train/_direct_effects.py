@@ -8,6 +8,8 @@ The effect of perturbation t on gene g in its cells is ``observed``, that of its
   entry by entry or as a whole, may err less than the model does. Predictions of means are an
   average of the three (stacking, Wolpert 1992). Held-out cells decide on its weights: with the
   cells that it was trained on the model agrees whatever it has learned.
+- Of a combination that was measured, what is shrunken is by how much it differs from the sum of
+  its perturbations: where its cells are few, or say nothing else, the sum remains.
 """
 
 from __future__ import annotations
@@ -57,8 +59,19 @@ class Priors(NamedTuple):
     """Of what the model lacks."""
 
 
+class Start(NamedTuple):
+    """What is known of a block before its own cells: of combinations, sums of perturbations."""
+
+    direct: np.ndarray | float = 0.0
+    """Direct effects, rows x genes."""
+    centre: np.ndarray | float = 0.0
+    """Effects towards which observed ones are shrunken, rows x genes."""
+    squared_spread: np.ndarray | None = None
+    """Square of how wide predictions sample shifts, ``(rows, 1)``; ``None``: is to be found."""
+
+
 class Components(NamedTuple):
-    """What predictions may be made of, for a block of perturbations, rows x genes each."""
+    """What predictions may be made of, for a block of effects, rows x genes each."""
 
     direct: Shrunken
     """What the model lacks."""
@@ -69,26 +82,33 @@ class Components(NamedTuple):
 
 
 def components(
-    block: Block, slope: np.ndarray, priors: Priors | None, *, fits_direct: bool
+    block: Block, start: Start, slope: np.ndarray, priors: Priors | None, *, fits_direct: bool
 ) -> Components:
-    """Estimate the effects of a block of perturbations in three ways."""
-    observed, error, of_model, *_ = block
+    """Estimate a block of effects in three ways."""
+    error, of_model = block.error, block.of_model + start.direct
+    observed, lacking = block.observed - start.centre, block.observed - of_model
     direct = Shrunken(*np.zeros((4, *observed.shape)))
     if priors is not None:
         entrywise = priors.observed.posterior(observed, error)
         if fits_direct:
-            direct = priors.lacking.posterior(observed - of_model, error)
+            direct = priors.lacking.posterior(lacking, error)
     else:
         entrywise = shrink_entries(observed, error)
         if fits_direct:
-            direct = shrink_entries(observed - of_model, error)
+            direct = shrink_entries(lacking, error)
     # As a whole: the share of the sum of squares, as effects are compared, that is not error.
     known = np.isfinite(error)
     kept = share_kept(slope * observed, np.where(known, slope * error, 0))
     of_rows = kept * np.square(np.where(known, error, 0))
     return Components(
         direct,
-        np.stack([of_model + direct.mean, entrywise.mean, kept * observed]),
+        np.stack(
+            [
+                of_model + direct.mean,
+                start.centre + entrywise.mean,
+                start.centre + kept * observed,
+            ]
+        ),
         np.stack([np.square(direct.sd), np.square(entrywise.sd), of_rows]),
     )
 
@@ -96,6 +116,7 @@ def components(
 def stacking_weights(
     trained: ObservedEffects,
     held_out: ObservedEffects,
+    rows: range,
     of_block: Callable[[Block], Components],
 ) -> np.ndarray:
     """Weights of the :data:`COMPONENTS` of the training cells that explain held-out effects best.
@@ -104,7 +125,7 @@ def stacking_weights(
     """
     n = len(COMPONENTS)
     products, targets = np.zeros((n, n)), np.zeros(n)
-    for block, of_held_out in zip(trained.blocks(), held_out.blocks(), strict=True):
+    for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
         means = of_block(block).means
         error = of_held_out.error
         signal = np.square(trained.slope * means.mean(axis=0)).mean()
@@ -130,7 +151,9 @@ def fit_direct_effects_of(module: PerturbationModule, trainer: Any) -> None:
     if module.direct is None:
         return
     data = trainer.datamodule
-    codes = registered_labels(data.adata_manager).codes[data.train_idx]
+    labels = registered_labels(data.adata_manager)[data.train_idx]
+    module.direct.measure(torch.tensor(labels.codes), torch.tensor(labels.doses))
+    codes = labels.codes
     alone = codes[(codes >= 0).sum(axis=1) == 1].max(axis=1, initial=-1)
     stands_alone = np.bincount(alone, minlength=module.direct.n_perturbations) > 0
     loaders = [data.train_dataloader()]
@@ -140,8 +163,8 @@ def fit_direct_effects_of(module: PerturbationModule, trainer: Any) -> None:
     sums = [
         gene_sums(
             cells_of(module, trainer, loader),
+            module.direct,
             torch.as_tensor(stands_alone),
-            likelihood.n_genes,
             is_count=likelihood.is_count_likelihood,
         )
         for loader in loaders
@@ -172,7 +195,7 @@ def fit_direct_effects(
     if tables is None:
         return
     everything = training if held_out is None else training + held_out
-    expected = expected_rates(module, everything.cells, tables.n_perturbations + 1)
+    expected = expected_rates(module, everything.cells, tables.n_rows + 1)
     if total is not None:
         expected = over_processes(expected, everything.cells, total)
 
@@ -184,37 +207,96 @@ def fit_direct_effects(
             is_count=module.likelihood.is_count_likelihood,
         )
 
-    observed = effects_in(everything)
-    priors = _shared_priors(tables, observed)
+    halves = None
+    if held_out is not None and tables.estimates_weights:
+        halves = effects_in(training), effects_in(held_out)
+    fit_rows = partial(
+        _fit_rows, tables, effects_in(everything), halves, fits_direct=module.fits_direct_effects
+    )
+    singles, weights = fit_rows(range(tables.n_perturbations), lambda _: Start())
+    tables.fill(singles, weights)
+    if tables.n_rows > tables.n_perturbations:
+        # What the estimates of perturbations, which now are in the tables, do not explain.
+        combinations, own_weights = fit_rows(
+            range(tables.n_perturbations, tables.n_rows), partial(_sums_of_perturbations, tables)
+        )
+        joined = Residuals(
+            *(torch.cat(parts) for parts in zip(singles, combinations, strict=True))
+        )
+        tables.fill(joined, weights, own_weights)
+
+
+def _fit_rows(
+    tables: DirectEffects,
+    observed: ObservedEffects,
+    halves: tuple[ObservedEffects, ObservedEffects] | None,
+    rows: range,
+    start_of: Callable[[Block], Start],
+    *,
+    fits_direct: bool,
+) -> tuple[Residuals, torch.Tensor]:
+    """Estimate rows of the tables, and the weights of the :data:`COMPONENTS`.
+
+    ``halves`` are the effects in training and in held-out cells.
+    """
+    priors = _shared_priors(tables, observed, rows, start_of)
 
     def of_block(block: Block) -> Components:
-        return components(block, observed.slope, priors, fits_direct=module.fits_direct_effects)
+        return components(
+            block, start_of(block), observed.slope, priors, fits_direct=fits_direct
+        )
 
     weights, inflation = np.full(len(COMPONENTS), 1 / len(COMPONENTS)), _INFLATION
-    if held_out is not None and tables.estimates_weights:
-        parts = effects_in(training), effects_in(held_out)
-        weights = stacking_weights(*parts, of_block)
-        inflation = inflation_of_variance(*parts, of_block, weights)
-    rows = [
-        _residuals(tables, observed.slope, weights, inflation, block, of_block(block))
-        for block in observed.blocks()
+    if halves is not None:
+        weights = stacking_weights(*halves, rows, of_block)
+        inflation = inflation_of_variance(*halves, rows, of_block, weights)
+    blocks = [
+        _residuals(
+            tables, observed.slope, weights, inflation, block, start_of(block), of_block(block)
+        )
+        for block in observed.blocks(rows)
     ]
-    joined = Residuals(*(torch.cat(column) for column in zip(*rows, strict=True)))
-    tables.fill(joined, torch.as_tensor(weights, dtype=torch.float32))
+    joined = Residuals(*(torch.cat(column) for column in zip(*blocks, strict=True)))
+    return joined, torch.as_tensor(weights, dtype=torch.float32)
 
 
-def _shared_priors(tables: DirectEffects, observed: ObservedEffects) -> Priors | None:
-    n_entries = tables.n_perturbations * tables.n_genes
+def _sums_of_perturbations(tables: DirectEffects, block: Block) -> Start:
+    """What tables of perturbations say of a block of combinations."""
+    rows = slice(*(end - tables.n_perturbations for end in (block.rows.start, block.rows.stop)))
+    codes, doses = (part[rows] for part in tables.measured)
+    direct, correction = (
+        tables.summed(codes, doses, name).double().cpu().numpy() for name in ("mean", "correction")
+    )
+    carried = (codes >= 0).float()
+    spreads = tables.spread[codes.clamp(min=0)].square() * carried
+    squared = (spreads.sum(dim=1) / carried.sum(dim=1)).double().cpu().numpy()[:, None]
+    of_model = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
+    return Start(direct, of_model + direct + correction, squared)
+
+
+def _shared_priors(
+    tables: DirectEffects,
+    observed: ObservedEffects,
+    rows: range,
+    start_of: Callable[[Block], Start],
+) -> Priors | None:
+    n_entries = len(rows) * tables.n_genes
     if n_entries <= _MOST_ENTRIES_OF_OWN_PRIORS:
         return None
-    blocks = list(observed.blocks(step=-(-n_entries // _MOST_ENTRIES_OF_OWN_PRIORS)))
-    effects, errors, of_model, *_ = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    return Priors(NormalMixture.fit(effects, errors), NormalMixture.fit(effects - of_model, errors))
+    own, lacking, errors = [], [], []
+    for block in observed.blocks(rows, step=-(-n_entries // _MOST_ENTRIES_OF_OWN_PRIORS)):
+        start = start_of(block)
+        own.append(block.observed - start.centre)
+        lacking.append(block.observed - block.of_model - start.direct)
+        errors.append(block.error)
+    error = np.concatenate(errors)
+    return Priors(*(NormalMixture.fit(np.concatenate(part), error) for part in (own, lacking)))
 
 
 def inflation_of_variance(
     trained: ObservedEffects,
     held_out: ObservedEffects,
+    rows: range,
     of_block: Callable[[Block], Components],
     weights: np.ndarray,
 ) -> float:
@@ -224,7 +306,7 @@ def inflation_of_variance(
     """
     errors = variances = noise = 0.0
     scale = np.square(trained.slope)
-    for block, of_held_out in zip(trained.blocks(), held_out.blocks(), strict=True):
+    for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
         whole, variance = stacked(of_block(block), weights)
         known = np.isfinite(of_held_out.error)
         own = np.where(known, np.square(of_held_out.error), 0)
@@ -262,6 +344,7 @@ def _residuals(
     weights: np.ndarray,
     inflation: float,
     block: Block,
+    start: Start,
     found: Components,
 ) -> Residuals:
     """What is added to the model's effects, of the genes that are kept."""
@@ -270,10 +353,12 @@ def _residuals(
     variance = inflation * variance
     # Predictions sample the model's effects, around their mean no wider than the whole varies; of
     # the variance the rest is missing. The mean of a rate depends on how wide.
-    squared = _share_of_variance(slope, variance, block.variance_of_model)
+    squared = start.squared_spread
+    if squared is None:
+        squared = _share_of_variance(slope, variance, block.variance_of_model)
     uncertainty = np.sqrt(np.maximum(variance - squared * block.variance_of_model, 0))
     of_model = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
-    direct = np.where(found.direct.lfsr < _MOST_SIGN_ERRORS, found.direct.mean, 0)
+    direct = np.where(found.direct.lfsr < _MOST_SIGN_ERRORS, found.direct.mean, 0) + start.direct
     correction = np.where(has_cells, whole - of_model - direct, 0)
     columns = [np.where(has_cells, values, 0) for values in (direct, found.direct.sd)]
     columns += [np.where(has_cells, found.direct.lfsr, 1), correction]

@@ -1,4 +1,4 @@
-"""What the cells of each perturbation say of every gene, summed up in one pass over the cells."""
+"""What cells of each perturbation and combination say of genes, summed up in one pass."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
 
@@ -21,7 +22,7 @@ class Cells(NamedTuple):
     """What decoding needs to know of cells, one row per cell and group that it stands in."""
 
     group: Tensor
-    """Perturbation, or T for controls, ``(N,)``."""
+    """Row of the direct effects, or the number of rows for controls, ``(N,)``."""
     codes: Tensor
     doses: Tensor
     """``(N, K)``, those of the perturbation of the group first."""
@@ -32,18 +33,18 @@ class Cells(NamedTuple):
 
 @dataclass
 class GeneSums:
-    """Sums over the cells of each group: the T perturbations, and in the last row the controls.
+    """Sums over the cells of each group: R rows of the direct effects, and last the controls.
 
     Attributes
     ----------
     cells
         Which they are.
     n
-        Their number, ``(T + 1,)``.
+        Their number, ``(R + 1,)``.
     size
-        Sum of their sizes, ``(T + 1,)``; of a normal likelihood their number.
+        Sum of their sizes, ``(R + 1,)``; of a normal likelihood their number.
     x, logged
-        Sums of expression and of ``log2(1 + TARGET_SUM * x / size)``, ``(T + 1, G)``; the second
+        Sums of expression and of ``log2(1 + TARGET_SUM * x / size)``, ``(R + 1, G)``; the second
         without columns where expression is no count.
     products
         Sums of the products of expression, logged expression and size with one another, over all
@@ -87,7 +88,7 @@ def total_over_processes(values: Tensor, trainer: Trainer) -> Tensor:
 
 
 def gene_sums(
-    batches: Iterable[CellBatch], stands_alone: Tensor, n_genes: int, *, is_count: bool
+    batches: Iterable[CellBatch], tables: DirectEffects, stands_alone: Tensor, *, is_count: bool
 ) -> GeneSums:
     """Read cells and add up what they say.
 
@@ -95,22 +96,22 @@ def gene_sums(
     ----------
     batches
         Cells.
+    tables
+        Direct effects; its measured combinations have groups of their own.
     stands_alone
         Whether a perturbation has cells that carry nothing else, ``(T,)``. Such cells speak for it;
         otherwise all that carry it do.
-    n_genes
-        G.
     is_count
         Whether expression is counts.
     """
-    n_groups = len(stands_alone) + 1
+    n_groups, n_genes = tables.n_rows + 1, tables.n_genes
     n, size = torch.zeros(n_groups), torch.zeros(n_groups)
     x = torch.zeros(n_groups, n_genes)
     logged = torch.zeros(n_groups, n_genes if is_count else 0)
     products = torch.zeros(2, 3, 3, n_genes, dtype=torch.float64)
     kept = []
     for batch in batches:
-        cells, groups, slots = (part.cpu() for part in _members(batch, stands_alone))
+        cells, groups, slots = (part.cpu() for part in _members(batch, tables, stands_alone))
         values = batch.x.cpu()
         sizes = batch.size.cpu() if is_count else torch.ones(len(values))
         logs = torch.log2(1 + values * (TARGET_SUM / sizes[:, None])) if is_count else values
@@ -127,19 +128,23 @@ def gene_sums(
     return GeneSums(_joined(kept), n, size, x, logged, products)
 
 
-def _members(batch: CellBatch, stands_alone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _members(
+    batch: CellBatch, tables: DirectEffects, stands_alone: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cells and the groups in which they stand, and the slot that holds the perturbation."""
     carried = batch.codes >= 0
     counts = carried.sum(dim=1)
     alone = stands_alone.to(batch.codes.device)[batch.codes.clamp(min=0)]
     speaks = carried & ((counts == 1)[:, None] | ~alone)
     cells, slots = speaks.nonzero(as_tuple=True)
-    groups = batch.codes[cells, slots]
+    combinations = tables.rows_of_cells(batch.codes, batch.doses)[0][:, 0]
+    together = (combinations >= tables.n_perturbations).nonzero(as_tuple=True)[0]
     controls = (counts == 0).nonzero(as_tuple=True)[0]
+    groups = [batch.codes[cells, slots], combinations[together]]
     return (
-        torch.cat([cells, controls]),
-        torch.cat([groups, torch.full_like(controls, len(stands_alone))]),
-        torch.cat([slots, torch.zeros_like(controls)]),
+        torch.cat([cells, together, controls]),
+        torch.cat([*groups, torch.full_like(controls, tables.n_rows)]),
+        torch.cat([slots, torch.zeros_like(together), torch.zeros_like(controls)]),
     )
 
 

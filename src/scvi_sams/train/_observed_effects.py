@@ -1,7 +1,8 @@
 """Effects on every gene as the cells show them, beside what the decoder makes of the shifts.
 
-On the logarithm of the rate (for a normal likelihood, on the mean), per unit dose. With X the sum
-of the counts of the cells of t, and M what the decoder expects of these cells without t::
+On the logarithm of the rate (for a normal likelihood, on the mean), per unit dose; of a combination
+together with its perturbations, at their doses. With X the sum of the counts of the cells of t, and
+M what the decoder expects of these cells without t::
 
     by sums:   log(X_t + 1/2) - log(M_t + 1/2), less the same of the control cells
     by logs:   the change of log rate that explains the mean of log2(1 + 1e4 x / size) over the
@@ -48,7 +49,7 @@ class Expected(NamedTuple):
     """What the decoder expects of the cells of each group, the controls in the last row."""
 
     without: np.ndarray
-    """Rates of the cells without their perturbation, ``(T + 1, G)``."""
+    """Rates of the cells without their perturbation or combination, ``(R + 1, G)``."""
     with_shift: np.ndarray
     """The same with its shift, averaged over the posterior."""
     at_mean: np.ndarray
@@ -56,7 +57,7 @@ class Expected(NamedTuple):
     variance: np.ndarray
     """Posterior variance of the change of the log rate (of the mean, where it is no count)."""
     dose: np.ndarray
-    """Mean dose of the perturbation in its cells, ``(T + 1,)``."""
+    """Mean dose of the perturbation in its cells, ``(R + 1,)``; 1 of a combination."""
 
 
 @torch.no_grad()
@@ -65,7 +66,8 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
     generator = torch.Generator().manual_seed(_SEED)
     shape = (_N_POSTERIOR, _N_STATES, module.n_latent)
     z_basal = torch.randn(shape, generator=generator).to(module.device)
-    rows = torch.arange(n_groups - 1, device=module.device)
+    n_perturbations = len(module.cells_per_perturbation)
+    rows = torch.arange(n_perturbations, device=module.device)
     with fixed_seed(_SEED):
         drawn = [
             module.sampled_shifts(some, _N_POSTERIOR).expand(_N_POSTERIOR, -1, -1)
@@ -95,7 +97,7 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
 
     def shift_of(table: torch.Tensor, codes: torch.Tensor, doses: torch.Tensor) -> torch.Tensor:
         """Sum over slots, ``(posterior samples, states, K)`` to ``(.., S)``."""
-        of_slots = table[samples, codes.masked_fill(codes < 0, n_groups - 1)]
+        of_slots = table[samples, codes.masked_fill(codes < 0, n_perturbations)]
         return (of_slots * doses[..., None]).sum(dim=2)
 
     for group, members in sample_of_groups(cells, n_groups, _N_POSTERIOR * _N_STATES, generator):
@@ -103,19 +105,23 @@ def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> E
             part[members].unflatten(0, shape[:2]).to(module.device)
             for part in (cells.codes, cells.doses, cells.covariates)
         )
+        # The perturbation of the group stands first; in a group of a combination all are its own.
+        n_own = 1 if group < n_perturbations else codes.shape[-1]
+        own, rest = (codes[..., :n_own], doses[..., :n_own]), (codes[..., n_own:], doses[..., n_own:])
         others, base = nothing, plain
-        if base is None or (codes[..., 1:] >= 0).any():
-            others = shift_of(shifts, codes[..., 1:], doses[..., 1:])
+        if base is None or (rest[0] >= 0).any():
+            others = shift_of(shifts, *rest)
             base = mean_rates(others, covariates if module.covariates.n_out else None)
         changed = changed_by_mean = base
         if group < n_groups - 1:
             changed, changed_by_mean = (
                 mean_rates(
-                    others + shift_of(table, codes[..., :1], doses[..., :1]),
+                    others + shift_of(table, *own),
                     covariates if module.covariates.n_out else None,
                 )
                 for table in (shifts, mean_shifts)
             )
+        if group < n_perturbations:
             dose[group] = float(doses[..., 0].mean())
         without[group], with_shift[group] = base.mean(axis=0), changed.mean(axis=0)
         at_mean[group] = changed_by_mean.mean(axis=0)
@@ -140,8 +146,10 @@ def over_processes(expected: Expected, cells: Cells, total: Total) -> Expected:
 
 
 class Block(NamedTuple):
-    """Effects of some perturbations per unit dose, rows x genes each."""
+    """Effects of some perturbations per unit dose, or of combinations, rows x genes each."""
 
+    rows: slice
+    """Of the direct effects."""
     observed: np.ndarray
     error: np.ndarray
     """Standard error of the observed effects; infinite where there are no cells."""
@@ -200,15 +208,15 @@ class ObservedEffects:
             self._of_both = covariance / mean_count / self.slope
             self._bias = self._beyond_errors(self._logs)
 
-    def blocks(self, step: int = 1) -> Iterator[Block]:
-        """Yield the effects of some perturbations at a time; every ``step``-th block."""
-        n_perturbations = len(self._n) - 1
-        for start in range(0, n_perturbations, ROWS_AT_ONCE * step):
-            rows = slice(start, min(start + ROWS_AT_ONCE, n_perturbations))
+    def blocks(self, rows_of_all: range, step: int = 1) -> Iterator[Block]:
+        """Yield the effects of some rows at a time; every ``step``-th block."""
+        for start in rows_of_all[:: ROWS_AT_ONCE * step]:
+            rows = slice(start, min(start + ROWS_AT_ONCE, rows_of_all.stop))
             observed, variance = self._combined(rows)
             dose = self._expected.dose[rows, None]
             has_cells = self._n[rows] > 0
             yield Block(
+                rows,
                 np.where(has_cells, observed / dose, 0),
                 np.where(has_cells, np.sqrt(variance) / dose, np.inf),
                 np.where(has_cells, self._change_to(self._expected.with_shift, rows) / dose, 0),
@@ -268,9 +276,9 @@ class ObservedEffects:
         """
         total, n_used = np.zeros((2, len(self._rate)))
         variance = self._of_sums + self._of_logs - 2 * self._of_both
-        n_perturbations = len(self._n) - 1
-        for start in range(0, n_perturbations, ROWS_AT_ONCE):
-            rows = slice(start, min(start + ROWS_AT_ONCE, n_perturbations))
+        n_rows = len(self._n) - 1
+        for start in range(0, n_rows, ROWS_AT_ONCE):
+            rows = slice(start, min(start + ROWS_AT_ONCE, n_rows))
             by_sums, by_logs, counts = self._estimates(rows, logs)
             per_cell = 1 / np.maximum(self._n[rows], 1) + 1 / self._n_reference
             used = counts >= _ENOUGH_COUNTS

@@ -1,0 +1,71 @@
+"""Finding combinations of perturbations, with their doses, among those that were measured."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_MULTIPLIER = 6364136223846793005
+"""Of the linear congruential generator of Knuth (MMIX), odd: keys differ where numbers do."""
+
+
+class Combinations(NamedTuple):
+    """Perturbations and doses of cells in one order: codes descending, empty slots last."""
+
+    codes: Tensor
+    """``(B, K)``, -1 where a slot is empty."""
+    doses: Tensor
+    """``(B, K)``, 0 where a slot is empty."""
+
+    @classmethod
+    def of_cells(cls, codes: Tensor, doses: Tensor) -> Combinations:
+        """Sort the perturbations of each cell."""
+        codes, order = codes.long().sort(dim=1, descending=True)
+        return cls(codes, doses.float().gather(1, order).masked_fill(codes < 0, 0))
+
+    def at_least(self, n_cells: int, most: int) -> Combinations:
+        """Distinct rows of several perturbations and ``n_cells``; the ``most`` frequent of them."""
+        n_slots = self.codes.shape[1]
+        if n_slots < 2:
+            return Combinations(self.codes[:0], self.doses[:0])
+        several = (self.codes >= 0).sum(dim=1) > 1
+        # Doses are no larger than what doubles hold exactly, and codes no more than millions.
+        both = torch.cat([self.codes.double(), self.doses.double()], dim=1)[several]
+        found, counts = both.unique(dim=0, return_counts=True)
+        enough = (counts >= n_cells).nonzero(as_tuple=True)[0]
+        kept = enough[counts[enough].argsort(descending=True, stable=True)[:most]]
+        found = found[kept]
+        chosen = Combinations(found[:, :n_slots].long(), found[:, n_slots:].float())
+        order = chosen._keys().argsort()
+        return Combinations(chosen.codes[order], chosen.doses[order])
+
+    def rows_of(self, cells: Combinations) -> Tensor:
+        """Row of each cell's combination among these, which :meth:`at_least` made; -1 for none."""
+        if not len(self.codes):
+            return cells.codes.new_full((len(cells.codes),), -1)
+        n_slots = self.codes.shape[1]
+        fits = (cells.codes[:, n_slots:] < 0).all(dim=1)
+        cells = cells._widened(n_slots)
+        rows = torch.searchsorted(self._keys(), cells._keys()).clamp(max=len(self.codes) - 1)
+        # Two may have one key, so that the combination itself is looked at.
+        same = (self.codes[rows] == cells.codes) & (self.doses[rows] == cells.doses)
+        return torch.where(fits & same.all(dim=1), rows, -1)
+
+    def _widened(self, n_slots: int) -> Combinations:
+        """The same in ``n_slots`` slots; of more the first."""
+        missing = n_slots - self.codes.shape[1]
+        return Combinations(
+            functional.pad(self.codes, (0, missing), value=-1),
+            functional.pad(self.doses, (0, missing)),
+        )
+
+    def _keys(self) -> Tensor:
+        """A number for each row, the same for the same codes and doses; int64 that overflows."""
+        keys = torch.zeros_like(self.codes[:, 0])
+        for column in (*self.codes.T, *self.doses.contiguous().view(torch.int32).long().T):
+            keys = (keys + column + 1) * _MULTIPLIER
+            keys = keys ^ (keys >> 29)
+        return keys
