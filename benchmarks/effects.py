@@ -2,7 +2,8 @@
 
 Half of the cells of each perturbation train (or as many as are asked for), with half of the control
 cells; effects in the other half, against the other half of the controls, are what is predicted. All
-settings are the defaults.
+settings are the defaults. Nulls are perturbations whose EB-shrunken effects in the tested cells are
+next to zero.
 
     python benchmarks/effects.py papalexi21 --cells 10 20 50 100 all --seeds 0 1 2
     python benchmarks/effects.py panel --cells 20 all
@@ -24,12 +25,16 @@ import scvi_sams
 from scvi_sams import datasets, evaluation
 
 PAIRS = ["KLF1+MAP2K6", "KLF1+TGFBR2", "MAP2K3+MAP2K6", "MAP2K3+SLC38A2", "MAPK1+TGFBR2"]
+NULL_RMS = 0.02
+"""Root mean square over genes, log2 units, below which tested cells say that there is no effect."""
 BASELINES = {
     "training mean": evaluation.TrainingMean,
     "EB-shrunken mean": evaluation.EBMean,
     "ash-shrunken mean": evaluation.AshMean,
 }
-PAIR_BASELINES = {
+PAIR_NULL_RMS = 0.02
+"""Root mean square over genes, log2 units, below which tested cells say that there is no effect."""
+BASELINES = {
     "additive": evaluation.Additive,
     "additive of EB singles": evaluation.EBMean,
     "additive of ash singles": evaluation.ShrunkenAdditive,
@@ -85,7 +90,7 @@ def effects_of_baseline(
     return (predicted - np.asarray(cells.X[controls].mean(axis=0))) / np.log(2)
 
 
-def scores(predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
+def scores(predicted: np.ndarray, observed: np.ndarray, nulls: np.ndarray) -> dict[str, float]:
     """Pooled and per perturbation; a constant prediction correlates with nothing."""
     with np.errstate(invalid="ignore"):
         rows = [np.corrcoef(p, o)[0, 1] for p, o in zip(predicted, observed, strict=True)]
@@ -95,6 +100,7 @@ def scores(predicted: np.ndarray, observed: np.ndarray) -> dict[str, float]:
         "RMSE": np.sqrt(np.mean(np.square(predicted - observed))),
         "mean Pearson": np.nan_to_num(rows).mean(),
         "rank": float(np.mean(np.asarray(ranks))),
+        "RMS of nulls": np.sqrt(np.mean(np.square(predicted[nulls]))) if nulls.any() else np.nan,
     }
 
 
@@ -114,9 +120,12 @@ def run(name: str, n_cells: int | None, seed: int) -> list[dict[str, object]]:
     observed = evaluation.observed_ate(
         adata, indices=test, perturbations=names, size_factor_key=key
     ).X
+    own = effects_of_baseline(evaluation.EBMean, adata[test].copy(), names, key)
+    nulls = np.sqrt(np.mean(np.square(own), axis=1)) < NULL_RMS
     cells = adata[train].copy()
     rows = [
-        {"method": method} | scores(effects_of_baseline(baseline, cells, names, key), observed)
+        {"method": method}
+        | scores(effects_of_baseline(baseline, cells, names, key), observed, nulls)
         for method, baseline in baselines.items()
     ]
     scvi.settings.seed = seed
@@ -128,7 +137,7 @@ def run(name: str, n_cells: int | None, seed: int) -> list[dict[str, object]]:
     for method, is_stacked in (("SAMSVAE", True), ("SAMSVAE, not stacked", False)):
         model.stacking = is_stacked
         predicted = model.predict_ate(names, interval=None, key_added=None).X
-        rows.append({"method": method, "CPU s": seconds} | scores(predicted, observed))
+        rows.append({"method": method, "CPU s": seconds} | scores(predicted, observed, nulls))
     return [{"screen": name, "cells": n_cells or "all", "seed": seed} | row for row in rows]
 
 

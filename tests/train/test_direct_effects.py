@@ -232,7 +232,7 @@ def test_a_measured_pair_is_predicted_from_its_own_cells():
     """Two of its genes react as no sum does; what other pairs do is unchanged by that."""
     adata = simulate_screen(
         n_genes=80, n_perturbations=6, cells_per_perturbation=80, n_controls=300,
-        n_combinations=4, cells_per_combination=60, n_latent=5, library_size=800, seed=4,
+        n_combinations=4, cells_per_combination=150, n_latent=5, library_size=800, seed=4,
     )  # fmt: skip
     bent, additive, *_ = [name for name in adata.obs["perturbation"].unique() if "+" in name]
     genes = np.argsort(-adata.X.toarray().mean(axis=0))[10:12]

@@ -54,15 +54,16 @@ def sums_of(batches, stands_alone, *, is_count=True):
     return gene_sums(batches, tables, torch.tensor(stands_alone), is_count=is_count)
 
 
+def effects_in(module, sums):
+    """What the cells show."""
+    expected = expected_rates(module, sums.cells, len(sums.n))
+    sizes = module.cell_sizes.double().numpy()
+    return ObservedEffects(sums, expected, sizes, module.likelihood)
+
+
 def observed(module, sums, *, n_perturbations=N_PERTURBATIONS):
     """All perturbations in one block."""
-    effects = ObservedEffects(
-        sums,
-        expected_rates(module, sums.cells, n_perturbations + 1),
-        module.cell_sizes.double().numpy(),
-        is_count=module.likelihood.is_count_likelihood,
-    )
-    (block,) = effects.blocks(range(n_perturbations))
+    (block,) = effects_in(module, sums).blocks(range(n_perturbations))
     return block
 
 
@@ -79,24 +80,95 @@ def totals(cells, code):
     return cells.x[carried].sum(dim=0).double().numpy(), float(cells.size[carried].sum())
 
 
-def test_of_few_counts_effects_are_log_ratios_of_sums():
+def test_estimates_by_sums_and_by_logs_are_combined_by_their_errors():
+    """Written out for each gene; the decoder expects the same of all cells."""
     cells = few_counts()
-    block = observed(constant_module(), sums_of([cells], [True, True, False]))
-    of_controls, size_of_controls = totals(cells, -1)
+    effects = effects_in(constant_module(), sums_of([cells], [True, True, False]))
+    (block,) = effects.blocks(range(N_PERTURBATIONS))
+    scale = effects.scale
+    controls = cells.x[cells.codes[:, 0] < 0].double().numpy()
+    logs = np.log2(1 + 1e4 / SIZE * controls)
+    mean = controls.mean(axis=0) + 0.5 / 8
+    residual = controls - mean
+    of_sums = (residual**2).mean(axis=0) / mean**2
+    of_logs = logs.var(axis=0) / scale.slope**2
+    of_both = (residual * logs).mean(axis=0) / mean / scale.slope
     for code in (0, 1):
-        x, size = totals(cells, code)
-        expected = size * (of_controls + 0.5) / size_of_controls
-        by_hand = np.log(x + 0.5) - np.log(expected + 0.5)
-        np.testing.assert_allclose(block.observed[code], by_hand, rtol=1e-6, atol=2e-7)
+        own = cells.x[cells.codes[:, 0] == code].double().numpy()
+        per_cell = 1 / 6 + 1 / 8
         # Such counts vary less than Poisson ones, of which errors are never less.
-        fewer = np.minimum(x, expected)
-        poisson = 1 / (fewer + 0.5) + 1 / (of_controls + 0.5 + 0.5)
-        np.testing.assert_allclose(block.error[code], np.sqrt(poisson), rtol=1e-6)
+        poisson = 1 / (6 * mean + 0.5) + 1 / (8 * mean + 0.5)
+        of_all = np.maximum(of_sums * per_cell, poisson), of_logs * per_cell, of_both * per_cell
+        weight = np.clip((of_all[1] - of_all[2]) / (of_all[0] + of_all[1] - 2 * of_all[2]), 0, 1)
+        by_sums = scale.compared(np.log(own.sum(axis=0) + 0.5) - np.log(6 * mean + 0.5))
+        by_logs = (np.log2(1 + 1e4 / SIZE * own).mean(axis=0) - logs.mean(axis=0)) / scale.slope
+        by_hand = weight * by_sums + (1 - weight) * by_logs
+        np.testing.assert_allclose(block.observed[code], by_hand, rtol=1e-4, atol=1e-5)
+        assert ((weight > 0.02) & (weight < 0.98)).any()
+        variance = (
+            weight**2 * of_all[0]
+            + (1 - weight) ** 2 * of_all[1]
+            + 2 * weight * (1 - weight) * of_all[2]
+        )
+        dispersion = np.maximum(of_sums - 1 / mean, 1e-3)
+        change = (np.log(own.sum(axis=0) + 0.5) - np.log(6 * mean + 0.5))[None]
+        level = scale.relative_slope(change)[0] ** 2 * (dispersion + np.exp(-change[0]) / mean)
+        treated = 1 / 6 / per_cell
+        factor = (1 + treated * level / (dispersion + 1 / mean) + 1 - treated) / 2
+        np.testing.assert_allclose(block.error[code], np.sqrt(variance * factor), rtol=1e-4)
     np.testing.assert_allclose(block.of_model, 0, atol=1e-6)
 
 
-def test_strong_knockdowns_are_read_off_sums():
-    """Of few counts, means of logarithms have too curved an inverse."""
+def test_effects_on_the_compared_scale_are_those_on_log_rates_where_they_are_small():
+    scale = effects_in(constant_module(), sums_of([few_counts()], [True, True, False])).scale
+    small, share = np.full((1, N_GENES), 0.02), np.exp(BIAS) / np.exp(BIAS).sum()
+    np.testing.assert_allclose(scale.compared(small), small, rtol=0.05)
+    np.testing.assert_allclose(scale.relative_slope(0 * small), 1)
+    # Shares of the library: two of the genes have a third of it and more.
+    changes = np.linspace(-4, 1, 11)[:, None] + np.zeros(N_GENES)
+    np.testing.assert_allclose(
+        scale.log_change(scale.compared(changes))[:7], changes[:7], atol=1e-6
+    )
+    assert (scale.log_change(scale.compared(changes + 9)) < np.log(1 / share) + 0.1).all()
+    step = 1e-3
+    slope = (scale.compared(changes + step) - scale.compared(changes - step)) / (2 * step)
+    np.testing.assert_allclose(scale.relative_slope(changes), slope, rtol=0.05, atol=0.03)
+
+
+def test_the_compared_scale_is_the_mean_of_logs_that_the_decoder_expects():
+    """Counts are sampled at one rate and at a fourfold one."""
+    module = constant_module()
+    scale = effects_in(module, sums_of([few_counts()], [True, True, False])).scale
+    torch.manual_seed(0)
+    means = []
+    for log_change in (0.0, np.log(4)):
+        share = torch.as_tensor(np.exp(BIAS) / np.exp(BIAS).sum() * np.exp(log_change))
+        mean = (SIZE / 100 * share).expand(200_000, -1)
+        inverse = module.likelihood.log_inverse_dispersion.exp().detach().double()
+        x = torch.poisson(torch.distributions.Gamma(inverse, inverse / mean).sample())
+        means.append(np.log2(1 + 1e4 / SIZE * x.numpy()).mean(axis=0))
+    change = np.full((1, N_GENES), np.log(4))
+    assert (scale.compared(change) * scale.slope > 0).all()
+    found = scale.compared(change + np.log(1e-2)) - scale.compared(0 * change + np.log(1e-2))
+    np.testing.assert_allclose(found[0] * scale.slope, means[1] - means[0], rtol=0.05, atol=0.01)
+
+
+def test_a_gene_that_rises_from_almost_nothing_is_known_to_what():
+    """The control cells say little of the ratio, and much of the difference in means of logs."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(3, size=(110, N_GENES)).astype(float)
+    x[:, 0] = np.append(rng.poisson(60, size=60), np.zeros(50))
+    x[60:64, 0] = 1
+    cells = batch(x, np.repeat([0, -1], [60, 50])[:, None])
+    effects = effects_in(constant_module(), sums_of([cells], [True, False, False]))
+    (block,) = effects.blocks(range(1))
+    logs = np.log2(1 + 1e4 / SIZE * x[:, 0])
+    difference = logs[:60].mean() - logs[60:].mean()
+    assert block.observed[0, 0] * effects.scale.slope[0] == pytest.approx(difference, rel=0.15)
+    assert block.error[0, 0] < 0.2 * block.observed[0, 0]
+
+
+def test_strong_knockdowns_are_seen_for_sure():
     rng = np.random.default_rng(0)
     n_cells, n_controls = 29, 600
     left = np.array([1, 19, 60, 87])  # of 87 expected ones
@@ -105,19 +177,27 @@ def test_strong_knockdowns_are_read_off_sums():
     x[:n_cells, 4] = 3
     for gene, count in enumerate(left):
         x[:n_cells, gene] = np.bincount(np.arange(count) % n_cells, minlength=n_cells)
-    codes = np.repeat([0, -1], [n_cells, n_controls])[:, None]
-    cells = batch(x, codes)
+    cells = batch(x, np.repeat([0, -1], [n_cells, n_controls])[:, None])
+    effects = effects_in(constant_module(), sums_of([cells], [True, False, False]))
+    (block,) = effects.blocks(range(1))
+    ratio = block.observed[0] / block.error[0]
+    assert ratio[0] < -6
+    assert ratio[1] < -4
+    assert abs(ratio[3]) < 1
+    np.testing.assert_allclose(
+        effects.scale.log_change(block.observed)[0, 1:4], np.log(left[1:] / 87), atol=0.35
+    )
+
+
+def test_few_counts_that_are_missing_by_chance_are_no_knockdown():
+    """Of one expected count none is left in a third of all cases."""
+    x = np.ones((110, N_GENES))
+    x[::5, 0], x[1::2, 0] = 1, 0
+    x[:10, 0] = 0
+    x[10:, 0] = np.arange(100) % 10 == 0  # a tenth of a count per cell
+    cells = batch(x, np.repeat([0, -1], [10, 100])[:, None])
     block = observed(constant_module(), sums_of([cells], [True, False, False]))
-    of_controls, size_of_controls = totals(cells, -1)
-    expected = n_cells * SIZE * (of_controls + 0.5) / size_of_controls
-    by_sums = np.log(left + 0.5) - np.log(expected[:4] + 0.5)
-    np.testing.assert_allclose(expected, 87, rtol=0.05)
-    np.testing.assert_allclose(block.observed[0, :2], by_sums[:2], rtol=1e-5)
-    assert block.observed[0, 0] == pytest.approx(np.log(1.5 / 87.5), abs=0.05)
-    assert block.error[0, 0] > np.sqrt(1 / 1.5)
-    # Of more counts, cells are compared by their logarithms as well.
-    assert (np.abs(block.observed[0, 2:4] - by_sums[2:]) > 1e-3).all()
-    np.testing.assert_allclose(block.observed[0, 2:4], by_sums[2:], atol=0.25)
+    assert -1.5 < block.observed[0, 0] / block.error[0, 0] < 0
 
 
 def test_mini_batches_and_halves_of_the_cells_add_up():
@@ -131,13 +211,14 @@ def test_mini_batches_and_halves_of_the_cells_add_up():
         assert sorted(sums.cells.group.tolist()) == sorted(whole.cells.group.tolist())
 
 
-def test_effects_are_per_unit_dose():
+def test_effects_are_those_at_the_doses_of_the_cells():
     one, two = (
         observed(constant_module(), sums_of([few_counts(dose=dose)], [True, True, False]))
         for dose in (1.0, 2.0)
     )
-    np.testing.assert_allclose(two.observed, one.observed / 2, rtol=1e-6)
-    np.testing.assert_allclose(two.error[:2], one.error[:2] / 2, rtol=1e-6)
+    assert two.dose[:2].ravel().tolist() == [2, 2]
+    np.testing.assert_allclose(two.observed, one.observed)
+    np.testing.assert_allclose(two.error[:2], one.error[:2])
 
 
 def test_a_perturbation_without_cells_has_no_effect_and_no_end_of_error():
@@ -148,13 +229,19 @@ def test_a_perturbation_without_cells_has_no_effect_and_no_end_of_error():
 
 
 def test_without_controls_effects_are_relative_to_the_decoder():
-    cells = few_counts(controls=False, size=5.0)
-    block = observed(constant_module(), sums_of([cells], [True, True, False]))
+    cells = few_counts(controls=False)
+    effects = effects_in(constant_module(), sums_of([cells], [True, True, False]))
+    (block,) = effects.blocks(range(N_PERTURBATIONS))
     share = np.exp(BIAS) / np.exp(BIAS).sum()
     for code in (0, 1):
         x, size = totals(cells, code)
-        by_hand = np.log(x + 0.5) - np.log(size * share + 0.5)
-        np.testing.assert_allclose(block.observed[code], by_hand, rtol=1e-5)
+        by_sums = effects.scale.compared(np.log(x + 0.5) - np.log(size * share + 0.5))
+        logs = np.log2(1 + 1e4 / SIZE * cells.x[cells.codes[:, 0] == code].numpy()).mean(axis=0)
+        by_logs = (logs - effects.scale.unchanged) / effects.scale.slope
+        low, high = np.minimum(by_sums, by_logs), np.maximum(by_sums, by_logs)
+        assert (block.observed[code] >= low - 1e-5).all()
+        assert (block.observed[code] <= high + 1e-5).all()
+        assert (high < -0.1).any()
 
 
 def test_controls_alone_leave_every_effect_unknown():
@@ -179,9 +266,12 @@ def test_known_changes_of_gamma_poisson_counts_are_found_with_honest_errors(mean
     with torch.no_grad():
         module.decoder.to_genes.weight.zero_()
         module.decoder.to_genes.bias.zero_()
-    module.cell_sizes.copy_(torch.tensor([[SIZE, SIZE, SIZE], [1.0, 0.0, 0.0]]))
-    block = observed(module, sums_of([batch(x, codes)], [True] * 3))
-    ratio = (block.observed - change) / block.error
+        module.likelihood.log_inverse_dispersion.fill_(-np.log(dispersion))
+    size = mean_count * n_genes
+    module.cell_sizes.copy_(torch.tensor([[size, size, size], [1.0, 0.0, 0.0]]))
+    effects = effects_in(module, sums_of([batch(x, codes, size=size)], [True] * 3))
+    (block,) = effects.blocks(range(N_PERTURBATIONS))
+    ratio = (block.observed - effects.scale.compared(change)) / block.error
     assert abs(ratio.mean()) < 0.35  # controls are the same for all three
     assert 0.85 < ratio.std() < 1.15
     assert np.corrcoef(block.observed.ravel(), change.ravel())[0, 1] > 0.8
@@ -213,10 +303,11 @@ def test_a_perturbation_seen_in_pairs_only_is_what_its_partner_leaves(linear):
     assert sums.n.tolist() == [9, 5, 0, 0, 7]
     block = observed(module, sums, n_perturbations=4)
     pairs, alone, controls = x[:9].mean(axis=0), x[9:14].mean(axis=0), x[14:].mean(axis=0)
-    by_hand = (pairs - controls - 2 * of_model[1]) / 0.5
+    by_hand = pairs - controls - 2 * of_model[1]
     np.testing.assert_allclose(block.observed[0], by_hand, atol=2e-4)
-    np.testing.assert_allclose(block.observed[1], (alone - controls) / 2, atol=2e-4)
-    np.testing.assert_allclose(block.of_model[:2], of_model[:2], atol=2e-4)
+    np.testing.assert_allclose(block.observed[1], alone - controls, atol=2e-4)
+    np.testing.assert_allclose(block.of_model[0], 0.5 * of_model[0], atol=2e-4)
+    np.testing.assert_allclose(block.of_model[1], 2 * of_model[1], atol=2e-4)
 
 
 def test_the_effect_of_a_combination_is_that_of_all_its_perturbations(linear):
@@ -231,10 +322,7 @@ def test_the_effect_of_a_combination_is_that_of_all_its_perturbations(linear):
     tables.measure(cells.codes, cells.doses)
     sums = gene_sums([cells], tables, torch.tensor([True, True, False, False]), is_count=False)
     assert sums.n.tolist() == [6, 5, 0, 0, 9, 7]
-    effects = ObservedEffects(
-        sums, expected_rates(module, sums.cells, 6), np.ones((2, 3)), is_count=False
-    )
-    (block,) = effects.blocks(range(4, 5))
+    (block,) = effects_in(module, sums).blocks(range(4, 5))
     together, controls = x[:9].mean(axis=0), x[20:].mean(axis=0)
     np.testing.assert_allclose(block.observed[0], together - controls, atol=2e-4)
     np.testing.assert_allclose(block.of_model[0], 2 * of_model[1] + 0.5 * of_model[0], atol=2e-4)
@@ -255,7 +343,7 @@ def test_processes_average_what_each_expects_of_its_own_cells():
     """Of a group without cells of its own a process has nothing to say."""
     cells = sums_of([few_counts()], [True, True, False]).cells
     tables = [np.full((4, 2), value, dtype=np.float32) for value in (2.0, 4.0, 3.0, 0.5)]
-    mine = Expected(*tables, np.full(4, 3.0))
+    mine = Expected(*tables, np.full(4, 3.0), np.zeros((1, 2)))
     others = torch.tensor([2.0, 0.0, 0.0, 8.0])  # cells of the groups elsewhere, all of value 10
 
     def total(values):

@@ -11,6 +11,7 @@ from scvi_sams._shrinkage import Shrunken, shrink_entries
 from scvi_sams.module import ConditionalVAEModule, SAMSVAEModule
 from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
+from scvi_sams.train._compared_scale import SameScale
 from scvi_sams.train._direct_effects import (
     Components,
     Start,
@@ -32,12 +33,27 @@ ROWS = range(1)
 def block_of(observed, error, of_model=0.0):
     observed = np.atleast_2d(np.asarray(observed, dtype=float))
     error, of_model = (np.broadcast_to(part, observed.shape) for part in (error, of_model))
-    return Block(ROWS, observed, error, of_model, of_model, np.zeros_like(observed))
+    return Block(
+        ROWS,
+        np.ones((len(observed), 1)),
+        observed,
+        error,
+        of_model,
+        of_model,
+        np.zeros_like(observed),
+    )
+
+
+def scale_of(slope):
+    """Linear, but genes weigh differently."""
+    scale = SameScale(len(slope))
+    scale.slope = np.asarray(slope, dtype=float)
+    return scale
 
 
 def cells_that_show(*blocks, slope):
     """Effects as :class:`ObservedEffects` yields them."""
-    return SimpleNamespace(slope=np.asarray(slope, dtype=float), blocks=lambda _: iter(blocks))
+    return SimpleNamespace(scale=scale_of(slope), blocks=lambda _: iter(blocks))
 
 
 def components_of(means, variances):
@@ -69,7 +85,7 @@ def test_of_one_component_mean_and_variance_are_its_own():
 def test_components_by_hand():
     block = block_of([[1.0, -2.0, 0.0, 0.3]], [0.5, 0.5, np.inf, 0.5], [0.8, -1.0, 0.2, 0.0])
     slope = np.array([1.0, 2.0, 1.0, 0.5])
-    found = components(block, Start(), slope, None, fits_direct=True)
+    found = components(block, Start(), scale_of(slope), None, fits_direct=True)
     lacking = shrink_entries(block.observed - block.of_model, block.error)
     np.testing.assert_allclose(found.means[0], block.of_model + lacking.mean)
     np.testing.assert_allclose(found.variances[0], lacking.sd**2)
@@ -80,7 +96,7 @@ def test_components_by_hand():
     kept = 1 - noise / (1 + 16 + 0.0225)
     np.testing.assert_allclose(found.means[2], kept * block.observed)
     np.testing.assert_allclose(found.variances[2], kept * np.array([[0.25, 0.25, 0, 0.25]]))
-    without = components(block, Start(), slope, None, fits_direct=False)
+    without = components(block, Start(), scale_of(slope), None, fits_direct=False)
     np.testing.assert_allclose(without.means[0], block.of_model)
     np.testing.assert_allclose(without.variances[0], 0)
     np.testing.assert_allclose(without.means[1:], found.means[1:])
@@ -90,7 +106,7 @@ def test_combinations_are_shrunken_towards_the_sum_of_their_perturbations():
     block = block_of([[1.0, -2.0, 0.3]], 0.5, [0.8, -1.0, 0.0])
     start = Start(np.array([[0.1, 0.0, 0.2]]), np.array([[1.5, -1.5, 0.0]]), np.ones((1, 1)))
     slope = np.array([1.0, 2.0, 0.5])
-    found = components(block, start, slope, None, fits_direct=True)
+    found = components(block, start, scale_of(slope), None, fits_direct=True)
     lacking = shrink_entries(block.observed - block.of_model - start.direct, block.error)
     np.testing.assert_allclose(found.means[0], block.of_model + start.direct + lacking.mean)
     rest = block.observed - start.centre
@@ -100,7 +116,7 @@ def test_combinations_are_shrunken_towards_the_sum_of_their_perturbations():
     kept = 1 - 0.25 * (1 + 4 + 0.25) / (np.square(slope * rest).sum())
     np.testing.assert_allclose(found.means[2], start.centre + max(kept, 0) * rest)
     uncertain = block._replace(error=np.full_like(block.error, 1e3))
-    found = components(uncertain, start, slope, None, fits_direct=True)
+    found = components(uncertain, start, scale_of(slope), None, fits_direct=True)
     np.testing.assert_allclose(found.means[1], start.centre, atol=1e-3)
     np.testing.assert_allclose(found.means[2], start.centre)
 
@@ -194,16 +210,12 @@ def few_cells(n_perturbations, *, without, is_count):
 def fitted(module, sums):
     """Fit without held-out cells; returns the tables and what they are to be made of."""
     fit_direct_effects(module, sums)
-    is_count = module.likelihood.is_count_likelihood
-    effects = ObservedEffects(
-        sums,
-        expected_rates(module, sums.cells, module.direct.n_perturbations + 1),
-        module.cell_sizes.double().numpy(),
-        is_count=is_count,
-    )
+    expected = expected_rates(module, sums.cells, module.direct.n_perturbations + 1)
+    sizes = module.cell_sizes.double().numpy()
+    effects = ObservedEffects(sums, expected, sizes, module.likelihood)
     (block,) = effects.blocks(range(module.direct.n_perturbations))
-    found = components(block, Start(), effects.slope, None, fits_direct=True)
-    return module.direct, block, found, effects.slope
+    found = components(block, Start(), effects.scale, None, fits_direct=True)
+    return module.direct, block, found, effects.scale
 
 
 def test_tables_without_held_out_cells_average_the_components_equally():
@@ -212,15 +224,18 @@ def test_tables_without_held_out_cells_average_the_components_equally():
         ConditionalVAEModule, direct_effects=True, stacking=True, n_perturbations=3
     )
     module.cell_sizes.copy_(torch.tensor([[500.0, 500.0, 500.0], [1.0, 0.0, 0.0]]))
-    direct, block, found, _ = fitted(module, few_cells(3, without=1, is_count=True))
+    direct, block, found, scale = fitted(module, few_cells(3, without=1, is_count=True))
     whole, variance = stacked(found, EQUAL)
     has_cells = [0, 2]
     assert np.abs(whole[has_cells]).max() > 0.5
     mean, sd = direct.in_predictions(torch.arange(3))
-    predicted = block.of_model + mean.numpy()
+    on_logits = block.of_model + mean.numpy()
+    predicted = scale.compared(on_logits)
     np.testing.assert_allclose(predicted[has_cells], whole[has_cells], atol=1e-5)
     sampled = direct.spread.numpy()[:, None] ** 2 * block.variance_of_model
+    sampled *= scale.relative_slope(block.of_model) ** 2
     by_hand = np.sqrt(np.maximum(PRIOR_INFLATION * variance - sampled, 0))
+    by_hand /= scale.relative_slope(on_logits)
     np.testing.assert_allclose(sd.numpy()[has_cells], by_hand[has_cells], rtol=1e-4)
     assert sd.numpy()[has_cells].min() > 0.01
     assert not mean[1].any()
@@ -236,11 +251,12 @@ def test_samples_are_as_wide_as_the_whole_varies(likelihood):
         SAMSVAEModule, direct_effects=True, stacking=True, gene_likelihood=likelihood
     )
     module.cell_sizes.copy_(torch.tensor([[500.0, 500.0, 500.0], [1.0, 0.0, 0.0]]))
-    direct, block, found, slope = fitted(module, few_cells(5, without=3, is_count=is_count))
+    direct, block, found, scale = fitted(module, few_cells(5, without=3, is_count=is_count))
+    of_shifts = scale.relative_slope(block.of_model) ** 2 * block.variance_of_model
     variance = PRIOR_INFLATION * stacked(found, EQUAL)[1]
     has_cells = np.arange(5) != 3
     of_whole, of_model = (
-        (slope**2 * values[has_cells]).sum(axis=1) for values in (variance, block.variance_of_model)
+        (scale.slope**2 * values[has_cells]).sum(axis=1) for values in (variance, of_shifts)
     )
     by_hand = np.minimum(np.sqrt(of_whole / of_model), 1)
     spread = direct.spread.numpy()
@@ -249,5 +265,6 @@ def test_samples_are_as_wide_as_the_whole_varies(likelihood):
     assert spread.min() < 0.9
     assert spread[3] == 1
     # Together samples of shifts and of what is added to them vary no less than the whole does.
-    in_all = spread[:, None] ** 2 * block.variance_of_model + direct.uncertainty.numpy() ** 2
+    whole = scale.relative_slope(scale.log_change(stacked(found, EQUAL)[0]))
+    in_all = spread[:, None] ** 2 * of_shifts + (whole * direct.uncertainty.numpy()) ** 2
     assert (in_all[has_cells] > 0.999 * variance[has_cells]).all()

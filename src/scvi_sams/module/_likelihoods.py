@@ -116,6 +116,12 @@ class Likelihood(nn.Module, ABC):
             return logits.clamp(-MAX_LOG_MEAN, MAX_LOG_MEAN).exp()
         return torch.softmax(logits, dim=-1)
 
+    def log_rate(self, logits: Tensor) -> Tensor:
+        """Logarithm of :meth:`rate`."""
+        if self.uses_size_factor:
+            return logits.clamp(-MAX_LOG_MEAN, MAX_LOG_MEAN)
+        return torch.log_softmax(logits, dim=-1)
+
     def mean(self, logits: Tensor, size: Tensor) -> Tensor:
         """Expected expression of cells of the given size, shape ``(n_cells,)``."""
         return self.rate(logits) * size[:, None]

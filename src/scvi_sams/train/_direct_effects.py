@@ -1,6 +1,8 @@
 """Direct effects on genes, and how far to believe the model: both in closed form.
 
-The effect of perturbation t on gene g in its cells is ``observed``, that of its shift ``of_model``.
+The effect of perturbation t on gene g in its cells is ``observed``, that of its shift ``of_model``,
+both on the scale on which effects are compared. What is found there is then written as a change of
+the decoder's logits.
 
 - A direct effect is what the model lacks, ``observed - of_model``, shrunken under a scale mixture
   of normals with a point mass at 0 (Stephens 2017): 0 but for genes on which the cells insist.
@@ -26,7 +28,14 @@ from scvi_sams._shrinkage import NormalMixture, Shrunken, share_kept, shrink_ent
 from scvi_sams.data._field import registered_labels
 from scvi_sams.module._direct_effects import COMPONENTS, DirectEffects, Residuals
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.train._gene_sums import GeneSums, cells_of, gene_sums, total_over_processes
+from scvi_sams.train._compared_scale import ComparedScale, SameScale
+from scvi_sams.train._gene_sums import (
+    Cells,
+    GeneSums,
+    cells_of,
+    gene_sums,
+    total_over_processes,
+)
 from scvi_sams.train._observed_effects import (
     Block,
     ObservedEffects,
@@ -34,6 +43,7 @@ from scvi_sams.train._observed_effects import (
     expected_rates,
     over_processes,
 )
+from scvi_sams.train._shared_cells import effects_of_others, together_only
 
 _WEIGHT_SD = 0.5
 """Standard deviation of the weights around equal ones, a priori."""
@@ -44,11 +54,16 @@ _MOST_INFLATION = 4.0
 _MOST_SIGN_ERRORS = 0.05
 """Local false sign rate above which a direct effect is none: of the cells the model has explained
 such small ones by their basal states, and it scored held-out cells .8 nats lower with them."""
+_MOST_UNCERTAINTY = 3.0
+"""Standard deviation on logits: what is known of a gene without counts is known of its mean."""
 _FIRM = 1e3
 """How firmly the weights add up to one."""
 _MOST_ENTRIES_OF_OWN_PRIORS = 2_000_000
 """Perturbations x genes up to which each perturbation has a prior of its own: beyond, fitting them
 takes longer than a part of training, and one fitted to some of the rows serves all."""
+
+
+Scale = ComparedScale | SameScale
 
 
 class Priors(NamedTuple):
@@ -63,15 +78,15 @@ class Start(NamedTuple):
     """What is known of a block before its own cells: of combinations, sums of perturbations."""
 
     direct: np.ndarray | float = 0.0
-    """Direct effects, rows x genes."""
+    """Direct effects, rows x genes, on logits."""
     centre: np.ndarray | float = 0.0
-    """Effects towards which observed ones are shrunken, rows x genes."""
+    """Effects towards which observed ones are shrunken, rows x genes, as they are compared."""
     squared_spread: np.ndarray | None = None
     """Square of how wide predictions sample shifts, ``(rows, 1)``; ``None``: is to be found."""
 
 
 class Components(NamedTuple):
-    """What predictions may be made of, for a block of effects, rows x genes each."""
+    """What predictions may be made of, for a block of effects, as these are compared."""
 
     direct: Shrunken
     """What the model lacks."""
@@ -82,10 +97,10 @@ class Components(NamedTuple):
 
 
 def components(
-    block: Block, start: Start, slope: np.ndarray, priors: Priors | None, *, fits_direct: bool
+    block: Block, start: Start, scale: Scale, priors: Priors | None, *, fits_direct: bool
 ) -> Components:
     """Estimate a block of effects in three ways."""
-    error, of_model = block.error, block.of_model + start.direct
+    error, of_model = block.error, scale.compared(block.of_model + start.direct)
     observed, lacking = block.observed - start.centre, block.observed - of_model
     direct = Shrunken(*np.zeros((4, *observed.shape)))
     if priors is not None:
@@ -98,7 +113,7 @@ def components(
             direct = shrink_entries(lacking, error)
     # As a whole: the share of the sum of squares, as effects are compared, that is not error.
     known = np.isfinite(error)
-    kept = share_kept(slope * observed, np.where(known, slope * error, 0))
+    kept = share_kept(scale.slope * observed, np.where(known, scale.slope * error, 0))
     of_rows = kept * np.square(np.where(known, error, 0))
     return Components(
         direct,
@@ -128,9 +143,9 @@ def stacking_weights(
     for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
         means = of_block(block).means
         error = of_held_out.error
-        signal = np.square(trained.slope * means.mean(axis=0)).mean()
-        precision = np.square(trained.slope) / (
-            np.square(trained.slope * error) + signal + np.finfo(float).tiny
+        signal = np.square(trained.scale.slope * means.mean(axis=0)).mean()
+        precision = np.square(trained.scale.slope) / (
+            np.square(trained.scale.slope * error) + signal + np.finfo(float).tiny
         )
         precision = np.where(np.isfinite(error), precision, 0)
         products += np.einsum("itg,jtg,tg->ij", means, means, precision)
@@ -204,25 +219,29 @@ def fit_direct_effects(
             sums,
             expected,
             module.cell_sizes.double().cpu().numpy(),
-            is_count=module.likelihood.is_count_likelihood,
+            module.likelihood,
         )
 
-    halves = None
+    observed, halves = effects_in(everything), None
     if held_out is not None and tables.estimates_weights:
         halves = effects_in(training), effects_in(held_out)
-    fit_rows = partial(
-        _fit_rows, tables, effects_in(everything), halves, fits_direct=module.fits_direct_effects
-    )
-    singles, weights = fit_rows(range(tables.n_perturbations), lambda _: Start())
+    fit_rows = partial(_fit_rows, tables, observed, halves, fits_direct=module.fits_direct_effects)
+    rows = range(tables.n_perturbations)
+    singles, weights = fit_rows(rows, lambda *_: Start())
     tables.fill(singles, weights)
+    together = together_only(everything.cells, tables.n_perturbations)
+    if together.any():
+        others = _in_the_same_cells(tables, observed, everything.cells, together)
+        for effects in (observed, *(halves or ())):
+            effects.others = others
+        singles, weights = fit_rows(rows, lambda *_: Start())
+        tables.fill(singles, weights)
     if tables.n_rows > tables.n_perturbations:
         # What the estimates of perturbations, which now are in the tables, do not explain.
         combinations, own_weights = fit_rows(
             range(tables.n_perturbations, tables.n_rows), partial(_sums_of_perturbations, tables)
         )
-        joined = Residuals(
-            *(torch.cat(parts) for parts in zip(singles, combinations, strict=True))
-        )
+        joined = Residuals(*(torch.cat(parts) for parts in zip(singles, combinations, strict=True)))
         tables.fill(joined, weights, own_weights)
 
 
@@ -231,7 +250,7 @@ def _fit_rows(
     observed: ObservedEffects,
     halves: tuple[ObservedEffects, ObservedEffects] | None,
     rows: range,
-    start_of: Callable[[Block], Start],
+    start_of: Callable[[Block, Scale], Start],
     *,
     fits_direct: bool,
 ) -> tuple[Residuals, torch.Tensor]:
@@ -243,7 +262,7 @@ def _fit_rows(
 
     def of_block(block: Block) -> Components:
         return components(
-            block, start_of(block), observed.slope, priors, fits_direct=fits_direct
+            block, start_of(block, observed.scale), observed.scale, priors, fits_direct=fits_direct
         )
 
     weights, inflation = np.full(len(COMPONENTS), 1 / len(COMPONENTS)), _INFLATION
@@ -252,7 +271,13 @@ def _fit_rows(
         inflation = inflation_of_variance(*halves, rows, of_block, weights)
     blocks = [
         _residuals(
-            tables, observed.slope, weights, inflation, block, start_of(block), of_block(block)
+            tables,
+            observed.scale,
+            weights,
+            inflation,
+            block,
+            start_of(block, observed.scale),
+            of_block(block),
         )
         for block in observed.blocks(rows)
     ]
@@ -260,7 +285,24 @@ def _fit_rows(
     return joined, torch.as_tensor(weights, dtype=torch.float32)
 
 
-def _sums_of_perturbations(tables: DirectEffects, block: Block) -> Start:
+def _in_the_same_cells(
+    tables: DirectEffects, observed: ObservedEffects, cells: Cells, together: np.ndarray
+) -> dict[int, np.ndarray]:
+    """What others add to the logits in the cells of perturbations without cells of their own."""
+    rows = np.flatnonzero(together)
+    lacking = [
+        observed.scale.log_change(block.observed) - block.of_model
+        for row in rows.tolist()
+        for block in observed.blocks(range(row, row + 1))
+    ]
+    everything = torch.arange(tables.n_perturbations, device=tables.weights.device)
+    known = tables.of_rows(everything, "mean") + tables.of_rows(everything, "correction")
+    known = known.double().cpu().numpy()
+    found = effects_of_others(cells, together, np.concatenate(lacking), known)
+    return dict(zip(rows.tolist(), found, strict=True))
+
+
+def _sums_of_perturbations(tables: DirectEffects, block: Block, scale: Scale) -> Start:
     """What tables of perturbations say of a block of combinations."""
     rows = slice(*(end - tables.n_perturbations for end in (block.rows.start, block.rows.stop)))
     codes, doses = (part[rows] for part in tables.measured)
@@ -271,23 +313,24 @@ def _sums_of_perturbations(tables: DirectEffects, block: Block) -> Start:
     spreads = tables.spread[codes.clamp(min=0)].square() * carried
     squared = (spreads.sum(dim=1) / carried.sum(dim=1)).double().cpu().numpy()[:, None]
     of_model = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
-    return Start(direct, of_model + direct + correction, squared)
+    return Start(direct, scale.compared(of_model + direct + correction), squared)
 
 
 def _shared_priors(
     tables: DirectEffects,
     observed: ObservedEffects,
     rows: range,
-    start_of: Callable[[Block], Start],
+    start_of: Callable[[Block, Scale], Start],
 ) -> Priors | None:
     n_entries = len(rows) * tables.n_genes
     if n_entries <= _MOST_ENTRIES_OF_OWN_PRIORS:
         return None
     own, lacking, errors = [], [], []
     for block in observed.blocks(rows, step=-(-n_entries // _MOST_ENTRIES_OF_OWN_PRIORS)):
-        start = start_of(block)
+        start = start_of(block, observed.scale)
         own.append(block.observed - start.centre)
-        lacking.append(block.observed - block.of_model - start.direct)
+        of_model = observed.scale.compared(block.of_model + start.direct)
+        lacking.append(block.observed - of_model)
         errors.append(block.error)
     error = np.concatenate(errors)
     return Priors(*(NormalMixture.fit(np.concatenate(part), error) for part in (own, lacking)))
@@ -305,7 +348,7 @@ def inflation_of_variance(
     Where held-out effects are too uncertain to tell, near what it is a priori; at least 1.
     """
     errors = variances = noise = 0.0
-    scale = np.square(trained.slope)
+    scale = np.square(trained.scale.slope)
     for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
         whole, variance = stacked(of_block(block), weights)
         known = np.isfinite(of_held_out.error)
@@ -340,33 +383,41 @@ def _share_of_variance(slope: np.ndarray, whole: np.ndarray, of_model: np.ndarra
 
 def _residuals(
     tables: DirectEffects,
-    slope: np.ndarray,
+    scale: Scale,
     weights: np.ndarray,
     inflation: float,
     block: Block,
     start: Start,
     found: Components,
 ) -> Residuals:
-    """What is added to the model's effects, of the genes that are kept."""
+    """What is added to the model's effects on the logits, per unit dose, of genes that are kept."""
     has_cells = np.isfinite(block.error)
     whole, variance = stacked(found, weights)
     variance = inflation * variance
     # Predictions sample the model's effects, around their mean no wider than the whole varies; of
     # the variance the rest is missing. The mean of a rate depends on how wide.
+    of_model = np.square(scale.relative_slope(block.of_model)) * block.variance_of_model
     squared = start.squared_spread
     if squared is None:
-        squared = _share_of_variance(slope, variance, block.variance_of_model)
-    uncertainty = np.sqrt(np.maximum(variance - squared * block.variance_of_model, 0))
-    of_model = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
-    direct = np.where(found.direct.lfsr < _MOST_SIGN_ERRORS, found.direct.mean, 0) + start.direct
-    correction = np.where(has_cells, whole - of_model - direct, 0)
-    columns = [np.where(has_cells, values, 0) for values in (direct, found.direct.sd)]
-    columns += [np.where(has_cells, found.direct.lfsr, 1), correction]
-    columns += [np.where(has_cells, uncertainty, 0)]
+        squared = _share_of_variance(scale.slope, variance, of_model)
+    on_logits = scale.log_change(whole)
+    uncertainty = np.sqrt(np.maximum(variance - squared * of_model, 0))
+    uncertainty = np.minimum(uncertainty / scale.relative_slope(on_logits), _MOST_UNCERTAINTY)
+    # The shift, and with the direct effect, of which small ones are none.
+    shift = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
+    without = block.of_model + start.direct
+    with_direct = scale.log_change(scale.compared(without) + found.direct.mean)
+    is_sure = (found.direct.lfsr < _MOST_SIGN_ERRORS) & (found.direct.mean != 0)
+    direct = start.direct + np.where(is_sure, with_direct - without, 0)
+    sd = np.minimum(found.direct.sd / scale.relative_slope(with_direct), _MOST_UNCERTAINTY)
+    columns = [direct, sd, found.direct.lfsr, on_logits - shift - direct, uncertainty]
+    for place in (0, 1, 3, 4):
+        columns[place] = np.where(has_cells, columns[place] / block.dose, 0)
+    columns[2] = np.where(has_cells, columns[2], 1)
     if tables.n_kept == tables.n_genes:
         genes = np.broadcast_to(np.arange(tables.n_genes), whole.shape)
     else:
-        matters = slope * (np.abs(columns[0] + correction) + columns[-1])
+        matters = scale.slope * (np.abs(columns[0] + columns[3]) + columns[-1])
         genes = np.argpartition(-matters, tables.n_kept, axis=1)[:, : tables.n_kept]
         genes = np.sort(genes, axis=1)
         columns = [np.take_along_axis(values, genes, axis=1) for values in columns]

@@ -1,0 +1,118 @@
+"""The scale on which effects are compared, and changes of log rates on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from scvi_sams.module._expected_lognorm import ExpectedLognorm
+from scvi_sams.module._likelihoods import Likelihood
+from scvi_sams.train._gene_sums import TARGET_SUM
+
+_MOST_LOG_CHANGE, _STEP = 8.0, 0.125
+"""Of a rate: to a three thousandth of it, of which no count is left."""
+_NEARLY = 0.999
+_SLOPE_STEP = 0.1
+_SMALLEST_SLOPE = 1e-6
+_SMALLEST_RELATIVE_SLOPE = 0.02
+
+
+class ComparedScale:
+    """Effects on the mean of log2(1 + 1e4 x / size), per its slope in control cells.
+
+    A small effect is the same here as on the log rate. Of a large one the error is known here: a
+    gene that 50 control cells hardly express may rise a hundredfold or three hundredfold, but where
+    it has risen to, which is what the difference in means of logs shows, is known.
+
+    Parameters
+    ----------
+    likelihood
+        How counts are distributed in a cell of known state.
+    log_rates
+        Of states of control cells, states x genes; the mean over them is taken.
+    cell_sizes
+        Sizes of cells and the share of cells of each, ``(2, n_sizes)``.
+
+    Attributes
+    ----------
+    slope
+        Change of the mean of logs per change of the log rate in control cells, ``(G,)``.
+    """
+
+    def __init__(
+        self, likelihood: Likelihood, log_rates: np.ndarray, cell_sizes: np.ndarray
+    ) -> None:
+        with torch.no_grad():
+            table = ExpectedLognorm(likelihood, cell_sizes, TARGET_SUM, torch.device("cpu"))
+        nodes, means = table.by_log_rate()
+        at_states = _Interpolation(nodes, means)
+        n_steps = round(_MOST_LOG_CHANGE / _STEP)
+        self._changes = np.arange(-n_steps, n_steps + 1) * _STEP
+        means = [at_states(log_rates + change).mean(axis=0) for change in self._changes]
+        self._means = np.maximum.accumulate(np.stack(means, axis=1), axis=1)
+        self._mean = _Interpolation(self._changes, self._means)
+        self._unchanged = self._mean(np.zeros((1, len(self._means))))[0]
+        self.slope = np.ones(len(self._means))
+        self.slope = np.maximum(self._slope_at(np.zeros_like(self.slope)), _SMALLEST_SLOPE)
+
+    @property
+    def unchanged(self) -> np.ndarray:
+        """Mean of logs in control cells, ``(G,)``."""
+        return self._unchanged
+
+    def compared(self, log_change: np.ndarray) -> np.ndarray:
+        """Effects as they are compared, of changes of the log rate; rows x genes both."""
+        return (self._mean(log_change) - self._unchanged) / self.slope
+
+    def log_change(self, compared: np.ndarray) -> np.ndarray:
+        """Changes of the log rate, of effects as they are compared; rows x genes both."""
+        # Short of where a rate can go, be that 0 or a library of one gene.
+        ends = self._means[:, [0, -1]].T - self._unchanged
+        means = self._unchanged + (self.slope * compared).clip(*(_NEARLY * ends))
+        found = np.empty_like(means)
+        for gene, of_gene in enumerate(self._means):
+            found[..., gene] = np.interp(means[..., gene], of_gene, self._changes)
+        return found
+
+    def relative_slope(self, log_change: np.ndarray) -> np.ndarray:
+        """Slope at changed log rates, per slope in control cells; rows x genes both."""
+        return np.maximum(self._slope_at(log_change) / self.slope, _SMALLEST_RELATIVE_SLOPE)
+
+    def _slope_at(self, log_change: np.ndarray) -> np.ndarray:
+        higher, lower = (self._mean(log_change + step) for step in (_SLOPE_STEP, -_SLOPE_STEP))
+        return (higher - lower) / (2 * _SLOPE_STEP)
+
+
+class _Interpolation:
+    """Linear between evenly spaced nodes, and constant beyond them; a function of each gene."""
+
+    def __init__(self, nodes: np.ndarray, values: np.ndarray) -> None:
+        self._first, self._step = nodes[0], nodes[1] - nodes[0]
+        self._last = len(nodes) - 1
+        self._values = values
+        self._genes = np.arange(len(values))
+
+    def __call__(self, at: np.ndarray) -> np.ndarray:
+        place = ((at - self._first) / self._step).clip(0, self._last)
+        node = np.minimum(place.astype(np.int64), self._last - 1)
+        below, above = (self._values[self._genes, node + more] for more in (0, 1))
+        return below + (place - node) * (above - below)
+
+
+class SameScale:
+    """Where expression is no count: effects are compared as they are."""
+
+    def __init__(self, n_genes: int) -> None:
+        self.slope = np.ones(n_genes)
+
+    def compared(self, change: np.ndarray) -> np.ndarray:
+        """Return the change itself."""
+        return change
+
+    def log_change(self, compared: np.ndarray) -> np.ndarray:
+        """Return the effect itself."""
+        return compared
+
+    def relative_slope(self, change: np.ndarray) -> np.ndarray:
+        """Return ones."""
+        return np.ones_like(change)
