@@ -32,9 +32,7 @@ BASELINES = {
     "EB-shrunken mean": evaluation.EBMean,
     "ash-shrunken mean": evaluation.AshMean,
 }
-PAIR_NULL_RMS = 0.02
-"""Root mean square over genes, log2 units, below which tested cells say that there is no effect."""
-BASELINES = {
+PAIR_BASELINES = {
     "additive": evaluation.Additive,
     "additive of EB singles": evaluation.EBMean,
     "additive of ash singles": evaluation.ShrunkenAdditive,
