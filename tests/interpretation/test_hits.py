@@ -116,7 +116,7 @@ def test_the_table_is_written_only_if_asked_for_and_survives_a_file(tmp_path):
     )
 
 
-def tests_of(model, **q_values):
+def table_of_tests(model, **q_values):
     """A table as ``test_perturbations`` returns it."""
     table = pd.DataFrame({"q_value": 0.9}, index=pd.Index(model.perturbations))
     table["q_value"] = table.index.map(q_values).astype(float).fillna(0.9)
@@ -128,7 +128,7 @@ def test_entries_are_called_where_masks_and_test_agree(model, caplog):
     alone = active_at_fdr(masks)
     assert alone.loc["P002"].sum() == 3
     with caplog.at_level("INFO", logger="scvi.sams"):
-        called = called_masks(model, tests=tests_of(model, P002=0.01, P003=0.06))
+        called = called_masks(model, tests=table_of_tests(model, P002=0.01, P003=0.06))
     pd.testing.assert_frame_equal(
         called.loc[["P002"]], alone.loc[["P002"]], check_names=False, check_flags=False
     )
@@ -136,15 +136,17 @@ def test_entries_are_called_where_masks_and_test_agree(model, caplog):
     expected = 1 - masks.loc["P002"].to_numpy()[alone.loc["P002"]].mean()
     assert called.attrs["expected_false"] == pytest.approx(expected)
     assert f"{expected:.1%} of them are expected to be false" in caplog.text
-    nothing = called_masks(model, tests=tests_of(model, P002=np.nan))
+    nothing = called_masks(model, tests=table_of_tests(model, P002=np.nan))
     assert not nothing.any(axis=None)
     assert nothing.attrs["expected_false"] == 0
-    assert called_masks(model, fdr=0.1, tests=tests_of(model, P003=0.06)).loc["P003"].any()
+    assert called_masks(model, fdr=0.1, tests=table_of_tests(model, P003=0.06)).loc["P003"].any()
 
 
 def test_a_hit_differs_and_changes_a_gene(model, monkeypatch, caplog):
     monkeypatch.setattr(
-        type(model), "test_perturbations", lambda self, **_: tests_of(self, P001=0, P002=0, P003=0)
+        type(model),
+        "test_perturbations",
+        lambda self, **_: table_of_tests(self, P001=0, P002=0, P003=0),
     )
     with caplog.at_level("WARNING", logger="scvi.sams"):
         found = hits(model)

@@ -88,8 +88,6 @@ def perturbation_hits(
     - ``expected_active_latents``: sum of inclusion probabilities; ``active_latents``: number of
       entries that are called at ``fdr`` by masks and test; ``unstable``: whether the masks alone
       call an entry, and the test does not agree. Only for models with masks.
-    - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect of a unit dose
-      entries that are active at ``fdr``. Only for models with masks.
     - ``dosage``: the dose that what follows is about, the largest in training cells.
     - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect
       (``predict_ate(method="lograte")``: log2 units, or the data's for a normal likelihood), with
@@ -129,7 +127,7 @@ def perturbation_hits(
     }
     if hasattr(model, "get_perturbation_masks"):
         masks = model.get_perturbation_masks(key_added=None)
-        called = called_masks(model, fdr=fdr, tests=tests)
+        called = called_masks(model, fdr=fdr, masks=masks, tests=tests)
         columns["expected_active_latents"] = masks.sum(axis=1).to_numpy(np.float64)
         columns["active_latents"] = called.sum(axis=1).to_numpy()
         columns["unstable"] = (active_at_fdr(masks, fdr) & ~called).any(axis=1).to_numpy()
