@@ -19,6 +19,9 @@ Table = TypeVar("Table", pd.DataFrame, np.ndarray)
 def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
     """Call as many mask entries active as the false discovery rate allows.
 
+    By the masks alone, which are right as far as the model is; :func:`scvi_sams.tl.called_masks`
+    asks a test on the cells too, and is what to report.
+
     Entries are taken in the order of their inclusion probability as long as the mean of
     ``1 - probability`` over all that were taken, the expected share of false discoveries, is at
     most ``fdr``. Equal probabilities are called alike.

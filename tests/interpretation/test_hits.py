@@ -15,9 +15,10 @@ from model.builders import (
     train_small,
 )
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
-from scvi_sams.evaluation import active_at_fdr
-from scvi_sams.exceptions import SAMSError
-from scvi_sams.interpretation import called_masks, perturbation_hits
+from scvi_sams._fdr import mask_q_values
+from scvi_sams.evaluation import active_at_fdr, consensus_masks
+from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.interpretation import called_masks, entry_q_values, perturbation_hits
 
 NAMES = ["P001", "P002", "P003", "P004"]
 
@@ -140,6 +141,45 @@ def test_entries_are_called_where_masks_and_test_agree(model, caplog):
     assert not nothing.any(axis=None)
     assert nothing.attrs["expected_false"] == 0
     assert called_masks(model, fdr=0.1, tests=table_of_tests(model, P003=0.06)).loc["P003"].any()
+
+
+def test_q_values_are_the_smallest_rates_that_call(model):
+    masks = pd.DataFrame(
+        {"latent_0": [0.98, 0.5, 0.9], "latent_1": [0.9, 0.1, 0.3]}, index=["P001", "P002", "P003"]
+    )
+    tests = table_of_tests(model, P001=0.01, P002=0.2, P003=np.nan)
+    tests.loc["P003"] = np.nan
+    found = entry_q_values(model, masks=masks, tests=tests, key_added=None)
+    # Means of .02; of .02, .1, .1; and of these and .5.
+    expected = [[0.02, 0.22 / 3], [0.2, 2.32 / 6], [1, 1]]
+    np.testing.assert_allclose(found, expected)
+    assert found.index.equals(masks.index)
+    for fdr in (0.015, 0.03, 0.1, 0.19, 0.3, 0.5):
+        called = called_masks(model, fdr=fdr, masks=masks, tests=tests)
+        by_hand = active_at_fdr(masks, fdr) & (tests["q_value"] <= fdr).to_numpy()[:3, None]
+        pd.testing.assert_frame_equal(called, by_hand, check_flags=False)
+
+
+def test_q_values_are_those_of_the_model_and_are_written(model):
+    found = entry_q_values(model)
+    tests = model.test_perturbations(key_added=None)
+    masks = model.get_perturbation_masks(key_added=None)
+    np.testing.assert_allclose(
+        found, np.maximum(mask_q_values(masks.to_numpy()), tests[["q_value"]].to_numpy())
+    )
+    pd.testing.assert_frame_equal(model.adata.uns.pop("sams_q_values"), found)
+    assert "sams_q_values" in model.adata.uns["sams_provenance"]
+
+
+def test_masks_of_several_runs_can_be_called(model):
+    consensus = consensus_masks([model, model])
+    tests = table_of_tests(model, P002=0.01)
+    found = called_masks(model, masks=consensus.masks, tests=tests)
+    pd.testing.assert_frame_equal(found, called_masks(model, tests=tests), check_flags=False)
+    assert found.attrs["expected_false"] == pytest.approx(1 / 6)
+    assert not called_masks(model, masks=consensus.masks * 0.5, tests=tests).any(axis=None)
+    with pytest.raises(MissingKeyError, match="no perturbation 'Q'"):
+        called_masks(model, masks=consensus.masks.rename(index={"P001": "Q"}), tests=tests)
 
 
 def test_a_hit_differs_and_changes_a_gene(model, monkeypatch, caplog):

@@ -210,8 +210,7 @@ def perturbation_similarity(
     table
         One row per perturbation: effects on genes (an ATE table of ``predict_ate``) or on latents
         (the ``mean`` of ``get_perturbation_effects``) for ``"cosine"``; masks
-        (``get_perturbation_masks``, or booleans of :func:`scvi_sams.evaluation.active_at_fdr`) for
-        ``"jaccard"``.
+        (``get_perturbation_masks``, or the booleans of :func:`called_masks`) for ``"jaccard"``.
     metric
         ``"cosine"``: x.y over the product of norms, 1 for the same direction, -1 for opposite ones.
         ``"jaccard"``: sum of min(x, y) / sum of max(x, y), which for booleans is the share of

@@ -45,7 +45,8 @@ def masks(
         the probability.
     threshold
         Leave entries blank (0) whose inclusion probability is not greater than this; ``None``
-        shows all.
+        shows all. A threshold has no error rate: to show what to believe, pass what
+        :func:`scvi_sams.tl.called_masks` calls.
     ax
         Axes to draw on; ``None`` makes a figure of fitting size.
     order
@@ -64,8 +65,8 @@ def masks(
 
     Examples
     --------
-    >>> masks, effects = model.get_perturbation_masks(), model.get_perturbation_effects()
-    >>> ax = scvi_sams.pl.masks(masks, effects=effects.mean, threshold=0.5)
+    >>> called, effects = scvi_sams.tl.called_masks(model), model.get_perturbation_effects()
+    >>> ax = scvi_sams.pl.masks(called, effects=effects.mean)
     >>> ax.get_title() or ax.get_ylabel()
     'perturbation (8)'
     """
