@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,12 +155,9 @@ def _choose(
 
 
 def _new_names(labels: Labels, n_decoys: int) -> list[str]:
-    known, names, number = {*labels.vocabulary, *labels.spelling.control}, [], 0
-    while len(names) < n_decoys:
-        number += 1
-        if f"decoy{number}" not in known:
-            names.append(f"decoy{number}")
-    return names
+    known = {*labels.vocabulary, *labels.spelling.control}
+    names = (f"decoy{number}" for number in count(1))
+    return list(islice((name for name in names if name not in known), n_decoys))
 
 
 def _with_decoys(

@@ -376,7 +376,7 @@ def _has(pairs: pd.DataFrame, run: int) -> pd.Series:
 
 def _odd_run(stability: MaskStability) -> str | None:
     """Say which run agrees with no other, where the others agree."""
-    run = int(stability.runs["jaccard"].idxmin())
+    run = int(stability.runs["jaccard"].to_numpy().argmin())
     is_of_run = _has(stability.pairs, run)
     if is_of_run.all():
         return None
