@@ -57,7 +57,7 @@ def starts(screen: Screen, seed: int) -> dict[str, str]:
             started = deepcopy(module)
             with patch.object(_sams_vae, "variance_of_axes", angle):
                 start_masks(started, state_variance)
-            probabilities[name] = started.masks.inclusion_probability.numpy()
+            probabilities[name] = started.masks.inclusion_probability.detach().numpy()
         start_masks(module, state_variance)
 
     with patch.object(SAMSVAEModule, "start_masks", start_with_each):
