@@ -11,6 +11,7 @@ with masks, which then hardly moves what is clear.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,14 +19,20 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import scvi
 import torch
 from torch import Tensor
 
-from error_rates import SCREENS, Screen, fit
+import scvi_sams
+from error_rates import SCREENS, Screen
 from scvi_sams import evaluation
 from scvi_sams.module import _axis_errors, _sams_vae
 from scvi_sams.module._rotation import resampled_rotations
 from scvi_sams.module._sams_vae import SAMSVAEModule
+
+
+class _DensePhaseEnded(Exception):
+    """What follows is not looked at."""
 
 
 def none(effects: Tensor, variance: Tensor, prior_scale: float) -> Tensor:
@@ -58,10 +65,14 @@ def starts(screen: Screen, seed: int) -> dict[str, str]:
             with patch.object(_sams_vae, "variance_of_axes", angle):
                 start_masks(started, state_variance)
             probabilities[name] = started.masks.inclusion_probability.detach().numpy()
-        start_masks(module, state_variance)
+        raise _DensePhaseEnded
 
-    with patch.object(SAMSVAEModule, "start_masks", start_with_each):
-        model = fit(screen, seed)
+    scvi.settings.seed = seed
+    scvi_sams.SAMSVAE.setup_anndata(screen.adata, **screen.setup)
+    model = scvi_sams.SAMSVAE(screen.adata)
+    started = patch.object(SAMSVAEModule, "start_masks", start_with_each)
+    with started, contextlib.suppress(_DensePhaseEnded):
+        model.train(enable_progress_bar=False)
     truth = screen.adata.uns["simulation"]
     true_masks = pd.DataFrame(truth["true_masks"], index=truth["perturbations"])
     found = {}
