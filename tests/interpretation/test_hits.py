@@ -171,6 +171,18 @@ def test_q_values_are_those_of_the_model_and_are_written(model):
     assert "sams_q_values" in model.adata.uns["sams_provenance"]
 
 
+@pytest.mark.parametrize(("n_doubtful", "warns"), [(1, False), (2, False), (3, True)])
+def test_masks_that_the_test_denies_are_warned_of(n_doubtful, warns, model, caplog):
+    names = [f"P{number}" for number in range(20)]
+    masks = pd.DataFrame(0.99, index=names, columns=["latent_0"])
+    tests = pd.DataFrame({"q_value": 0.01}, index=names)
+    tests.iloc[:n_doubtful] = 0.5
+    with caplog.at_level("WARNING", logger="scvi.sams"):
+        called = called_masks(model, masks=masks, tests=tests)
+    assert called.to_numpy().sum() == 20 - n_doubtful
+    assert (f"masks of {n_doubtful} of 20 perturbations, such as 'P0'" in caplog.text) == warns
+
+
 def test_masks_of_several_runs_can_be_called(model):
     consensus = consensus_masks([model, model])
     tests = table_of_tests(model, P002=0.01)

@@ -10,13 +10,16 @@ import pandas as pd
 
 from scvi_sams._checks import as_numbers, check_key, check_number, check_table
 from scvi_sams._constants import RESULT_KEYS
-from scvi_sams._fdr import mask_q_values, within
+from scvi_sams._fdr import active_at_fdr, mask_q_values, within
 from scvi_sams.labels._names import check_has
 
 if TYPE_CHECKING:
     from scvi_sams.model._mechanisms import MaskMixin
 
 logger = logging.getLogger("scvi.sams")
+
+_FEW_OF_THEM = 0.1
+"""Of the perturbations that masks call, in which the test may disagree."""
 
 
 def entry_q_values(
@@ -117,7 +120,9 @@ def called_masks(
     -------
     Booleans, perturbations x latent dimensions. Nothing is called of a perturbation that could not
     be tested. ``attrs["expected_false"]`` is the expected share of false entries among those
-    called, by their inclusion probabilities; it is logged as well.
+    called, by their inclusion probabilities; it is logged as well. A warning says so where the
+    masks call more than one perturbation in ten whose cells do not differ: the model then makes
+    effects up, and entries of the others may be made up too.
 
     Raises
     ------
@@ -143,6 +148,7 @@ def called_masks(
     q_values = entry_q_values(model, masks=masks, tests=tests, key_added=None)
     is_called = within(q_values.to_numpy(), fdr)
     called = pd.DataFrame(is_called, index=masks.index, columns=masks.columns)
+    _warn_of_made_up_effects(active_at_fdr(masks, fdr).any(axis=1), called.any(axis=1))
     false = float(1 - masks.to_numpy()[is_called].mean()) if is_called.any() else 0.0
     called.attrs["expected_false"] = false
     logger.info(
@@ -151,3 +157,17 @@ def called_masks(
         "expected to be false."
     )
     return called
+
+
+def _warn_of_made_up_effects(by_masks: pd.Series, called: pd.Series) -> None:
+    """Log a warning if masks call many perturbations that the test does not."""
+    doubtful = by_masks.index[by_masks & ~called]
+    if len(doubtful) > max(1, _FEW_OF_THEM * by_masks.sum()):
+        logger.warning(
+            f"The masks of {len(doubtful)} of {int(by_masks.sum())} perturbations, such as "
+            f"{doubtful[0]!r}, are on although their cells do not differ from control cells. They "
+            "are not called, but the model finds effects where there are none: entries of the "
+            "others may be of that kind too. Compare runs of several seeds "
+            "(scvi_sams.evaluation.mask_stability), or count calls of decoys "
+            "(scvi_sams.tl.decoy_check)."
+        )

@@ -181,8 +181,7 @@ def _warn_of_doubtful(hits: pd.DataFrame) -> None:
         names = hits.index[hits["unstable"]]
         logger.warning(
             f"The masks of {len(names)} perturbations, such as {names[0]!r}, are on although their "
-            "cells do not differ from control cells: they are not called. If these are many, train "
-            "again with another seed, and compare (scvi_sams.evaluation.mask_stability)."
+            "cells do not differ from control cells: they are not called."
         )
 
 
