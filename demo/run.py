@@ -99,6 +99,11 @@ def report(
             (f"ATE Pearson, {what}, top 20 genes", method, score["pearson_top"]),
         ]
     rows.append(("IWELBO, held-out cells (nats)", "SAMS-VAE", model.get_iwelbo(indices=unseen)))
+    called = scvi_sams.tl.called_masks(model)
+    rows += [
+        ("mask entries called at 5 % FDR", "masks and test", called.to_numpy().sum()),
+        ("share of them expected to be false", "masks", called.attrs["expected_false"]),
+    ]
     if "simulation" in adata.uns:
         truth = adata.uns["simulation"]
         rows.append(
@@ -109,11 +114,10 @@ def report(
             )
         )
         recovery = evaluation.mask_recovery(
-            model.get_perturbation_masks(),
-            pd.DataFrame(truth["true_masks"], index=truth["perturbations"]),
+            called.astype(float), pd.DataFrame(truth["true_masks"], index=truth["perturbations"])
         )
         rows += [
-            (f"mask {measure}", "SAMS-VAE", recovery[measure])
+            (f"called mask entries, {measure}", "SAMS-VAE", recovery[measure])
             for measure in ("precision", "recall", "f1")
         ]
     table = pd.DataFrame(rows, columns=["measure", "method", "value"])
@@ -124,8 +128,8 @@ def draw(
     model: scvi_sams.SAMSVAE, adata: AnnData, predicted: AnnData, observed: AnnData, folder: Path
 ) -> None:
     """Draw masks with effects, predicted against observed effects, and latent states."""
-    masks, effects = model.get_perturbation_masks(), model.get_perturbation_effects()
-    ax = scvi_sams.pl.masks(masks, effects=effects.mean)
+    called, effects = scvi_sams.tl.called_masks(model), model.get_perturbation_effects()
+    ax = scvi_sams.pl.masks(called, effects=effects.mean)
     ax.figure.savefig(folder / "masks.png", dpi=150, bbox_inches="tight")
     ax = scvi_sams.pl.ate_scatter(predicted, observed)
     ax.figure.savefig(folder / "ate.png", dpi=150, bbox_inches="tight")

@@ -44,9 +44,11 @@ def of_model(model: scvi_sams.SAMSVAE) -> dict[str, Axes]:
     strongest = effects.mean.abs().sum(axis=1).idxmax()
     ate = model.predict_ate(method="lograte")
     return {
-        "masks": pl.masks(masks, effects=effects.mean, threshold=0.5),
+        "masks": pl.masks(tl.called_masks(model), effects=effects.mean),
         "mask_calibration": pl.mask_calibration(evaluation.mask_calibration(masks, true_masks)),
-        "program_genes": pl.program_genes(model.get_latent_programs(), "latent_0"),
+        "program_genes": pl.program_genes(
+            model.get_latent_programs(), effects.mean.loc[strongest].abs().idxmax()
+        ),
         "effect_volcano": pl.effect_volcano(ate, strongest),
         "ate_scatter": pl.ate_scatter(model.predict_ate(list(observed.obs_names)), observed),
         "similarity": pl.similarity(tl.perturbation_similarity(ate)),

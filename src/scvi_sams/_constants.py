@@ -37,6 +37,8 @@ class _ResultKeys(NamedTuple):
     """uns, DataFrame of perturbations: what each does, and how sure that is."""
     TESTS: str = "sams_tests"
     """uns, DataFrame of perturbations: whether their cells differ from control cells."""
+    Q_VALUES: str = "sams_q_values"
+    """uns, DataFrame perturbations x latent: false discovery rates at which entries are called."""
     TARGETS: str = "sams_targets"
     """uns, DataFrame of perturbations: how far each changes the gene that it targets."""
     INTERACTIONS: str = "sams_interactions"

@@ -19,6 +19,9 @@ Table = TypeVar("Table", pd.DataFrame, np.ndarray)
 def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
     """Call as many mask entries active as the false discovery rate allows.
 
+    By the masks alone, which are right as far as the model is; :func:`scvi_sams.tl.called_masks`
+    asks a test on the cells too, and is what to report.
+
     Entries are taken in the order of their inclusion probability as long as the mean of
     ``1 - probability`` over all that were taken, the expected share of false discoveries, is at
     most ``fdr``. Equal probabilities are called alike.
@@ -56,16 +59,26 @@ def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
     [True, True, False, False]
     """
     check_number(fdr=fdr, above=0, below=1)
-    probability = as_numbers("masks", masks)
-    check_probabilities(probability)
-    levels, counts = np.unique(-probability, return_counts=True)
-    levels = -levels
-    expected_false = np.cumsum(counts * (1 - levels))
-    allowed = levels[expected_false <= (fdr + _ROUNDING) * np.cumsum(counts)]
-    active = probability >= allowed.min(initial=np.inf)
+    active = within(mask_q_values(as_numbers("masks", masks)), fdr)
     if isinstance(masks, pd.DataFrame):
         return pd.DataFrame(active, index=masks.index, columns=masks.columns)
     return active
+
+
+def mask_q_values(probability: np.ndarray) -> np.ndarray:
+    """Smallest false discovery rate at which :func:`active_at_fdr` calls each entry.
+
+    The expected share of false ones among all entries that are at least as probable.
+    """
+    check_probabilities(probability)
+    levels, place, counts = np.unique(-probability, return_inverse=True, return_counts=True)
+    expected_false = np.cumsum(counts * (1 + levels)) / np.cumsum(counts)
+    return expected_false[place].reshape(probability.shape)
+
+
+def within(q_values: np.ndarray, fdr: float) -> np.ndarray:
+    """Whether q-values are at most ``fdr``, but for rounding."""
+    return q_values <= fdr + _ROUNDING
 
 
 def check_probabilities(values: np.ndarray) -> None:

@@ -64,6 +64,8 @@ def tables_of_models(model: Any) -> dict[str, Call]:
         "tl.perturbation_similarity": (tl.perturbation_similarity, {"table": masks}),
         "tl.hierarchical_order": (tl.hierarchical_order, {"similarity": np.eye(3)}),
         "tl.called_masks": (tl.called_masks, {"model": model}),
+        "tl.entry_q_values": (tl.entry_q_values, {"model": model, "key_added": None}),
+        "tl.decoy_check": (tl.decoy_check, {"model": model, "n_decoys": 2, "n_cells": 2}),
         "tl.perturbation_hits": (tl.perturbation_hits, {"model": model, **FEW}),
         "tl.target_knockdown": (
             tl.target_knockdown,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bad_input.cases import Case, legal, refused
 from bad_input.situation import Situation
@@ -116,6 +117,21 @@ UNKNOWN: list[Case] = [
             repr(value),
         )
         for name, value in (("key_added", 3), ("n_genes", 2.5), ("min_cells", "few"), ("fdr", 2))
+    ),
+    refused(
+        "`tl.decoy_check`: decoys that would take most of the control cells",
+        lambda situation: tl.decoy_check(situation.shared, n_decoys=500),
+        InvalidArgumentError,
+        "500 decoys",
+        "`n_decoys`",
+    ),
+    refused(
+        "`tl.called_masks`: tests of other perturbations",
+        lambda situation: tl.called_masks(
+            situation.shared, tests=pd.DataFrame({"q_value": [0.1]}, index=["Q"])
+        ),
+        MissingKeyError,
+        "`tests` has no perturbation",
     ),
     *(
         refused(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import signal
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -22,6 +23,7 @@ from evaluation.benchmark_builders import (
     small_screen,
 )
 from scvi_sams import SAMSVAE, evaluation
+from scvi_sams.benchmark._model import _truth
 from scvi_sams.evaluation import ModelMethod
 from scvi_sams.exceptions import (
     InvalidArgumentError,
@@ -143,9 +145,28 @@ def test_models_are_scored_on_likelihood_and_truth(screen, result):
     assert rows.loc["iwelbo_held_out", "n_cells"] == len(PairSplit(screen)(0).test)
     assert -1000 < rows.loc["iwelbo_held_out", "value"] < -50
     assert "iwelbo_seen" not in rows.index
-    for metric in ("mask_f1", "effect_f1", "mcc_basal", "mcc_perturbed"):
+    for metric in ("mask_f1", "called_precision", "effect_f1", "mcc_basal", "mcc_perturbed"):
         assert 0 <= rows.loc[metric, "value"] <= 1
     assert (rows["status"] == "ok").all()
+
+
+def test_called_entries_are_those_of_masks_and_test(monkeypatch):
+    masks = pd.DataFrame([[0.99, 0.01], [0.99, 0.99]], index=["A", "B"])
+    tests = pd.DataFrame({"q_value": [0.01, 0.5]}, index=["A", "B"])
+    model = SimpleNamespace(
+        get_perturbation_masks=lambda key_added: masks,
+        test_perturbations=lambda key_added: tests,
+        adata=None,
+    )
+    cells = ad.AnnData(np.zeros((1, 1)))
+    cells.uns["simulation"] = {
+        "true_masks": np.array([[1, 0], [0, 0], [1, 1]]),
+        "perturbations": ["A", "B", "never trained"],
+    }
+    found = {extra.metric: extra.value for extra in _truth(model, cells)}
+    assert found["mask_precision"] == pytest.approx(1 / 3)
+    assert found["called_precision"] == 1
+    assert found["called_recall"] == 1
 
 
 def test_a_mean_of_logarithms_is_predicted_from_training_controls(screen):

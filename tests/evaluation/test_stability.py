@@ -235,6 +235,31 @@ def test_the_warning_names_the_number_and_the_worst_perturbations():
     assert caught[0].filename == __file__
 
 
+def test_one_bad_run_of_several_is_named():
+    good = [random_run(4, n_perturbations=20), shuffled(random_run(4, n_perturbations=20))]
+    bad = random_run(9, n_perturbations=20)
+    with pytest.warns(UserWarning, match="Run 1 is unlike the others") as caught:
+        stability = mask_stability([good[0], bad, good[1], good[0]])
+    of_pair = stability.pairs.set_index(["first", "second"])["jaccard"]
+    assert of_pair[0, 2] == of_pair[0, 3] == of_pair[2, 3] == 1
+    with_bad = [of_pair[0, 1], of_pair[1, 2], of_pair[1, 3]]
+    assert max(with_bad) < 0.5
+    expected = [(2 + with_bad[0]) / 3, np.mean(with_bad)]
+    np.testing.assert_allclose(stability.runs["jaccard"].iloc[:2], expected)
+    assert stability.runs["n_active"].tolist() == [
+        int(active_at_fdr(run.masks).sum().sum()) for run in (good[0], bad, good[1], good[0])
+    ]
+    message = str(caught[0].message)
+    assert f"it shares {np.mean(with_bad):.2f} of the active entries with them" in message
+    assert "they share 1.00 with one another" in message
+    assert caught[0].filename == __file__
+    # Of two runs nobody can say which is the bad one.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mask_stability([good[0], bad])
+    assert not any("is unlike the others" in str(warning.message) for warning in caught)
+
+
 def test_runs_that_find_nothing_agree_but_the_user_is_told():
     nothing = run_of(ZERO, ZERO)
     with pytest.warns(UserWarning, match=r"No run has an active mask entry .* 0\.05") as caught:

@@ -15,9 +15,10 @@ from model.builders import (
     train_small,
 )
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
-from scvi_sams.evaluation import active_at_fdr
-from scvi_sams.exceptions import SAMSError
-from scvi_sams.interpretation import called_masks, perturbation_hits
+from scvi_sams._fdr import mask_q_values
+from scvi_sams.evaluation import active_at_fdr, consensus_masks
+from scvi_sams.exceptions import MissingKeyError, SAMSError
+from scvi_sams.interpretation import called_masks, entry_q_values, perturbation_hits
 
 NAMES = ["P001", "P002", "P003", "P004"]
 
@@ -116,7 +117,7 @@ def test_the_table_is_written_only_if_asked_for_and_survives_a_file(tmp_path):
     )
 
 
-def tests_of(model, **q_values):
+def table_of_tests(model, **q_values):
     """A table as ``test_perturbations`` returns it."""
     table = pd.DataFrame({"q_value": 0.9}, index=pd.Index(model.perturbations))
     table["q_value"] = table.index.map(q_values).astype(float).fillna(0.9)
@@ -128,7 +129,7 @@ def test_entries_are_called_where_masks_and_test_agree(model, caplog):
     alone = active_at_fdr(masks)
     assert alone.loc["P002"].sum() == 3
     with caplog.at_level("INFO", logger="scvi.sams"):
-        called = called_masks(model, tests=tests_of(model, P002=0.01, P003=0.06))
+        called = called_masks(model, tests=table_of_tests(model, P002=0.01, P003=0.06))
     pd.testing.assert_frame_equal(
         called.loc[["P002"]], alone.loc[["P002"]], check_names=False, check_flags=False
     )
@@ -136,15 +137,68 @@ def test_entries_are_called_where_masks_and_test_agree(model, caplog):
     expected = 1 - masks.loc["P002"].to_numpy()[alone.loc["P002"]].mean()
     assert called.attrs["expected_false"] == pytest.approx(expected)
     assert f"{expected:.1%} of them are expected to be false" in caplog.text
-    nothing = called_masks(model, tests=tests_of(model, P002=np.nan))
+    nothing = called_masks(model, tests=table_of_tests(model, P002=np.nan))
     assert not nothing.any(axis=None)
     assert nothing.attrs["expected_false"] == 0
-    assert called_masks(model, fdr=0.1, tests=tests_of(model, P003=0.06)).loc["P003"].any()
+    assert called_masks(model, fdr=0.1, tests=table_of_tests(model, P003=0.06)).loc["P003"].any()
+
+
+def test_q_values_are_the_smallest_rates_that_call(model):
+    masks = pd.DataFrame(
+        {"latent_0": [0.98, 0.5, 0.9], "latent_1": [0.9, 0.1, 0.3]}, index=["P001", "P002", "P003"]
+    )
+    tests = table_of_tests(model, P001=0.01, P002=0.2, P003=np.nan)
+    tests.loc["P003"] = np.nan
+    found = entry_q_values(model, masks=masks, tests=tests, key_added=None)
+    # Means of .02; of .02, .1, .1; and of these and .5.
+    expected = [[0.02, 0.22 / 3], [0.2, 2.32 / 6], [1, 1]]
+    np.testing.assert_allclose(found, expected)
+    assert found.index.equals(masks.index)
+    for fdr in (0.015, 0.03, 0.1, 0.19, 0.3, 0.5):
+        called = called_masks(model, fdr=fdr, masks=masks, tests=tests)
+        by_hand = active_at_fdr(masks, fdr) & (tests["q_value"] <= fdr).to_numpy()[:3, None]
+        pd.testing.assert_frame_equal(called, by_hand, check_flags=False)
+
+
+def test_q_values_are_those_of_the_model_and_are_written(model):
+    found = entry_q_values(model)
+    tests = model.test_perturbations(key_added=None)
+    masks = model.get_perturbation_masks(key_added=None)
+    np.testing.assert_allclose(
+        found, np.maximum(mask_q_values(masks.to_numpy()), tests[["q_value"]].to_numpy())
+    )
+    pd.testing.assert_frame_equal(model.adata.uns.pop("sams_q_values"), found)
+    assert "sams_q_values" in model.adata.uns["sams_provenance"]
+
+
+@pytest.mark.parametrize(("n_doubtful", "warns"), [(1, False), (2, False), (3, True)])
+def test_masks_that_the_test_denies_are_warned_of(n_doubtful, warns, model, caplog):
+    names = [f"P{number}" for number in range(20)]
+    masks = pd.DataFrame(0.99, index=names, columns=["latent_0"])
+    tests = pd.DataFrame({"q_value": 0.01}, index=names)
+    tests.iloc[:n_doubtful] = 0.5
+    with caplog.at_level("WARNING", logger="scvi.sams"):
+        called = called_masks(model, masks=masks, tests=tests)
+    assert called.to_numpy().sum() == 20 - n_doubtful
+    assert (f"masks of {n_doubtful} of 20 perturbations, such as 'P0'" in caplog.text) == warns
+
+
+def test_masks_of_several_runs_can_be_called(model):
+    consensus = consensus_masks([model, model])
+    tests = table_of_tests(model, P002=0.01)
+    found = called_masks(model, masks=consensus.masks, tests=tests)
+    pd.testing.assert_frame_equal(found, called_masks(model, tests=tests), check_flags=False)
+    assert found.attrs["expected_false"] == pytest.approx(1 / 6)
+    assert not called_masks(model, masks=consensus.masks * 0.5, tests=tests).any(axis=None)
+    with pytest.raises(MissingKeyError, match="no perturbation 'Q'"):
+        called_masks(model, masks=consensus.masks.rename(index={"P001": "Q"}), tests=tests)
 
 
 def test_a_hit_differs_and_changes_a_gene(model, monkeypatch, caplog):
     monkeypatch.setattr(
-        type(model), "test_perturbations", lambda self, **_: tests_of(self, P001=0, P002=0, P003=0)
+        type(model),
+        "test_perturbations",
+        lambda self, **_: table_of_tests(self, P001=0, P002=0, P003=0),
     )
     with caplog.at_level("WARNING", logger="scvi.sams"):
         found = hits(model)

@@ -10,6 +10,9 @@ from model.builders import small_screen, train_small
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE
 from scvi_sams.datasets import simulate_screen
 from scvi_sams.exceptions import InvalidArgumentError
+from scvi_sams.model import _perturbation_tests
+from scvi_sams.model._perturbation_tests import principal_features, strata_of_cells
+from scvi_sams.train._statistics import chunks_of_cells
 
 COLUMNS = ["n_cells", "n_compared", "statistic", "p_value", "q_value"]
 
@@ -130,6 +133,44 @@ def test_cells_on_disk_give_the_same(tmp_path):
     backed = ad.read_h5ad(tmp_path / "screen.h5ad", backed="r")
     table = untrained(backed).test_perturbations(key_added=None)
     pd.testing.assert_frame_equal(table, expected, rtol=1e-6)
+
+
+def test_axes_are_found_from_some_cells_and_all_are_tested(monkeypatch):
+    adata = screen(effect_scale=4.0)
+    expected = untrained(adata).test_perturbations()
+    asked = []
+
+    def counted(manager, cells):
+        asked.append(len(cells))
+        return chunks_of_cells(manager, cells)
+
+    monkeypatch.setattr(_perturbation_tests, "chunks_of_cells", counted)
+    monkeypatch.setattr(_perturbation_tests, "_MOST_CELLS", 300)
+    table, strength = untrained(adata).test_perturbations(), strongest_effects(adata)
+    assert asked == [300, adata.n_obs]
+    assert (table.loc[strength > 2, "q_value"] < 1e-6).all()
+    assert (table.loc[strength == 0, "p_value"] > 1e-3).all()
+    assert not table["statistic"].equals(expected["statistic"])
+    same = ["n_cells", "n_compared"]
+    pd.testing.assert_frame_equal(table[same], expected[same])
+
+
+def test_features_are_the_principal_components_of_standardised_genes():
+    """Log-normalised, centred within batches, of unit variance within them."""
+    adata = screen(n_null_perturbations=8)
+    batch = np.random.default_rng(0).integers(0, 2, adata.n_obs)
+    adata.obs["batch"] = batch.astype(str)
+    model = untrained(adata, batch_key="batch")
+    counts = adata.X.toarray().astype(float)
+    size = counts.sum(axis=1)
+    logged = np.log1p(counts / size[:, None] * np.median(size))
+    for value in (0, 1):
+        logged[batch == value] -= logged[batch == value].mean(axis=0)
+    logged /= logged.std(axis=0)
+    left, singular, _ = np.linalg.svd(logged, full_matrices=False)
+    manager = model.adata_manager
+    found = principal_features(manager, strata_of_cells(manager), 3, counts=True)
+    np.testing.assert_allclose(np.abs(found), np.abs(left * singular)[:, :3], atol=1e-8)
 
 
 def test_values_that_are_no_counts_are_tested_as_they_are():

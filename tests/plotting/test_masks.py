@@ -127,3 +127,13 @@ def test_tick_labels_name_their_rows_and_do_not_overlap(n_perturbations):
         step = round(len(names) / len(labels))
         assert [label.get_text() for label in labels] == [str(name) for name in names[::step]]
     assert len(ax.get_yticklabels()) == n_perturbations or n_perturbations > 60
+
+
+def test_the_title_says_how_many_entries_are_called_and_how_many_may_be_false(masks):
+    called = masks > 0.5
+    assert plotting.masks(called).get_title() == ""
+    called.attrs["expected_false"] = 0.0234
+    assert plotting.masks(called).get_title() == "4 entries called, 2.3% expected to be false"
+    used = called[["z0", "z1"]]
+    assert plotting.masks(used, effects=masks).get_title().startswith("4 entries called")
+    assert plotting.masks(masks).get_title() == ""

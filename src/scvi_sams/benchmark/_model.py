@@ -17,6 +17,7 @@ from scipy import sparse
 
 from scvi_sams.benchmark._screen import SIMULATION, Fold, lognorm, sizes
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.interpretation._calls import called_masks
 from scvi_sams.metrics._recovery import mask_recovery, mean_correlation_coefficient
 
 _PREDICTION_SEED = 20231
@@ -311,6 +312,9 @@ def _truth(model: Any, cells: ad.AnnData) -> list[Extra]:
     if hasattr(model, "get_perturbation_masks"):
         masks = model.get_perturbation_masks(key_added=None)
         extras += _recovery("mask", masks, true_masks, MASK_THRESHOLD)
+        if hasattr(model, "test_perturbations"):
+            called = called_masks(model, masks=masks).astype(float)
+            extras += _recovery("called", called, true_masks, MASK_THRESHOLD)
     if hasattr(model, "get_perturbation_effects"):
         sizes = model.get_perturbation_effects(key_added=None).mean.abs()
         extras += _recovery("effect", sizes, true_masks, EFFECT_THRESHOLD)

@@ -3,7 +3,8 @@
 Plain functions on the tables that models return, or on trained models; also as ``scvi_sams.tl``.
 """
 
-from scvi_sams.interpretation._calls import called_masks
+from scvi_sams.interpretation._calls import called_masks, entry_q_values
+from scvi_sams.interpretation._decoys import decoy_check
 from scvi_sams.interpretation._interactions import genetic_interactions, observed_interactions
 from scvi_sams.interpretation._perturbations import (
     hierarchical_order,
@@ -15,6 +16,8 @@ from scvi_sams.interpretation._targets import target_knockdown
 
 __all__ = [
     "called_masks",
+    "decoy_check",
+    "entry_q_values",
     "gene_ranking",
     "genetic_interactions",
     "hierarchical_order",

@@ -1,4 +1,4 @@
-"""Which perturbations and mask entries to call: what the masks say, and a test that knows none."""
+"""Which mask entries to call: what the masks say, and a test that knows none."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_sams._checks import check_number, check_table
-from scvi_sams._fdr import active_at_fdr
+from scvi_sams._checks import as_numbers, check_key, check_number, check_table
+from scvi_sams._constants import RESULT_KEYS
+from scvi_sams._fdr import active_at_fdr, mask_q_values, within
 from scvi_sams.labels._names import check_has
 
 if TYPE_CHECKING:
@@ -17,16 +18,94 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("scvi.sams")
 
+_FEW_OF_THEM = 0.1
+"""Of the perturbations that masks call, in which the test may disagree."""
+
+
+def entry_q_values(
+    model: MaskMixin,
+    *,
+    masks: pd.DataFrame | None = None,
+    tests: pd.DataFrame | None = None,
+    key_added: str | None = RESULT_KEYS.Q_VALUES,
+) -> pd.DataFrame:
+    """Give each mask entry a q-value that both the masks and a test on the cells bear out.
+
+    The larger of two: the expected share of false ones among all entries that are at least as
+    probable (:func:`scvi_sams.evaluation.active_at_fdr`), and the q-value of the test whether the
+    cells of the perturbation differ from control cells at all, whatever the model has learned
+    (:meth:`~scvi_sams.SAMSVAE.test_perturbations`).
+
+    Parameters
+    ----------
+    model
+        Trained model with masks.
+    masks
+        Inclusion probabilities in place of the model's, such as the consensus of several runs
+        (:func:`scvi_sams.evaluation.consensus_masks`).
+    tests
+        Of ``model.test_perturbations``, if they are at hand; ``None`` tests.
+    key_added
+        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        nothing.
+
+    Returns
+    -------
+    Perturbations x latent dimensions, from 0 to 1. 1 where a perturbation could not be tested.
+
+    Warnings
+    --------
+    The test is one of the perturbation as a whole. Which of its latent dimensions are moved rests
+    on the model alone (:doc:`how often that is right </identifiability>`).
+
+    Raises
+    ------
+    MissingKeyError
+        If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks.
+    SAMSError
+        If ``masks`` holds no probabilities.
+
+    Examples
+    --------
+    >>> q_values = scvi_sams.tl.entry_q_values(model)
+    >>> q_values.shape
+    (8, 6)
+    >>> (q_values <= 0.05).equals(scvi_sams.tl.called_masks(model))
+    True
+    """
+    check_key(key_added=key_added)
+    if masks is None:
+        masks = model.get_perturbation_masks(key_added=None)
+    check_table(masks=masks)
+    if tests is None:
+        tests = model.test_perturbations(key_added=None)
+    check_table(tests=tests)
+    check_has("`tests` has no column", ["q_value"], tests.columns)
+    untested = masks.index.difference(tests.index)
+    check_has("`tests` has no perturbation", untested, tests.index)
+    of_masks = mask_q_values(as_numbers("masks", masks))
+    of_test = tests["q_value"].loc[masks.index].fillna(1).to_numpy(dtype=np.float64)
+    values = np.maximum(of_masks, of_test[:, None])
+    q_values = pd.DataFrame(values, index=masks.index, columns=masks.columns)
+    if key_added is not None and model.adata is not None:
+        model.adata.uns[key_added] = q_values.copy()
+        model.keep_provenance(model.adata, key_added)
+    return q_values
+
 
 def called_masks(
-    model: MaskMixin, *, fdr: float = 0.05, tests: pd.DataFrame | None = None
+    model: MaskMixin,
+    *,
+    fdr: float = 0.05,
+    masks: pd.DataFrame | None = None,
+    tests: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Call mask entries that both the masks and a test on the cells speak for.
 
-    An entry is called if the masks call it at the false discovery rate
-    (:func:`scvi_sams.evaluation.active_at_fdr`), and if the cells of its perturbation differ from
-    control cells at that rate, whatever the model has learned
-    (:meth:`~scvi_sams.SAMSVAE.test_perturbations`). Masks alone are right as far as the model is.
+    An entry is called if the masks call it at the false discovery rate, and if the cells of its
+    perturbation differ from control cells at that rate, whatever the model has learned: if its
+    q-value (:func:`entry_q_values`) is at most ``fdr``. Masks alone are right as far as the model
+    is.
 
     Parameters
     ----------
@@ -34,44 +113,61 @@ def called_masks(
         Trained model with masks.
     fdr
         False discovery rate over all entries, and over all perturbations.
-    tests
-        Of ``model.test_perturbations``, if they are at hand; ``None`` tests.
+    masks, tests
+        As for :func:`entry_q_values`.
 
     Returns
     -------
     Booleans, perturbations x latent dimensions. Nothing is called of a perturbation that could not
     be tested. ``attrs["expected_false"]`` is the expected share of false entries among those
-    called, by their inclusion probabilities; it is logged as well.
+    called, by their inclusion probabilities; it is logged as well. A warning says so where the
+    masks call more than one perturbation in ten whose cells do not differ: the model then makes
+    effects up, and entries of the others may be made up too.
 
     Raises
     ------
     MissingKeyError
-        If ``tests`` has no q-values.
+        If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks.
     SAMSError
-        If ``fdr`` is not between 0 and 1.
+        If ``fdr`` is not between 0 and 1, or ``masks`` holds no probabilities.
 
     Examples
     --------
     >>> called = scvi_sams.tl.called_masks(model)
     >>> called.shape, called.dtypes.unique().tolist()
     ((8, 6), [dtype('bool')])
+
+    What five runs agree on, in the latent dimensions of the first:
+
+    >>> consensus = scvi_sams.evaluation.consensus_masks(models)  # doctest: +SKIP
+    >>> scvi_sams.tl.called_masks(models[0], masks=consensus.masks)  # doctest: +SKIP
     """
     check_number(fdr=fdr, above=0, below=1)
-    masks = model.get_perturbation_masks(key_added=None)
-    if tests is not None:
-        check_table(tests=tests)
-        check_has("`tests` has no column", {"q_value"} - {*tests.columns}, tests.columns, "")
-    else:
-        tests = model.test_perturbations(key_added=None)
-    differs = (tests["q_value"] <= fdr).reindex(masks.index, fill_value=False)
-    called = active_at_fdr(masks, fdr).mul(differs, axis=0)
-    is_called = called.to_numpy()
+    if masks is None:
+        masks = model.get_perturbation_masks(key_added=None)
+    q_values = entry_q_values(model, masks=masks, tests=tests, key_added=None)
+    is_called = within(q_values.to_numpy(), fdr)
+    called = pd.DataFrame(is_called, index=masks.index, columns=masks.columns)
+    _warn_of_made_up_effects(active_at_fdr(masks, fdr).any(axis=1), called.any(axis=1))
     false = float(1 - masks.to_numpy()[is_called].mean()) if is_called.any() else 0.0
     called.attrs["expected_false"] = false
     logger.info(
         f"{int(is_called.sum())} mask entries of {int(is_called.any(axis=1).sum())} of "
         f"{len(called)} perturbations are called at an FDR of {fdr:g}; {false:.1%} of them are "
-        f"expected to be false. By the test, {int(np.sum(differs))} perturbations differ from "
-        "control cells."
+        "expected to be false."
     )
     return called
+
+
+def _warn_of_made_up_effects(by_masks: pd.Series, called: pd.Series) -> None:
+    """Log a warning if masks call many perturbations that the test does not."""
+    doubtful = by_masks.index[by_masks & ~called]
+    if len(doubtful) > max(1, _FEW_OF_THEM * by_masks.sum()):
+        logger.warning(
+            f"The masks of {len(doubtful)} of {int(by_masks.sum())} perturbations, such as "
+            f"{doubtful[0]!r}, are on although their cells do not differ from control cells. They "
+            "are not called, but the model finds effects where there are none: entries of the "
+            "others may be of that kind too. Compare runs of several seeds "
+            "(scvi_sams.evaluation.mask_stability), or count calls of decoys "
+            "(scvi_sams.tl.decoy_check)."
+        )

@@ -88,8 +88,6 @@ def perturbation_hits(
     - ``expected_active_latents``: sum of inclusion probabilities; ``active_latents``: number of
       entries that are called at ``fdr`` by masks and test; ``unstable``: whether the masks alone
       call an entry, and the test does not agree. Only for models with masks.
-    - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect of a unit dose
-      entries that are active at ``fdr``. Only for models with masks.
     - ``dosage``: the dose that what follows is about, the largest in training cells.
     - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect
       (``predict_ate(method="lograte")``: log2 units, or the data's for a normal likelihood), with
@@ -129,7 +127,7 @@ def perturbation_hits(
     }
     if hasattr(model, "get_perturbation_masks"):
         masks = model.get_perturbation_masks(key_added=None)
-        called = called_masks(model, fdr=fdr, tests=tests)
+        called = called_masks(model, fdr=fdr, masks=masks, tests=tests)
         columns["expected_active_latents"] = masks.sum(axis=1).to_numpy(np.float64)
         columns["active_latents"] = called.sum(axis=1).to_numpy()
         columns["unstable"] = (active_at_fdr(masks, fdr) & ~called).any(axis=1).to_numpy()
@@ -183,8 +181,7 @@ def _warn_of_doubtful(hits: pd.DataFrame) -> None:
         names = hits.index[hits["unstable"]]
         logger.warning(
             f"The masks of {len(names)} perturbations, such as {names[0]!r}, are on although their "
-            "cells do not differ from control cells: they are not called. If these are many, train "
-            "again with another seed, and compare (scvi_sams.evaluation.mask_stability)."
+            "cells do not differ from control cells: they are not called."
         )
 
 
@@ -212,8 +209,7 @@ def perturbation_similarity(
     table
         One row per perturbation: effects on genes (an ATE table of ``predict_ate``) or on latents
         (the ``mean`` of ``get_perturbation_effects``) for ``"cosine"``; masks
-        (``get_perturbation_masks``, or booleans of :func:`scvi_sams.evaluation.active_at_fdr`) for
-        ``"jaccard"``.
+        (``get_perturbation_masks``, or the booleans of :func:`called_masks`) for ``"jaccard"``.
     metric
         ``"cosine"``: x.y over the product of norms, 1 for the same direction, -1 for opposite ones.
         ``"jaccard"``: sum of min(x, y) / sum of max(x, y), which for booleans is the share of

@@ -86,12 +86,12 @@ def latent_perturbations(
     Parameters
     ----------
     masks
-        Perturbations x latent: inclusion probabilities, of ``get_perturbation_masks``, or the
-        booleans of :func:`called_masks`, which count as they are.
+        Perturbations x latent: the booleans of :func:`called_masks`, which count as they are, or
+        inclusion probabilities, of ``get_perturbation_masks``.
     effects
         Masked effects of the same perturbations, the ``mean`` of ``get_perturbation_effects``.
     fdr
-        Entries are called active at this false discovery rate
+        Of probabilities, entries are called active at this false discovery rate, by the masks alone
         (:func:`scvi_sams.evaluation.active_at_fdr`).
 
     Returns

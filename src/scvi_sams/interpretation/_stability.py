@@ -22,6 +22,8 @@ from scvi_sams.metrics._recovery import check_same_rows
 
 _REPRODUCIBLE = 0.5
 """Mean Jaccard index of active entries below which masks are reported as not reproducible."""
+_ODD = 0.25
+"""By how much less a run shares with the others than they do with one another, to be told of."""
 _N_WORST = 5
 
 
@@ -56,11 +58,15 @@ class MaskStability:
         those of its partner, averaged over the other runs (0 where there is no partner; NaN for a
         latent that moves nothing in the first run), and ``n_active`` perturbations in the first
         run.
+    runs
+        Per run: ``jaccard``, its mean over the pairs that the run is in, and ``n_active`` entries.
+        A bad run stands out here; the best one is a good reference for :func:`consensus_masks`.
     """
 
     pairs: pd.DataFrame
     perturbations: pd.DataFrame
     latents: pd.DataFrame
+    runs: pd.DataFrame
 
 
 class ConsensusMasks(NamedTuple):
@@ -175,6 +181,9 @@ def align_latents(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFram
 def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskStability:
     """Measure how far masks can be reproduced, by models of one screen trained with other seeds.
 
+    It is about the masks themselves: the test of :func:`scvi_sams.tl.called_masks`, which is the
+    same in each run, plays no part.
+
     Entries are active at a false discovery rate (:func:`active_at_fdr`); latents are matched
     between each pair of runs by their mean effects (:func:`align_latents`), except for latents
     without any active entry, which match nothing.
@@ -202,7 +211,9 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
     Warns
     -----
     UserWarning
-        If the mean Jaccard index over the pairs is below 0.5, or no run has an active entry.
+        If one of three or more runs is unlike the others (its mean Jaccard index is lower by 0.25
+        than theirs with one another), the mean over the pairs is below 0.5, or no run has an active
+        entry.
 
     Examples
     --------
@@ -232,8 +243,20 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
     n_active = runs[0].active.sum(axis=0)
     cosine = np.where(n_active > 0, np.mean(cosines, axis=0), np.nan)
     latents = pd.DataFrame({"cosine": cosine, "n_active": n_active})
-    stability = MaskStability(pd.DataFrame(pairs), perturbations, latents)
-    _warn_of_instability(stability, fdr)
+    of_pairs = pd.DataFrame(pairs)
+    of_runs = pd.DataFrame(
+        {
+            "jaccard": [
+                of_pairs.loc[_has(of_pairs, run), "jaccard"].mean() for run in range(len(runs))
+            ],
+            "n_active": [int(run.active.to_numpy().sum()) for run in runs],
+        },
+        index=pd.RangeIndex(len(runs), name="run"),
+    )
+    stability = MaskStability(of_pairs, perturbations, latents, of_runs)
+    for message in (_odd_run(stability), _instability(stability, fdr)):
+        if message is not None:
+            warnings.warn(message, UserWarning, stacklevel=2)
     return stability
 
 
@@ -254,7 +277,8 @@ def consensus_masks(
 
     Returns
     -------
-    Mean inclusion probabilities, mean effects and support.
+    Mean inclusion probabilities, mean effects and support. Call entries by
+    ``scvi_sams.tl.called_masks(models[reference], masks=consensus.masks)``.
 
     Raises
     ------
@@ -346,23 +370,45 @@ def _groups(run: _Run) -> np.ndarray:
     return np.where(run.active.any(axis=1), strength.argmax(axis=1), -1)
 
 
-def _warn_of_instability(stability: MaskStability, fdr: float) -> None:
-    """Warn the caller of :func:`mask_stability`."""
+def _has(pairs: pd.DataFrame, run: int) -> pd.Series:
+    return (pairs["first"] == run) | (pairs["second"] == run)
+
+
+def _odd_run(stability: MaskStability) -> str | None:
+    """Say which run agrees with no other, where the others agree."""
+    run = int(stability.runs["jaccard"].to_numpy().argmin())
+    is_of_run = _has(stability.pairs, run)
+    if is_of_run.all():
+        return None
+    of_run = stability.pairs.loc[is_of_run, "jaccard"].mean()
+    of_others = stability.pairs.loc[~is_of_run, "jaccard"].mean()
+    if of_run > of_others - _ODD:
+        return None
+    return (
+        f"Run {run} is unlike the others: it shares {of_run:.2f} of the active entries with them, "
+        f"and they share {of_others:.2f} with one another (Jaccard index). It has "
+        f"{stability.runs['n_active'][run]} active entries, the others "
+        f"{stability.runs['n_active'].drop(run).median():g}. Do not read that run: leave it out, "
+        "or keep the entries that most runs support (consensus_masks, with another run as "
+        "`reference`)."
+    )
+
+
+def _instability(stability: MaskStability, fdr: float) -> str | None:
+    """Say that masks cannot be reproduced, or that there are none."""
     jaccard = stability.pairs["jaccard"].mean()
     if not stability.perturbations["n_active"].any():
-        message = (
+        return (
             f"No run has an active mask entry at a false discovery rate of {fdr:g}: that the runs "
             "agree means nothing. Train for longer, on more cells, or allow a higher rate."
         )
-    elif jaccard < _REPRODUCIBLE:
-        worst = stability.perturbations["jaccard"].sort_values(kind="stable").head(_N_WORST)
-        listed = ", ".join(f"{name} ({value:.2f})" for name, value in worst[worst < 1].items())
-        message = (
-            f"The masks are not reproducible: runs share {jaccard:.2f} of their active entries "
-            f"(Jaccard index, mean over {len(stability.pairs)} pairs). Least of all for {listed}. "
-            "Do not read single masks of one run: keep entries that most runs support "
-            "(consensus_masks), or measure more cells of these perturbations."
-        )
-    else:
-        return
-    warnings.warn(message, UserWarning, stacklevel=3)
+    if jaccard >= _REPRODUCIBLE:
+        return None
+    worst = stability.perturbations["jaccard"].sort_values(kind="stable").head(_N_WORST)
+    listed = ", ".join(f"{name} ({value:.2f})" for name, value in worst[worst < 1].items())
+    return (
+        f"The masks are not reproducible: runs share {jaccard:.2f} of their active entries "
+        f"(Jaccard index, mean over {len(stability.pairs)} pairs). Least of all for {listed}. "
+        "Do not read single masks of one run: keep entries that most runs support "
+        "(consensus_masks), or measure more cells of these perturbations."
+    )

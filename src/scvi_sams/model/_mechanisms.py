@@ -169,8 +169,8 @@ class MaskMixin(PerturbationModel):
         Perturbations x latent dimensions: posterior probability that the perturbation moves the
         dimension, q(m_tl = 1) (paper, section 3). Dimensions are ordered by the strength of their
         effects, which is a convention: match those of several runs with
-        :func:`scvi_sams.evaluation.mask_stability`, and call entries active with
-        :func:`scvi_sams.evaluation.active_at_fdr`.
+        :func:`scvi_sams.evaluation.mask_stability`. Which entries to call says
+        :func:`scvi_sams.tl.called_masks`, which asks a test on the cells too.
 
         Examples
         --------

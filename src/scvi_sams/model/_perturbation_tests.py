@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,8 @@ _MOST_GENES = 2000
 """The most variable; axes of more cost time, and hold no more of what cells share."""
 _MOST_CELLS = 20_000
 """From which axes are found; all cells are tested."""
+_ROWS_AT_ONCE = 4096
+"""That are made dense."""
 _SEED = 9173
 _MOST_CONTROL_LABELS = 200
 _CONTROLS_DIFFER = 0.01
@@ -43,10 +44,10 @@ def perturbation_tests(
     model._validate_anndata()
     manager = model.adata_manager
     labels = registered_labels(manager)
-    strata = _strata(manager)
-    cells = _LoggedCells(manager, strata, counts=model.module.likelihood.is_count_likelihood)
-    features = _without(cells.principal_features(n_components), _continuous(manager))
-    features = normal_scores(features)
+    strata = strata_of_cells(manager)
+    counts = model.module.likelihood.is_count_likelihood
+    features = principal_features(manager, strata, n_components, counts=counts)
+    features = normal_scores(_without(features, _continuous(manager)))
     tests = group_tests(features, labels, strata)
     table = pd.DataFrame(
         {
@@ -102,63 +103,76 @@ def _tests_of_controls(
     return tests
 
 
-class _LoggedCells:
-    """Log-normalised expression less the mean of its stratum, read in blocks of cells."""
+def principal_features(
+    manager: AnnDataManager, strata: np.ndarray, n_components: int, *, counts: bool
+) -> np.ndarray:
+    """Project all cells on the axes in which they vary most within strata, ``(n_cells, k)``.
 
-    def __init__(self, manager: AnnDataManager, strata: np.ndarray, *, counts: bool) -> None:
-        self.manager = manager
-        self.strata = strata
-        self.counts = counts
-        n = np.bincount(strata).astype(float)[:, None]
-        self.typical_size = 1.0
-        if counts:
-            sizes = [size for _, size in chunks_of_cells(manager, np.arange(len(strata)))]
-            self.typical_size = float(np.median(np.concatenate(sizes)))
-        total = np.zeros((len(n), manager.adata.n_vars))
-        squares = np.zeros(manager.adata.n_vars)
-        for rows, logged in self._blocks(np.arange(len(strata))):
-            of_stratum = sparse.csr_array(
-                (np.ones(len(rows)), (strata[rows], np.arange(len(rows)))), (len(n), len(rows))
-            )
-            total += (of_stratum @ logged).toarray()
-            squares += np.asarray(logged.multiply(logged).sum(axis=0)).ravel()
-        mean = total / np.maximum(n, 1)
-        variance = (squares - (n * np.square(mean)).sum(axis=0)) / len(strata)
-        most_variable = np.argsort(-variance, kind="stable")[:_MOST_GENES]
-        self.genes = np.sort(most_variable[variance[most_variable] > 1e-8])
-        self.mean, self.sd = mean[:, self.genes], np.sqrt(variance[self.genes])
-
-    def principal_features(self, n_components: int) -> np.ndarray:
-        """Projections of all cells on the axes in which they vary most, ``(n_cells, k)``."""
-        n_cells, n_genes = len(self.strata), len(self.genes)
-        chosen = np.arange(n_cells)
-        if n_cells > _MOST_CELLS:
-            rng = np.random.default_rng(_SEED)
-            chosen = np.sort(rng.choice(n_cells, _MOST_CELLS, replace=False))
-        products = np.zeros((n_genes, n_genes))
-        for values in self._standardised(chosen):
-            products += values.T @ values
-        _, axes = np.linalg.eigh(products)
-        axes = axes[:, ::-1][:, :n_components]
-        blocks = [values @ axes for values in self._standardised(np.arange(n_cells))]
-        return np.concatenate(blocks)
-
-    def _standardised(self, cells: np.ndarray) -> Iterator[np.ndarray]:
-        for rows, logged in self._blocks(cells):
-            yield (logged[:, self.genes].toarray() - self.mean[self.strata[rows]]) / self.sd
-
-    def _blocks(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, sparse.csr_array]]:
-        start = 0
-        for x, size in chunks_of_cells(self.manager, cells):
-            rows = cells[start : start + x.shape[0]]
-            start += len(rows)
-            scaled = sparse.csr_array(x)
-            if self.counts:
-                scaled = (sparse.diags_array(self.typical_size / size) @ scaled).log1p()
-            yield rows, sparse.csr_array(scaled)
+    Axes are those of log-normalised and standardised expression of the most variable genes. The
+    cells that they are found from are read once, and all cells once more.
+    """
+    everything = np.arange(len(strata))
+    chosen = everything
+    if len(strata) > _MOST_CELLS:
+        rng = np.random.default_rng(_SEED)
+        chosen = np.sort(rng.choice(len(strata), _MOST_CELLS, replace=False))
+    blocks = list(chunks_of_cells(manager, chosen))
+    typical_size = (
+        float(np.median(np.concatenate([size for _, size in blocks]))) if counts else None
+    )
+    logged = sparse.csr_array(sparse.vstack([_logged(x, s, typical_size) for x, s in blocks]))
+    del blocks
+    genes, sd, axes = _axes(logged, _indicators(strata[chosen]), n_components)
+    loadings = axes / sd[:, None]
+    projected = [
+        _logged(x, size, typical_size)[:, genes] @ loadings
+        for x, size in chunks_of_cells(manager, everything)
+    ]
+    return _centred(np.concatenate(projected), _indicators(strata))
 
 
-def _strata(manager: AnnDataManager) -> np.ndarray:
+def _logged(x: sparse.csr_matrix, size: np.ndarray, typical_size: float | None) -> sparse.csr_array:
+    """``log(1 + typical_size * x / size)``; values that are no counts stay as they are."""
+    if typical_size is None:
+        return sparse.csr_array(x)
+    return sparse.csr_array((sparse.diags_array(typical_size / size) @ x).log1p())
+
+
+def _axes(
+    logged: sparse.csr_array, of_stratum: sparse.csr_array, n_components: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Genes, their standard deviations within strata, and principal axes, ``(n_genes, k)``."""
+    n = np.asarray(of_stratum.sum(axis=1))
+    mean = (of_stratum @ logged).toarray() / n[:, None]
+    squares = np.asarray(logged.multiply(logged).sum(axis=0)).ravel()
+    variance = (squares - n @ np.square(mean)) / logged.shape[0]
+    most_variable = np.argsort(-variance, kind="stable")[:_MOST_GENES]
+    genes = np.sort(most_variable[variance[most_variable] > 1e-8])
+    sd = np.sqrt(variance[genes])
+    of_genes = sparse.csr_array(logged[:, genes])
+    products = np.zeros((len(genes), len(genes)))
+    for start in range(0, of_genes.shape[0], _ROWS_AT_ONCE):
+        values = of_genes[start : start + _ROWS_AT_ONCE].toarray() / sd
+        products += values.T @ values
+    centres = mean[:, genes] / sd
+    _, axes = np.linalg.eigh(products - centres.T @ (n[:, None] * centres))
+    return genes, sd, axes[:, ::-1][:, :n_components]
+
+
+def _indicators(strata: np.ndarray) -> sparse.csr_array:
+    """1 where a cell is of a stratum, strata that have cells x cells."""
+    number, stratum = np.unique(strata, return_inverse=True)
+    cells = np.arange(len(strata))
+    return sparse.csr_array((np.ones(len(cells)), (stratum, cells)), (len(number), len(cells)))
+
+
+def _centred(features: np.ndarray, of_stratum: sparse.csr_array) -> np.ndarray:
+    """Features less their means within strata."""
+    means = (of_stratum @ features) / np.asarray(of_stratum.sum(axis=1))[:, None]
+    return features - of_stratum.T @ means
+
+
+def strata_of_cells(manager: AnnDataManager) -> np.ndarray:
     """Number of each cell's combination of batch and categories."""
     columns = [np.asarray(manager.get_from_registry(REGISTRY_KEYS.BATCH)).reshape(-1, 1)]
     if REGISTRY_KEYS.CATEGORICAL_COVARIATES in manager.data_registry:

@@ -38,14 +38,16 @@ def masks(
     ----------
     masks
         Posterior inclusion probabilities, perturbations x latent, or the booleans of
-        :func:`scvi_sams.tl.called_masks`, of which the others are left blank.
+        :func:`scvi_sams.tl.called_masks`, of which the others are left blank; the title then says
+        how many are called, and which share of them is expected to be false.
     effects
         Masked effects of the same perturbations on the same latent dimensions, as the ``mean`` of
         ``get_perturbation_effects``. If given, they are shown in colours centred on 0, instead of
         the probability.
     threshold
         Leave entries blank (0) whose inclusion probability is not greater than this; ``None``
-        shows all.
+        shows all. A threshold has no error rate: to show what to believe, pass what
+        :func:`scvi_sams.tl.called_masks` calls.
     ax
         Axes to draw on; ``None`` makes a figure of fitting size.
     order
@@ -64,15 +66,17 @@ def masks(
 
     Examples
     --------
-    >>> masks, effects = model.get_perturbation_masks(), model.get_perturbation_effects()
-    >>> ax = scvi_sams.pl.masks(masks, effects=effects.mean, threshold=0.5)
-    >>> ax.get_title() or ax.get_ylabel()
+    >>> called, effects = scvi_sams.tl.called_masks(model), model.get_perturbation_effects()
+    >>> ax = scvi_sams.pl.masks(called, effects=effects.mean)
+    >>> ax.get_ylabel()
     'perturbation (8)'
     """
     check_table(masks=masks)
     if threshold is not None:
         check_number(threshold=threshold)
+    title = ""
     if all(pd.api.types.is_bool_dtype(kind) for kind in masks.dtypes):
+        title = _rate(masks)
         masks, threshold = masks.astype(float), 0.5
     table = masks if effects is None else aligned_effects(effects, masks)
     if threshold is not None:
@@ -98,7 +102,16 @@ def masks(
     label_rows_and_columns(ax, table.index, table.columns)
     ax.set_xlabel(f"latent dimension ({n_columns})")
     ax.set_ylabel(f"perturbation ({n_rows})")
+    ax.set_title(title)
     return ax
+
+
+def _rate(called: pd.DataFrame) -> str:
+    """Say how many entries are called and how many of them may be false, where that is known."""
+    if "expected_false" not in called.attrs:
+        return ""
+    n_called = int(called.to_numpy().sum())
+    return f"{n_called} entries called, {called.attrs['expected_false']:.1%} expected to be false"
 
 
 def direct_effects(
