@@ -48,8 +48,8 @@ class ComparedScale:
         at_states = _Interpolation(nodes, means)
         n_steps = round(_MOST_LOG_CHANGE / _STEP)
         self._changes = np.arange(-n_steps, n_steps + 1) * _STEP
-        means = [at_states(log_rates + change).mean(axis=0) for change in self._changes]
-        self._means = np.maximum.accumulate(np.stack(means, axis=1), axis=1)
+        changed = [at_states(log_rates + change).mean(axis=0) for change in self._changes]
+        self._means = np.maximum.accumulate(np.stack(changed, axis=1), axis=1)
         self._mean = _Interpolation(self._changes, self._means)
         self._unchanged = self._mean(np.zeros((1, len(self._means))))[0]
         self.slope = np.ones(len(self._means))

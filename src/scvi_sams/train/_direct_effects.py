@@ -296,8 +296,8 @@ def _in_the_same_cells(
         for block in observed.blocks(range(row, row + 1))
     ]
     everything = torch.arange(tables.n_perturbations, device=tables.weights.device)
-    known = tables.of_rows(everything, "mean") + tables.of_rows(everything, "correction")
-    known = known.double().cpu().numpy()
+    added = tables.of_rows(everything, "mean") + tables.of_rows(everything, "correction")
+    known = added.double().cpu().numpy()
     found = effects_of_others(cells, together, np.concatenate(lacking), known)
     return dict(zip(rows.tolist(), found, strict=True))
 

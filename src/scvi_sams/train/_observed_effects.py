@@ -158,7 +158,8 @@ def over_processes(expected: Expected, cells: Cells, total: Total) -> Expected:
         summed = total(own_weight * torch.as_tensor(values, dtype=torch.float32)).numpy()
         return np.where(weight > 0, summed / np.maximum(weight, 1), values)
 
-    return Expected(*(average(values) for values in expected[:-1]), expected.log_rates)
+    averaged = Expected._fields[:-1]
+    return expected._replace(**{name: average(getattr(expected, name)) for name in averaged})
 
 
 def _as_control_cells_vary(dispersion: np.ndarray) -> NegativeBinomialLikelihood:
