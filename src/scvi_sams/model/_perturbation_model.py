@@ -241,7 +241,7 @@ class PerturbationModel(CellModel):
         drawn = output == "counts" and is_count
         rows = rows_as_asked(labels, dosages, self._spelling)
         cells = counterfactual_cells(values, rows, sources, sparsely=drawn)
-        cells.uns["prediction"] = description_of_cells(self, output, target_sum)
+        cells.uns["prediction"] = description_of_cells(self, sources, output, target_sum)
         return cells
 
     @torch.inference_mode()
