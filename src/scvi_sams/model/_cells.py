@@ -133,6 +133,14 @@ class CellReader:
         with ADATA_LOCK:
             self._write(values, slot, key)
 
+    def report(
+        self, values: np.ndarray, return_mean: bool, key_added: str | None
+    ) -> float | np.ndarray:
+        """Write values per cell into obs, and return them or their mean."""
+        if key_added is not None:
+            self.write(values, "obs", key_added)
+        return float(values.mean()) if return_mean else values
+
     def _write(self, values: np.ndarray, slot: str, key: str) -> None:
         table = getattr(self.adata, slot)
         full = np.full((self.adata.n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)

@@ -357,7 +357,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             Whether the training data is saved too. If not, data of another model that an earlier
             save left in the folder is removed when that is overwritten.
         **kwargs
-            See :meth:`scvi.model.base.BaseModelClass.save`.
+            ``compression`` and ``compression_opts`` of the data, ``save_kwargs`` of ``torch.save``.
 
         Raises
         ------
