@@ -33,6 +33,7 @@ from scvi_sams.exceptions import (
 )
 from scvi_sams.labels._control import named_control
 from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._names import numbers_in
 from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._rows import groups_of_cells, label_rows
 from scvi_sams.labels._spelling import Control, Spelling
@@ -120,6 +121,8 @@ def observed_ate(
     InvalidCountsError
         If counts are negative, fractional (normalised already) or not finite, or a cell's size is
         not positive.
+    InvalidCovariateError
+        If sizes of cells are not numbers.
     InvalidDosageError
         If doses are missing or malformed.
 
@@ -265,7 +268,13 @@ def normalised_expression(
         size = values.sum(axis=1)
         advice = "Remove cells without counts (scanpy.pp.filter_cells)."
     else:
-        size = obs_column(cells, size_factor_key).to_numpy(dtype=np.float64)
+        column = obs_column(cells, size_factor_key)
+        size, is_text = numbers_in(column)
+        if is_text.any():
+            raise InvalidCovariateError(
+                f"obs[{size_factor_key!r}] holds {column[is_text].iloc[0]!r}, which is no size of "
+                "a cell. Convert the column, or pass another one."
+            )
         advice = f"Check obs[{size_factor_key!r}]."
     bad = ~(size > 0) | ~np.isfinite(size)
     if bad.any():

@@ -163,7 +163,13 @@ def _keep_history(given: dict[str, Any]) -> None:
     if loggers is True:
         loggers = _logger_of_lightning(given.get("default_root_dir"))
     own = [loggers] if isinstance(loggers, Logger) else loggers
-    if isinstance(own, list | tuple) and not any(isinstance(one, SimpleLogger) for one in own):
+    if own is None or own is False:
+        return
+    if not isinstance(own, list | tuple) or not all(isinstance(one, Logger) for one in own):
+        raise InvalidArgumentError(
+            f"`logger` must be a logger of Lightning, a list of them, True or False, not {own!r}."
+        )
+    if not any(isinstance(one, SimpleLogger) for one in own):
         given["logger"] = [SimpleLogger(save_dir=given.get("log_save_dir")), *own]
 
 
