@@ -195,8 +195,8 @@ class PerturbationModel(CellModel):
         target_sum
             See ``output``.
         batch_size
-            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``. With a seed, rates
-            depend neither on it nor on the order of ``indices``; drawn counts do.
+            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``. With a seed, results
+            depend neither on it nor on the order of ``indices`` (but counts on an accelerator).
 
         Returns
         -------
