@@ -44,7 +44,7 @@ def warn_of_other_levels(**records: Mapping[str, Any]) -> None:
     sides = [set(map(str, record["levels"])) for record in (one, other)]
     columns = {name.split("=")[0] for name in sides[0]} & {n.split("=")[0] for n in sides[1]}
     told = []
-    for table, own, others in ((first, *sides), (second, *sides[::-1])):
+    for table, own, others in ((first, sides[0], sides[1]), (second, sides[1], sides[0])):
         only = sorted(name for name in own - others if name.split("=")[0] in columns)
         if only:
             told.append(f"only the {table} effects are of {', '.join(only[:5])}")
