@@ -214,7 +214,9 @@ def importance_weighted_bounds(cells: CellReader, n_samples: int) -> np.ndarray:
     return bound
 
 
-def positions_of_genes(gene_list: Sequence[str] | None, known: Sequence[str]) -> np.ndarray:
+def positions_of_genes(
+    gene_list: Sequence[str] | None, known: Sequence[str] | np.ndarray
+) -> np.ndarray:
     """Positions of genes among those of the model; ``None`` for all."""
     genes = pd.Index(known)
     if gene_list is None:
