@@ -57,6 +57,8 @@ class _ResultKeys(NamedTuple):
 
 REGISTERED_DOSES: Final = "_scvi_doses"
 """uns, dict: where the doses of registered cells are, for functions that know no model."""
+REGISTERED_LEVELS: Final = "_scvi_levels"
+"""uns, array: columns of obs that models condition on, batch and categorical covariates."""
 LARGEST_INPUT: Final = 1e9
 """Of doses, covariates, size factors and normalised values: squares must fit single precision."""
 LARGEST_COUNT: Final = 2**24

@@ -8,7 +8,13 @@ import uuid
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
+from typing import Any
+
+import h5py
+from anndata import AnnData
+from anndata.io import write_elem
 
 from scvi_sams.exceptions import SavingError
 
@@ -50,6 +56,49 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def write_h5ad(adata: AnnData, path: str | os.PathLike[str], **dataset_kwargs: Any) -> None:
+    """Write an AnnData; an OSError if the disk is full.
+
+    HDF5 is not told that a write failed: it would try again when Python ends, and end it by a
+    segmentation fault.
+    """
+    with _Disk(path, "w+") as disk:
+        try:
+            with h5py.File(disk, "w") as file:
+                write_elem(file, "/", adata, dataset_kwargs=dataset_kwargs)
+        except Exception as error:
+            if disk.failed is not None:  # it has read what was never written
+                raise disk.failed from error
+            raise
+        if disk.failed is not None:
+            raise disk.failed
+
+
+class _Disk(FileIO):
+    """A file that keeps the first error of writing to itself."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or nothing more once that has failed."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self.failed is None and len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.failed = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Change the size of the file."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failed = self.failed or error
+            return size or 0
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from scvi_sams.exceptions import ScaleMismatchError
+
+logger = logging.getLogger("scvi.sams")
 
 NO_SIZE_FACTOR = "none"
 """Stands for the sum of the counts in a record; not every anndata writes ``None``."""
@@ -15,6 +21,38 @@ _KEYS = ("method", "target_sum", "size_factor_key")
 def size_factor_record(size_factor_key: str | None) -> dict[str, str]:
     """What a table keeps of the sizes that counts were divided by."""
     return {"size_factor_key": size_factor_key or NO_SIZE_FACTOR}
+
+
+def levels_record(cells: pd.DataFrame, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """What a table keeps of the batches and covariates that effects were measured in.
+
+    ``cells`` are rows of obs, and ``keys`` the registered columns; empty if there are none.
+    """
+    known = [key for key in keys if key in cells]
+    levels = [f"{key}={level}" for key in known for level in sorted(set(cells[key].astype(str)))]
+    return {"levels": np.array(levels, dtype=str)} if levels else {}
+
+
+def warn_of_other_levels(**records: Mapping[str, Any]) -> None:
+    """Log a warning if two records, by the names of their tables, are of other levels.
+
+    Those are compared on purpose at times, such as effects in two cell types.
+    """
+    (first, one), (second, other) = records.items()
+    if "levels" not in one or "levels" not in other:
+        return
+    sides = [set(map(str, record["levels"])) for record in (one, other)]
+    columns = {name.split("=")[0] for name in sides[0]} & {n.split("=")[0] for n in sides[1]}
+    told = []
+    for table, own, others in ((first, sides[0], sides[1]), (second, sides[1], sides[0])):
+        only = sorted(name for name in own - others if name.split("=")[0] in columns)
+        if only:
+            told.append(f"only the {table} effects are of {', '.join(only[:5])}")
+    if told:
+        logger.warning(
+            f"The tables are of different batches or covariates: {' and '.join(told)}. What is "
+            "compared is effects, and how these cells differ."
+        )
 
 
 def check_same_scale(**records: Mapping[str, Any]) -> None:
@@ -29,6 +67,7 @@ def check_same_scale(**records: Mapping[str, Any]) -> None:
                 f"The tables cannot be compared: {key} is {_shown(one[key])} in the {first} and "
                 f"{_shown(other[key])} in the {second} one. Compute both in the same way."
             )
+    warn_of_other_levels(**records)
 
 
 def _shown(value: Any) -> str:

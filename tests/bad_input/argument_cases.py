@@ -72,6 +72,29 @@ SETTINGS: list[Case] = [
         "`adata` must be an AnnData",
     ),
     *(
+        refused(
+            f"a setting that the model has not: `{name}`",
+            built(name, 3),
+            InvalidArgumentError,
+            f"SAMSVAE has no setting `{name}`",
+            advice,
+        )
+        for name, advice in (
+            ("n_latnt", "Did you mean `n_latent`?"),
+            ("batch_key", "SAMSVAE.setup_anndata: batch_key=..."),
+            ("max_epochs", "train(max_epochs=...)"),
+            ("lr", "train(plan_kwargs={'lr': ...})"),
+            ("zzz", "Its settings are n_latent, "),
+        )
+    ),
+    refused(
+        "settings without their names",
+        lambda situation: SAMSVAE(situation.adata, 3, 8),
+        InvalidArgumentError,
+        "too many positional arguments",
+        "n_latent=20",
+    ),
+    *(
         wrong(
             "gene_likelihood", value, "['nb', 'poisson', 'normal']", built("gene_likelihood", value)
         )

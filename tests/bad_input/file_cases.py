@@ -154,6 +154,14 @@ CASES: list[Case] = [
         "overwrite=True",
     ),
     refused(
+        "`save`: an argument that it has not",
+        lambda situation: situation.shared.save(
+            situation.folder / "model", save_anndata=True, as_dense="X"
+        ),
+        InvalidArgumentError,
+        "`save` has no argument `as_dense`",
+    ),
+    refused(
         "saving where no folder can be made",
         save_below_a_file,
         SavingError,

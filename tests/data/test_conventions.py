@@ -41,7 +41,9 @@ def test_genes_are_neither(name):
     assert not looks_unassigned(name)
 
 
-@pytest.mark.parametrize("mark", ["_", "|", ",", ";", "&", ":", "/", "-", "+", " + ", " & ", "__"])
+@pytest.mark.parametrize(
+    "mark", ["_", "|", ",", ";", "&", ":", "/", "-", "+", " + ", " & ", "__", "::", "."]
+)
 def test_the_delimiter_joins_names_that_occur_alone(mark):
     names = ["A", "B", "C", f"A{mark}B", f"C{mark}A", "D", f"D{mark}other"]
     assert likely_delimiter(names, ["control"]) == (mark, [f"A{mark}B", f"C{mark}A"])

@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 
 from scvi_sams import evaluation
+from scvi_sams.benchmark import _store
 from scvi_sams.datasets import simulate_screen
 
 LOG = "BENCHMARK_TEST_LOG"
@@ -122,18 +123,18 @@ class FakeModel:
 
 def run_until_killed(folder: str) -> None:
     """Run the benchmark; the process is killed while it writes the second fit of ``logged``."""
-    write = ad.AnnData.write_h5ad
+    write = _store.write_h5ad
     written = []
 
-    def write_or_die(self: ad.AnnData, path: Path, **arguments: Any) -> None:
-        write(self, path, **arguments)
+    def write_or_die(adata: ad.AnnData, path: Path, **arguments: Any) -> None:
+        write(adata, path, **arguments)
         written.append(path)
         if len(written) == 6:  # two controls of two seeds each, then the method
             with Path(path).open("r+b") as file:
                 file.truncate(100)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    ad.AnnData.write_h5ad = write_or_die
+    _store.write_h5ad = write_or_die
     adata = small_screen()
     evaluation.benchmark(
         adata,

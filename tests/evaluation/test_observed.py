@@ -10,6 +10,7 @@ from scvi_sams.data import open_screen
 from scvi_sams.evaluation import observed_ate
 from scvi_sams.exceptions import (
     InvalidCountsError,
+    InvalidCovariateError,
     InvalidPerturbationLabelError,
     MissingControlError,
     MissingKeyError,
@@ -220,6 +221,7 @@ def test_table_survives_writing(random_cells, tmp_path):
         ({"perturbation_key": "guide"}, MissingKeyError, "'guide'"),
         ({"layer": "counts"}, MissingKeyError, "'counts'"),
         ({"size_factor_key": "depth"}, MissingKeyError, "'depth'"),
+        ({"size_factor_key": "perturbation"}, InvalidCovariateError, "no size of a cell"),
         ({"control": "NT"}, MissingControlError, "'NT'"),
         ({"perturbations": ["A", "Z"]}, UnknownPerturbationError, "'Z'"),
         ({"perturbations": ["control"]}, UnknownPerturbationError, "'control'"),

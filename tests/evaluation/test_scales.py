@@ -9,13 +9,24 @@ import scanpy as sc
 from model.builders import SHIFTS_ONLY, small_screen, train_small
 from scvi_sams import SAMSVAE, pl, tl
 from scvi_sams.evaluation import (
+    ModelMethod,
+    TrainingMean,
     additive_ate,
     align_ate,
+    benchmark,
     compare_ate,
+    learning_curve,
     observed_ate,
+    random_cells,
     score_predictions,
+    split_half,
 )
-from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, ScaleMismatchError
+from scvi_sams.exceptions import (
+    InvalidCountsError,
+    InvalidDosageError,
+    SAMSError,
+    ScaleMismatchError,
+)
 from scvi_sams.metrics._observed import normalised_expression
 
 FEW = {"n_samples": 40, "n_posterior_samples": 20}
@@ -327,3 +338,119 @@ def test_rows_of_other_origin_are_matched_by_how_labels_are_written():
     named.obs_names = ["A", "ctrl+B"]
     assert compare_ate(table, named, control="ctrl")["missing"].sum() == 0
     assert compare_ate(table, named)["missing"].sum() > 0
+
+
+# Batches and covariates
+
+
+@pytest.fixture(scope="module")
+def in_lanes():
+    """Control cells of two lanes and two donors; the model knows both."""
+    adata = small_screen()
+    adata.obs["lane"] = np.where(np.arange(adata.n_obs) % 2, "L1", "L2")
+    adata.obs["donor"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 3, "p", "q"))
+    setup = {"batch_key": "lane", "categorical_covariate_keys": ["donor"]}
+    return train_small(adata, setup)
+
+
+def test_tables_say_the_levels_of_their_control_cells(in_lanes):
+    adata = in_lanes.adata
+    everywhere = ["lane=L1", "lane=L2", "donor=p", "donor=q"]
+    predicted = in_lanes.predict_ate(["P001"], **FEW)
+    assert predicted.uns["ate"]["levels"].tolist() == everywhere
+    assert adata.uns["sams_ate"]["levels"].tolist() == everywhere
+    first = (adata.obs["lane"] == "L1").to_numpy()
+    in_first = observed_ate(adata, indices=first)
+    assert in_first.uns["ate"]["levels"].tolist() == ["lane=L1", "donor=p", "donor=q"]
+    cells = in_lanes.predict(["P001"], indices=np.flatnonzero(first)[:3])
+    assert "lane=L2" not in cells.uns["prediction"]["levels"]
+    assert "levels" not in observed_ate(small_screen()).uns["ate"]
+
+
+def test_tables_of_other_levels_are_compared_with_a_warning(in_lanes, caplog):
+    adata = in_lanes.adata
+    caplog.set_level("WARNING", logger="scvi.sams")
+    predicted = in_lanes.predict_ate(["P001"], **FEW)
+    compare_ate(predicted, observed_ate(adata))
+    assert "different batches" not in caplog.text
+    in_first = observed_ate(adata, indices=(adata.obs["lane"] == "L1").to_numpy())
+    compare_ate(predicted, in_first)
+    assert "only the predicted effects are of lane=L2." in caplog.text
+    caplog.clear()
+    score_predictions(
+        in_lanes.predict(["P001"], indices=(adata.obs["donor"] == "q").to_numpy()),
+        normalised(adata, 1e4),
+        modes=["sams"],
+    )
+    assert "only the observed effects are of donor=p." in caplog.text
+    caplog.clear()
+    tl.genetic_interactions(
+        in_lanes, indices=(adata.obs["lane"] == "L2").to_numpy(), key_added=None, **FEW
+    )
+    assert "effects are of lane=L1." in caplog.text
+
+
+# Marked control cells
+
+
+def test_a_column_of_booleans_names_control_cells_for_every_function():
+    adata = small_screen()
+    adata.obs["is_control"] = adata.obs["perturbation"] == "control"
+    expected, marked = observed_ate(adata), observed_ate(adata, control="is_control")
+    np.testing.assert_array_equal(marked.X, expected.X)
+    some = np.arange(0, adata.n_obs, 2)
+    by_mask = observed_ate(adata, control=adata.obs["is_control"].to_numpy(), indices=some)
+    np.testing.assert_array_equal(by_mask.X, observed_ate(adata, indices=some).X)
+    np.testing.assert_array_equal(
+        tl.observed_interactions(adata, control="is_control").X, tl.observed_interactions(adata).X
+    )
+    cells = normalised(adata, 1e4)
+    mean = TrainingMean(control="is_control").fit(cells).predict(["P001"])
+    np.testing.assert_array_equal(mean.X, TrainingMean().fit(cells).predict(["P001"]).X)
+    scores = [
+        score_predictions(mean, cells, modes=["sams"], control=control)
+        for control in ("control", "is_control")
+    ]
+    pd.testing.assert_frame_equal(*scores)
+    halves = [split_half(cells, control=control)[0].X for control in ("control", "is_control")]
+    np.testing.assert_array_equal(*halves)
+    result = benchmark(
+        adata,
+        methods=["training mean"],
+        split=lambda seed: random_cells(adata.obs["perturbation"], seed=seed),
+        seeds=[0],
+        modes=["sams"],
+        control="is_control",
+        progress_bar=False,
+    )
+    assert result.settings["columns"]["control"] == ("control",)
+
+
+# Doses in benchmarks
+
+
+def test_a_benchmark_of_cells_at_several_doses_raises(dosed):
+    adata = dosed.adata.copy()
+    common = {"methods": ["training mean"], "seeds": [0], "progress_bar": False}
+    labels = adata.obs["perturbation"].astype(str)
+
+    def split(seed):
+        return random_cells(labels, seed=seed)
+
+    for compare in (
+        lambda: benchmark(adata, split=split, **common),
+        lambda: learning_curve(adata, **common),
+    ):
+        with pytest.raises(InvalidDosageError, match="Cells labelled 'P001' are registered with"):
+            compare()
+    one_dose = adata[
+        adata.obs["uM"].isin([0, 0.2]) & ~((labels == "P001") & (adata.obs["uM"] == 0))
+    ]
+    learning_curve(one_dose.copy(), cells=(None,), **common)
+    adata.obs["with dose"] = np.where(
+        adata.obs["uM"] == 0, "control", labels + "@" + adata.obs["uM"].astype(str)
+    )
+    curve = learning_curve(adata, cells=(None,), perturbation_key="with dose", **common)
+    assert set(curve["n_failed"]) == {0}
+    with pytest.raises(SAMSError, match=r"`dosage_key`, and a benchmark compares labels"):
+        ModelMethod(SAMSVAE, setup_kwargs={"dosage_key": "uM"})

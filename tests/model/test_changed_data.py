@@ -217,3 +217,16 @@ def test_large_matrices_are_sampled_and_columns_read_in_full():
     changed.iloc[77_777] = "A"
     assert column_digest(labels) == column_digest(labels.astype("category"))
     assert column_digest(labels) != column_digest(changed)
+
+
+def test_results_name_the_genes_that_were_registered():
+    model = train_small(small_screen())
+    genes = model.adata.var_names.copy()
+    expected = model.predict_ate(["P001"], n_samples=20, n_posterior_samples=4)
+    model.adata.var_names = genes[::-1]
+    found = model.predict_ate(["P001"], n_samples=20, n_posterior_samples=4)
+    assert found.var_names.equals(genes)
+    assert expected.var_names.equals(genes)
+    assert list(model.get_var_names()) == list(genes)
+    model.adata._inplace_subset_var(np.arange(5))
+    assert model.predict_ate(["P001"], n_samples=20, n_posterior_samples=4).var_names.equals(genes)

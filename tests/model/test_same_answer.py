@@ -216,3 +216,29 @@ def test_a_fixed_seed_leaves_the_random_numbers_of_others_alone():
     with fixed_seed(9):
         assert new_seed() == first
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_comparison_of_cells_has_one_answer():
+    """Alone or beside others, in mini-batches of any size, from cells in any order."""
+    model = train_small(small_screen())
+    given = {"groupby": "perturbation", "group2": "control", "n_samples_overall": 40}
+
+    def compared(adata=None, **settings):
+        table = seeded(model.differential_expression, adata, **given | settings)
+        return table[table["group1"] == "P002"].sort_index()[["lfc_mean", "proba_de"]]
+
+    expected = compared(group1=["P001", "P002"])
+    for found in (
+        compared(group1="P002", batch_size=7),
+        compared(model.adata[::-1].copy(), group1="P002"),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    mixed = {"use_permutation": True, "m_permutation": 50}
+    np.testing.assert_allclose(
+        compared(group1="P002", **mixed), compared(group1=["P001", "P002"], **mixed), rtol=1e-4
+    )
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1]  # noqa: NPY002
+    scvi.settings.seed = None
+    model.differential_expression(**given, group1="P002")
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002

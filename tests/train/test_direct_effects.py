@@ -16,6 +16,7 @@ from scvi_sams.metrics._observed import observed_ate
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.train._direct_effects import fit_direct_effects
 from scvi_sams.train._gene_sums import gene_sums
+from train.screens import SMALL_MODEL, make_counts
 
 N_NULLS = 4
 LIBRARY_SIZE = 500.0
@@ -284,3 +285,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say(many):
     true = np.asarray(truth.X)
     inside = (low <= true) & (true <= high)
     assert 0.9 < inside.mean() < 0.98
+
+
+def test_held_out_cells_that_tell_of_nothing_alone_decide_nothing():
+    """All of them carry both perturbations, each of which has training cells of its own."""
+    adata = make_counts()
+    adata.obs["perturbation"] = ["control", "A", "B", "A+B"] * 15
+    pairs = np.flatnonzero(adata.obs["perturbation"] == "A+B")
+    SAMSVAE.setup_anndata(adata)
+    model = SAMSVAE(adata, **SMALL_MODEL)
+    split = [np.setdiff1d(np.arange(60), pairs[:3]), pairs[:3], []]
+    model.train(
+        max_epochs=1,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        datasplitter_kwargs={"external_indexing": split},
+    )
+    weights = model.module.direct.stacking
+    np.testing.assert_allclose(list(weights.values()), 1 / len(weights))

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
+from scvi_sams.exceptions import InvalidArgumentError
 from train.screens import make_model, make_screen
 
 TERMS = ["elbo", "reconstruction_loss", "kl_z_basal", "kl_masks", "kl_effects"]
@@ -62,3 +63,23 @@ def test_history_is_kept_beside_loggers_of_the_user(tmp_path, several):
     assert own in model.trainer.loggers
     model.train(max_epochs=1, logger=False, **options)
     assert len(model.history["elbo_train"]) == 4
+
+
+def test_the_logger_of_lightning_stands_beside_history(tmp_path):
+    model = make_model(make_screen())
+    model.train(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        logger=True,
+        default_root_dir=tmp_path,
+    )
+    assert len(model.history["elbo_train"]) == 2
+    assert list((tmp_path / "lightning_logs").rglob("*"))
+
+
+@pytest.mark.parametrize("logger", ["csv", 3, ["csv"]])
+def test_what_is_no_logger_is_named(logger):
+    with pytest.raises(InvalidArgumentError, match="`logger` must be a logger of Lightning"):
+        make_model(make_screen()).train(max_epochs=1, logger=logger)

@@ -23,9 +23,9 @@ from scvi_sams.exceptions import (
 )
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
 from scvi_sams.labels._names import check_known
-from scvi_sams.labels._parsing import encode_labels, read_labels
-from scvi_sams.labels._spelling import Spelling
-from scvi_sams.metrics._observed import check_unique, obs_column
+from scvi_sams.labels._parsing import encode_labels
+from scvi_sams.labels._spelling import Control, Spelling
+from scvi_sams.metrics._observed import check_unique, labels_of
 
 Expression: TypeAlias = np.ndarray | sparse.csr_matrix
 """Cells x genes, log-normalised."""
@@ -118,7 +118,7 @@ class BaselineMethod(ABC):
     """
 
     perturbation_key: str = "perturbation"
-    control: str | Sequence[str] = "control"
+    control: Control = "control"
     delimiter: str | None = "+"
     _genes: pd.Index | None = field(default=None, init=False, repr=False)
     _spelling: Spelling = field(init=False, repr=False)
@@ -148,9 +148,8 @@ class BaselineMethod(ABC):
         SAMSError
             If there are only control cells.
         """
-        column = obs_column(train_adata, self.perturbation_key)
+        labels = labels_of(train_adata, self.perturbation_key, self.control, self.delimiter)
         expression = read_expression(train_adata)
-        labels = read_labels(column, self.control, self.delimiter)
         return self._fit(expression, labels, train_adata.var_names)
 
     def _fit(self, expression: Expression, labels: Labels, genes: pd.Index) -> Self:

@@ -24,11 +24,10 @@ from scvi_sams.baselines._base import (
 )
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
 from scvi_sams.labels._labels import Labels
-from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._rows import join_dosages, label_rows
-from scvi_sams.labels._spelling import Spelling
+from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.labels._stratified import stratified_split
-from scvi_sams.metrics._observed import ate_table, check_unique, obs_column
+from scvi_sams.metrics._observed import ate_table, check_unique, labels_of
 
 
 def additive_ate(
@@ -347,7 +346,7 @@ def split_half(
     *,
     seed: int = 0,
     perturbation_key: str = "perturbation",
-    control: str | Sequence[str] = "control",
+    control: Control = "control",
     delimiter: str | None = "+",
 ) -> tuple[ad.AnnData, np.ndarray]:
     """Predict one half of the observed cells of each perturbation by the other half.
@@ -393,7 +392,7 @@ def split_half(
     """
     check_anndata(test_adata=test_adata)
     check_integer(at_least=0, seed=seed)
-    labels = read_labels(obs_column(test_adata, perturbation_key), control, delimiter)
+    labels = labels_of(test_adata, perturbation_key, control, delimiter)
     genes = test_adata.var_names
     means, half = mean_of_halves(read_expression(test_adata), labels, genes, seed)
     names = list(means.obs_names)

@@ -20,9 +20,9 @@ from scvi_sams.benchmark._run import as_seeds, columns_of_models, run_methods
 from scvi_sams.benchmark._screen import Columns, make_screen, sizes
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.labels._labels import Labels
-from scvi_sams.labels._parsing import read_labels
+from scvi_sams.labels._spelling import Control
 from scvi_sams.labels._stratified import stratified_split
-from scvi_sams.metrics._observed import obs_column
+from scvi_sams.metrics._observed import labels_of
 from scvi_sams.splits._split import Split, make_split
 
 _RANK = ("perturbench", "rank_rmse_average")
@@ -37,7 +37,7 @@ def learning_curve(
     seeds: Sequence[int] = (0, 1, 2),
     train_size: float = 0.5,
     perturbation_key: str = "perturbation",
-    control: str | Sequence[str] = "control",
+    control: Control = "control",
     delimiter: str | None = "+",
     layer: str | None = None,
     batch_key: str | None = None,
@@ -126,7 +126,7 @@ def learning_curve(
         name: replace(method, n_iwelbo_samples=None) if isinstance(method, ModelMethod) else method
         for name, method in resolve_methods(methods).items()
     }
-    labels = read_labels(obs_column(adata, perturbation_key), control, delimiter)
+    labels = labels_of(adata, perturbation_key, control, delimiter)
     screen = make_screen(
         adata,
         labels,

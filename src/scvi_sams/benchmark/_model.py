@@ -28,6 +28,7 @@ EFFECT_THRESHOLD = 0.5
 Fixed, because a threshold chosen by the truth is not to be had on real data.
 """
 MASK_THRESHOLD = 0.5
+_DOSES = ("dosage_key", "dosage_obsm_key")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class ModelMethod:
     Raises
     ------
     SAMSError
-        If a number is not positive.
+        If a number is not positive, or ``setup_kwargs`` has doses.
 
     Examples
     --------
@@ -127,6 +128,12 @@ class ModelMethod:
             raise SAMSError("Numbers of samples must be positive.")
         if self.data not in ("counts", "lognorm"):
             raise SAMSError(f"`data` is 'counts' or 'lognorm', not {self.data!r}.")
+        given = [key for key in _DOSES if dict(self.setup_kwargs or {}).get(key) is not None]
+        if given:
+            raise SAMSError(
+                f"`setup_kwargs` has `{given[0]}`, and a benchmark compares labels, not doses: "
+                "take cells of one dose, or name doses in the labels ('A@0.5')."
+            )
 
     def description(self) -> dict[str, Any]:
         """Class and settings."""

@@ -27,9 +27,8 @@ from scvi_sams.benchmark._store import (
     split_fingerprint,
 )
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, SAMSError
-from scvi_sams.labels._parsing import read_labels
-from scvi_sams.labels._spelling import Spelling
-from scvi_sams.metrics._observed import obs_column
+from scvi_sams.labels._spelling import Control, Spelling
+from scvi_sams.metrics._observed import labels_of
 from scvi_sams.metrics._scoring import check_modes
 from scvi_sams.splits._split import PARTS, Split, check_split
 
@@ -44,7 +43,7 @@ def benchmark(
     seeds: Sequence[int] = (0, 1, 2),
     modes: Sequence[str] = ("sams", "perturbench", "cell-eval", "systema"),
     perturbation_key: str = "perturbation",
-    control: str | Sequence[str] = "control",
+    control: Control = "control",
     delimiter: str | None = "+",
     layer: str | None = None,
     covariate_key: str | None = None,
@@ -96,7 +95,8 @@ def benchmark(
         Metrics, as for :func:`score_predictions`. All methods are compared by mean profiles;
         ``"distances"`` is scored for those that predict cells.
     perturbation_key, control, delimiter
-        Labels, as for :func:`score_predictions`.
+        Labels, as for :func:`score_predictions`. Doses play no part: cells of one label that are
+        registered with several doses are an error.
     layer
         Layer of ``adata`` that holds the counts; ``None`` for ``X``.
     covariate_key
@@ -139,6 +139,8 @@ def benchmark(
         If a split leaks, or does not fit the data or the labels; before anything is fitted.
     MissingKeyError, InvalidCountsError, InvalidCovariateError, InvalidPerturbationLabelError
         If columns, counts or labels are missing or malformed.
+    InvalidDosageError
+        If cells of a label are registered with several doses.
     InvalidArgumentError
         If ``seeds`` are not whole numbers of at least 0, each once.
     SAMSError
@@ -194,7 +196,7 @@ def benchmark(
     seeds = as_seeds(seeds)
     screen = make_screen(
         adata,
-        read_labels(obs_column(adata, perturbation_key), control, delimiter),
+        labels_of(adata, perturbation_key, control, delimiter),
         Columns(perturbation_key, covariate_key, batch_key, size_factor_key),
         layer=layer,
         target_sum=target_sum,

@@ -11,16 +11,19 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_sams._checks import check_number
+from scvi_sams._constants import REGISTERED_DOSES
 from scvi_sams.counts._validation import validate_expression
 from scvi_sams.data._covariates import validate_size_factor
 from scvi_sams.exceptions import (
     InvalidCountsError,
+    InvalidDosageError,
     InvalidSplitError,
     MissingControlError,
     SAMSError,
 )
 from scvi_sams.labels._labels import Labels
-from scvi_sams.metrics._observed import levels_of, matrix_of_counts, obs_column
+from scvi_sams.labels._rows import dosage_text, groups_of_cells
+from scvi_sams.metrics._observed import levels_of, matrix_of_counts, obs_column, read_cells
 from scvi_sams.splits._combinations import cells_of
 from scvi_sams.splits._split import Split
 
@@ -114,6 +117,7 @@ def make_screen(
     obs = adata.obs[names].copy()
     obs[columns.perturbation_key] = pd.Categorical(labels.canonical.astype(str))
     columns.levels(adata)  # an error if a level is missing
+    _check_one_dose(adata, labels, columns.perturbation_key)
     if columns.size_factor_key is not None:
         validate_size_factor(obs[columns.size_factor_key])
     if not (adata.obs_names.is_unique and adata.var_names.is_unique):
@@ -132,6 +136,25 @@ def make_screen(
             if key in adata.obsm:
                 counts.obsm[key] = np.array(adata.obsm[key])
     return Screen(counts, labels, columns, target_sum)
+
+
+def _check_one_dose(adata: ad.AnnData, labels: Labels, perturbation_key: str) -> None:
+    """Raise an error if cells of a label were registered with several doses, 0 among them."""
+    if REGISTERED_DOSES not in adata.uns:
+        return
+    _, dosages, group_of_cell = groups_of_cells(
+        read_cells(adata, perturbation_key, labels.spelling)
+    )
+    groups = pd.Series(group_of_cell).groupby(labels.canonical).unique()
+    for label, of_label in groups.items():
+        if len(of_label) > 1:
+            doses = ", ".join(dosage_text(dosages[group]) for group in np.sort(of_label))
+            raise InvalidDosageError(
+                f"Cells labelled {label!r} are registered with doses {doses}, and a benchmark "
+                "compares labels, not doses. Take cells of one dose, or name doses in a column of "
+                "labels ('A@0.5') that is passed as `perturbation_key`; cells of dose 0 are "
+                "controls."
+            )
 
 
 def make_fold(screen: Screen, split: Split) -> Fold:

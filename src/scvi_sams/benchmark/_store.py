@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scvi_sams._files import PARTIAL, cannot_write, write_whole
+from scvi_sams._files import PARTIAL, cannot_write, write_h5ad, write_whole
 from scvi_sams.benchmark._screen import SIMULATION, Fold, Screen
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.splits._split import Split
@@ -164,9 +164,9 @@ class FitStore:
         partial = place.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
         try:
             partial.mkdir(parents=True)
-            _write(fit.predictions.profiles, partial / _PROFILES)
+            write_h5ad(fit.predictions.profiles, partial / _PROFILES)
             if fit.predictions.cells is not None:
-                _write(fit.predictions.cells, partial / _CELLS, compression="gzip")
+                write_h5ad(fit.predictions.cells, partial / _CELLS, compression="gzip")
             record = fit.record | {"messages": messages, _CHECKSUMS: _checksums(partial)}
             sealed = record | {"checksum": _checksum(_as_text(record).encode())}
             (partial / _STATUS).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
@@ -223,13 +223,6 @@ def _clear(place: Path) -> None:
         for path in [*_files_of_a_fit(place), *place.glob("scores-*.csv")]:
             path.unlink()
         place.rmdir()
-
-
-def _write(adata: ad.AnnData, path: Path, **arguments: Any) -> None:
-    try:
-        adata.write_h5ad(path, **arguments)
-    except RuntimeError as error:  # what h5py makes of a full disk
-        raise OSError(str(error)) from error
 
 
 def _move(partial: Path, place: Path) -> None:

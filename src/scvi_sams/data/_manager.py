@@ -21,7 +21,7 @@ from scvi_sams._compat import (
     SETUP_ARGUMENTS_KEY,
     STATE_REGISTRY_KEY,
 )
-from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._constants import REGISTERED_LEVELS, REGISTRY_KEYS
 from scvi_sams.counts._validation import unchanged_on_error
 from scvi_sams.data._covariates import (
     check_genes,
@@ -107,9 +107,19 @@ class ScreenManager(AnnDataManager):
         self.check_fields(adata, source)
         with unchanged_on_error(adata):
             super().register_fields(adata, source, **transfer_kwargs)
+            self._tell_levels(adata)
         if self._learned is None:
             self._learned = deepcopy(self.registry)
             self._registered = self._parts(adata)
+
+    def _tell_levels(self, adata: AnnData) -> None:
+        """Write what models condition on, so that observed effects can say where they are from."""
+        arguments = self.registry[SETUP_ARGUMENTS_KEY]
+        keys = [arguments["batch_key"], *(arguments["categorical_covariate_keys"] or [])]
+        adata.uns.pop(REGISTERED_LEVELS, None)
+        if any(key is not None for key in keys):
+            named = [key for key in keys if key is not None]
+            adata.uns[REGISTERED_LEVELS] = np.array(named, dtype=str)
 
     def changes(self) -> list[str]:
         """Name the genes, labels, doses and covariates that are not as they were registered."""

@@ -23,12 +23,14 @@ from scvi_sams.interpretation._perturbations import unit_rows
 from scvi_sams.labels._labels import Labels, parts_of_combination
 from scvi_sams.labels._names import check_has
 from scvi_sams.labels._rows import Dosage, groups_of_cells, label_rows
-from scvi_sams.labels._spelling import Spelling
+from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.metrics._observed import (
     Average,
     check_unique,
     labelled_cells,
     normalised_expression,
+    registered_levels,
+    spelling_of,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def observed_interactions(
     *,
     direction: AnnData | None = None,
     perturbation_key: str = "perturbation",
-    control: str | Sequence[str] = "control",
+    control: Control = "control",
     dosage_key: str | None = None,
     method: Average = "lognorm",
     layer: str | None = None,
@@ -102,7 +104,7 @@ def observed_interactions(
     [[30, 60]]
     """
     check_number(target_sum=target_sum, above=0)
-    spelling = Spelling.of(control, delimiter)
+    spelling = spelling_of(adata, perturbation_key, control, delimiter)
     cells, labels = labelled_cells(adata, indices, perturbation_key, spelling, dosage_key)
     values = normalised_expression(
         cells, method, layer=layer, size_factor_key=size_factor_key, target_sum=target_sum
@@ -121,7 +123,7 @@ def observed_interactions(
     check_unique(names)
     dosage_of = _one_dosage_each(labels, names)
     scale: dict[str, Any] = {"method": method, "target_sum": float(target_sum)}
-    scale |= size_factor_record(size_factor_key)
+    scale |= size_factor_record(size_factor_key) | registered_levels(cells, labels)
     directions = None
     if direction is not None:
         check_same_scale(direction=direction.uns.get("interaction", {}), observed=scale)

@@ -25,7 +25,7 @@ _SURE_GUIDE = re.compile(
     r"|(?P<other>[A-Za-z][A-Za-z0-9-]*?)_(?:g|sg|guide|sgRNA|gRNA)[-_]?\d+"
 )
 _NUMBERED_GENE = re.compile(r"(?P<gene>[A-Za-z][A-Za-z0-9-]*)_\d{1,3}")
-_DELIMITERS = (" + ", " & ", " | ", "__", "+", "_", "|", "&", ",", ";", ":", "/", "-")
+_DELIMITERS = (" + ", " & ", " | ", "__", "::", "||", *"+_|&,;:/-.~")
 _FEWEST_BUILT = 2
 _SHARE_OF_GUIDES = 0.25
 """Of the names, from which on numbers alone say that they are guides."""

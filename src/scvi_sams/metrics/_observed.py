@@ -19,8 +19,8 @@ from scvi_sams._checks import (
     check_key,
     check_number,
 )
-from scvi_sams._constants import REGISTERED_DOSES
-from scvi_sams._scale import size_factor_record
+from scvi_sams._constants import REGISTERED_DOSES, REGISTERED_LEVELS
+from scvi_sams._scale import levels_record, size_factor_record
 from scvi_sams.counts._block_reader import BlockReader, is_on_disk
 from scvi_sams.counts._validation import check_counts
 from scvi_sams.exceptions import (
@@ -31,10 +31,12 @@ from scvi_sams.exceptions import (
     SAMSError,
     UnknownPerturbationError,
 )
+from scvi_sams.labels._control import named_control
 from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._names import numbers_in
 from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._rows import groups_of_cells, label_rows
-from scvi_sams.labels._spelling import Spelling
+from scvi_sams.labels._spelling import Control, Spelling
 
 Average = Literal["lognorm", "mean"]
 """What :func:`observed_ate` averages over cells."""
@@ -46,7 +48,7 @@ def observed_ate(
     adata: ad.AnnData,
     *,
     perturbation_key: str = "perturbation",
-    control: str | Sequence[str] = "control",
+    control: Control = "control",
     dosage_key: str | None = None,
     perturbations: Sequence[str] | None = None,
     method: Average = "lognorm",
@@ -73,7 +75,8 @@ def observed_ate(
     perturbation_key
         Column of ``adata.obs`` with the label of each cell.
     control
-        Label or labels of the control cells.
+        Label or labels of the control cells, a pattern of them (``"NT*"``), or what marks these
+        cells: a boolean for each, or the name of a boolean column of ``adata.obs``.
     dosage_key
         Column of ``adata.obs`` with doses, as in ``setup_anndata``: a cell whose doses are 0 is a
         control cell, and cells of a label are averaged for each dose. ``None``: the doses that
@@ -118,6 +121,8 @@ def observed_ate(
     InvalidCountsError
         If counts are negative, fractional (normalised already) or not finite, or a cell's size is
         not positive.
+    InvalidCovariateError
+        If sizes of cells are not numbers.
     InvalidDosageError
         If doses are missing or malformed.
 
@@ -134,7 +139,7 @@ def observed_ate(
     'lognorm'
     """
     check_number(target_sum=target_sum, above=0)
-    spelling = Spelling.of(control, delimiter)
+    spelling = spelling_of(adata, perturbation_key, control, delimiter)
     cells, labels = labelled_cells(adata, indices, perturbation_key, spelling, dosage_key)
     rows, group_of_cell = _groups(labels, perturbations)
     n_groups = 1 + len(rows)
@@ -167,10 +172,35 @@ def observed_ate(
             "method": method,
             "target_sum": float(target_sum),
             **size_factor_record(size_factor_key),
+            **registered_levels(cells, labels),
             "units": f"difference of mean {averaged}",
         },
         layers={"standard_error": np.sqrt(squared_error[1:] + squared_error[0])},
     )
+
+
+def spelling_of(
+    adata: ad.AnnData, perturbation_key: str, control: Control, delimiter: str | None
+) -> Spelling:
+    """How the labels of cells are written, by the arguments of a public function."""
+    check_anndata(adata=adata)
+    if (adata.obs.columns == perturbation_key).sum() == 1:
+        control = named_control(control, adata.obs[perturbation_key], adata.obs)
+    return Spelling.of(control, delimiter)
+
+
+def labels_of(
+    adata: ad.AnnData, perturbation_key: str, control: Control, delimiter: str | None
+) -> Labels:
+    """Read a column of labels, whatever the doses, by the arguments of a public function."""
+    spelling = spelling_of(adata, perturbation_key, control, delimiter)
+    return encode_labels(obs_column(adata, perturbation_key), spelling=spelling)
+
+
+def registered_levels(cells: ad.AnnData, labels: Labels) -> dict[str, np.ndarray]:
+    """What a table keeps of the batches and covariates of its control cells."""
+    keys = [str(key) for key in cells.uns.get(REGISTERED_LEVELS, [])]
+    return levels_record(cells.obs[labels.is_control], keys)
 
 
 def labelled_cells(
@@ -238,7 +268,13 @@ def normalised_expression(
         size = values.sum(axis=1)
         advice = "Remove cells without counts (scanpy.pp.filter_cells)."
     else:
-        size = obs_column(cells, size_factor_key).to_numpy(dtype=np.float64)
+        column = obs_column(cells, size_factor_key)
+        size, is_text = numbers_in(column)
+        if is_text.any():
+            raise InvalidCovariateError(
+                f"obs[{size_factor_key!r}] holds {column[is_text].iloc[0]!r}, which is no size of "
+                "a cell. Convert the column, or pass another one."
+            )
         advice = f"Check obs[{size_factor_key!r}]."
     bad = ~(size > 0) | ~np.isfinite(size)
     if bad.any():
@@ -291,10 +327,12 @@ def ate_table(
 
 
 def obs_column(adata: ad.AnnData, key: str, of: str = "") -> pd.Series:
-    """Column of ``obs``; an error that names the others if it is not there."""
+    """Column of ``obs``; an error if it is not there, or not the only one of its name."""
     if key not in adata.obs:
         columns = ", ".join(map(repr, adata.obs.columns))
         raise MissingKeyError(f"obs{of} has no column {key!r}; its columns are {columns}.")
+    if (adata.obs.columns == key).sum() > 1:
+        raise SAMSError(f"obs{of} has more than one column {key!r}. Rename or drop one of them.")
     return adata.obs[key]
 
 

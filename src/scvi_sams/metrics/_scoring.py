@@ -16,8 +16,9 @@ from scvi_sams._checks import (
     check_choice,
     check_integer,
 )
+from scvi_sams._scale import warn_of_other_levels
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
-from scvi_sams.labels._spelling import Spelling
+from scvi_sams.labels._spelling import Control
 from scvi_sams.metrics import _ate, _cell_eval, _distances, _perturbench, _systema
 from scvi_sams.metrics._cell_scale import check_same_cell_doses, check_same_cell_scale
 from scvi_sams.metrics._comparison import (
@@ -31,6 +32,7 @@ from scvi_sams.metrics._comparison import (
     compare_sides,
     read_side,
 )
+from scvi_sams.metrics._observed import registered_levels, spelling_of
 
 Value: TypeAlias = float | np.ndarray | pd.Series
 """Of a metric, one or several."""
@@ -85,7 +87,7 @@ def score_predictions(
     *,
     modes: Sequence[str] = ("sams", "perturbench", "cell-eval", "systema"),
     perturbation_key: str = "perturbation",
-    control: str | Sequence[str] = "control",
+    control: Control = "control",
     covariate_key: str | None = None,
     delimiter: str | None = "+",
     target_genes: Mapping[str, str | Sequence[str]] | None = None,
@@ -199,13 +201,18 @@ def score_predictions(
         )
     check_modes(modes)
     check_predicted_genes(predicted, observed)
-    spelling = Spelling.of(control, delimiter)
+    spelling = spelling_of(observed, perturbation_key, control, delimiter)
     sides = [
         read_side(data, observed.var_names, side, perturbation_key, covariate_key, spelling)
         for side, data in (("predicted", predicted), ("observed", observed))
     ]
     check_same_cell_scale(predicted, observed)
     check_same_cell_doses(predicted, observed, sides[0].labels, sides[1].labels)
+    if covariate_key is None:
+        record = predicted.uns.get("prediction", {})
+        warn_of_other_levels(
+            predicted=record, observed=registered_levels(observed, sides[1].labels)
+        )
     options = Options(
         target_genes=target_genes,
         perturbed_centroid=_fitting_centroid(perturbed_centroid, observed.var_names),

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from scvi_sams._checks import as_positions, check_choice, check_integer, check_key, check_number
-from scvi_sams._constants import RESULT_KEYS
+from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.model._cells import (
     CellReader,
@@ -46,6 +46,10 @@ class CellModel(ScreenModel):
         if indices is None:
             return CellReader(self, adata, np.arange(adata.n_obs), batch_size)
         return CellReader(self, adata, as_positions("indices", indices, adata.n_obs), batch_size)
+
+    def get_var_names(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Names of the genes as they were registered, whatever became of the AnnData."""
+        return np.asarray(self._state(REGISTRY_KEYS.X)["column_names"])
 
     def _check_has_data(self, argument: str) -> None:
         if self.adata is None:
@@ -311,7 +315,7 @@ class CellModel(ScreenModel):
         """
         cells = self._read_scored(adata, indices, batch_size, n_samples, key_added)
         scores = -negative_log_terms(cells, n_samples).sum(axis=0)
-        return self._report(scores, cells, return_mean, key_added)
+        return cells.report(scores, return_mean, key_added)
 
     @torch.inference_mode()
     def get_reconstruction_error(
@@ -335,7 +339,7 @@ class CellModel(ScreenModel):
         True
         """
         cells = self._read_scored(adata, indices, batch_size, n_samples, key_added)
-        return self._report(negative_log_terms(cells, n_samples)[0], cells, return_mean, key_added)
+        return cells.report(negative_log_terms(cells, n_samples)[0], return_mean, key_added)
 
     @torch.inference_mode()
     def get_iwelbo(
@@ -377,7 +381,7 @@ class CellModel(ScreenModel):
         batch_size = 128 if batch_size is None else batch_size
         cells = self._read_scored(adata, indices, batch_size, n_samples, key_added)
         bounds = importance_weighted_bounds(cells, n_samples)
-        return self._report(bounds, cells, return_mean, key_added)
+        return cells.report(bounds, return_mean, key_added)
 
     def test_perturbations(
         self, *, n_components: int = 20, key_added: str | None = RESULT_KEYS.TESTS
@@ -438,10 +442,3 @@ class CellModel(ScreenModel):
                 "There are no cells to score: `indices` or `adata` is empty."
             )
         return cells
-
-    def _report(
-        self, values: np.ndarray, cells: CellReader, return_mean: bool, key_added: str | None
-    ) -> float | np.ndarray:
-        if key_added is not None:
-            cells.write(values, "obs", key_added)
-        return float(values.mean()) if return_mean else values

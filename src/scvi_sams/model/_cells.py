@@ -133,6 +133,14 @@ class CellReader:
         with ADATA_LOCK:
             self._write(values, slot, key)
 
+    def report(
+        self, values: np.ndarray, return_mean: bool, key_added: str | None
+    ) -> float | np.ndarray:
+        """Write values per cell into obs, and return them or their mean."""
+        if key_added is not None:
+            self.write(values, "obs", key_added)
+        return float(values.mean()) if return_mean else values
+
     def _write(self, values: np.ndarray, slot: str, key: str) -> None:
         table = getattr(self.adata, slot)
         full = np.full((self.adata.n_obs, *values.shape[1:]), np.nan, dtype=values.dtype)
@@ -206,7 +214,9 @@ def importance_weighted_bounds(cells: CellReader, n_samples: int) -> np.ndarray:
     return bound
 
 
-def positions_of_genes(gene_list: Sequence[str] | None, known: Sequence[str]) -> np.ndarray:
+def positions_of_genes(
+    gene_list: Sequence[str] | None, known: Sequence[str] | np.ndarray
+) -> np.ndarray:
     """Positions of genes among those of the model; ``None`` for all."""
     genes = pd.Index(known)
     if gene_list is None:

@@ -15,7 +15,7 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 
 from scvi_sams._checks import check_choice, check_integer, check_number
-from scvi_sams._scale import size_factor_record
+from scvi_sams._scale import levels_record, size_factor_record
 from scvi_sams._torch import generator
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, MissingControlError, SAMSError
@@ -102,6 +102,7 @@ def make_contrast(
     description = {
         **statistic.description(),
         **size_factor_record(model._setup_arguments["size_factor_key"]),
+        **_levels_of_effects(model),
         "interval": "none" if interval is None else interval,  # not every anndata writes None
         "n_samples": n_posterior_samples * n_basal,
         "n_posterior_samples": n_posterior_samples,
@@ -109,6 +110,22 @@ def make_contrast(
         **parts_of_predictions(module),
     }
     return Contrast(module, statistic, *states), description
+
+
+def _levels_of_effects(model: CellModel) -> dict[str, Any]:
+    """Levels of the control cells, whose batches and covariates effects are decoded with."""
+    if model.adata is None or not model.module.covariates.n_out:
+        return {}
+    control = control_cells(model)
+    cells = model.adata.obs.iloc[control] if len(control) else model.adata.obs
+    return _levels(model, cells)
+
+
+def _levels(model: CellModel, cells: pd.DataFrame) -> dict[str, Any]:
+    """Levels of cells, rows of obs, in what the model conditions on."""
+    setup = model._setup_arguments
+    keys = [setup["batch_key"], *(setup["categorical_covariate_keys"] or [])]
+    return levels_record(cells, [key for key in keys if key is not None])
 
 
 def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
@@ -127,11 +144,15 @@ def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
     return description
 
 
-def description_of_cells(model: CellModel, output: str, target_sum: float) -> dict[str, Any]:
+def description_of_cells(
+    model: CellModel, sources: CellReader, output: str, target_sum: float
+) -> dict[str, Any]:
     """State, for ``uns``, what predicted cells are."""
+    levels = _levels(model, sources.adata.obs.iloc[sources.positions])
     scale = {"target_sum": target_sum, "log": "natural, log(1 + x)"} if output == "lognorm" else {}
     size_factor = size_factor_record(model._setup_arguments["size_factor_key"])
-    return {"output": output, **size_factor, **parts_of_predictions(model.module), **scale}
+    parts = parts_of_predictions(model.module)
+    return {"output": output, **size_factor, **levels, **parts, **scale}
 
 
 def basal_states(

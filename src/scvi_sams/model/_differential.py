@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from scvi_sams._checks import (
 )
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._fdr import active_at_fdr
+from scvi_sams._torch import fixed_seed
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import (
     InvalidArgumentError,
@@ -37,7 +41,7 @@ from scvi_sams.model._counterfactual import (
     drawn_effects,
     encode_requested,
 )
-from scvi_sams.model._noise import new_seed
+from scvi_sams.model._noise import derived_seed, keys_of_cells, new_seed
 from scvi_sams.module._likelihoods import Likelihood
 
 _DRAWS_OF_EFFECTS = 25
@@ -180,7 +184,11 @@ def compare_cells(
     batch_size: int | None,
     kwargs: dict[str, Any],
 ) -> list[Comparison]:
-    """Compare the expression that is inferred for the cells of groups."""
+    """Compare the expression that is inferred for the cells of groups.
+
+    What is drawn for a comparison depends on its cells, and not on which others are asked for.
+    """
+    seed = new_seed()
 
     def sampled(
         data: AnnData,
@@ -190,25 +198,34 @@ def compare_cells(
         n_samples_overall: int,
     ) -> np.ndarray:
         """Draw cells with replacement, and expression from the posterior of each."""
-        chosen = indices[torch.randint(len(indices), (n_samples_overall,)).numpy()]
-        drawn = [
-            model.get_normalized_expression(
-                data,
-                part.tolist(),
-                transform_batch=transform_batch,
-                batch_size=batch_size,
-                return_numpy=True,
-            )
-            for part in np.array_split(chosen, min(_DRAWS_OF_EFFECTS, len(chosen)))
-        ]
-        return np.concatenate(drawn)
+        keys = keys_of_cells(data.obs_names, indices)
+        order = np.argsort(keys, kind="stable")
+        own = derived_seed(seed + _number_of(keys[order]), next(calls))
+        source = torch.Generator().manual_seed(own)
+        drawn = torch.randint(len(indices), (n_samples_overall,), generator=source).numpy()
+        parts = np.array_split(indices[order][drawn], min(_DRAWS_OF_EFFECTS, n_samples_overall))
+        rates = []
+        for number, part in enumerate(parts):
+            with fixed_seed(derived_seed(own, number)):
+                rates.append(
+                    model.get_normalized_expression(
+                        data,
+                        part.tolist(),
+                        transform_batch=transform_batch,
+                        batch_size=batch_size,
+                        return_numpy=True,
+                    )
+                )
+        return np.concatenate(rates)
 
     manager = model.get_anndata_manager(adata, required=True)
     computation = DifferentialComputation(sampled, None, manager)
     size = _median_size(model)
     found: list[Comparison] = []
     for group in groups:
-        columns = computation.get_bayes_factors(group[2], group[3], **kwargs)
+        calls = count()
+        with _numpy_seed(seed):
+            columns = computation.get_bayes_factors(group[2], group[3], **kwargs)
         if "lfc_mean" in columns:
             sides = [
                 (columns[name][None], cells.sum() * size)
@@ -218,6 +235,22 @@ def compare_cells(
             columns |= {"lfc_error": error, "lfc_z": columns["lfc_mean"] / error}
         found.append((*group, columns))
     return found
+
+
+def _number_of(keys: np.ndarray) -> int:
+    """A number for cells, by the numbers of each."""
+    return int.from_bytes(hashlib.sha256(keys.tobytes()).digest()[:7])
+
+
+@contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """Seed the generator by which scvi-tools pairs cells, and restore it."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def check_groups(

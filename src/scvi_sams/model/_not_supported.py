@@ -27,6 +27,8 @@ NOT_SUPPORTED = {
     "known ones are passed to a method as they are",
     "prepare_query_anndata": "other cells are passed to a method as they are, with the same genes",
     "prepare_query_mudata": "other cells are passed to a method as they are, with the same genes",
+    "setup_mudata": "the model reads one modality, an AnnData: pass that with the counts of genes, "
+    "such as setup_anndata(mdata.mod['rna'], ...), with labels in its obs",
     "setup_annbatch": "it would register cells without their perturbations; for cells on disk use "
     "setup_anndata(scvi_sams.data.open_screen(path))",
 }

@@ -195,8 +195,8 @@ class PerturbationModel(CellModel):
         target_sum
             See ``output``.
         batch_size
-            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``. With a seed, rates
-            depend neither on it nor on the order of ``indices``; drawn counts do.
+            Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``. With a seed, results
+            depend neither on it nor on the order of ``indices`` (but counts on an accelerator).
 
         Returns
         -------
@@ -241,7 +241,7 @@ class PerturbationModel(CellModel):
         drawn = output == "counts" and is_count
         rows = rows_as_asked(labels, dosages, self._spelling)
         cells = counterfactual_cells(values, rows, sources, sparsely=drawn)
-        cells.uns["prediction"] = description_of_cells(self, output, target_sum)
+        cells.uns["prediction"] = description_of_cells(self, sources, output, target_sum)
         return cells
 
     @torch.inference_mode()

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,18 @@ from scvi.model.base import BaseModelClass
 
 from scvi_sams._checks import as_path, check_anndata
 from scvi_sams._compat import DATA_FILE_NAME, MODEL_FILE_NAME, MODEL_NAME_KEY, SETUP_ARGUMENTS_KEY
-from scvi_sams._files import UNREADABLE, check_archive
-from scvi_sams.exceptions import RegistrationError, SavingError, UnreadableDataError
+from scvi_sams._files import UNREADABLE, check_archive, write_h5ad
+from scvi_sams.exceptions import (
+    InvalidArgumentError,
+    RegistrationError,
+    SavingError,
+    UnreadableDataError,
+)
 from scvi_sams.model._saved_data import check_writable, columns_kept, is_data_of
 from scvi_sams.model._train_arguments import check_device
 
+_OF_MODEL_FILE = {"save_kwargs", "legacy_mudata_format", "datamodule"}
+_OF_DATA_FILE = {"compression", "compression_opts"}
 _PARTS = ("model_state_dict", "var_names", "attr_dict")
 
 
@@ -47,6 +53,10 @@ def save_whole(
         if model.adata is None:
             raise SavingError("The model was loaded without data, so there is none to save.")
         check_writable(model.adata)
+    further = {name: kwargs.pop(name) for name in _OF_MODEL_FILE & set(kwargs)}
+    unknown = sorted(set(kwargs) - _OF_DATA_FILE)
+    if unknown:
+        raise InvalidArgumentError(f"`save` has no argument `{unknown[0]}`.")
     for table in (model.history_ or {}).values():
         # Names of pandas 3 are of a type that pandas 2 lacks, and cannot read.
         table.columns = table.columns.astype(object)
@@ -54,8 +64,13 @@ def save_whole(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving_") as scratch:
-            with columns_kept(model.adata) if save_anndata else nullcontext():
-                save(scratch, prefix, overwrite=True, save_anndata=save_anndata, **kwargs)
+            save(scratch, prefix, overwrite=True, **further)
+            if save_anndata:
+                with columns_kept(model.adata):
+                    model.adata.strings_to_categoricals()
+                    write_h5ad(
+                        model.adata, Path(scratch) / f"{prefix or ''}{DATA_FILE_NAME}", **kwargs
+                    )
             data = folder / f"{prefix or ''}{DATA_FILE_NAME}"
             layer = model.registry_[SETUP_ARGUMENTS_KEY]["layer"]
             if data.exists() and not (save_anndata or is_data_of(model.adata, layer, data)):

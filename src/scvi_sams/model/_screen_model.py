@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from anndata import AnnData
@@ -22,6 +22,7 @@ from scvi_sams.exceptions import RegistrationError
 from scvi_sams.labels._presets import CONTROL, DELIMITER, PERTURBATION_KEY
 from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.model._doses import largest_doses
+from scvi_sams.model._init_arguments import check_known_arguments
 from scvi_sams.model._read_values import ReadValues
 from scvi_sams.model._record import keep_record, model_card, model_record, training_record
 from scvi_sams.model._registration import (
@@ -55,8 +56,12 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     module: PerturbationModule
     # scvi-tools saves attributes whose names end so.
     trainings_: tuple[dict[str, Any], ...] = ()
-    largest_doses_: np.ndarray | None = None
-    """Of each perturbation in the training cells; 0 where there are none."""
+    largest_doses_: np.ndarray | None = None  # of each perturbation in training cells; 0 for none
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make a model, if there are such settings."""
+        check_known_arguments(cls, args, kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -352,7 +357,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             Whether the training data is saved too. If not, data of another model that an earlier
             save left in the folder is removed when that is overwritten.
         **kwargs
-            See :meth:`scvi.model.base.BaseModelClass.save`.
+            ``compression`` and ``compression_opts`` of the data, ``save_kwargs`` of ``torch.save``.
 
         Raises
         ------

@@ -38,6 +38,7 @@ _OTHER_NAMES = {
     "n_epochs": "Pass `max_epochs`.",
     "epochs": "Pass `max_epochs`.",
     "use_gpu": "Pass accelerator='gpu' or accelerator='cpu'.",
+    "learning_rate": "It is one of the training plan: plan_kwargs={'lr': ...}.",
     "gpus": "Pass accelerator='gpu', and their number as `devices`.",
     "seed": "Set scvi.settings.seed before the model is made.",
 }

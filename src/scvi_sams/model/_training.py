@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
@@ -160,9 +160,26 @@ def _set_default(given: dict[str, Any], name: str, value: Any) -> None:
 def _keep_history(given: dict[str, Any]) -> None:
     """Put the logger that ``model.history`` is made from before those of the user."""
     loggers = given.get("logger", _settings_of(given["trainer_config"]).get("logger"))
+    if loggers is True:
+        loggers = _logger_of_lightning(given.get("default_root_dir"))
     own = [loggers] if isinstance(loggers, Logger) else loggers
-    if isinstance(own, list | tuple) and not any(isinstance(one, SimpleLogger) for one in own):
+    if own is None or own is False:
+        return
+    if not isinstance(own, list | tuple) or not all(isinstance(one, Logger) for one in own):
+        raise InvalidArgumentError(
+            f"`logger` must be a logger of Lightning, a list of them, True or False, not {own!r}."
+        )
+    if not any(isinstance(one, SimpleLogger) for one in own):
         given["logger"] = [SimpleLogger(save_dir=given.get("log_save_dir")), *own]
+
+
+def _logger_of_lightning(folder: Any) -> Logger:
+    """What Lightning makes of ``logger=True``; it has no history."""
+    folder = settings.logging_dir if folder is None else folder
+    try:
+        return TensorBoardLogger(folder)
+    except ModuleNotFoundError:
+        return CSVLogger(folder)
 
 
 def _settings_of(configuration: Any) -> dict[str, Any]:

@@ -223,7 +223,8 @@ def fit_direct_effects(
         )
 
     observed, halves = effects_in(everything), None
-    if held_out is not None and tables.estimates_weights:
+    # Where few cells are held out, all may have combinations of what others have alone.
+    if held_out is not None and held_out.n.any() and tables.estimates_weights:
         halves = effects_in(training), effects_in(held_out)
     fit_rows = partial(_fit_rows, tables, observed, halves, fits_direct=module.fits_direct_effects)
     rows = range(tables.n_perturbations)
