@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 from module.builders import make_module
 from scvi_sams._shrinkage import Shrunken, shrink_entries
@@ -12,20 +13,20 @@ from scvi_sams.module import ConditionalVAEModule, SAMSVAEModule
 from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.train._compared_scale import SameScale
-from scvi_sams.train._direct_effects import (
+from scvi_sams.train._direct_effects import fit_direct_effects
+from scvi_sams.train._gene_sums import gene_sums
+from scvi_sams.train._observed_effects import Block, ObservedEffects, expected_rates
+from scvi_sams.train._stacking import (
     Components,
     Start,
     components,
-    fit_direct_effects,
     inflation_of_variance,
     stacked,
     stacking_weights,
 )
-from scvi_sams.train._gene_sums import gene_sums
-from scvi_sams.train._observed_effects import Block, ObservedEffects, expected_rates
 
 N_GENES = 5
-PRIOR_INFLATION = 1.5
+PRIOR_INFLATION = 1.0
 EQUAL = np.full(3, 1 / 3)
 ROWS = range(1)
 
@@ -95,7 +96,11 @@ def test_components_by_hand():
     noise = 0.25 * (1 + 4 + 0.25)
     kept = 1 - noise / (1 + 16 + 0.0225)
     np.testing.assert_allclose(found.means[2], kept * block.observed)
-    np.testing.assert_allclose(found.variances[2], kept * np.array([[0.25, 0.25, 0, 0.25]]))
+    # Of three genes that weigh differently the share is not known for sure.
+    squared = 0.25 * np.array([1, 4, 0.25])
+    sd = (1 - kept) * np.sqrt(2 * (squared**2).sum()) / squared.sum()
+    share = kept * norm.cdf(kept / sd) + sd * norm.pdf(kept / sd)
+    np.testing.assert_allclose(found.variances[2], share * np.array([[0.25, 0.25, 0, 0.25]]))
     without = components(block, Start(), scale_of(slope), None, fits_direct=False)
     np.testing.assert_allclose(without.means[0], block.of_model)
     np.testing.assert_allclose(without.variances[0], 0)
@@ -121,6 +126,29 @@ def test_combinations_are_shrunken_towards_the_sum_of_their_perturbations():
     np.testing.assert_allclose(found.means[2], start.centre)
 
 
+def test_the_error_of_the_model_is_that_of_its_shifts_and_of_what_is_added():
+    block = block_of([[1.0, -2.0, 0.3]], 0.5, [0.8, -1.0, 0.0])
+    block = block._replace(variance_of_model=np.array([[0.04, 0.09, 0.01]]))
+    slope = np.ones(3)
+    found = components(block, Start(), scale_of(slope), None, fits_direct=True)
+    lacking = shrink_entries(block.observed - block.of_model, block.error)
+    np.testing.assert_allclose(found.variances[0], lacking.sd**2 + [[0.04, 0.09, 0.01]])
+
+
+def test_effects_that_are_shrunken_to_nothing_are_not_known_to_be_nothing():
+    """As a whole, of many genes: half of the time noise alone is larger than it is on average."""
+    rng = np.random.default_rng(0)
+    shares = []
+    for observed in rng.normal(scale=0.5, size=(200, 1, 80)):
+        found = components(
+            block_of(observed, 0.5), Start(), scale_of(np.ones(80)), None, fits_direct=True
+        )
+        shares.append(found.variances[2].mean() / 0.25)
+    # The positive part of a normal deviate is on average .4 times its standard deviation.
+    assert 0.3 < np.mean(shares) / np.sqrt(2 / 80) < 0.8
+    assert np.min(shares) > 0
+
+
 def inflation(held_out, *, means, variances, slope):
     found = components_of([means] * 3, [variances] * 3)
     training = cells_that_show(block_of(means, 0.1), slope=slope)
@@ -135,7 +163,8 @@ def test_inflation_is_squared_error_per_variance_near_what_it_is_a_priori():
     )
     # As effects are compared; the gene without cells says nothing.
     per_variance = ((4 - 0.25) + 4 * (1 - 0.25)) / (0.5 + 4 * 0.25)
-    squared_error = 2 * (0.25**2 + (4 * 0.25) ** 2) / 1.5**2
+    of_held_out_cells = 0.25 + 4 * 0.25
+    squared_error = (2 * (0.25**2 + (4 * 0.25) ** 2) + (0.15 * of_held_out_cells) ** 2) / 1.5**2
     precision, prior_precision = 1 / squared_error, 1 / 0.5**2
     by_hand = precision * per_variance + prior_precision * PRIOR_INFLATION
     assert found == pytest.approx(by_hand / (precision + prior_precision))
@@ -235,7 +264,9 @@ def test_tables_without_held_out_cells_average_the_components_equally():
     sampled = direct.spread.numpy()[:, None] ** 2 * block.variance_of_model
     sampled *= scale.relative_slope(block.of_model) ** 2
     by_hand = np.sqrt(np.maximum(PRIOR_INFLATION * variance - sampled, 0))
-    by_hand /= scale.relative_slope(on_logits)
+    # Lognormal of this mean, whose upper quantile is that of the effect.
+    upper = scale.log_change(whole + 1.96 * by_hand) - scale.log_change(whole)
+    by_hand = 1.96 - np.sqrt(np.maximum(1.96**2 - 2 * upper, 0))
     np.testing.assert_allclose(sd.numpy()[has_cells], by_hand[has_cells], rtol=1e-4)
     assert sd.numpy()[has_cells].min() > 0.01
     assert not mean[1].any()

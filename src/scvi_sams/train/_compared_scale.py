@@ -116,3 +116,6 @@ class SameScale:
     def relative_slope(self, change: np.ndarray) -> np.ndarray:
         """Return ones."""
         return np.ones_like(change)
+
+
+Scale = ComparedScale | SameScale

@@ -6,10 +6,7 @@ the decoder's logits.
 
 - A direct effect is what the model lacks, ``observed - of_model``, shrunken under a scale mixture
   of normals with a point mass at 0 (Stephens 2017): 0 but for genes on which the cells insist.
-- Where the model has learned little, or cells are few, the observed effects themselves, shrunken
-  entry by entry or as a whole, may err less than the model does. Predictions of means are an
-  average of the three (stacking, Wolpert 1992). Held-out cells decide on its weights: with the
-  cells that it was trained on the model agrees whatever it has learned.
+- Predictions of means are an average of three estimates of the effect (``_stacking.py``).
 - Of a combination that was measured, what is shrunken is by how much it differs from the sum of
   its perturbations: where its cells are few, or say nothing else, the sum remains.
 """
@@ -18,17 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
-from scvi_sams._shrinkage import NormalMixture, Shrunken, share_kept, shrink_entries
+from scvi_sams._shrinkage import NormalMixture
 from scvi_sams.data._field import registered_labels
 from scvi_sams.module._direct_effects import COMPONENTS, DirectEffects, Residuals
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.train._compared_scale import ComparedScale, SameScale
+from scvi_sams.train._compared_scale import SameScale, Scale
 from scvi_sams.train._gene_sums import (
     Cells,
     GeneSums,
@@ -44,120 +40,24 @@ from scvi_sams.train._observed_effects import (
     over_processes,
 )
 from scvi_sams.train._shared_cells import effects_of_others, together_only
+from scvi_sams.train._stacking import (
+    PRIOR_INFLATION,
+    Components,
+    Priors,
+    Start,
+    components,
+    inflation_of_variance,
+    stacked,
+    stacking_weights,
+)
 
-_WEIGHT_SD = 0.5
-"""Standard deviation of the weights around equal ones, a priori."""
-_INFLATION, _INFLATION_SD = 1.5, 0.5
-"""By how much errors are larger than posterior variances say, and its standard deviation, a priori:
-these take the prior and the standard errors, which are estimates, for known (Morris 1983)."""
-_MOST_INFLATION = 4.0
 _MOST_SIGN_ERRORS = 0.05
 """Local false sign rate above which a direct effect is none: of the cells the model has explained
 such small ones by their basal states, and it scored held-out cells .8 nats lower with them."""
-_MOST_UNCERTAINTY = 3.0
-"""Standard deviation on logits: what is known of a gene without counts is known of its mean."""
-_FIRM = 1e3
-"""How firmly the weights add up to one."""
+_NORMAL_QUANTILE = 1.96
 _MOST_ENTRIES_OF_OWN_PRIORS = 2_000_000
 """Perturbations x genes up to which each perturbation has a prior of its own: beyond, fitting them
 takes longer than a part of training, and one fitted to some of the rows serves all."""
-
-
-Scale = ComparedScale | SameScale
-
-
-class Priors(NamedTuple):
-    """Mixtures that all perturbations share."""
-
-    observed: NormalMixture
-    lacking: NormalMixture
-    """Of what the model lacks."""
-
-
-class Start(NamedTuple):
-    """What is known of a block before its own cells: of combinations, sums of perturbations."""
-
-    direct: np.ndarray | float = 0.0
-    """Direct effects, rows x genes, on logits."""
-    centre: np.ndarray | float = 0.0
-    """Effects towards which observed ones are shrunken, rows x genes, as they are compared."""
-    squared_spread: np.ndarray | None = None
-    """Square of how wide predictions sample shifts, ``(rows, 1)``; ``None``: is to be found."""
-
-
-class Components(NamedTuple):
-    """What predictions may be made of, for a block of effects, as these are compared."""
-
-    direct: Shrunken
-    """What the model lacks."""
-    means: np.ndarray
-    """The effects of each of the :data:`COMPONENTS`, ``(3, rows, genes)``."""
-    variances: np.ndarray
-    """Posterior variances of the three."""
-
-
-def components(
-    block: Block, start: Start, scale: Scale, priors: Priors | None, *, fits_direct: bool
-) -> Components:
-    """Estimate a block of effects in three ways."""
-    error, of_model = block.error, scale.compared(block.of_model + start.direct)
-    observed, lacking = block.observed - start.centre, block.observed - of_model
-    direct = Shrunken(*np.zeros((4, *observed.shape)))
-    if priors is not None:
-        entrywise = priors.observed.posterior(observed, error)
-        if fits_direct:
-            direct = priors.lacking.posterior(lacking, error)
-    else:
-        entrywise = shrink_entries(observed, error)
-        if fits_direct:
-            direct = shrink_entries(lacking, error)
-    # As a whole: the share of the sum of squares, as effects are compared, that is not error.
-    known = np.isfinite(error)
-    kept = share_kept(scale.slope * observed, np.where(known, scale.slope * error, 0))
-    of_rows = kept * np.square(np.where(known, error, 0))
-    return Components(
-        direct,
-        np.stack(
-            [
-                of_model + direct.mean,
-                start.centre + entrywise.mean,
-                start.centre + kept * observed,
-            ]
-        ),
-        np.stack([np.square(direct.sd), np.square(entrywise.sd), of_rows]),
-    )
-
-
-def stacking_weights(
-    trained: ObservedEffects,
-    held_out: ObservedEffects,
-    rows: range,
-    of_block: Callable[[Block], Components],
-) -> np.ndarray:
-    """Weights of the :data:`COMPONENTS` of the training cells that explain held-out effects best.
-
-    They are not negative and add up to one; a priori they are normal around equal ones.
-    """
-    n = len(COMPONENTS)
-    products, targets = np.zeros((n, n)), np.zeros(n)
-    for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
-        means = of_block(block).means
-        error = of_held_out.error
-        signal = np.square(trained.scale.slope * means.mean(axis=0)).mean()
-        precision = np.square(trained.scale.slope) / (
-            np.square(trained.scale.slope * error) + signal + np.finfo(float).tiny
-        )
-        precision = np.where(np.isfinite(error), precision, 0)
-        products += np.einsum("itg,jtg,tg->ij", means, means, precision)
-        targets += np.einsum("itg,tg->i", means, precision * of_held_out.observed)
-    products += np.eye(n) / _WEIGHT_SD**2
-    targets += 1 / n / _WEIGHT_SD**2
-    factor = np.linalg.cholesky(products)
-    firm = _FIRM * np.sqrt(products.max())
-    weights, _ = nnls(
-        np.vstack([factor.T, np.full(n, firm)]), np.append(np.linalg.solve(factor, targets), firm)
-    )
-    return weights / weights.sum()
 
 
 @torch.no_grad()
@@ -266,7 +166,7 @@ def _fit_rows(
             block, start_of(block, observed.scale), observed.scale, priors, fits_direct=fits_direct
         )
 
-    weights, inflation = np.full(len(COMPONENTS), 1 / len(COMPONENTS)), _INFLATION
+    weights, inflation = np.full(len(COMPONENTS), 1 / len(COMPONENTS)), PRIOR_INFLATION
     if halves is not None:
         weights = stacking_weights(*halves, rows, of_block)
         inflation = inflation_of_variance(*halves, rows, of_block, weights)
@@ -337,49 +237,22 @@ def _shared_priors(
     return Priors(*(NormalMixture.fit(np.concatenate(part), error) for part in (own, lacking)))
 
 
-def inflation_of_variance(
-    trained: ObservedEffects,
-    held_out: ObservedEffects,
-    rows: range,
-    of_block: Callable[[Block], Components],
-    weights: np.ndarray,
-) -> float:
-    """Squared errors of stacked effects, as held-out cells show them, per posterior variance.
-
-    Where held-out effects are too uncertain to tell, near what it is a priori; at least 1.
-    """
-    errors = variances = noise = 0.0
-    scale = np.square(trained.scale.slope)
-    for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
-        whole, variance = stacked(of_block(block), weights)
-        known = np.isfinite(of_held_out.error)
-        own = np.where(known, np.square(of_held_out.error), 0)
-        errors += float(
-            (scale * (np.where(known, np.square(of_held_out.observed - whole), 0) - own)).sum()
-        )
-        variances += float((scale * np.where(known, variance, 0)).sum())
-        noise += float((2 * np.square(scale * own)).sum())
-    if variances <= 0:
-        return _INFLATION
-    uncertainty = noise / variances**2 / _INFLATION_SD**2
-    inflation = (errors / variances + uncertainty * _INFLATION) / (1 + uncertainty)
-    return float(np.clip(inflation, 1, _MOST_INFLATION))
-
-
-def stacked(found: Components, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean of the components, and its variance, that of a mixture, rows x genes both.
-
-    Where the components disagree, at most one of them can be right.
-    """
-    whole = np.einsum("i,itg->tg", weights, found.means)
-    apart = np.square(found.means - whole)
-    return whole, np.einsum("i,itg->tg", weights, found.variances + apart)
-
-
 def _share_of_variance(slope: np.ndarray, whole: np.ndarray, of_model: np.ndarray) -> np.ndarray:
     """Variance of whole effects per variance of the model's, as they are compared; at most 1."""
     total, part = ((np.square(slope) * v).sum(axis=1, keepdims=True) for v in (whole, of_model))
     return np.minimum(np.divide(total, part, out=np.ones_like(part), where=part > 0), 1)
+
+
+def _on_logits(scale: Scale, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Standard deviation on logits of effects of ``mean`` and ``sd`` as they are compared.
+
+    Rates are sampled as lognormal of this mean, whose 97.5 % quantile is then that of the effect.
+    Where hardly a count is left, a slope would make all of the effect's error one of the logarithm.
+    """
+    if isinstance(scale, SameScale):
+        return sd
+    above = scale.log_change(mean + _NORMAL_QUANTILE * sd) - scale.log_change(mean)
+    return _NORMAL_QUANTILE - np.sqrt(np.maximum(_NORMAL_QUANTILE**2 - 2 * above, 0))
 
 
 def _residuals(
@@ -403,14 +276,14 @@ def _residuals(
         squared = _share_of_variance(scale.slope, variance, of_model)
     on_logits = scale.log_change(whole)
     uncertainty = np.sqrt(np.maximum(variance - squared * of_model, 0))
-    uncertainty = np.minimum(uncertainty / scale.relative_slope(on_logits), _MOST_UNCERTAINTY)
+    uncertainty = _on_logits(scale, whole, uncertainty)
     # The shift, and with the direct effect, of which small ones are none.
     shift = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
     without = block.of_model + start.direct
     with_direct = scale.log_change(scale.compared(without) + found.direct.mean)
     is_sure = (found.direct.lfsr < _MOST_SIGN_ERRORS) & (found.direct.mean != 0)
     direct = start.direct + np.where(is_sure, with_direct - without, 0)
-    sd = np.minimum(found.direct.sd / scale.relative_slope(with_direct), _MOST_UNCERTAINTY)
+    sd = _on_logits(scale, scale.compared(with_direct), found.direct.sd)
     columns = [direct, sd, found.direct.lfsr, on_logits - shift - direct, uncertainty]
     for place in (0, 1, 3, 4):
         columns[place] = np.where(has_cells, columns[place] / block.dose, 0)

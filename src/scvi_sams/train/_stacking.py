@@ -1,0 +1,184 @@
+"""How far to believe the model: effects estimated in three ways, and their average.
+
+Where the model has learned little, or cells are few, the observed effects themselves, shrunken
+entry by entry or as a whole, may err less than the model does. Predictions of means are an average
+of the three (stacking, Wolpert 1992). Held-out cells decide on its weights: with the cells that it
+was trained on the model agrees whatever it has learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+from scipy.stats import norm
+
+from scvi_sams._shrinkage import NormalMixture, Shrunken, share_kept, shrink_entries
+from scvi_sams.module._direct_effects import COMPONENTS
+from scvi_sams.train._compared_scale import Scale
+from scvi_sams.train._observed_effects import Block, ObservedEffects
+
+_WEIGHT_SD = 0.5
+"""Standard deviation of the weights around equal ones, a priori."""
+PRIOR_INFLATION, _INFLATION_SD = 1.0, 0.5
+"""Factor of squared errors beyond posterior variances, and its standard deviation, a priori."""
+_OFF_BY = 0.15
+"""By what share squared errors of held-out effects are off: cells with a perturbation may vary
+more than control cells. Of few held-out cells that would pass for errors of what is predicted."""
+_MOST_INFLATION = 4.0
+_FIRM = 1e3
+"""How firmly the weights add up to one."""
+
+
+class Priors(NamedTuple):
+    """Mixtures that all perturbations share."""
+
+    observed: NormalMixture
+    lacking: NormalMixture
+    """Of what the model lacks."""
+
+
+class Start(NamedTuple):
+    """What is known of a block before its own cells: of combinations, sums of perturbations."""
+
+    direct: np.ndarray | float = 0.0
+    """Direct effects, rows x genes, on logits."""
+    centre: np.ndarray | float = 0.0
+    """Effects towards which observed ones are shrunken, rows x genes, as they are compared."""
+    squared_spread: np.ndarray | None = None
+    """Square of how wide predictions sample shifts, ``(rows, 1)``; ``None``: is to be found."""
+
+
+class Components(NamedTuple):
+    """What predictions may be made of, for a block of effects, as these are compared."""
+
+    direct: Shrunken
+    """What the model lacks."""
+    means: np.ndarray
+    """The effects of each of the :data:`COMPONENTS`, ``(3, rows, genes)``."""
+    variances: np.ndarray
+    """Posterior variances of the three."""
+
+
+def components(
+    block: Block, start: Start, scale: Scale, priors: Priors | None, *, fits_direct: bool
+) -> Components:
+    """Estimate a block of effects in three ways."""
+    error, of_model = block.error, scale.compared(block.of_model + start.direct)
+    observed, lacking = block.observed - start.centre, block.observed - of_model
+    direct = Shrunken(*np.zeros((4, *observed.shape)))
+    if priors is not None:
+        entrywise = priors.observed.posterior(observed, error)
+        if fits_direct:
+            direct = priors.lacking.posterior(lacking, error)
+    else:
+        entrywise = shrink_entries(observed, error)
+        if fits_direct:
+            direct = shrink_entries(lacking, error)
+    # As a whole: the share of the sum of squares, as effects are compared, that is not error.
+    known = np.isfinite(error)
+    of_shifts = np.square(scale.relative_slope(block.of_model)) * block.variance_of_model
+    weighed = scale.slope * observed, np.where(known, scale.slope * error, 0)
+    kept = share_kept(*weighed)
+    of_rows = _share_unknown(*weighed) * np.square(np.where(known, error, 0))
+    return Components(
+        direct,
+        np.stack(
+            [
+                of_model + direct.mean,
+                start.centre + entrywise.mean,
+                start.centre + kept * observed,
+            ]
+        ),
+        np.stack([of_shifts + np.square(direct.sd), np.square(entrywise.sd), of_rows]),
+    )
+
+
+def _share_unknown(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Posterior variance per squared error of effects that are shrunken as a whole, ``(rows, 1)``.
+
+    The share that is kept, were it known. It is off by chance, by more the fewer genes there are:
+    where it comes out as 0 or less, effects are zero and yet not known to be.
+    """
+    squared = np.square(error)
+    noise = squared.sum(axis=1, keepdims=True)
+    ratio = noise / np.maximum(np.square(effect).sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    n_genes = noise**2 / np.maximum(np.square(squared).sum(axis=1, keepdims=True), 1e-300)
+    sd = np.maximum(ratio * np.sqrt(2 / np.maximum(n_genes, 1)), 1e-12)
+    standard = (1 - ratio) / sd
+    return np.minimum((1 - ratio) * norm.cdf(standard) + sd * norm.pdf(standard), 1)
+
+
+def stacking_weights(
+    trained: ObservedEffects,
+    held_out: ObservedEffects,
+    rows: range,
+    of_block: Callable[[Block], Components],
+) -> np.ndarray:
+    """Weights of the :data:`COMPONENTS` of the training cells that explain held-out effects best.
+
+    They are not negative and add up to one; a priori they are normal around equal ones.
+    """
+    n = len(COMPONENTS)
+    products, targets = np.zeros((n, n)), np.zeros(n)
+    for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
+        means = of_block(block).means
+        error = of_held_out.error
+        signal = np.square(trained.scale.slope * means.mean(axis=0)).mean()
+        precision = np.square(trained.scale.slope) / (
+            np.square(trained.scale.slope * error) + signal + np.finfo(float).tiny
+        )
+        precision = np.where(np.isfinite(error), precision, 0)
+        products += np.einsum("itg,jtg,tg->ij", means, means, precision)
+        targets += np.einsum("itg,tg->i", means, precision * of_held_out.observed)
+    products += np.eye(n) / _WEIGHT_SD**2
+    targets += 1 / n / _WEIGHT_SD**2
+    factor = np.linalg.cholesky(products)
+    firm = _FIRM * np.sqrt(products.max())
+    weights, _ = nnls(
+        np.vstack([factor.T, np.full(n, firm)]), np.append(np.linalg.solve(factor, targets), firm)
+    )
+    return weights / weights.sum()
+
+
+def inflation_of_variance(
+    trained: ObservedEffects,
+    held_out: ObservedEffects,
+    rows: range,
+    of_block: Callable[[Block], Components],
+    weights: np.ndarray,
+) -> float:
+    """Squared errors of stacked effects, as held-out cells show them, per posterior variance.
+
+    Where held-out effects are too uncertain to tell, near what it is a priori; at least 1.
+    """
+    errors = variances = noise = of_held_out_cells = 0.0
+    scale = np.square(trained.scale.slope)
+    for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
+        whole, variance = stacked(of_block(block), weights)
+        known = np.isfinite(of_held_out.error)
+        own = np.where(known, np.square(of_held_out.error), 0)
+        errors += float(
+            (scale * (np.where(known, np.square(of_held_out.observed - whole), 0) - own)).sum()
+        )
+        variances += float((scale * np.where(known, variance, 0)).sum())
+        noise += float((2 * np.square(scale * own)).sum())
+        of_held_out_cells += float((scale * own).sum())
+    if variances <= 0:
+        return PRIOR_INFLATION
+    noise += (_OFF_BY * of_held_out_cells) ** 2
+    uncertainty = noise / variances**2 / _INFLATION_SD**2
+    inflation = (errors / variances + uncertainty * PRIOR_INFLATION) / (1 + uncertainty)
+    return float(np.clip(inflation, 1, _MOST_INFLATION))
+
+
+def stacked(found: Components, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean of the components, and its variance, that of a mixture, rows x genes both.
+
+    Where the components disagree, at most one of them can be right.
+    """
+    whole = np.einsum("i,itg->tg", weights, found.means)
+    apart = np.square(found.means - whole)
+    return whole, np.einsum("i,itg->tg", weights, found.variances + apart)
