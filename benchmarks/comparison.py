@@ -130,11 +130,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--methods", nargs="+", help="names of some of the methods; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    chosen = methods(arguments.data, arguments.quick)
     result = evaluation.benchmark(
         **DATA[arguments.data](arguments.quick),
-        methods=methods(arguments.data, arguments.quick),
+        methods={name: chosen[name] for name in arguments.methods or chosen},
         seeds=arguments.seeds,
         modes=("sams", "perturbench", "cell-eval", "systema", "distances"),
         folder=arguments.folder,
