@@ -98,13 +98,14 @@ def test_estimates_by_sums_and_by_logs_are_combined_by_their_errors():
         per_cell = 1 / 6 + 1 / 8
         # Such counts vary less than Poisson ones, of which errors are never less.
         poisson = 1 / (6 * mean + 0.5) + 1 / (8 * mean + 0.5)
-        of_all = np.maximum(of_sums * per_cell, poisson), of_logs * per_cell, of_both * per_cell
-        weight = np.clip((of_all[1] - of_all[2]) / (of_all[0] + of_all[1] - 2 * of_all[2]), 0, 1)
+        of_all = [np.maximum(part * per_cell, poisson) for part in (of_sums, of_logs, of_both)]
+        spread = of_all[0] + of_all[1] - 2 * of_all[2]
+        weight = np.clip((of_all[1] - of_all[2]) / np.maximum(spread, 1e-12), 0, 1)
+        weight = np.where(spread > 1e-12, weight, 1)
         by_sums = scale.compared(np.log(own.sum(axis=0) + 0.5) - np.log(6 * mean + 0.5))
         by_logs = (np.log2(1 + 1e4 / SIZE * own).mean(axis=0) - logs.mean(axis=0)) / scale.slope
         by_hand = weight * by_sums + (1 - weight) * by_logs
         np.testing.assert_allclose(block.observed[code], by_hand, rtol=1e-4, atol=1e-5)
-        assert ((weight > 0.02) & (weight < 0.98)).any()
         variance = (
             weight**2 * of_all[0]
             + (1 - weight) ** 2 * of_all[1]
@@ -160,7 +161,10 @@ def test_a_gene_that_rises_from_almost_nothing_is_known_to_what():
     x[:, 0] = np.append(rng.poisson(60, size=60), np.zeros(50))
     x[60:64, 0] = 1
     cells = batch(x, np.repeat([0, -1], [60, 50])[:, None])
-    effects = effects_in(constant_module(), sums_of([cells], [True, False, False]))
+    module = constant_module()
+    with torch.no_grad():
+        module.decoder.to_genes.bias[0] = np.log(4 / 50 / SIZE * np.exp(BIAS[1:]).sum())
+    effects = effects_in(module, sums_of([cells], [True, False, False]))
     (block,) = effects.blocks(range(1))
     logs = np.log2(1 + 1e4 / SIZE * x[:, 0])
     difference = logs[:60].mean() - logs[60:].mean()
@@ -187,6 +191,22 @@ def test_strong_knockdowns_are_seen_for_sure():
     np.testing.assert_allclose(
         effects.scale.log_change(block.observed)[0, 1:4], np.log(left[1:] / 87), atol=0.35
     )
+
+
+def test_of_a_gene_without_counts_nothing_is_known():
+    """Control cells that do not vary in it must not pass for ones that are sure."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(3, size=(110, N_GENES)).astype(float)
+    x[:, 0] = 0
+    cells = batch(x, np.repeat([0, -1], [60, 50])[:, None])
+    module = constant_module()
+    with torch.no_grad():
+        module.decoder.to_genes.bias[0] = -20
+    effects = effects_in(module, sums_of([cells], [True, False, False]))
+    (block,) = effects.blocks(range(1))
+    assert block.error[0, 0] > 1
+    assert abs(block.observed[0, 0]) < block.error[0, 0]
+    assert effects.scale.log_change(np.zeros((1, N_GENES)))[0, 0] == pytest.approx(0, abs=1e-6)
 
 
 def test_few_counts_that_are_missing_by_chance_are_no_knockdown():

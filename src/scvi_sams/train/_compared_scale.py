@@ -13,7 +13,8 @@ _MOST_LOG_CHANGE, _STEP = 8.0, 0.125
 """Of a rate: to a three thousandth of it, of which no count is left."""
 _NEARLY = 0.999
 _SLOPE_STEP = 0.1
-_SMALLEST_SLOPE = 1e-6
+_SMALLEST_SLOPE = 1e-5
+"""Added to that of each gene, so that one without counts has a change of the rate, too: its own."""
 _SMALLEST_RELATIVE_SLOPE = 0.02
 
 
@@ -49,11 +50,12 @@ class ComparedScale:
         n_steps = round(_MOST_LOG_CHANGE / _STEP)
         self._changes = np.arange(-n_steps, n_steps + 1) * _STEP
         changed = [at_states(log_rates + change).mean(axis=0) for change in self._changes]
-        self._means = np.maximum.accumulate(np.stack(changed, axis=1), axis=1)
+        means = np.maximum.accumulate(np.stack(changed, axis=1), axis=1)
+        self._means = means + _SMALLEST_SLOPE * self._changes
         self._mean = _Interpolation(self._changes, self._means)
         self._unchanged = self._mean(np.zeros((1, len(self._means))))[0]
         self.slope = np.ones(len(self._means))
-        self.slope = np.maximum(self._slope_at(np.zeros_like(self.slope)), _SMALLEST_SLOPE)
+        self.slope = self._slope_at(np.zeros_like(self.slope))
 
     @property
     def unchanged(self) -> np.ndarray:

@@ -283,12 +283,16 @@ class ObservedEffects:
             observed = observed + (expected.without[-1] if self._sums.has_controls else self._rate)
             return observed, of_sums
         by_sums, by_logs, change, counts = self._estimates(rows, self._logs)
-        # At least that of counts that vary no more than a Poisson, as where controls had none.
+        # At least that of counts that vary no more than a Poisson, as where controls had none: no
+        # estimate of a rate has a smaller one.
         of_counts = 1 / (counts + 0.5) + 1 / (self._rate * self._size_reference + 0.5)
         of_sums = np.maximum(of_sums, of_counts) + self._bias
-        of_logs, of_both = self._of_logs * per_cell, self._of_both * per_cell
-        spread = np.maximum(of_sums + of_logs - 2 * of_both, _SMALLEST_VARIANCE)
-        weight = np.clip((of_logs - of_both) / spread, 0, 1)
+        of_logs, of_both = (
+            np.maximum(values * per_cell, of_counts) for values in (self._of_logs, self._of_both)
+        )
+        spread = of_sums + of_logs - 2 * of_both
+        weight = np.clip((of_logs - of_both) / np.maximum(spread, _SMALLEST_VARIANCE), 0, 1)
+        weight = np.where(spread > _SMALLEST_VARIANCE, weight, 1)
         rest = 1 - weight
         variance = weight**2 * of_sums + rest**2 * of_logs + 2 * weight * rest * of_both
         variance = np.maximum(variance, _SMALLEST_VARIANCE)
