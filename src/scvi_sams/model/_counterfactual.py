@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -40,7 +39,7 @@ from scvi_sams.model._contrast import (
     summary,
 )
 from scvi_sams.model._doses import warn_beyond_measured
-from scvi_sams.model._noise import CellNoise, by_blocks, new_seed, sample_of_cells
+from scvi_sams.model._noise import CellNoise, by_blocks, new_seed, number_of, sample_of_cells
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
 from scvi_sams.module._perturbation_module import PerturbationModule
 
@@ -429,7 +428,7 @@ def _number_of(requested: Labels, row: int) -> int:
     """A number for a label with its doses, the same whatever the other labels are."""
     given = requested.codes[row] >= 0
     text = repr([requested.codes[row, given].tolist(), requested.doses[row, given].tolist()])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+    return number_of(text.encode())
 
 
 def counterfactual_cells(

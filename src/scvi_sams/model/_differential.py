@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -41,7 +40,7 @@ from scvi_sams.model._counterfactual import (
     drawn_effects,
     encode_requested,
 )
-from scvi_sams.model._noise import derived_seed, keys_of_cells, new_seed
+from scvi_sams.model._noise import derived_seed, keys_of_cells, new_seed, number_of
 from scvi_sams.module._likelihoods import Likelihood
 
 _DRAWS_OF_EFFECTS = 25
@@ -200,7 +199,7 @@ def compare_cells(
         """Draw cells with replacement, and expression from the posterior of each."""
         keys = keys_of_cells(data.obs_names, indices)
         order = np.argsort(keys, kind="stable")
-        own = derived_seed(seed + _number_of(keys[order]), next(calls))
+        own = derived_seed(seed + number_of(keys[order].tobytes()), next(calls))
         source = torch.Generator().manual_seed(own)
         drawn = torch.randint(len(indices), (n_samples_overall,), generator=source).numpy()
         parts = np.array_split(indices[order][drawn], min(_DRAWS_OF_EFFECTS, n_samples_overall))
@@ -235,11 +234,6 @@ def compare_cells(
             columns |= {"lfc_error": error, "lfc_z": columns["lfc_mean"] / error}
         found.append((*group, columns))
     return found
-
-
-def _number_of(keys: np.ndarray) -> int:
-    """A number for cells, by the numbers of each."""
-    return int.from_bytes(hashlib.sha256(keys.tobytes()).digest()[:7])
 
 
 @contextmanager

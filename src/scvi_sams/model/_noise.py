@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,11 @@ def derived_seed(seed: int, number: int) -> int:
     bits = (bits ^ (bits >> 30)) * _FIRST % 2**64
     bits = (bits ^ (bits >> 27)) * _SECOND % 2**64
     return (bits ^ (bits >> 31)) >> 2
+
+
+def number_of(content: bytes) -> int:
+    """A number for some content, the same in each process."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:7])
 
 
 def by_blocks(

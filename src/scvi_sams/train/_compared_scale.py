@@ -12,6 +12,7 @@ from scvi_sams.train._gene_sums import TARGET_SUM
 _MOST_LOG_CHANGE, _STEP = 8.0, 0.125
 """Of a rate: to a three thousandth of it, of which no count is left."""
 _NEARLY = 0.999
+_NORMAL_QUANTILE = 1.96
 _SLOPE_STEP = 0.1
 _SMALLEST_SLOPE = 1e-5
 """Added to that of each gene, so that one without counts has a change of the rate, too: its own."""
@@ -80,6 +81,16 @@ class ComparedScale:
         """Slope at changed log rates, per slope in control cells; rows x genes both."""
         return np.maximum(self._slope_at(log_change) / self.slope, _SMALLEST_RELATIVE_SLOPE)
 
+    def log_sd(self, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+        """Standard deviation of the log rate, of effects of ``mean`` and ``sd`` as compared.
+
+        Rates are sampled as lognormal of this mean, whose 97.5 % quantile is then that of the
+        effect. Where hardly a count is left, a slope would make all of the effect's error one of
+        the logarithm.
+        """
+        above = self.log_change(mean + _NORMAL_QUANTILE * sd) - self.log_change(mean)
+        return _NORMAL_QUANTILE - np.sqrt(np.maximum(_NORMAL_QUANTILE**2 - 2 * above, 0))
+
     def _slope_at(self, log_change: np.ndarray) -> np.ndarray:
         higher, lower = (self._mean(log_change + step) for step in (_SLOPE_STEP, -_SLOPE_STEP))
         return (higher - lower) / (2 * _SLOPE_STEP)
@@ -118,6 +129,10 @@ class SameScale:
     def relative_slope(self, change: np.ndarray) -> np.ndarray:
         """Return ones."""
         return np.ones_like(change)
+
+    def log_sd(self, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+        """Return the standard deviation itself."""
+        return sd
 
 
 Scale = ComparedScale | SameScale

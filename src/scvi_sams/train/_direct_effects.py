@@ -24,7 +24,7 @@ from scvi_sams._shrinkage import NormalMixture
 from scvi_sams.data._field import registered_labels
 from scvi_sams.module._direct_effects import COMPONENTS, DirectEffects, Residuals
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.train._compared_scale import SameScale, Scale
+from scvi_sams.train._compared_scale import Scale
 from scvi_sams.train._gene_sums import (
     Cells,
     GeneSums,
@@ -54,7 +54,6 @@ from scvi_sams.train._stacking import (
 _MOST_SIGN_ERRORS = 0.05
 """Local false sign rate above which a direct effect is none: of the cells the model has explained
 such small ones by their basal states, and it scored held-out cells .8 nats lower with them."""
-_NORMAL_QUANTILE = 1.96
 _MOST_ENTRIES_OF_OWN_PRIORS = 2_000_000
 """Perturbations x genes up to which each perturbation has a prior of its own: beyond, fitting them
 takes longer than a part of training, and one fitted to some of the rows serves all."""
@@ -243,18 +242,6 @@ def _share_of_variance(slope: np.ndarray, whole: np.ndarray, of_model: np.ndarra
     return np.minimum(np.divide(total, part, out=np.ones_like(part), where=part > 0), 1)
 
 
-def _on_logits(scale: Scale, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """Standard deviation on logits of effects of ``mean`` and ``sd`` as they are compared.
-
-    Rates are sampled as lognormal of this mean, whose 97.5 % quantile is then that of the effect.
-    Where hardly a count is left, a slope would make all of the effect's error one of the logarithm.
-    """
-    if isinstance(scale, SameScale):
-        return sd
-    above = scale.log_change(mean + _NORMAL_QUANTILE * sd) - scale.log_change(mean)
-    return _NORMAL_QUANTILE - np.sqrt(np.maximum(_NORMAL_QUANTILE**2 - 2 * above, 0))
-
-
 def _residuals(
     tables: DirectEffects,
     scale: Scale,
@@ -276,14 +263,14 @@ def _residuals(
         squared = _share_of_variance(scale.slope, variance, of_model)
     on_logits = scale.log_change(whole)
     uncertainty = np.sqrt(np.maximum(variance - squared * of_model, 0))
-    uncertainty = _on_logits(scale, whole, uncertainty)
+    uncertainty = scale.log_sd(whole, uncertainty)
     # The shift, and with the direct effect, of which small ones are none.
     shift = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
     without = block.of_model + start.direct
     with_direct = scale.log_change(scale.compared(without) + found.direct.mean)
     is_sure = (found.direct.lfsr < _MOST_SIGN_ERRORS) & (found.direct.mean != 0)
     direct = start.direct + np.where(is_sure, with_direct - without, 0)
-    sd = _on_logits(scale, scale.compared(with_direct), found.direct.sd)
+    sd = scale.log_sd(scale.compared(with_direct), found.direct.sd)
     columns = [direct, sd, found.direct.lfsr, on_logits - shift - direct, uncertainty]
     for place in (0, 1, 3, 4):
         columns[place] = np.where(has_cells, columns[place] / block.dose, 0)
