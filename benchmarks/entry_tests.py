@@ -14,15 +14,12 @@ An entry that is not there should have p < .05 in one case of twenty.
 
 from __future__ import annotations
 
-import argparse
-import logging
-
 import numpy as np
 import pandas as pd
 import torch
 
 import scvi_sams
-from error_rates import SCREENS, Screen, fit
+from error_rates import SCREENS, Screen, be_quiet, fit, parser_of
 from scvi_sams import evaluation
 from scvi_sams._group_tests import group_tests, normal_scores
 from scvi_sams.data._field import registered_labels
@@ -145,14 +142,9 @@ def tests(screen: Screen, model: scvi_sams.SAMSVAE) -> pd.DataFrame:
 
 def main() -> None:
     """Print the share of p-values below two sizes."""
-    parser = argparse.ArgumentParser(description=__doc__)
     screens = ["mcfaline23 permuted", "papalexi21", "svae", "300x80x60", "40x50x60"]
-    parser.add_argument("--screens", nargs="+", choices=SCREENS, default=screens)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    arguments = parser_of(__doc__, screens, [0]).parse_args()
+    be_quiet()
     for name in arguments.screens:
         found = []
         for seed in arguments.seeds:

@@ -17,10 +17,10 @@ Defaults of ``SAMSVAE`` on every screen, three seeds:
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -226,17 +226,28 @@ def rates(screen: Screen, model: scvi_sams.SAMSVAE, fdr: float = 0.05) -> dict[s
     return found
 
 
-def main() -> None:
-    """Print one line per training, then the means."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--screens", nargs="+", choices=SCREENS, default=list(SCREENS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--half-epochs", action="store_true")
-    parser.add_argument("--fdr", type=float, nargs="+", default=[0.05])
-    arguments = parser.parse_args()
+def parser_of(description: str | None, screens: list[str], seeds: list[int]) -> ArgumentParser:
+    """Take ``--screens`` and ``--seeds``, with these defaults."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--screens", nargs="+", choices=SCREENS, default=screens)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    return parser
+
+
+def be_quiet() -> None:
+    """Compute with one thread, and log errors only."""
     torch.set_num_threads(1)
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Print one line per training, then the means."""
+    parser = parser_of(__doc__, list(SCREENS), [0, 1, 2])
+    parser.add_argument("--half-epochs", action="store_true")
+    parser.add_argument("--fdr", type=float, nargs="+", default=[0.05])
+    arguments = parser.parse_args()
+    be_quiet()
     rows = []
     for name in arguments.screens:
         for seed in arguments.seeds:

@@ -10,9 +10,7 @@ with masks, which then hardly moves what is clear.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import logging
 from collections.abc import Callable
 from copy import deepcopy
 from unittest.mock import patch
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor
 
 import scvi_sams
-from error_rates import SCREENS, Screen
+from error_rates import SCREENS, Screen, be_quiet, parser_of
 from scvi_sams import evaluation
 from scvi_sams.module import _axis_errors, _sams_vae
 from scvi_sams.module._rotation import resampled_rotations
@@ -85,14 +83,9 @@ def starts(screen: Screen, seed: int) -> dict[str, str]:
 
 def main() -> None:
     """Print one line per screen and seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
     screens = ["40x50x400", "40x50x60", "demo", "svae"]
-    parser.add_argument("--screens", nargs="+", choices=SCREENS, default=screens)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    arguments = parser_of(__doc__, screens, [0]).parse_args()
+    be_quiet()
     for name in arguments.screens:
         for seed in arguments.seeds:
             print(f"{name}, seed {seed}: {starts(SCREENS[name](seed), seed)}", flush=True)
