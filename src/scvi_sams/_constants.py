@@ -6,7 +6,7 @@ from scvi import REGISTRY_KEYS as _SCVI_KEYS
 
 
 class _RegistryKeys(NamedTuple):
-    """Names of the tensors in a mini-batch: those of scvi-tools and the perturbations."""
+    """Names of the tensors in a mini-batch: those of scvi-tools, perturbations and guides."""
 
     X: str = _SCVI_KEYS.X_KEY
     BATCH: str = _SCVI_KEYS.BATCH_KEY
@@ -14,6 +14,7 @@ class _RegistryKeys(NamedTuple):
     CONTINUOUS_COVARIATES: str = _SCVI_KEYS.CONT_COVS_KEY
     SIZE_FACTOR: str = _SCVI_KEYS.SIZE_FACTOR_KEY
     PERTURBATIONS: str = "perturbations"
+    GUIDES: str = "guides"
 
 
 class _ResultKeys(NamedTuple):

@@ -105,7 +105,7 @@ class PerturbationField(BaseAnnDataField):
 
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data and remember its vocabulary."""
-        labels = self._encode(adata, vocabulary=None)
+        labels = self.read(adata)
         if self.dosage_obsm_key is not None:
             self._check_same_names(adata)
         check_has_control(labels, self.dosage_obsm_key)
@@ -130,7 +130,7 @@ class PerturbationField(BaseAnnDataField):
                 f"control cells: adata.obs[{key!r}] = {control!r}."
             )
             check_has("adata.obs has no", [key], adata.obs.columns, advice)
-        return self._encode(adata, vocabulary=list(state_registry[self.VOCABULARY_KEY]))
+        return self.read(adata, vocabulary=list(state_registry[self.VOCABULARY_KEY]))
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Return the number of perturbations."""
@@ -149,7 +149,8 @@ class PerturbationField(BaseAnnDataField):
             table.add_row(name, str(counts[code]), str(code))
         return table
 
-    def _encode(self, adata: AnnData, vocabulary: Sequence[str] | None) -> Labels:
+    def read(self, adata: AnnData, vocabulary: Sequence[str] | None = None) -> Labels:
+        """Read what was done to cells, by known names or the cells' own; nothing is written."""
         self.validate_field(adata)
         names_of_singles = vocabulary if self.additive else None
         if self.dosage_obsm_key is not None:

@@ -33,6 +33,7 @@ from scvi_sams.data._covariates import (
 )
 from scvi_sams.data._field import perturbation_field
 from scvi_sams.data._fingerprint import changed_parts, registered_parts
+from scvi_sams.data._guides import guide_field, tell_of_guides
 from scvi_sams.exceptions import RegistrationError
 
 ADATA_LOCK = threading.RLock()
@@ -111,6 +112,7 @@ class ScreenManager(AnnDataManager):
         if self._learned is None:
             self._learned = deepcopy(self.registry)
             self._registered = self._parts(adata)
+            tell_of_guides(self)
 
     def _tell_levels(self, adata: AnnData) -> None:
         """Write what models condition on, so that observed effects can say where they are from."""
@@ -187,7 +189,7 @@ class ScreenManager(AnnDataManager):
         columns = [batch_key, size_factor_key, *categorical, *continuous]
         check_keys_exist(adata, layers=[arguments["layer"]], obs=columns)
         if source_registry is None:
-            labels = [arguments[key] for key in ("perturbation_key", "dosage_key")]
+            labels = [arguments[key] for key in ("perturbation_key", "dosage_key", "guide_key")]
             validate_table(adata, [*labels, *columns])
         if batch_key:
             known = _state_of(source_registry, REGISTRY_KEYS.BATCH).get("categorical_mapping")
@@ -203,6 +205,9 @@ class ScreenManager(AnnDataManager):
         if source_registry is not None:
             state = _state_of(source_registry, REGISTRY_KEYS.PERTURBATIONS)
             perturbation_field(self).encode(adata, state)
+            guides = guide_field(self)
+            if guides is not None:
+                guides.find(adata, _state_of(source_registry, REGISTRY_KEYS.GUIDES))
 
 
 def _state_of(registry: dict | None, registry_key: str) -> Mapping[str, Any]:

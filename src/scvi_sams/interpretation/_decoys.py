@@ -182,7 +182,7 @@ def _with_decoys(
     x = manager.get_from_registry(REGISTRY_KEYS.X)
     adata = AnnData(
         BlockReader(x).read(0, len(labels)) if is_on_disk(x) else x,
-        obs=manager.adata.obs.copy(),
+        obs=_without_guides(manager.adata.obs, model._setup_arguments.get("guide_key"), decoys),
         var=pd.DataFrame(index=manager.adata.var_names),
         obsm={_DOSES: matrix},
     )
@@ -229,3 +229,13 @@ def _report(table: pd.DataFrame, fdr: float) -> None:
         logger.warning(f"{text} Do not read masks without the test (scvi_sams.tl.called_masks).")
     else:
         logger.info(text)
+
+
+def _without_guides(obs: pd.DataFrame, guide_key: str | None, decoys: np.ndarray) -> pd.DataFrame:
+    """Copy of obs in which decoys have no guide: theirs are those of control cells."""
+    obs = obs.copy()
+    if guide_key in obs:
+        guides = obs[guide_key].astype(object)
+        guides.iloc[decoys] = np.nan
+        obs[guide_key] = guides
+    return obs

@@ -25,6 +25,7 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._validation import validate_expression
 from scvi_sams.data._covariates import validate_size_factor
 from scvi_sams.data._field import PerturbationField, registered_labels
+from scvi_sams.data._guides import GuideField
 from scvi_sams.data._manager import ScreenManager
 from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
 from scvi_sams.labels._control import marks_cells, named_control
@@ -101,12 +102,13 @@ def register(
     given = setup_method_args[SETUP_ARGUMENTS_KEY]
     check_key(perturbation_key=given["perturbation_key"])
     labels = ("control", "delimiter", "dosage_key", "dosage_obsm_key", "perturbation_names")
+    perturbations = PerturbationField(
+        perturbation_key=None if given["dosage_obsm_key"] else given["perturbation_key"],
+        additive=additive,
+        **{name: given[name] for name in labels},
+    )
     fields = [
-        PerturbationField(
-            perturbation_key=None if given["dosage_obsm_key"] else given["perturbation_key"],
-            additive=additive,
-            **{name: given[name] for name in labels},
-        ),
+        perturbations,
         LayerField(REGISTRY_KEYS.X, given["layer"], is_count_data=False),
         CategoricalObsField(REGISTRY_KEYS.BATCH, given["batch_key"]),
         NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, given["size_factor_key"], required=False),
@@ -117,6 +119,8 @@ def register(
             REGISTRY_KEYS.CONTINUOUS_COVARIATES, given["continuous_covariate_keys"]
         ),
     ]
+    if given["guide_key"] is not None:
+        fields.append(GuideField(given["guide_key"], perturbations))
     manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
     manager.register_fields(adata, **source)
     logger.info(_registration_summary(manager))

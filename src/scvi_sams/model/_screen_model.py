@@ -132,6 +132,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         size_factor_key: str | None = None,
+        guide_key: str | None = None,
         preset: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -149,8 +150,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             ``"NT*"``, ``*`` is any text without the delimiter. Or what marks these cells: the name
             of a boolean column of obs, or a boolean for each cell.
         delimiter
-            What joins the names of a combination; ``None`` if labels must not be split. (Where
-            combinations are perturbations of their own, ``"A+B"`` is the same one as ``"B+A"``.)
+            What joins the names of a combination; ``None`` if labels must not be split.
         dosage_key
             Column of obs with the dose of each cell: a number, or text such as ``"0.5+1.0"``
             aligned with the label as written. Without it every dose is 1. Effects are linear in the
@@ -159,8 +159,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             Instead of labels: key of obsm with a cells x perturbations matrix of doses (ndarray,
             sparse matrix or DataFrame). A row of zeros is a control cell.
         perturbation_names
-            Names of that matrix' columns, or the key of uns that holds them. A DataFrame has its
-            own.
+            Names of that matrix' columns, or the key of uns with them. A DataFrame has its own.
         layer
             Layer with raw counts; ``None`` for ``X``.
         batch_key, categorical_covariate_keys, continuous_covariate_keys
@@ -168,6 +167,9 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         size_factor_key
             Column of obs with a size factor, for example the whole-transcriptome library size where
             ``adata`` holds a panel of genes. Without it the size is the sum of the counts.
+        guide_key
+            Column of obs with the guide of each cell, or several (``"STAT1g1|STAT1g2"``), or NaN.
+            Each belongs to one perturbation; control cells have others (:doc:`more </anndata>`).
         preset
             Name of a convention (:doc:`table of them </anndata>`), such as ``"gears"``, that
             decides ``perturbation_key``, ``control`` and ``delimiter`` where they are not given.
@@ -181,7 +183,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         MissingControlError
             If no cell is a control cell.
         InvalidPerturbationLabelError, InvalidDosageError
-            If labels or doses are missing or malformed.
+            If labels or doses are missing or malformed, or a guide belongs to no one perturbation.
         InvalidCovariateError
             If a batch or covariate is missing, or no number where it must be one.
         RegistrationError
@@ -193,9 +195,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         --------
         >>> adata = scvi_sams.datasets.simulate_screen(n_genes=50)
         >>> adata.layers["counts"] = adata.X.copy()
-        >>> scvi_sams.SAMSVAE.setup_anndata(
-        ...     adata, perturbation_key="perturbation", control="control", layer="counts"
-        ... )
+        >>> scvi_sams.SAMSVAE.setup_anndata(adata, "perturbation", "control", layer="counts")
         """
         check_setup(kwargs, layer=layer, batch_key=batch_key, size_factor_key=size_factor_key)
         arguments = cls._get_setup_method_args(**locals())
