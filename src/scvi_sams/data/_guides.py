@@ -217,4 +217,5 @@ def tell_of_guides(manager: AnnDataManager) -> None:
             f"adata.obs has no column {field.guide_key!r}: cells are read as without known guides."
         )
     elif n_without:
-        logger.info(f"{n_without:,} perturbed cells have no known guide.")
+        cells = f"{n_without:,} perturbed cell{'s have' if n_without > 1 else ' has'}"
+        logger.info(f"{cells} no known guide in adata.obs[{field.guide_key!r}].")
