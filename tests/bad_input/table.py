@@ -11,6 +11,7 @@ from bad_input import (
     dose_cases,
     expression_cases,
     file_cases,
+    guide_cases,
     label_cases,
     method_cases,
 )
@@ -20,6 +21,7 @@ SECTIONS: dict[str, list[Case]] = {
     "Labels and control": label_cases.CASES,
     "Doses in a column": dose_cases.COLUMN,
     "Dosage matrices": dose_cases.GIVEN,
+    "Guides": guide_cases.CASES,
     "The AnnData": data_cases.TABLE,
     "Batches, covariates and size factors": data_cases.COLUMNS,
     "Expression": expression_cases.CASES,
