@@ -12,12 +12,17 @@ from scvi_sams import SAMSVAE
 from scvi_sams.data import open_screen
 from scvi_sams.data._block_loader import BlockLoader
 
-SETUP = {**COVARIATES, "size_factor_key": "transcriptome", "dosage_key": "dosage"}
+SETUP = {
+    **COVARIATES,
+    "size_factor_key": "transcriptome",
+    "dosage_key": "dosage",
+    "guide_key": "guide",
+}
 
 
 @pytest.fixture(scope="module")
 def screen():
-    adata = small_screen(dosages=[0.5, 1.0, 2.0])
+    adata = small_screen(dosages=[0.5, 1.0, 2.0], guides_per_perturbation=2)
     adata.layers["counts"] = adata.X.copy()
     return adata
 

@@ -95,6 +95,10 @@ AT_SETUP = ANY_TIME | {
     "no control": Case(exceptions.MissingControlError, lambda adata: adata, {"control": "NT"}),
     "no doses": Case(exceptions.MissingKeyError, lambda adata: adata, {"dosage_key": "dose"}),
     "bad dose": Case(exceptions.InvalidDosageError, column("age", -1.0), {"dosage_key": "age"}),
+    "no guides": Case(exceptions.MissingKeyError, lambda adata: adata, {"guide_key": "guide"}),
+    "a guide of all cells": Case(
+        exceptions.InvalidPerturbationLabelError, lambda adata: adata, {"guide_key": "donor"}
+    ),
     "no matrix": Case(exceptions.MissingKeyError, lambda adata: adata, OBSM),
     "no names": Case(exceptions.InvalidDosageError, matrix(csr_with_explicit_zeros()), OBSM),
     "no names in uns": Case(

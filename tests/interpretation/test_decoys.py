@@ -9,6 +9,7 @@ import torch
 from model.builders import small_screen, train_small
 from scvi_sams import SAMSVAE, SVAEPlus
 from scvi_sams.data._field import registered_labels
+from scvi_sams.data._guides import registered_guides
 from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
 from scvi_sams.interpretation import decoy_check
 from scvi_sams.labels._labels import NO_PERTURBATION
@@ -90,6 +91,19 @@ def test_doses_of_decoys_are_those_of_others(trained_with):
     decoys = hidden.codes[:, 0] >= len(model.perturbations)
     assert decoys.sum() == 15
     assert (hidden.doses[decoys, 0] == 2.0).all()
+
+
+def test_decoys_have_no_guides_and_all_others_keep_theirs(trained_with):
+    adata = small_screen(guides_per_perturbation=2)
+    model = untrained(SAMSVAE, adata, guide_key="guide")
+    decoy_check(model, **FEW)
+    ((again, _),) = trained_with
+    found, hidden = (registered_guides(m.adata_manager) for m in (model, again))
+    assert hidden.names == found.names
+    np.testing.assert_array_equal(hidden.perturbation, found.perturbation)
+    np.testing.assert_array_equal(hidden.codes, found.codes)
+    assert again.adata.obs["guide"].isna().sum() == 15
+    assert not adata.obs["guide"].isna().any()
 
 
 def test_settings_and_training_are_those_of_the_model(trained_with, monkeypatch):

@@ -34,6 +34,7 @@ SETUPS = {
     "size factor": ({"size_factor_key": "transcriptome"}, {"gene_likelihood": "poisson"}),
     "normal": ({"layer": "normalised"}, {"gene_likelihood": "normal"}),
     "beta prior": (None, {"mask_prior_concentration": 2.0, "n_layers": 2}),
+    "guides": ({"guide_key": "perturbation"}, {}),
     "several controls": ({"control": ["P004", "control"]}, {}),
 }
 # The same computation in this process and in another.

@@ -128,6 +128,7 @@ argument_sets = st.fixed_dictionaries(
         "categorical_covariate_keys": one_of(None, "donor", ("donor", "batch"), ["donor"] * 2),
         "continuous_covariate_keys": one_of(None, "age", ("age", "size")),
         "size_factor_key": one_of(None, "size"),
+        "guide_key": one_of(*[None] * 7, "perturbation", "batch", "donor"),
     },
 )
 
