@@ -180,6 +180,7 @@ def make_statistics(x, size=None, n_perturbations=5):
     scaled = x if size is None else x / size[:, None]
     inputs = x if size is None else np.log1p(x)
     return TrainingStatistics(
+        n_cells=len(x),
         cells_per_perturbation=torch.zeros(n_perturbations),
         input_mean=torch.as_tensor(inputs.mean(0), dtype=torch.float32),
         input_sd=torch.as_tensor(inputs.std(0), dtype=torch.float32),

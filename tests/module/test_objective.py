@@ -275,6 +275,7 @@ def test_a_gene_that_never_varies_gives_no_nan(correlated_basal, correlated_effe
     scaled = x / x.sum(dim=1, keepdim=True)
     module.set_training_statistics(
         TrainingStatistics(
+            n_cells=len(x),
             cells_per_perturbation=torch.tensor([2.0, 2, 2, 1, 1]),
             input_mean=x.log1p().mean(0),
             input_sd=x.log1p().std(0, correction=0),

@@ -18,6 +18,7 @@ from scvi_sams.module._negative_binomial import (
     mean_decoded_log_prob,
     negative_binomial_log_prob,
 )
+from scvi_sams.module._responses import N_BRANCHES
 
 _MAX_LOG_MEAN_OF_POISSON = 30.0
 """Of Poisson counts: a mean a million times the largest count that is accepted."""
@@ -64,18 +65,31 @@ class Likelihood(nn.Module, ABC):
         to_genes: nn.Linear,
         size: Tensor,
         direct: Tensor | None = None,
+        of_branches: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the logits ``to_genes(hidden)``, for training.
 
         ``direct``, ``(n_cells, n_genes)`` and without a gradient, is added to the logits.
 
+        With ``of_branches``, ``(n_particles, n_cells)``, the first half of the particles is of
+        cells that respond to their perturbations, the second half of the same cells if they do not,
+        which have no direct effects. ``of_branches`` is what is known of them besides: log prior
+        less divergences.
+
         Returns
         -------
-        The mean over particles and cells, and the value of each without gradient, shape
-        ``(n_particles, n_cells)``.
+        The mean over particles and cells (over branches by their posterior), and the value of each
+        without gradient, shape ``(n_particles, n_cells)``.
         """
-        log_prob = self.log_prob(x, add_to_logits(to_genes(hidden), direct), size)
-        return log_prob.mean(), log_prob.detach()
+        logits = to_genes(hidden)
+        if of_branches is None:
+            log_prob = self.log_prob(x, add_to_logits(logits, direct), size)
+            return log_prob.mean(), log_prob.detach()
+        first, second = logits.chunk(N_BRANCHES)
+        log_prob = self.log_prob(x, torch.cat([add_to_logits(first, direct), second]), size)
+        branches = (log_prob + of_branches).detach().unflatten(0, (N_BRANCHES, -1))
+        weighted = torch.softmax(branches, dim=0).flatten(0, 1) * log_prob
+        return N_BRANCHES * weighted.mean(), log_prob.detach()
 
     @abstractmethod
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
@@ -148,6 +162,7 @@ class NegativeBinomialLikelihood(Likelihood):
         to_genes: nn.Linear,
         size: Tensor,
         direct: Tensor | None = None,
+        of_branches: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`mean_decoded_log_prob`: the logits of all genes never exist at once."""
         return mean_decoded_log_prob(
@@ -158,6 +173,7 @@ class NegativeBinomialLikelihood(Likelihood):
             self.log_inverse_dispersion,
             size,
             direct,
+            of_branches,
             softmax=not self.uses_size_factor,
         )
 

@@ -27,11 +27,16 @@ from torch.autograd.function import once_differentiable
 from scvi_sams import _torch as _devices
 from scvi_sams.kernels import _negative_binomial as loops
 from scvi_sams.module._minibatch import chunks_of_cells, chunks_of_particles
+from scvi_sams.module._responses import N_BRANCHES
 
 MAX_LOG_MEAN = 60.0
 """Keeps the mean finite in float32 whatever the decoder says."""
 _LOG_THETA = (-25.0, 60.0)
 """Within which the mean over theta, and theta, are finite in float32 as well."""
+
+_NO_WEIGHT = 1e-3
+"""Posterior probability below which a branch of a cell takes no part in gradients, and how much the
+other may have too much."""
 
 TABLE_SIZE = 256
 """Counts below this are looked up in a table per gene; to the few above, Stirling's series adds."""
@@ -72,6 +77,7 @@ def mean_decoded_log_prob(
     log_theta: Tensor,
     size: Tensor,
     direct: Tensor | None = None,
+    of_branches: Tensor | None = None,
     *,
     softmax: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -95,6 +101,8 @@ def mean_decoded_log_prob(
     direct
         Added to the output of the last layer, the same for all particles: ``(n_cells, n_genes)``,
         without a gradient.
+    of_branches
+        See :meth:`~scvi_sams.module._likelihoods.Likelihood.mean_decoded_log_prob`.
     softmax
         Whether a softmax over genes shares out the size; otherwise rates are multiplied with it.
 
@@ -113,6 +121,7 @@ def mean_decoded_log_prob(
             x.detach(),
             size.detach(),
             direct,
+            None if of_branches is None else of_branches.detach(),
             softmax,
             torch.is_grad_enabled(),
         )
@@ -174,47 +183,51 @@ class _MeanOfDecoded(torch.autograd.Function):
         x: Tensor,
         size: Tensor,
         direct: Tensor | None,
+        of_branches: Tensor | None,
         softmax: bool,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         theta = inverse_dispersion(log_theta)
+        n_branches = 1 if of_branches is None else N_BRANCHES
         each = theta.new_empty(hidden.shape[:-1])
-        share = torch.full_like(each, 1 / each.numel())
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
+        weights = torch.full_like(each, n_branches / each.numel())
+        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
         grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
         table = _rising_factorial_table(theta, x)
-        beta = 0.0
         for cells, chunk in _chunks_of_cells(x, theta, size if softmax else None):
             rising, slopes_of_theta = table.read(chunk.counts)
             if with_gradient:
                 grad_log_theta += slopes_of_theta.sum(0) / len(x)
-            for particles in chunks_of_particles(len(hidden), x.device):
+            for particles in chunks_of_particles(len(hidden), x.device, n_branches):
                 inner = hidden[particles, cells]
                 part = torch.nn.functional.linear(inner, weight, bias)
-                inner = inner.flatten(0, 1)
                 if direct is not None:
-                    part += direct[cells]
+                    part[: len(part) // n_branches] += direct[cells]
                 if not softmax:
                     part += size[cells, None].log()
-                if not with_gradient:
+                if of_branches is not None:
+                    terms = chunk.terms(part.clone() if with_gradient else part) + rising
+                    each[particles, cells] = terms
+                    weights[particles, cells] *= _of_branches(terms + of_branches[particles, cells])
+                elif not with_gradient:
                     each[particles, cells] = chunk.terms(part) + rising
+                if not with_gradient:
                     continue
-                terms = chunk.terms_and_slopes(part, share[particles, cells], grad_log_theta)
+                of_part = weights[particles, cells]
+                terms = chunk.terms_and_slopes(part, of_part, grad_log_theta)
                 each[particles, cells] = terms + rising
-                slopes = part.flatten(0, 1)
+                slopes, inner = part.flatten(0, 1), inner.flatten(0, 1)
                 grad_bias += slopes.sum(0)
-                # What is there before the first product counts as zero.
-                grad_weight.addmm_(slopes.T, inner, beta=beta)
-                beta = 1.0
-                torch.mm(slopes, weight, out=grad_hidden[particles, cells].view_as(inner))
+                of_inner = _products(slopes, inner, weight, grad_weight, of_part, n_branches)
+                grad_hidden[particles, cells] = of_inner.view_as(hidden[particles, cells])
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_log_theta)
         ctx.mark_non_differentiable(each)
-        return each.mean(), each
+        return (weights * each).sum(), each
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None, None
+        return *(grad * saved for saved in ctx.saved_tensors), *[None] * 6
 
 
 @dataclass(frozen=True)
@@ -313,6 +326,32 @@ def _chunks_of_cells(
     for cells in chunks_of_cells(x):
         size = None if softmax_size is None else softmax_size[cells]
         yield cells, kind(x[cells], theta, inverse_theta, size)
+
+
+def _of_branches(log_weights: Tensor) -> Tensor:
+    """Posterior of the branches, of log-weights ``(2 P, B)``, in the same shape."""
+    return torch.softmax(log_weights.unflatten(0, (N_BRANCHES, -1)), dim=0).flatten(0, 1)
+
+
+def _products(
+    slopes: Tensor,
+    inner: Tensor,
+    weight: Tensor,
+    of_weight: Tensor,
+    counts: Tensor,
+    n_branches: int,
+) -> Tensor:
+    """Gradient of ``inner``, ``(rows, n_hidden)``; that of the weights is added to ``of_weight``.
+
+    Rows that have next to no weight in ``counts`` are left out, as one branch of a cell often has.
+    """
+    if n_branches == 1 or _devices.is_accelerator(slopes.device):
+        of_weight.addmm_(slopes.T, inner)
+        return slopes @ weight
+    counted = (counts.flatten() > _NO_WEIGHT * counts.amax()).nonzero(as_tuple=True)[0]
+    slopes = slopes[counted]
+    of_weight.addmm_(slopes.T, inner[counted])
+    return torch.zeros_like(inner).index_copy_(0, counted, slopes @ weight)
 
 
 def _sum_over_cells(values: Tensor, weights: Tensor) -> Tensor:

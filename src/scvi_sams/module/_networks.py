@@ -309,16 +309,19 @@ class CorrelatedEffects(EffectPosterior):
         self.from_mask.weight.copy_(self.from_mask.weight[:, order])
 
 
+def standard_normals(n_particles: int, like: Tensor) -> Tensor:
+    """Standard normals of shape ``(n_particles, *like.shape[1:])``."""
+    return torch.randn(
+        (n_particles, *like.shape[1:]),
+        generator=generator(like.device),
+        dtype=like.dtype,
+        device=like.device,
+    )
+
+
 def draw_particles(posterior: Normal, n_particles: int) -> Tensor:
     """Draw ``(n_particles, ...)`` from a posterior of batch shape ``(n_particles or 1, ...)``."""
-    device = posterior.loc.device
-    noise = torch.randn(
-        (n_particles, *posterior.loc.shape[1:]),
-        generator=generator(device),
-        dtype=posterior.loc.dtype,
-        device=device,
-    )
-    return posterior.loc + posterior.scale * noise
+    return posterior.loc + posterior.scale * standard_normals(n_particles, posterior.loc)
 
 
 def divergence_from_prior(posterior: Normal, prior_scale: float) -> Tensor:

@@ -14,14 +14,16 @@ that occur in the mini-batch, L latent dimensions, S width of a shift, G genes.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from scvi.module.base import BaseModuleClass, LossOutput
+from scvi.module.base import LossOutput
 from torch import Tensor
 from torch.distributions import Normal
 
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._torch import generator
 from scvi_sams.module._direct_effects import DirectEffects, add_to_logits
 from scvi_sams.module._likelihoods import LIKELIHOODS, GeneLikelihood
 from scvi_sams.module._minibatch import (
@@ -34,9 +36,11 @@ from scvi_sams.module._networks import (
     BasalEncoder,
     Decoder,
     divergence_from_prior,
-    draw_particles,
     log_ratio_to_prior,
+    standard_normals,
 )
+from scvi_sams.module._responses import Branches, Responses, add_to_branches
+from scvi_sams.module._scored_cells import ScoredCells
 from scvi_sams.module._settings import (
     NotNegative,
     PositiveNumber,
@@ -58,7 +62,7 @@ class GlobalDraw(NamedTuple):
     there are none."""
 
 
-class PerturbationModule(BaseModuleClass):
+class PerturbationModule(ScoredCells):
     """Base of the modules: everything but what perturbations are and how they act.
 
     Parameters
@@ -75,6 +79,10 @@ class PerturbationModule(BaseModuleClass):
         As there (see :meth:`evidence_weights`).
     direct_effects, stacking
         As there. The tables of both are one :class:`DirectEffects`, ``direct``.
+    responses
+        As there, in models that have them. ``responses`` is then a :class:`Responses`.
+    perturbation_of_guides
+        Code of the perturbation of every guide; empty where none are registered.
     """
 
     def __init__(
@@ -97,6 +105,8 @@ class PerturbationModule(BaseModuleClass):
         evidence_cells: PositiveNumber | None,
         direct_effects: bool = False,
         stacking: bool = False,
+        responses: bool = False,
+        perturbation_of_guides: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
@@ -120,6 +130,7 @@ class PerturbationModule(BaseModuleClass):
             if direct_effects or stacking
             else None
         )
+        self.responses = Responses(n_perturbations, perturbation_of_guides) if responses else None
         self.register_buffer("cells_per_perturbation", torch.zeros(n_perturbations))
         self.register_buffer("input_mean", torch.zeros(n_genes))
         self.register_buffer("input_sd", torch.ones(n_genes))
@@ -158,7 +169,8 @@ class PerturbationModule(BaseModuleClass):
 
         They take larger steps than the weights.
         """
-        return list(self.likelihood.parameters())
+        tables = list(self.likelihood.parameters())
+        return tables if self.responses is None else tables + list(self.responses.parameters())
 
     @abstractmethod
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
@@ -207,6 +219,8 @@ class PerturbationModule(BaseModuleClass):
         """
         self.cells_per_perturbation.copy_(statistics.cells_per_perturbation)
         self.cell_sizes.copy_(statistics.cell_sizes)
+        if self.responses is not None:
+            self.responses.n_cells.fill_(statistics.n_cells)
         if self.is_initialised:
             return
         self.input_mean.copy_(statistics.input_mean)
@@ -243,7 +257,10 @@ class PerturbationModule(BaseModuleClass):
             size = tensors[REGISTRY_KEYS.SIZE_FACTOR].squeeze(1)
         else:
             size = x.sum(dim=1)
-        return CellBatch(x, codes.long(), doses, covariates, size)
+        guides = tensors.get(REGISTRY_KEYS.GUIDES)
+        return CellBatch(
+            x, codes.long(), doses, covariates, size, None if guides is None else guides.long()
+        )
 
     def _get_inference_input(
         self, tensors: dict[str, Tensor], **kwargs: object
@@ -257,14 +274,16 @@ class PerturbationModule(BaseModuleClass):
         -------
         ``shift`` (P or 1, B, S), ``qz`` (posterior of the basal states), ``z_basal`` (P, B, L),
         ``global_kl``: every cell's share of the global divergences, (P or 1, B) by name, and
-        ``global_penalty``: what training charges for them, (P or 1, B).
+        ``global_penalty``: what training charges for them, (P or 1, B). Where cells may respond or
+        not, the first three are of both branches, 2 P in place of P.
         """
         n_particles = n_particles or self.n_particles
         rows, slots = perturbations_of_batch(cells.codes, len(self.cells_per_perturbation))
         draw = self.global_posterior(rows, n_particles)
         shift = sum_over_slots(draw.shifts, slots, cells.doses)
-        qz = self.encode(cells.x, shift, cells.covariates)
-        return self.explained(cells, rows, slots, draw, shift, qz, draw_particles(qz, n_particles))
+        shift, qz = self.in_branches(cells, shift, n_particles)
+        z_basal = self.basal_states(qz, standard_normals(n_particles, qz.loc))
+        return self.explained(cells, rows, slots, draw, shift, qz, z_basal)
 
     def explained(
         self,
@@ -276,7 +295,7 @@ class PerturbationModule(BaseModuleClass):
         qz: Normal,
         z_basal: Tensor,
     ) -> dict[str, Any]:
-        """What :meth:`inference` returns, of what was drawn for perturbations and cells.
+        """What :meth:`inference` returns, of what was sampled for perturbations and cells.
 
         ``rows`` are the perturbations of ``draw``, ``slots`` the places of each cell's among them.
         """
@@ -318,6 +337,9 @@ class PerturbationModule(BaseModuleClass):
         counts = self.cells_per_perturbation[rows]
         if self.evidence_cells is None:
             return torch.ones_like(counts)
+        if self.responses is not None and self.has_branches:
+            # Cells that escaped say nothing about an effect.
+            counts = counts * torch.sigmoid(self.responses.log_odds()[rows]).detach()
         return 1 + counts / self.evidence_cells
 
     # Generation: p(x | z) ----------------------------------------------------------------------
@@ -351,10 +373,6 @@ class PerturbationModule(BaseModuleClass):
         logits = self.decoder.to_genes(self.decode_hidden(z_basal, shift, covariates))
         return add_to_logits(logits, direct)
 
-    def direct_effect(self, cells: CellBatch) -> Tensor | None:
-        """Sum of the direct effects of the perturbations of each cell, ``(B, G)``, if any."""
-        return None if self.direct is None else self.direct.of_cells(cells.codes, cells.doses)
-
     # The objective -----------------------------------------------------------------------------
 
     def loss(
@@ -373,19 +391,32 @@ class PerturbationModule(BaseModuleClass):
         ``global_kl_weight`` and :meth:`evidence_weights`.
         """
         cells: CellBatch = inference_outputs["cells"]
+        kl_z = self.normal_kl(inference_outputs["qz"], inference_outputs["z_basal"])
+        log_prior = of_branches = None
+        if self.responses is not None and self.has_branches:
+            log_prior = self.responses.log_prior(cells)
+            of_branches = add_to_branches(log_prior, -kl_z)
         mean_log_px, log_px = self.likelihood.mean_decoded_log_prob(
             cells.x,
             generative_outputs["hidden"],
             self.decoder.to_genes,
             cells.size,
             self.direct_effect(cells),
+            *(() if of_branches is None else (of_branches,)),
         )
-        kl_z = self.normal_kl(inference_outputs["qz"], inference_outputs["z_basal"])
-        global_kl = inference_outputs["global_kl"]
+        local = {"kl_z_basal": kl_z}
         penalty = self.global_kl_weight * inference_outputs["global_penalty"]
-        objective = mean_log_px - kl_weight * (kl_z + penalty).mean()
+        if self.responses is not None and log_prior is not None:
+            branches = Branches.of(log_prior, log_px - kl_z)
+            log_px = branches.mean(log_px)
+            local = {
+                "kl_z_basal": branches.mean(kl_z),
+                "kl_responses": branches.divergence(),
+            }
+            penalty = penalty + self.responses.penalty()
+        objective = mean_log_px - kl_weight * (sum(local.values()) + penalty).mean()
 
-        local = {"kl_z_basal": kl_z} | {f"kl_{name}": kl for name, kl in global_kl.items()}
+        local |= {f"kl_{name}": kl for name, kl in inference_outputs["global_kl"].items()}
         local = {name: kl.mean(0) for name, kl in local.items()}
         return LossOutput(
             loss=-objective,
@@ -399,23 +430,20 @@ class PerturbationModule(BaseModuleClass):
             return divergence_from_prior(posterior, prior_scale)
         return log_ratio_to_prior(posterior, draws, prior_scale)
 
-    def log_importance_weights(self, cells: CellBatch, shift: Tensor, noise: Tensor) -> Tensor:
-        """Return log p(x | z) + log p(z_basal) - log q(z_basal), a draw per particle, (P, B).
-
-        ``noise`` are standard normals for the basal states, ``(P, B, L)``.
-        """
-        qz = self.encode(cells.x, shift, cells.covariates)
-        z_basal = qz.loc + qz.scale * noise
-        logits = self.decode(z_basal, shift, cells.covariates, self.direct_effect(cells))
-        log_px = self.likelihood.log_prob(cells.x, logits, cells.size)
-        return log_px - log_ratio_to_prior(qz, z_basal)
-
     def sample(self, tensors: dict[str, Tensor], n_samples: int = 1) -> Tensor:
         """Posterior predictive expression of the cells, ``(n_samples, B, G)``."""
-        inputs = self._get_inference_input(tensors)
-        outputs = self.inference(**inputs, n_particles=n_samples)
-        cells: CellBatch = outputs["cells"]
-        logits = self.decode(
-            outputs["z_basal"], outputs["shift"], cells.covariates, self.direct_effect(cells)
-        )
+        cells = self.read_batch(tensors)
+        rows, slots = perturbations_of_batch(cells.codes, len(self.cells_per_perturbation))
+        shifts = self.global_posterior(rows, n_samples).shifts
+        shift = sum_over_slots(shifts, slots, cells.doses)
+        direct = self.direct_effect(cells)
+        if self.has_branches:
+            mean = shift.mean(dim=0, keepdim=True)
+            chance = torch.sigmoid(self.response_log_odds(cells, mean)).expand(n_samples, -1)
+            responds = torch.bernoulli(chance, generator=generator(chance.device))[..., None]
+            shift = shift * responds
+            direct = None if direct is None else direct * responds
+        qz = self.encode(cells.x, shift, cells.covariates)
+        z_basal = qz.loc + qz.scale * standard_normals(n_samples, qz.loc)
+        logits = self.decode(z_basal, shift, cells.covariates, direct)
         return self.likelihood.sample(logits, cells.size)

@@ -157,6 +157,11 @@ class SAMSVAEModule(LatentShiftModule):
         rows = torch.arange(len(self.masks.logits), device=self.device)
         return self.effects(rows, torch.ones_like(self.masks.logits)[None])
 
+    def has_effects(self) -> Tensor:
+        """Whether each perturbation more likely than not moves some latent dimension, ``(T,)``."""
+        rows = torch.arange(len(self.masks.logits), device=self.device)
+        return (self.masks.log_odds(rows) > 0).any(dim=1)
+
     @torch.no_grad()
     def start_masks(self, state_variance: Tensor | None = None) -> None:
         """End the dense phase: masks start from what the effects on sparse axes say.
@@ -193,6 +198,7 @@ class SAMSVAEModule(LatentShiftModule):
         basal, variances, shifts, codes = [], [], [], []
         for batch in cells:
             shift = sum_over_slots(means, positions_in(rows, batch.codes), batch.doses)
+            batch, shift = self.likelier_branch(batch, shift)
             posterior = self.encode(batch.x, shift, batch.covariates)
             basal.append(posterior.loc[0].cpu())
             variances.append(posterior.variance[0].cpu())

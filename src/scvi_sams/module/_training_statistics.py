@@ -13,6 +13,8 @@ class TrainingStatistics:
 
     Attributes
     ----------
+    n_cells
+        Number of training cells.
     cells_per_perturbation
         N_t: training cells with a non-zero dose, ``(T,)``.
     input_mean, input_sd
@@ -26,6 +28,7 @@ class TrainingStatistics:
         the share of cells that each stands for, ``(2, 3)``.
     """
 
+    n_cells: int
     cells_per_perturbation: Tensor
     input_mean: Tensor
     input_sd: Tensor

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def end_dense_phase(module: PerturbationModule, trainer: Any, max_curvature: flo
     if origin is not None:
         module.translate(origin)
     module.find_sparse_axes()
-    module.translate(unconfirmed_offsets(module, trainer))
+    with all_responding(module):
+        module.translate(unconfirmed_offsets(module, trainer))
     module.start_masks(variance_of_states(module, trainer))
     if max_curvature is not None:
         _switch_off_curved(module, trainer, max_curvature)
@@ -137,6 +139,19 @@ def unconfirmed_offsets(module: SAMSVAEModule, trainer: Any) -> Tensor:
         if not math.isnan(score) and norm.sf(score) > _SIZE / len(large):
             unconfirmed[latent] = offsets[latent]
     return unconfirmed
+
+
+@contextmanager
+def all_responding(module: PerturbationModule) -> Iterator[None]:
+    """Treat all cells alike, as if each responded: a swap test needs it of control cells."""
+    was_on = module.has_branches
+    if module.responses is not None:
+        module.responses.is_on.fill_(False)
+    try:
+        yield
+    finally:
+        if module.responses is not None:
+            module.responses.is_on.fill_(was_on)
 
 
 def _are_shared(effects: Tensor, offsets: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ def fit_direct_effects(
             expected,
             module.cell_sizes.double().cpu().numpy(),
             module.likelihood,
+            _responding(module, tables),
         )
 
     observed, halves = effects_in(everything), None
@@ -143,6 +144,14 @@ def fit_direct_effects(
         )
         joined = Residuals(*(torch.cat(parts) for parts in zip(singles, combinations, strict=True)))
         tables.fill(joined, weights, own_weights)
+
+
+def _responding(module: PerturbationModule, tables: DirectEffects) -> np.ndarray | None:
+    """Proportion of the cells of each row of the tables that respond, ``(R,)``."""
+    if module.responses is None or not module.has_branches:
+        return None
+    of_combinations = module.responses.rates_of(tables.combinations)
+    return torch.cat([module.responses.rates, of_combinations]).double().cpu().numpy()
 
 
 def _fit_rows(

@@ -19,7 +19,7 @@ NO_HELD_OUT_CELLS = (
     "Held-out cells cannot decide when training ends, as the split has no validation cells. Pass a "
     "`train_size` below 1, or `max_epochs` with another `lr_schedule`."
 )
-_SCORE = ("reconstruction_loss_validation", "kl_z_basal_validation")
+_SCORE = ("reconstruction_loss_validation", "kl_z_basal_validation", "kl_responses_validation")
 """Minus a bound on the log-likelihood of a cell, given what was learned. Without the global
 divergences that are in ``elbo_validation``: held-out cells owe no share of them."""
 _KEY = "scvi_sams_held_out"
@@ -47,7 +47,8 @@ class HeldOutCells:
         cells = getattr(trainer.datamodule, "val_idx", None)
         if cells is None or len(cells) == 0:
             raise InvalidSplitError(NO_HELD_OUT_CELLS)
-        self.length = TrainingLength(int(trainer.max_epochs or 0), first)
+        has_responses = getattr(module, "responses", None) is not None
+        self.length = TrainingLength(int(trainer.max_epochs or 0), first, has_responses)
         self._best = GoodWeights(module)
         self.is_scored = False
         """Whether there is a score that was not judged yet; not all epochs need to have one."""
@@ -60,7 +61,7 @@ class HeldOutCells:
         if not self.is_scored:
             return None
         self.is_scored = False
-        score = float(sum(trainer.callback_metrics[name] for name in _SCORE))
+        score = float(sum(trainer.callback_metrics.get(name, 0) for name in _SCORE))
         # All processes must come to the same decision.
         score = trainer.strategy.broadcast(score)
         epoch = trainer.current_epoch

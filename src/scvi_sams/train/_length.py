@@ -4,6 +4,7 @@ A training goes through stages, each of which ends by the scores of validation c
 from the best weights of the one before::
 
     dense      full rates     all masks on
+    responding full rates     the same, and cells may respond or not, in models that have this
     settling   half of them   the same, until effects are as good as they get; then the rotation
     masks      half of them   masks in use
     decay      falling        to zero
@@ -18,7 +19,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Stage = Literal["dense", "settling", "steady", "masks", "decay", "over"]
+Stage = Literal["dense", "responding", "settling", "steady", "masks", "decay", "over"]
 
 
 class Rule(NamedTuple):
@@ -36,6 +37,9 @@ class Rule(NamedTuple):
 _RULES: dict[Stage, Rule] = {
     # What an unlucky score ends too early, the next stage makes up for.
     "dense": Rule(1.0, 1, 0.0, "settling"),
+    # Effects that were averaged over cells that escaped grow to their size: 40 to 50 % of them
+    # escaped, slopes of effects were .91 to .96 with this stage and .87 to .89 without.
+    "responding": Rule(1.0, 1, 0.0, "settling"),
     # The search for axes wants effects without the noise of full rates.
     "settling": Rule(0.5, 3, 0.1, "masks"),
     "steady": Rule(1.0, 3, 0.1, "decay"),
@@ -73,6 +77,8 @@ class TrainingLength:
         left to the decay may cut it short.
     stage
         ``"dense"``, or ``"steady"`` for a training without a rotation.
+    has_responses
+        Whether there is a stage ``"responding"``.
 
     Examples
     --------
@@ -88,6 +94,8 @@ class TrainingLength:
 
     max_epochs: int
     stage: Stage
+    has_responses: bool = False
+    """Whether cells may respond or not, from the end of the dense stage on."""
     full_rate: float = 1.0
     """With which a decay begins."""
     best_score: float = math.inf
@@ -142,7 +150,7 @@ class TrainingLength:
 
     def _last_epoch(self, epoch: int, step: int) -> int:
         """Of the stage, so that what follows has its share of the epochs."""
-        if self.stage == "dense":
+        if self.stage in ("dense", "responding"):
             return max(self.max_epochs // 3, 1)
         if self.stage == "settling":
             return max(self.max_epochs // 2, 1)
@@ -164,6 +172,8 @@ class TrainingLength:
             self.stage = "over"
             return
         _, _, _, following = rule = _RULES[self.stage]
+        if self.stage == "dense" and self.has_responses:
+            following = "responding"
         if following == "masks":
             # Scores with masks, which have a price, are no match for those without.
             self.best_score, self.best_epoch = math.inf, epoch

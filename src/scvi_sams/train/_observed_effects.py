@@ -192,6 +192,9 @@ class Block(NamedTuple):
 class ObservedEffects:
     """Observed effects and those of the model, a block of perturbations at a time.
 
+    They are effects on cells that respond to what they carry. ``responding``, ``(R,)``, is the
+    proportion of the cells of each row that do; ``None``: all.
+
     Attributes
     ----------
     cell_sizes
@@ -208,7 +211,10 @@ class ObservedEffects:
         expected: Expected,
         cell_sizes: np.ndarray,
         likelihood: Likelihood,
+        responding: np.ndarray | None = None,
     ) -> None:
+        n_rows = len(sums.n) - 1
+        self._responding = np.ones((n_rows, 1)) if responding is None else responding[:, None]
         self._sums, self._expected = sums, expected
         self.others: dict[int, np.ndarray] = {}
         is_count = likelihood.is_count_likelihood
@@ -255,6 +261,9 @@ class ObservedEffects:
                 change = self.scale.log_change(observed[row - start]) - self.others[row]
                 observed[row - start] = self.scale.compared(change)
             has_cells = self._n[rows] > 0
+            # Cells that do not respond have none of the effect: all have that much less of it.
+            respond = self._responding[rows]
+            observed, variance = observed / respond, variance / respond**2
             yield Block(
                 rows,
                 self._expected.dose[rows, None],

@@ -34,11 +34,14 @@ from scvi_sams.train._interruption import (
     forget_stopping_score,
 )
 from scvi_sams.train._length import Stage
+from scvi_sams.train._responses import begin_responses, fit_responses_of
 from scvi_sams.train._statistics import training_statistics, warn_of_dominant_genes
 
 logger = logging.getLogger("scvi.sams")
 
 _VALIDATION_SEED = 20231
+_BEFORE_RESPONSES = 0.75
+"""Share of a planned dense phase after which cells may respond or not."""
 _STEPS_BETWEEN_LOOKS = 50
 """After which an accelerator is waited for, to see whether training diverged."""
 
@@ -151,6 +154,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         }
         self.is_interrupted = False
         self._rotation_epoch: int | None = None
+        self._responses_epoch = 0
         self._held_out: HeldOutCells | None = None
 
     def setup(self, stage: str) -> None:
@@ -160,6 +164,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         n_dense = round(self.dense_fraction * (self.trainer.max_epochs or 0))
         if n_dense and self.module.has_dense_phase and not self.module.is_initialised:
             self._rotation_epoch = n_dense
+            self._responses_epoch = round(_BEFORE_RESPONSES * n_dense)
             self.module.begin_dense_phase()
         data = self.trainer.datamodule
         counts = self.module.likelihood.is_count_likelihood
@@ -200,6 +205,8 @@ class PerturbationTrainingPlan(TrainingPlan):
 
     def on_train_epoch_start(self) -> None:
         """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""
+        if self._cells_may_escape:
+            begin_responses(self.module, self.trainer)
         if self._rotation_epoch is None:
             return
         forget_stopping_score(self.trainer)
@@ -211,6 +218,13 @@ class PerturbationTrainingPlan(TrainingPlan):
             forget_best_states(self.trainer)
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
+
+    @property
+    def _cells_may_escape(self) -> bool:
+        """Whether effects have formed, so that cells can be told to have them or not."""
+        if self._held_out is not None:
+            return self._held_out.length.stage != "dense"
+        return self.current_epoch >= self._responses_epoch
 
     def on_train_epoch_end(self) -> None:
         """Log how the module stands, to ``history``."""
@@ -240,6 +254,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         if self._rotation_epoch is not None:
             self._end_dense_phase()
         self.module.order_latents()
+        fit_responses_of(self.module, self.trainer)
         fit_direct_effects_of(self.module, self.trainer)
         self._warn_of_masks_that_say_nothing()
 

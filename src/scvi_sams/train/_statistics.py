@@ -63,6 +63,7 @@ def training_statistics(
     is_control = labels.is_control[train_indices]
     typical = size_of_cell[is_control] if is_control.any() else size_of_cell
     return TrainingStatistics(
+        n_cells=len(codes),
         cells_per_perturbation=_float(np.bincount(codes[codes >= 0], minlength=n_perturbations)),
         input_mean=_float(inputs.mean),
         input_sd=_float(np.sqrt(inputs.variance)),

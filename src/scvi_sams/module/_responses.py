@@ -1,0 +1,283 @@
+"""Whether a cell responded to its perturbations, summed out of the likelihood of every cell.
+
+::
+
+    b_i ~ Bernoulli(pi_i)                  1 where cell i responded
+    z_i = z_basal_i + b_i * sum_t d_it s_t
+
+The log-odds of ``pi_i`` are those of the cell's perturbations, or of its guides where they are
+registered, averaged where a cell has several: it responds to all of them or to none. With ``B`` a
+bound on the likelihood of a cell in each of the two branches, the bound of the cell is::
+
+    log sum_b p(b) exp(B_b) = sum_b r_b (B_b + log p(b) - log r_b),    r_b = p(b) exp(B_b) / sum
+
+so that ``r``, the posterior probability of a response, is exact given the two bounds.
+
+Shapes: P particles, B cells, T perturbations, U units: perturbations, then guides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scvi_sams.module._minibatch import CellBatch
+
+N_BRANCHES = 2
+"""With a response, and without."""
+
+_NEVER = -1e4
+"""Log-probability of a branch that a cell does not have; finite, so that 0 times it is 0."""
+
+_CERTAIN = 1e-4
+"""Within which proportions have log-odds."""
+
+_INITIAL_LOG_ODDS, _SD_OF_MEAN = 1.4, 1.0
+"""A priori four of five cells respond, of a whole screen; within .37 and .96 in two of three."""
+_SD_OF_PERTURBATIONS, _SD_OF_GUIDES = 1.0, 1.0
+"""By how much log-odds of perturbations differ from those of the screen, and guides from theirs."""
+
+
+class Responses(nn.Module):
+    """Probabilities that cells respond, of perturbations and their guides.
+
+    ``acts`` says which perturbations have an effect that cells can respond to. Cells of the others
+    have one branch, as control cells do: with two, whatever is not normal about basal states would
+    pass for an effect of theirs, the same for all.
+
+    ``rates`` are the proportions of training cells of each perturbation that respond,
+    ``information`` is what these say about the log-odds of each unit, and ``evidence`` how far, as
+    a root mean square, it changes the log-odds of a cell of each perturbation. All are fitted when
+    training ends.
+
+    Parameters
+    ----------
+    n_perturbations
+        T.
+    perturbation_of_guides
+        Code of the perturbation of every guide; empty where no guides are registered.
+    """
+
+    def __init__(self, n_perturbations: int, perturbation_of_guides: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.n_perturbations = n_perturbations
+        self.mean = nn.Parameter(torch.tensor([_INITIAL_LOG_ODDS]))
+        self.of_perturbations = nn.Parameter(torch.zeros(n_perturbations))
+        self.of_guides = nn.Parameter(torch.zeros(len(perturbation_of_guides)))
+        self.perturbation_of_guides: Tensor
+        self.register_buffer(
+            "perturbation_of_guides", torch.tensor(perturbation_of_guides, dtype=torch.int64)
+        )
+        self.n_cells: Tensor
+        self.register_buffer("n_cells", torch.tensor(1.0))
+        self.information: Tensor
+        n_units = n_perturbations + len(perturbation_of_guides)
+        self.register_buffer("information", torch.zeros(n_units))
+        self.evidence: Tensor
+        self.register_buffer("evidence", torch.zeros(n_perturbations))
+        self.acts: Tensor
+        self.register_buffer("acts", torch.ones(n_perturbations, dtype=torch.bool))
+        self.rates: Tensor
+        self.register_buffer("rates", torch.ones(n_perturbations))
+        self.is_on: Tensor
+        self.register_buffer("is_on", torch.tensor(False))
+
+    def log_odds(self) -> Tensor:
+        """Of every unit, ``(U,)``."""
+        perturbations = self.mean + self.of_perturbations
+        guides = perturbations[self.perturbation_of_guides] + self.of_guides
+        return torch.cat([perturbations, guides])
+
+    def rates_of(self, codes: Tensor) -> Tensor:
+        """Proportion of cells that respond to the perturbations ``codes``, ``(N, K)``; ``(N,)``.
+
+        That of a combination has the mean of the log-odds of its perturbations; 1 of none.
+        """
+        carried = codes >= 0
+        log_odds = torch.logit(self.rates, eps=_CERTAIN)[codes.clamp(min=0)]
+        total = torch.where(carried, log_odds, 0.0).sum(dim=1)
+        mean = torch.sigmoid(total / carried.sum(dim=1).clamp(min=1))
+        return torch.where(carried.any(dim=1), mean, 1.0)
+
+    def knows(self, cells: CellBatch) -> Tensor:
+        """Whether it can be told if cells respond, ``(B,)``: not where effects are too small.
+
+        The evidence of cells is then less than what log-odds differ by a priori.
+        """
+        tells = self.acts & (self.evidence >= _SD_OF_PERTURBATIONS)
+        return ((cells.codes >= 0) & tells[cells.codes.clamp(min=0)]).any(dim=1)
+
+    def sd(self) -> Tensor:
+        """Standard deviation of the log-odds of every unit, ``(U,)``, once they are fitted."""
+        n_guides = len(self.of_guides)
+        sds = [_SD_OF_PERTURBATIONS] * self.n_perturbations + [_SD_OF_GUIDES] * n_guides
+        precision = self.information.new_tensor(sds).square().reciprocal()
+        return (self.information.clamp(min=0) + precision).rsqrt()
+
+    def penalty(self) -> Tensor:
+        """Minus the log prior density, up to a constant, in nats per training cell."""
+        return (0.5 / self.n_cells) * (
+            ((self.mean - _INITIAL_LOG_ODDS) / _SD_OF_MEAN).square().sum()
+            + (self.of_perturbations / _SD_OF_PERTURBATIONS).square().sum()
+            + (self.of_guides / _SD_OF_GUIDES).square().sum()
+        )
+
+    @torch.no_grad()
+    def improve(self, cells: CellsOfUnits, total: Callable[[Tensor], Tensor]) -> None:
+        """Take a step of expectation-maximisation towards the posterior mode of the log-odds.
+
+        ``total`` adds up numbers over processes, each of which has its own cells.
+        """
+        sums = total(self.sums_of(cells)).to(self.mean)
+        n_perturbations = self.n_perturbations
+        slope, curvature = sums[:2]
+        of_guides, known = slope[n_perturbations:], curvature[n_perturbations:]
+        own, own_known = slope[:n_perturbations].clone(), curvature[:n_perturbations].clone()
+        # What guides say counts for their perturbations too, and all for the screen.
+        own.index_add_(0, self.perturbation_of_guides, of_guides)
+        own_known.index_add_(0, self.perturbation_of_guides, known)
+        for values, gained, weight, centre, sd in (
+            (self.of_guides, of_guides, known, 0.0, _SD_OF_GUIDES),
+            (self.of_perturbations, own, own_known, 0.0, _SD_OF_PERTURBATIONS),
+            (self.mean, own.sum(), own_known.sum(), _INITIAL_LOG_ODDS, _SD_OF_MEAN),
+        ):
+            precision = 1 / sd**2
+            # A third of a step each, as all three answer for the same cells.
+            step = (gained - precision * (values - centre)) / (weight + precision)
+            values.add_(step / 3)
+
+    @torch.no_grad()
+    def finish(self, cells: CellsOfUnits, total: Callable[[Tensor], Tensor]) -> None:
+        """Set what is fitted besides the log-odds."""
+        self.information.copy_(total(self.sums_of(cells))[2])
+        carried = cells.codes >= 0
+        _, prior = self._share_and_prior(cells)
+        each = torch.stack([torch.sigmoid(prior), cells.evidence.square(), torch.ones_like(prior)])[
+            ..., None
+        ].expand(-1, *carried.shape)[:, carried]
+        sums = torch.zeros(3, self.n_perturbations, device=each.device)
+        sums.index_add_(1, cells.codes[carried], each)
+        responding, squares, n_cells = total(sums).to(self.rates)
+        self.evidence.copy_((squares / n_cells.clamp(min=1)).sqrt())
+        untrained = torch.sigmoid(self.mean + self.of_perturbations)
+        rates = torch.where(n_cells > 0, responding / n_cells.clamp(min=1), untrained)
+        self.rates.copy_(torch.where(self.acts, rates, 1.0))
+
+    def _share_and_prior(self, cells: CellsOfUnits) -> tuple[Tensor, Tensor]:
+        """Weights of the slots of each cell, ``(N, K)``, and log-odds a priori, ``(N,)``."""
+        carried = cells.units >= 0
+        share = carried / carried.sum(dim=1, keepdim=True).clamp(min=1)
+        return share, (self.log_odds()[cells.units.clamp(min=0)] * share).sum(dim=1)
+
+    def sums_of(self, cells: CellsOfUnits) -> Tensor:
+        """Per unit: slope and curvature of the log-likelihood in the log-odds, and information.
+
+        ``(3, U)``. The curvature is that if responses were known, the third what cells say of it.
+        """
+        carried = cells.units >= 0
+        places = cells.units.clamp(min=0)
+        share, prior = self._share_and_prior(cells)
+        expected, posterior = torch.sigmoid(prior), torch.sigmoid(prior + cells.evidence)
+        known = expected * (1 - expected)
+        each = torch.stack([posterior - expected, known, known - posterior * (1 - posterior)])
+        powers = torch.stack([share, share.square(), share.square()])
+        found = torch.zeros(3, len(self.log_odds()), device=share.device)
+        values = each[..., None] * powers
+        return found.index_add_(1, places[carried], values[:, carried])
+
+    def may_escape(self, cells: CellBatch) -> Tensor:
+        """Whether cells carry a perturbation that acts, ``(B,)``."""
+        return ((cells.codes >= 0) & self.acts[cells.codes.clamp(min=0)]).any(dim=1)
+
+    def units_of(self, cells: CellBatch) -> Tensor:
+        """Units whose log-odds count for each cell, ``(B, K)``, -1 where a slot is empty.
+
+        They are its guides, or its perturbations if it has none. A cell that can respond to nothing
+        has none.
+        """
+        may_escape = self.may_escape(cells)[:, None]
+        if cells.guides is None:
+            return torch.where(may_escape, cells.codes, -1)
+        has_guide = (cells.guides >= 0).any(dim=1, keepdim=True)
+        guides = torch.where(cells.guides < 0, -1, cells.guides + self.n_perturbations)
+        n_slots = max(guides.shape[1], cells.codes.shape[1])
+        guides, codes = (
+            functional.pad(units, (0, n_slots - units.shape[1]), value=-1)
+            for units in (guides, cells.codes)
+        )
+        return torch.where(may_escape, torch.where(has_guide, guides, codes), -1)
+
+    def log_odds_of(self, cells: CellBatch) -> Tensor:
+        """Prior log-odds that each cell responds, ``(B,)``; 0 where it can respond to nothing."""
+        units = self.units_of(cells)
+        carried = units >= 0
+        total = torch.where(carried, self.log_odds()[units.clamp(min=0)], 0.0).sum(dim=1)
+        return total / carried.sum(dim=1).clamp(min=1)
+
+    def log_prior(self, cells: CellBatch) -> Tensor:
+        """Log-probabilities of the branches, ``(2, B)``.
+
+        Cells without a perturbation that acts have the first alone.
+        """
+        log_odds = self.log_odds_of(cells)
+        both = torch.stack([functional.logsigmoid(log_odds), functional.logsigmoid(-log_odds)])
+        alone = torch.stack([torch.zeros_like(log_odds), torch.full_like(log_odds, _NEVER)])
+        return torch.where(self.may_escape(cells), both, alone)
+
+
+class CellsOfUnits(NamedTuple):
+    """What cells say about responses."""
+
+    codes: Tensor
+    """Perturbations that each carries, ``(N, K)``, -1 where a slot is empty."""
+
+    evidence: Tensor
+    """How much likelier each is if it responds, as a logarithm, ``(N,)``."""
+    units: Tensor
+    """Its units, ``(N, K)``, -1 where a slot is empty."""
+
+
+class Branches(NamedTuple):
+    """Posterior of the branches of cells, and means over it."""
+
+    log_prior: Tensor
+    """``(2, 1, B)``."""
+    posterior: Tensor
+    """``(2, P, B)``, without a gradient."""
+
+    @classmethod
+    def of(cls, log_prior: Tensor, bounds: Tensor) -> Branches:
+        """Return them of ``log_prior``, ``(2, B)``, and bounds of both, ``(2 P, B)``."""
+        given = log_prior[:, None]
+        each = bounds.detach().unflatten(0, (N_BRANCHES, -1)) + given.detach()
+        return cls(given, torch.softmax(each, dim=0))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the branches of values ``(2 P, B)``, ``(P, B)``."""
+        return (self.posterior * values.unflatten(0, (N_BRANCHES, -1))).sum(dim=0)
+
+    def divergence(self) -> Tensor:
+        """From their prior, in nats, ``(P, B)``."""
+        entropy = torch.special.entr(self.posterior)
+        return -(self.posterior * self.log_prior + entropy).sum(dim=0)
+
+
+def with_branches(effects: Tensor, n_particles: int) -> Tensor:
+    """Effects ``(P or 1, B, S)`` of cells with a response and without, ``(2 P, B, S)``."""
+    effects = effects.expand(n_particles, *effects.shape[1:])
+    return torch.cat([effects, torch.zeros_like(effects)])
+
+
+def add_to_branches(log_prior: Tensor, values: Tensor) -> Tensor:
+    """Add up log-probabilities of the branches ``(2, B)`` and values ``(2 P, B)``."""
+    return (values.unflatten(0, (N_BRANCHES, -1)) + log_prior[:, None]).flatten(0, 1)
+
+
+def log_mixture(log_prior: Tensor, weights: Tensor) -> Tensor:
+    """Log of a mixture of branches, of log-weights ``(2 P, B)``; returns ``(P, B)``."""
+    both = add_to_branches(log_prior, weights).unflatten(0, (N_BRANCHES, -1))
+    return torch.logsumexp(both, dim=0)

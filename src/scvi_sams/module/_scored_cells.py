@@ -1,0 +1,136 @@
+"""What a module says of cells: in which branch they are, how likely they are, and new ones.
+
+Shapes are those of ``_perturbation_module.py``. Where cells may have escaped their perturbations
+there are two branches, with a response and without, one after the other in place of P particles.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from scvi.module.base import BaseModuleClass
+from torch import Tensor
+from torch.distributions import Normal
+
+from scvi_sams.module._direct_effects import DirectEffects
+from scvi_sams.module._likelihoods import Likelihood
+from scvi_sams.module._minibatch import CellBatch
+from scvi_sams.module._networks import log_ratio_to_prior
+from scvi_sams.module._responses import N_BRANCHES, Responses, log_mixture, with_branches
+
+N_SAMPLES, FEW_SAMPLES = 8, 2
+"""Of the basal state of a cell in either branch, for the probability of a response; and where it
+only decides what else is computed of the cell."""
+_SEED = 90211
+
+
+class ScoredCells(BaseModuleClass):
+    """The part of :class:`PerturbationModule` that takes effects as they are."""
+
+    likelihood: Likelihood
+    direct: DirectEffects | None
+    responses: Responses | None
+    n_latent: int
+
+    @abstractmethod
+    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
+        """q(z_basal | x, shift, covariates), batch shape ``(P or 1, B, L)``."""
+
+    @abstractmethod
+    def decode(
+        self,
+        z_basal: Tensor,
+        shift: Tensor,
+        covariates: Tensor | None,
+        direct: Tensor | None = None,
+    ) -> Tensor:
+        """Logits, ``(P, B, outputs per gene x G)``."""
+
+    def direct_effect(self, cells: CellBatch) -> Tensor | None:
+        """Sum of the direct effects of the perturbations of each cell, ``(B, G)``, if any."""
+        return None if self.direct is None else self.direct.of_cells(cells.codes, cells.doses)
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether cells may respond to their perturbations or not, as training has come so far."""
+        return self.responses is not None and bool(self.responses.is_on)
+
+    def in_branches(
+        self, cells: CellBatch, shift: Tensor, n_particles: int
+    ) -> tuple[Tensor, Normal]:
+        """Shifts of cells, and posteriors of their basal states, in every branch that there is."""
+        if not self.has_branches:
+            return shift, self.encode(cells.x, shift, cells.covariates)
+        shift = with_branches(shift, n_particles)
+        qz = self.encode(cells.x, shift, cells.covariates)
+        # One posterior for all, where the encoder does not see the shift.
+        loc, scale = (part.expand(len(shift), *part.shape[1:]) for part in (qz.loc, qz.scale))
+        return shift, Normal(loc, scale, validate_args=False)
+
+    def basal_states(self, qz: Normal, noise: Tensor) -> Tensor:
+        """Samples of basal states by standard normals ``(P, B, L)``, the same in every branch."""
+        if self.has_branches:
+            noise = noise.repeat(N_BRANCHES, 1, 1)
+        return qz.loc + qz.scale * noise
+
+    def log_importance_weights(self, cells: CellBatch, shift: Tensor, noise: Tensor) -> Tensor:
+        """Return log p(x | z) + log p(z_basal) - log q(z_basal), a draw per particle, (P, B).
+
+        ``noise`` are standard normals for the basal states, ``(P, B, L)``.
+        """
+        weights = self._log_weights(cells, shift, noise, self.direct_effect(cells))
+        if self.responses is None or not self.has_branches:
+            return weights
+        return log_mixture(self.responses.log_prior(cells), weights)
+
+    def response_evidence(
+        self, cells: CellBatch, shift: Tensor, n_samples: int = N_SAMPLES
+    ) -> Tensor:
+        """Log of how much likelier cells are if they respond than if they do not, ``(B,)``.
+
+        ``shift`` is ``(1, B, S)``. By importance samples in opposite pairs, which are the same for
+        all cells and in both branches. 0 of control cells. Direct effects take no part: basal
+        states were fitted without them, and explain some of what they are. With them probabilities
+        were off by .19 where the model knew little.
+        """
+        same = torch.Generator(shift.device).manual_seed(_SEED)
+        shape = (n_samples // 2, 1, self.n_latent)
+        noise = torch.randn(shape, generator=same, device=shift.device)
+        noise = torch.cat([noise, -noise]).expand(-1, len(cells.x), -1)
+        weights = self._log_weights(cells, shift, noise, None).unflatten(0, (N_BRANCHES, -1))
+        with_response, without = torch.logsumexp(weights, dim=1)
+        return with_response - without
+
+    def response_log_odds(
+        self, cells: CellBatch, shift: Tensor, n_samples: int = N_SAMPLES
+    ) -> Tensor:
+        """Posterior log-odds that cells respond, ``(B,)``; infinite if they cannot escape."""
+        assert self.responses is not None
+        evidence = self.response_evidence(cells, shift, n_samples)
+        log_odds = self.responses.log_odds_of(cells) + evidence
+        return torch.where(self.responses.may_escape(cells), log_odds, torch.inf)
+
+    def likelier_branch(self, cells: CellBatch, shift: Tensor) -> tuple[CellBatch, Tensor]:
+        """Cells that probably do not respond carry nothing any more, and are not shifted.
+
+        ``shift`` is ``(1, B, S)``. Without responses both are returned as they are.
+        """
+        if not self.has_branches:
+            return cells, shift
+        responds = self.response_log_odds(cells, shift, FEW_SAMPLES) > 0
+        carried = responds[:, None] | (cells.codes < 0)
+        codes = torch.where(carried, cells.codes, -1)
+        return cells._replace(codes=codes, doses=cells.doses * carried), shift * responds[:, None]
+
+    def _log_weights(
+        self, cells: CellBatch, shift: Tensor, noise: Tensor, direct: Tensor | None
+    ) -> Tensor:
+        """Log importance weights in every branch that there is."""
+        shift, qz = self.in_branches(cells, shift, len(noise))
+        z_basal = self.basal_states(qz, noise)
+        if direct is not None and self.has_branches:
+            direct = with_branches(direct[None], len(noise))
+        logits = self.decode(z_basal, shift, cells.covariates, direct)
+        log_px = self.likelihood.log_prob(cells.x, logits, cells.size)
+        return log_px - log_ratio_to_prior(qz, z_basal)

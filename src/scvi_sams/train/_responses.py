@@ -1,0 +1,110 @@
+"""Which perturbations cells can respond to, and how many do, by all cells that are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvi_sams._group_tests import GroupTests, group_tests, normal_scores, q_values
+from scvi_sams.data._field import registered_labels
+from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
+from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.module._responses import CellsOfUnits
+from scvi_sams.module._sams_vae import SAMSVAEModule
+from scvi_sams.train._gene_sums import cells_of, total_over_processes
+
+_SIZE = 0.05
+"""False discovery rate at which cells with a perturbation differ from cells without it."""
+_TOLD_APART = 0.5
+"""Distance of their means, in standard deviations within groups, from which on the two kinds of
+cell in a mixture of equal parts, twice as far apart, can be told from one another."""
+_N_STEPS = 100
+"""Each is one of expectation-maximisation; log-odds then change by less than .001."""
+
+
+@torch.no_grad()
+def begin_responses(module: PerturbationModule, trainer: Any) -> None:
+    """From now on cells may respond to their perturbations or not, where the module has that.
+
+    Effects have formed by then; from the start all perturbations would share one made up of cells
+    that differ anyhow. For the same reason only those have responses that move latent states far
+    enough, by the states that the encoder gives cells whatever they carry.
+    """
+    if module.responses is None or module.has_branches:
+        return
+    tests, n_states = _tests_of_states(module, trainer)
+    acts = torch.as_tensor(perturbations_that_act(tests, n_states), device=module.device)
+    module.responses.acts.copy_(trainer.strategy.broadcast(acts))
+    module.responses.is_on.fill_(True)
+
+
+def perturbations_that_act(tests: GroupTests, n_features: int) -> np.ndarray:
+    """Whether cells with each perturbation differ from others, and by enough, ``(T,)``.
+
+    The squared distance of two means by Hotelling's statistic, less what it is by chance.
+    """
+    per_cell = 1 / np.maximum(tests.n_cells, 1) + 1 / np.maximum(tests.n_compared, 1)
+    squared_distance = (np.nan_to_num(tests.statistic) - 1) * n_features * per_cell
+    is_sure = np.nan_to_num(q_values(tests.p_value), nan=1.0) <= _SIZE
+    return is_sure & (squared_distance > _TOLD_APART**2)
+
+
+def _tests_of_states(module: PerturbationModule, trainer: Any) -> tuple[GroupTests, int]:
+    """Test whether latent states differ; on several processes by the cells of each."""
+    states, codes, doses, covariates = [], [], [], []
+    for cells in cells_of(module, trainer, trainer.datamodule.train_dataloader()):
+        nothing = torch.zeros(1, 1, module.n_shift, device=module.device)
+        states.append(module.encode(cells.x, nothing, cells.covariates).loc[0].cpu())
+        codes.append(cells.codes.cpu())
+        doses.append(cells.doses.cpu())
+        if cells.covariates is not None:
+            covariates.append(cells.covariates.cpu())
+    labels = replace(
+        registered_labels(trainer.datamodule.adata_manager),
+        codes=torch.cat(codes).numpy(),
+        doses=torch.cat(doses).numpy(),
+    )
+    strata = np.zeros(len(labels), dtype=np.int64)
+    if covariates:
+        strata = torch.unique(torch.cat(covariates), dim=0, return_inverse=True)[1].numpy()
+    features = normal_scores(torch.cat(states).double().numpy())
+    return group_tests(features, labels, strata), features.shape[1]
+
+
+@torch.no_grad()
+def fit_responses_of(module: PerturbationModule, trainer: Any) -> None:
+    """Fit how often cells respond to the training cells of a trainer, over all processes.
+
+    The evidence of each cell is that of the trained model; log-odds are at their posterior mode.
+    Perturbations whose masks all are off have no responses.
+    """
+    if module.responses is None or not module.has_branches:
+        return
+    if isinstance(module, SAMSVAEModule):
+        module.responses.acts &= module.has_effects()
+    codes, evidence, units = [], [], []
+    loader = trainer.datamodule.train_dataloader()
+    for cells in cells_of(module, trainer, loader):
+        codes.append(cells.codes)
+        evidence.append(_evidence(module, cells))
+        units.append(module.responses.units_of(cells))
+    found = CellsOfUnits(torch.cat(codes), torch.cat(evidence), torch.cat(units))
+
+    def total(sums: Tensor) -> Tensor:
+        return total_over_processes(sums, trainer).to(module.device)
+
+    for _ in range(_N_STEPS):
+        module.responses.improve(found, total)
+    module.responses.finish(found, total)
+
+
+def _evidence(module: PerturbationModule, cells: CellBatch) -> Tensor:
+    """How much likelier each cell is if it responds, given the mean effects, ``(B,)``."""
+    rows = torch.unique(cells.codes[cells.codes >= 0])
+    means = module.shift_moments(rows)[0][None]
+    shift = sum_over_slots(means, positions_in(rows, cells.codes), cells.doses)
+    return module.response_evidence(cells, shift)
