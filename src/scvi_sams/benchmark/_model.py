@@ -202,7 +202,9 @@ class _TrainedModel:
         # The same numbers for every perturbation, whichever were asked for before.
         with _seeded(_PREDICTION_SEED + self.seed):
             samples = [
-                self.model.predict([perturbation], indices=part, output="counts").X
+                self.model.predict(
+                    [perturbation], indices=part, output="counts", **self._among_all
+                ).X
                 for part in np.array_split(sources, self.method.n_posterior_samples)
                 if len(part)
             ]
@@ -214,6 +216,12 @@ class _TrainedModel:
             obs=pd.DataFrame(labels, index=[str(row) for row in range(len(sources))]),
             var=pd.DataFrame(index=self.fold.train.var_names.copy()),
         )
+
+    @property
+    def _among_all(self) -> dict[str, str]:
+        """Observed effects are of cells as they are labelled, whether they respond or not."""
+        has_branches = getattr(getattr(self.model, "module", None), "has_branches", False)
+        return {"among": "all"} if has_branches else {}
 
     def profile(self, perturbation: str, level: str | None) -> np.ndarray | None:
         """Mean of the training control cells plus the expected effect; ``None`` with levels."""
@@ -242,6 +250,7 @@ class _TrainedModel:
         with _seeded(_PREDICTION_SEED + self.seed):
             effects = self.model.predict_ate(
                 labels,
+                **self._among_all,
                 method="lognorm",
                 basal="control",
                 target_sum=self.fold.target_sum,

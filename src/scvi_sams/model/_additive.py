@@ -308,7 +308,8 @@ class AdditiveMixin(PerturbationModel):
         )
         rows = label_rows(list(labels), list(grid))
         genes = pd.Index(self.get_var_names())
-        result = effects_of_labels(contrast, rows, requested, genes, interval)
+        all_respond = np.ones(len(requested.codes))
+        result = effects_of_labels(contrast, rows, requested, genes, interval, all_respond)
         result.uns["ate"] = description
         result.obs["is_measured_range"] = grid <= np.repeat(largest, [len(g) for g in grids])
         keep_effects(self, result, key_added)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,9 +28,27 @@ from scvi_sams.model._record import is_result_of
 from scvi_sams.model._screen_model import ScreenModel
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
 from scvi_sams.module._perturbation_module import GlobalDraw
+from scvi_sams.module._scored_cells import FEW_SAMPLES, N_SAMPLES
+
+_FIRST_OF_RESPONSES = 2**40
+"""Random number of a cell that responses begin with: no others are that many."""
 
 _MAX_ELEMENTS = 2**23
 """Numbers in the largest array (particles x cells x genes) of a step: 32 MB in float32."""
+
+
+class EncodedCells(NamedTuple):
+    """Some cells with what is known of them."""
+
+    place: np.ndarray
+    """In the positions that are read, ``(B,)``."""
+    cells: CellBatch
+    shift: Tensor
+    """``(P or 1, B, S)``."""
+    qz: Normal
+    """Posterior of the basal states, batch shape ``(P or 1, B, L)``."""
+    direct: Tensor | None
+    """Direct effects, ``(B, G)`` or ``(P or 1, B, G)``."""
 
 
 class CellReader:
@@ -114,15 +132,52 @@ class CellReader:
         for place, tensors in self.batches():
             yield place, self.module.read_batch(tensors)
 
-    def encoded(self, shifts: Tensor) -> Iterator[tuple[np.ndarray, CellBatch, Tensor, Normal]]:
-        """Yield places, cells, the shift of each, and the posterior of its basal state.
+    def encoded(self, shifts: Tensor) -> Iterator[EncodedCells]:
+        """Yield cells, their shifts, and the posteriors of their basal states.
 
-        ``shifts`` are those of :attr:`perturbations`, ``(n_particles or 1, R, S)``.
+        ``shifts`` are those of :attr:`perturbations`, ``(n_particles or 1, R, S)``. Where cells may
+        have escaped, those that probably did (one sample: more likely than not) have none; of
+        several samples so many as are probable.
         """
-        rows = self.perturbations
+        rows, module = self.perturbations, self.module
         for place, cells in self.cells():
             shift = sum_over_slots(shifts, positions_in(rows, cells.codes), cells.doses)
-            yield place, cells, shift, self.module.encode(cells.x, shift, cells.covariates)
+            direct = module.direct_effect(cells)
+            if module.has_branches:
+                responds = self._respond(cells, place, len(shifts))
+                shift = shift * responds
+                direct = None if direct is None else direct * responds
+            qz = module.encode(cells.x, shift, cells.covariates)
+            yield EncodedCells(place, cells, shift, qz, direct)
+
+    def response_probabilities(self) -> Iterator[tuple[np.ndarray, CellBatch, Tensor]]:
+        """Yield places, cells, and the posterior probability that each responded, ``(B,)``."""
+        for place, cells in self.cells():
+            yield place, cells, self._probability(cells)
+
+    def _probability(self, cells: CellBatch, n_samples: int = N_SAMPLES) -> Tensor:
+        """Posterior probability of a response, given mean shifts."""
+        slots = positions_in(self.perturbations, cells.codes)
+        shift = sum_over_slots(self._mean_shifts, slots, cells.doses)
+        return torch.sigmoid(self.module.response_log_odds(cells, shift, n_samples))
+
+    @cached_property
+    def _mean_shifts(self) -> Tensor:
+        """Posterior means of the shifts of :attr:`perturbations`, ``(1, R, S)``."""
+        return self.module.shift_moments(self.perturbations)[0][None]
+
+    def _respond(self, cells: CellBatch, place: np.ndarray, n_samples: int) -> Tensor:
+        """Whether cells respond, ``(n_samples, B, 1)``: one sample is what is more likely."""
+        probability = self._probability(cells, FEW_SAMPLES)
+        level = torch.full_like(probability, 0.5)[None]
+        if n_samples > 1:
+            level = self.levels_of_responses(place, n_samples)
+        return (level < probability)[..., None].to(probability)
+
+    def levels_of_responses(self, place: np.ndarray, n_samples: int) -> Tensor:
+        """Uniform numbers ``(n_samples, B)``: where one is below a probability a cell responds."""
+        normals = self.noise.normals(place, n_samples, 1, first=_FIRST_OF_RESPONSES)
+        return torch.special.ndtr(normals[..., 0])
 
     def write(self, values: np.ndarray, slot: Literal["obs", "obsm", "layers"], key: str) -> None:
         """Write results of the cells into the AnnData, as a copy.
@@ -157,7 +212,7 @@ def posterior_moments(cells: CellReader) -> np.ndarray:
     """Mean and variance of the posterior of basal states, ``(2, n_cells, n_latent)``."""
     moments = np.empty((2, len(cells), cells.module.n_latent), dtype=np.float32)
     shifts = cells.module.shift_moments(cells.perturbations)[0][None]
-    for place, _, _, qz in cells.encoded(shifts):
+    for place, _, _, qz, _ in cells.encoded(shifts):
         moments[0, place] = qz.loc[0].cpu().numpy()
         moments[1, place] = qz.variance[0].cpu().numpy()
     return moments
@@ -167,9 +222,9 @@ def predictive_samples(cells: CellReader, n_samples: int, genes: np.ndarray) -> 
     """Samples of the posterior predictive distribution, ``(n_cells, n_genes, n_samples)``."""
     module = cells.module
     drawn = np.empty((len(cells), len(genes), n_samples), dtype=np.float32)
-    for place, read, shift, qz in cells.encoded(cells.drawn(n_samples).shifts):
+    for place, read, shift, qz, direct in cells.encoded(cells.drawn(n_samples).shifts):
         z_basal = cells.basal_states(qz, place, n_samples)
-        logits = module.decode(z_basal, shift, read.covariates, module.direct_effect(read))
+        logits = module.decode(z_basal, shift, read.covariates, direct)
         seeds = cells.noise.seeds(place, 0)
         sample = sample_of_cells(module.likelihood, logits, read.size, seeds)[..., genes]
         drawn[place] = sample.permute(1, 2, 0).cpu().numpy()
@@ -185,8 +240,9 @@ def negative_log_terms(cells: CellReader, n_samples: int) -> np.ndarray:
         read = module.read_batch(tensors)
         slots = positions_in(rows, read.codes)
         shift = sum_over_slots(draw.shifts, slots, read.doses)
-        qz = module.encode(read.x, shift, read.covariates)
-        z_basal = cells.basal_states(qz, place, n_samples)
+        shift, qz = module.in_branches(read, shift, n_samples)
+        noise = cells.noise.normals(place, n_samples, qz.loc.shape[-1])
+        z_basal = module.basal_states(qz, noise)
         explained = module.explained(read, rows, slots, draw, shift, qz, z_basal)
         output = module.loss(tensors, explained, module.generative(z_basal, shift, read.covariates))
         terms[0, place] = output.reconstruction_loss["reconstruction_loss"].cpu().numpy()

@@ -14,7 +14,7 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 
 from scvi_sams._checks import check_choice, check_integer, check_number
-from scvi_sams._scale import levels_record, size_factor_record
+from scvi_sams._scale import size_factor_record
 from scvi_sams._torch import generator
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, MissingControlError, SAMSError
@@ -38,6 +38,7 @@ from scvi_sams.model._contrast import (
     norms,
     summary,
 )
+from scvi_sams.model._descriptions import control_cells, levels_of_effects, parts_of_predictions
 from scvi_sams.model._doses import warn_beyond_measured
 from scvi_sams.model._noise import CellNoise, by_blocks, new_seed, number_of, sample_of_cells
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
@@ -51,11 +52,6 @@ _PAIRS_PER_CHUNK = 32
 
 _UNCERTAINTY = ("standard_error", "interval_low", "interval_high")
 """Layers of a table of effects. By name, because those of anndata 0.13 hold X as well."""
-
-
-def control_cells(model: CellModel) -> np.ndarray:
-    """Positions of control cells in the training data."""
-    return np.flatnonzero(registered_labels(model.adata_manager).is_control)
 
 
 def encode_requested(
@@ -101,7 +97,7 @@ def make_contrast(
     description = {
         **statistic.description(),
         **size_factor_record(model._setup_arguments["size_factor_key"]),
-        **_levels_of_effects(model),
+        **levels_of_effects(model),
         "interval": "none" if interval is None else interval,  # not every anndata writes None
         "n_samples": n_posterior_samples * n_basal,
         "n_posterior_samples": n_posterior_samples,
@@ -109,49 +105,6 @@ def make_contrast(
         **parts_of_predictions(module),
     }
     return Contrast(module, statistic, *states), description
-
-
-def _levels_of_effects(model: CellModel) -> dict[str, Any]:
-    """Levels of the control cells, whose batches and covariates effects are decoded with."""
-    if model.adata is None or not model.module.covariates.n_out:
-        return {}
-    control = control_cells(model)
-    cells = model.adata.obs.iloc[control] if len(control) else model.adata.obs
-    return _levels(model, cells)
-
-
-def _levels(model: CellModel, cells: pd.DataFrame) -> dict[str, Any]:
-    """Levels of cells, rows of obs, in what the model conditions on."""
-    setup = model._setup_arguments
-    keys = [setup["batch_key"], *(setup["categorical_covariate_keys"] or [])]
-    return levels_record(cells, [key for key in keys if key is not None])
-
-
-def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
-    """State, for ``uns``, what predictions of means hold beside what the decoder says."""
-    direct = module.direct
-    estimated = direct is not None and direct.is_estimated
-    description: dict[str, Any] = {
-        "direct_effects": module.fits_direct_effects and estimated,
-        "stacking": "none",
-    }
-    if direct is not None:
-        description["stacking"] = direct.stacking or "none"
-        description["combinations_with_own_cells"] = len(direct.combinations)
-        if direct.stacking_of_combinations is not None:
-            description["stacking_of_combinations"] = direct.stacking_of_combinations
-    return description
-
-
-def description_of_cells(
-    model: CellModel, sources: CellReader, output: str, target_sum: float
-) -> dict[str, Any]:
-    """State, for ``uns``, what predicted cells are."""
-    levels = _levels(model, sources.adata.obs.iloc[sources.positions])
-    scale = {"target_sum": target_sum, "log": "natural, log(1 + x)"} if output == "lognorm" else {}
-    size_factor = size_factor_record(model._setup_arguments["size_factor_key"])
-    parts = parts_of_predictions(model.module)
-    return {"output": output, **size_factor, **levels, **parts, **scale}
 
 
 def basal_states(
@@ -272,10 +225,12 @@ def effects_of_labels(
     requested: Labels,
     genes: pd.Index,
     interval: float | None,
+    rates: np.ndarray,
 ) -> AnnData:
     """Average treatment effects, labels x genes, as ``predict_ate`` returns them.
 
-    ``rows`` are those of the labels, as :func:`~scvi_sams.labels._rows.rows_as_asked` makes them.
+    ``rows`` are those of the labels, as :func:`~scvi_sams.labels._rows.rows_as_asked` makes them,
+    ``rates``, ``(n_labels,)``, the proportions of cells that have the effects.
     """
     names = ["X", *(_UNCERTAINTY[:1] if interval is None else _UNCERTAINTY)]
     tables = {name: np.empty((len(rows), len(genes)), np.float32) for name in names}
@@ -283,7 +238,7 @@ def effects_of_labels(
     of_draws = torch.empty(n_draws, len(rows), device=contrast.module.device)
     found = drawn_effects(contrast.module, requested, n_draws, new_seed())
     for row, drawn in enumerate(found):
-        effects = contrast.effect(drawn)
+        effects = contrast.effect(drawn).mul_(float(rates[row]))
         for name, value in zip(names, summary(effects, interval, caused_by=drawn), strict=True):
             tables[name][row] = value.cpu().numpy()
         of_draws[:, row] = norms(effects)
@@ -402,17 +357,23 @@ def measured_combinations(model: CellModel) -> list[str]:
 
 
 def counterfactual_expression(
-    cells: CellReader, requested: Labels, output: str, target_sum: float
+    cells: CellReader, requested: Labels, output: str, target_sum: float, rates: np.ndarray
 ) -> np.ndarray:
-    """Expression of cells under every label, ``(n_labels, n_cells, n_genes)``."""
+    """Expression of cells under every label, ``(n_labels, n_cells, n_genes)``.
+
+    ``rates``, ``(n_labels,)``: the proportion of cells in which a label does what it does.
+    """
     module = cells.module
     targets = list(drawn_effects(module, requested, 1, cells.seed))
     names = [_number_of(requested, label) for label in range(len(targets))]
     values = np.empty((len(targets), len(cells), cells.adata.n_vars), dtype=np.float32)
-    for place, read, _, qz in cells.encoded(cells.drawn(1).shifts):
+    for place, read, _, qz, _ in cells.encoded(cells.drawn(1).shifts):
         z_basal = cells.basal_states(qz, place, 1)
+        level = cells.levels_of_responses(place, 1)[..., None]
         for label, (shift, direct) in enumerate(targets):
-            logits = module.decode(z_basal, shift[:, None], read.covariates, direct)
+            responds = (level < float(rates[label])).to(z_basal)
+            on_genes = None if direct is None else direct * responds
+            logits = module.decode(z_basal, shift[:, None] * responds, read.covariates, on_genes)
             if output == "counts":
                 seeds = cells.noise.seeds(place, names[label])
                 expression = sample_of_cells(module.likelihood, logits, read.size, seeds)

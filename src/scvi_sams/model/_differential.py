@@ -36,10 +36,10 @@ from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import CellSizes, Contrast, Statistic
 from scvi_sams.model._counterfactual import (
     basal_states,
-    control_cells,
     drawn_effects,
     encode_requested,
 )
+from scvi_sams.model._descriptions import control_cells
 from scvi_sams.model._noise import derived_seed, keys_of_cells, new_seed, number_of
 from scvi_sams.module._likelihoods import Likelihood
 

@@ -17,6 +17,7 @@ from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contrast import expected_expression
 from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.model._responses import check_has_responses, response_probabilities
 
 _SUBSET_SEED = 4021
 
@@ -192,6 +193,57 @@ class MaskMixin(PerturbationModel):
         return masks
 
 
+class ResponseMixin(PerturbationModel):
+    """Models in which cells may have escaped their perturbations."""
+
+    @torch.inference_mode()
+    def get_response_probability(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        key_added: str | None = RESULT_KEYS.RESPONSE,
+    ) -> np.ndarray:
+        """Return the posterior probability that each cell responded to its perturbations.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        key_added
+            Column of ``adata.obs`` that it is written to; ``None`` writes nothing.
+
+        Returns
+        -------
+        ``(n_cells,)``. NaN for control cells, which have nothing to respond to, and for cells of
+        perturbations whose effect, as far as the model knows it, is too small to tell by: what
+        training cells express then changes their log-odds by less than 1 (root mean square).
+
+        Raises
+        ------
+        SAMSError
+            If the model was made with ``responses=False``, and so takes it that all cells respond,
+            or is not trained.
+
+        Examples
+        --------
+        >>> scvi_sams.SAMSVAE.setup_anndata(adata)
+        >>> escaping = scvi_sams.SAMSVAE(adata, n_latent=6, n_hidden=16, responses=True)
+        >>> escaping.train(max_epochs=4, enable_progress_bar=False)
+        >>> probability = escaping.get_response_probability()
+        >>> bool(np.isnan(probability[adata.obs["perturbation"] == "control"]).all())
+        True
+        """
+        check_key(key_added=key_added)
+        check_has_responses(self)
+        cells = self._read(adata, indices, batch_size)
+        found = response_probabilities(cells)
+        if key_added is not None:
+            cells.write(found, "obs", key_added)
+        return found
+
+
 def _mechanism_table(model: PerturbationModel, values: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(
         values,
@@ -212,8 +264,8 @@ def _summed_slopes(cells: CellReader, method: ProgramScale, target_sum: float) -
     total = torch.zeros(
         module.n_latent, cells.adata.n_vars, dtype=torch.float64, device=module.device
     )
-    for _, read, shift, qz in cells.encoded(shifts):
-        z_basal, direct = qz.loc, module.direct_effect(read)
+    for _, read, shift, qz, direct in cells.encoded(shifts):
+        z_basal = qz.loc
 
         def expression(
             z: torch.Tensor,

@@ -16,10 +16,8 @@ from scvi_sams.labels._rows import rows_as_asked
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
-    control_cells,
     counterfactual_cells,
     counterfactual_expression,
-    description_of_cells,
     effects_of_labels,
     encode_requested,
     interactions_of_labels,
@@ -27,6 +25,7 @@ from scvi_sams.model._counterfactual import (
     make_contrast,
     measured_combinations,
 )
+from scvi_sams.model._descriptions import cells_with_effects, control_cells, description_of_cells
 from scvi_sams.model._differential import (
     check_comparison,
     check_groups,
@@ -35,6 +34,7 @@ from scvi_sams.model._differential import (
     groups_of_cells,
     table_of_comparisons,
 )
+from scvi_sams.model._responses import Among, response_rates
 
 
 class PerturbationModel(CellModel):
@@ -70,6 +70,7 @@ class PerturbationModel(CellModel):
         library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float | None = 0.95,
+        among: Among = "responding",
         key_added: str | None = RESULT_KEYS.ATE,
     ) -> AnnData:
         """Predict average treatment effects, of unmeasured combinations too where effects add up.
@@ -87,8 +88,7 @@ class PerturbationModel(CellModel):
         method
             ``"lognorm"``: f(x) = log2(1 + target_sum * x / size) of counts x, the quantity that
             the paper reports; size is the sum of x, or the size factor if one is registered.
-            ``"lograte"``: f = log2(1 + target_sum * rate) of a cell's expected expression, without
-            the noise of its counts: close to ``"lognorm"`` where counts are high.
+            ``"lograte"``: f = log2(1 + target_sum * rate) of a cell's expected expression.
             ``"mean"``: f(x) = target_sum * x / size (for a normal likelihood f(x) = x).
             Expectations over x are taken, not drawn (the paper draws): see
             :ref:`effects <effects>` for what is left out for ``"lognorm"``.
@@ -100,13 +100,17 @@ class PerturbationModel(CellModel):
             Basal states from the prior (paper), or from the posteriors of random control cells.
             Batch and covariates are those of random control cells in both cases.
         library_size
-            Size of the predicted cells; only ``"lognorm"`` depends on it. ``None``: sizes that
-            stand for those of the training data's control cells, so that effects are on the scale
-            of observed ones (1e4 where a model was saved without them).
+            Size of the predicted cells; only ``"lognorm"`` depends on it. ``None``: those of the
+            training data's control cells (1e4 where a model was saved without them).
         target_sum
             Total to which expression is normalised.
         interval
             Probability mass of the posterior interval; ``None`` leaves intervals out.
+        among
+            Where cells may have escaped (``responses=True``): ``"responding"``, the effect on cells
+            that respond, or ``"all"``, on cells as they were labelled, to compare with observed
+            effects. Of a combination nobody measured, the log-odds of a response are the mean of
+            those of its perturbations.
         key_added
             Key of ``adata.uns`` of the training data that tables are written to; ``None`` for none.
 
@@ -139,11 +143,6 @@ class PerturbationModel(CellModel):
         (2, 100)
         >>> ate.uns["ate"]["method"]
         'lognorm'
-
-        The control has no effect:
-
-        >>> float(abs(model.predict_ate(["control"], method="mean").X).max())
-        0.0
         """
         check_key(key_added=key_added)
         labels = as_names(
@@ -155,8 +154,9 @@ class PerturbationModel(CellModel):
         )
         genes = pd.Index(self.get_var_names())
         rows = rows_as_asked(labels, dosages, self._spelling)
-        result = effects_of_labels(contrast, rows, requested, genes, interval)
-        result.uns["ate"] = description
+        rates = response_rates(self.module, requested, among)
+        result = effects_of_labels(contrast, rows, requested, genes, interval, rates)
+        result.uns["ate"] = description | cells_with_effects(self.module, among)
         keep_effects(self, result, key_added)
         return result
 
@@ -171,6 +171,7 @@ class PerturbationModel(CellModel):
         output: Literal["lognorm", "rate", "counts"] = "lognorm",
         target_sum: float = 1e4,
         batch_size: int | None = None,
+        among: Among = "responding",
     ) -> AnnData:
         """Predict what given cells would express under given perturbations.
 
@@ -197,6 +198,9 @@ class PerturbationModel(CellModel):
         batch_size
             Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``. With a seed, results
             depend neither on it nor on the order of ``indices`` (but counts on an accelerator).
+        among
+            Where cells may have escaped: ``"responding"``, cells that respond, or ``"all"``, of
+            which as many respond as of those that carry the label.
 
         Returns
         -------
@@ -218,13 +222,6 @@ class PerturbationModel(CellModel):
         (400, 100)
         >>> cells.obs["perturbation"].value_counts().to_dict()
         {'P001': 200, 'P001+P002': 200}
-
-        Ten other cells, without their perturbation:
-
-        >>> model.predict(
-        ...     ["control"], indices=np.flatnonzero(adata.obs["perturbation"] == "P001")[:10]
-        ... ).shape
-        (10, 100)
         """
         check_choice("output", output, ("lognorm", "rate", "counts"))
         check_number(above=0, target_sum=target_sum)
@@ -237,11 +234,13 @@ class PerturbationModel(CellModel):
             self._check_has_data("adata")
         from_controls = adata is None and indices is None
         sources = self._read(adata, control_cells(self) if from_controls else indices, batch_size)
-        values = counterfactual_expression(sources, requested, output, target_sum)
+        rates = response_rates(self.module, requested, among)
+        values = counterfactual_expression(sources, requested, output, target_sum, rates)
         drawn = output == "counts" and is_count
         rows = rows_as_asked(labels, dosages, self._spelling)
         cells = counterfactual_cells(values, rows, sources, sparsely=drawn)
-        cells.uns["prediction"] = description_of_cells(self, sources, output, target_sum)
+        description = description_of_cells(self, sources, output, target_sum)
+        cells.uns["prediction"] = description | cells_with_effects(self.module, among)
         return cells
 
     @torch.inference_mode()

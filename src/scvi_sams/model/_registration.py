@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -20,7 +21,7 @@ from scvi.data.fields import (
 from scvi.model.base import BaseModelClass
 
 from scvi_sams._checks import as_list, check_anndata, check_key
-from scvi_sams._compat import SETUP_ARGUMENTS_KEY
+from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._validation import validate_expression
 from scvi_sams.data._covariates import validate_size_factor
@@ -167,6 +168,25 @@ def registered_values(adata: AnnData, given: dict[str, Any]) -> tuple[Any, str]:
     if layer is None:
         return adata.X, "adata.X"
     return adata.layers.get(layer), f"adata.layers[{layer!r}]"
+
+
+def sizes_for_module(registry: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a module has to know of the registered data, as its arguments."""
+
+    def learned(key: str) -> dict[str, Any]:
+        return registry[FIELD_REGISTRIES_KEY].get(key, {}).get(STATE_REGISTRY_KEY, {})
+
+    categorical = learned(REGISTRY_KEYS.CATEGORICAL_COVARIATES)
+    guides = learned(REGISTRY_KEYS.GUIDES)
+    return {
+        "n_genes": summary["n_vars"],
+        "n_perturbations": summary["n_perturbations"],
+        "n_batch": summary["n_batch"],
+        "n_categories": list(categorical.get("n_cats_per_key", [])),
+        "n_continuous": summary.get("n_extra_continuous_covs", 0),
+        "uses_size_factor": registry[SETUP_ARGUMENTS_KEY]["size_factor_key"] is not None,
+        "perturbation_of_guides": list(guides.get(GuideField.PERTURBATION_KEY, ())),
+    }
 
 
 def as_keys(argument: str, keys: object) -> list[str] | None:

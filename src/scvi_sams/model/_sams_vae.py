@@ -7,14 +7,14 @@ from typing import Any
 from anndata import AnnData
 
 from scvi_sams.model._additive import AdditiveMixin
-from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin
+from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin, ResponseMixin
 from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.module._perturbation_module import KLEstimator
 from scvi_sams.module._sams_vae import SAMSVAEModule
 from scvi_sams.module._settings import given
 
 
-class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
+class SAMSVAE(MaskMixin, ResponseMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     """Sparse additive mechanism shift VAE :cite:p:`Bereket23`.
 
     A cell's latent state is a basal part plus the sum of the effects of its perturbations; a sparse
@@ -80,6 +80,11 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         Whether predictions of means average the model with shrunken effects of the training cells,
         by weights that held-out cells decide on (see :ref:`stacking <stacking>`). ``False``: the
         paper's model.
+    responses
+        Whether cells may have escaped their perturbations: each responds or does not, with a
+        probability that is learned for each perturbation, or guide (see
+        :ref:`responses <responses>`). A cell with several perturbations responds to all of them or
+        to none. ``False``: all do, as in the paper.
     registry
         Set by :meth:`load` where there is no ``adata``.
 
@@ -130,6 +135,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         mask_prior: str | None = None,
         direct_effects: bool = True,
         stacking: bool = True,
+        responses: bool = False,
         registry: dict[str, Any] | None = None,
     ) -> None:
         arguments = given(locals())

@@ -31,6 +31,7 @@ from scvi_sams.model._registration import (
     register,
     release_other_data,
     setup_arguments,
+    sizes_for_module,
 )
 from scvi_sams.model._saving import load_whole, save_whole
 from scvi_sams.model._training import training_arguments
@@ -81,14 +82,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             self._values.validate_once(self.adata_manager)
             self._values.check_unchanged(self.adata_manager)
         summary = self.summary_stats
-        categorical = self._state(REGISTRY_KEYS.CATEGORICAL_COVARIATES)
         self.module = self._module_cls(
-            n_genes=summary.n_vars,
-            n_perturbations=summary.n_perturbations,
-            n_batch=summary.n_batch,
-            n_categories=list(categorical.get("n_cats_per_key", [])),
-            n_continuous=summary.get("n_extra_continuous_covs", 0),
-            uses_size_factor=self._setup_arguments["size_factor_key"] is not None,
+            **sizes_for_module(self.registry_, summary),
             gene_likelihood=gene_likelihood,
             **module_kwargs,
         )

@@ -1,0 +1,68 @@
+"""What tables of predictions state about themselves, in ``uns``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scvi_sams._scale import levels_record, size_factor_record
+from scvi_sams.data._field import registered_labels
+from scvi_sams.model._cell_model import CellModel
+from scvi_sams.model._cells import CellReader
+from scvi_sams.model._responses import Among
+from scvi_sams.module._perturbation_module import PerturbationModule
+
+
+def control_cells(model: CellModel) -> np.ndarray:
+    """Positions of control cells in the training data."""
+    return np.flatnonzero(registered_labels(model.adata_manager).is_control)
+
+
+def levels_of_effects(model: CellModel) -> dict[str, Any]:
+    """Levels of the control cells, whose batches and covariates effects are decoded with."""
+    if model.adata is None or not model.module.covariates.n_out:
+        return {}
+    control = control_cells(model)
+    cells = model.adata.obs.iloc[control] if len(control) else model.adata.obs
+    return _levels(model, cells)
+
+
+def _levels(model: CellModel, cells: pd.DataFrame) -> dict[str, Any]:
+    """Levels of cells, rows of obs, in what the model conditions on."""
+    setup = model._setup_arguments
+    keys = [setup["batch_key"], *(setup["categorical_covariate_keys"] or [])]
+    return levels_record(cells, [key for key in keys if key is not None])
+
+
+def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
+    """State, for ``uns``, what predictions of means hold beside what the decoder says."""
+    direct = module.direct
+    estimated = direct is not None and direct.is_estimated
+    description: dict[str, Any] = {
+        "direct_effects": module.fits_direct_effects and estimated,
+        "stacking": "none",
+    }
+    if direct is not None:
+        description["stacking"] = direct.stacking or "none"
+        description["combinations_with_own_cells"] = len(direct.combinations)
+        if direct.stacking_of_combinations is not None:
+            description["stacking_of_combinations"] = direct.stacking_of_combinations
+    return description
+
+
+def description_of_cells(
+    model: CellModel, sources: CellReader, output: str, target_sum: float
+) -> dict[str, Any]:
+    """State, for ``uns``, what predicted cells are."""
+    levels = _levels(model, sources.adata.obs.iloc[sources.positions])
+    scale = {"target_sum": target_sum, "log": "natural, log(1 + x)"} if output == "lognorm" else {}
+    size_factor = size_factor_record(model._setup_arguments["size_factor_key"])
+    parts = parts_of_predictions(model.module)
+    return {"output": output, **size_factor, **levels, **parts, **scale}
+
+
+def cells_with_effects(module: PerturbationModule, among: Among) -> dict[str, Any]:
+    """State, for ``uns``, which cells effects are of; nothing where all respond."""
+    return {"among": among} if module.has_branches else {}
