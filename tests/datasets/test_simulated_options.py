@@ -4,6 +4,7 @@ import hashlib
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 from scipy.stats import nbinom
@@ -401,3 +402,40 @@ def test_truth_that_was_lost_is_missed(of_truth):
     del renamed.obs["cell_type"]
     with pytest.raises(MissingKeyError, match="'cell_type'"):
         of_truth(renamed)
+
+
+def test_cells_escape_as_often_as_those_of_their_perturbation():
+    adata = simulate_screen(
+        n_genes=20, n_perturbations=4, cells_per_perturbation=4000, n_combinations=0,
+        escape_rate=(0.1, 0.8), seed=3,
+    )  # fmt: skip
+    rates = adata.uns["simulation"]["true_escape_rate"]
+    assert rates.min() >= 0.1
+    assert rates.max() <= 0.8
+    assert np.ptp(rates) > 0.1
+    escaped = adata.obs.groupby("perturbation", observed=True)["true_escaped"].mean()
+    names = adata.uns["simulation"]["perturbations"]
+    np.testing.assert_allclose(escaped[names], rates, atol=4 * 0.5 / np.sqrt(4000))
+    assert escaped["control"] == 0
+
+
+def test_guides_of_a_perturbation_let_cells_escape_at_rates_of_their_own():
+    adata = simulate_screen(
+        n_genes=20, n_perturbations=3, cells_per_perturbation=6000, n_combinations=1,
+        cells_per_combination=6000, guides_per_perturbation=2, escape_rate=(0.0, 0.9), seed=1,
+    )  # fmt: skip
+    simulation = adata.uns["simulation"]
+    rates = pd.Series(simulation["true_escape_rate"].ravel(), index=simulation["guides"].ravel())
+    escaped = adata.obs.groupby("guide", observed=True)["true_escaped"].mean()
+    several = escaped.index.str.contains("+", regex=False)
+    for guide in escaped.index[~several].drop("control"):
+        assert escaped[guide] == pytest.approx(rates[guide], abs=4 * 0.5 / np.sqrt(3000))
+    for pair in escaped.index[several]:
+        expected = rates[pair.split("+")].mean()
+        assert escaped[pair] == pytest.approx(expected, abs=4 * 0.5 / np.sqrt(1500))
+
+
+@pytest.mark.parametrize("rate", [(0.5, 0.2), (0.1, 1.0), (0.1, 0.2, 0.3)])
+def test_ranges_of_escape_rates_are_checked(rate):
+    with pytest.raises(InvalidArgumentError, match="escape_rate"):
+        simulate_screen(n_genes=20, n_perturbations=3, escape_rate=rate)

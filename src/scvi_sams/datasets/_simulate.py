@@ -60,7 +60,7 @@ def simulate_screen(
     n_cell_types: int = 1,
     cell_type_log_sd: float = 0.5,
     cell_type_specific_share: float = 0.0,
-    escape_rate: float = 0.0,
+    escape_rate: float | tuple[float, float] = 0.0,
     seed: int = 0,
 ) -> AnnData:
     """Draw a perturbation screen from the generative model of SAMS-VAE.
@@ -132,7 +132,9 @@ def simulate_screen(
         Share of the perturbations with an effect whose effect exists in one cell type only, own
         gene included.
     escape_rate
-        Probability that a perturbed cell has none of the effects of its label.
+        Probability that a perturbed cell has none of the effects of its label. Two numbers: the
+        smallest and the largest of perturbations, or of their guides where there are any, drawn
+        uniformly; a cell with several has the mean of theirs.
     seed
         Seed of the random generators; the global random state is not touched.
 
@@ -150,7 +152,8 @@ def simulate_screen(
         ``"decoder"`` with ``"hidden_weight"`` (W1), ``"gene_weight"`` (W2) and ``"gene_bias"``.
 
         Truth of what is switched on: ``obs["true_escaped"]``; ``obsm["true_dosage"]`` (d above,
-        csr, cells x perturbations); in ``uns["simulation"]``: ``"true_own_gene_effects"`` (one per
+        csr, cells x perturbations); in ``uns["simulation"]``: ``"true_escape_rate"`` where it
+        differs (of perturbations, or perturbations x guides), ``"true_own_gene_effects"`` (one per
         perturbation, change of the natural log at dose 1), ``"guides"`` and
         ``"true_guide_efficacy"`` (both perturbations x guides), ``"cell_types"`` and
         ``"true_response"`` (bool, perturbations x cell types: where each acts), and in
@@ -212,8 +215,8 @@ def simulate_screen(
     check_options(settings)
     settings |= {
         name: np.asarray(settings[name], dtype=np.float64)
-        for name in ("knockdown", "guide_efficacy")
-        if name in settings
+        for name in ("knockdown", "guide_efficacy", "escape_rate")
+        if np.ndim(settings.get(name, 0.0)) > 0
     }
     rng = np.random.default_rng(seed)
     # Generators of their own, so that what is switched on changes nothing else.
@@ -249,7 +252,7 @@ def simulate_screen(
         obsm={"true_basal": basal, "true_latent": latent},
         uns={"simulation": simulation},
     )
-    if of_own_genes or of_design or escape_rate > 0:
+    if of_own_genes or of_design or np.any(np.asarray(escape_rate) > 0):
         adata.obsm["true_dosage"] = acting
     adata.X = _draw_counts(rng, adata)
     return adata

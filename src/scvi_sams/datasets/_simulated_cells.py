@@ -31,7 +31,10 @@ def check_options(settings: Mapping[str, Any]) -> None:
     check_number(at_least=0, **{name: settings[name] for name in _NOT_NEGATIVE})
     check_integer(at_least=0, n_null_perturbations=settings["n_null_perturbations"])
     check_integer(n_cell_types=settings["n_cell_types"])
-    check_number(at_least=0, below=1, escape_rate=settings["escape_rate"])
+    if np.ndim(settings["escape_rate"]):
+        _check_range("escape_rate", settings["escape_rate"], below=1)
+    else:
+        check_number(at_least=0, below=1, escape_rate=settings["escape_rate"])
     check_number(
         at_least=0, at_most=1, cell_type_specific_share=settings["cell_type_specific_share"]
     )
@@ -109,6 +112,7 @@ def doses_that_act(
     cells = np.repeat(np.arange(len(obs)), np.diff(doses.indptr))
     truth: dict[str, Any] = {}
     acting = doses.copy()
+    guides = None
     if "guides_per_perturbation" in settings:
         truth |= _draw_guides(of_guides, settings, names)
         guides = of_guides.integers(settings["guides_per_perturbation"], size=doses.nnz)
@@ -122,11 +126,37 @@ def doses_that_act(
         truth |= _draw_cell_types(of_cell_types, settings, masks)
         acting.data = acting.data * truth["true_response"][doses.indices, codes[cells]]
         obs["cell_type"] = pd.Categorical.from_codes(codes, truth["cell_types"])
-    if settings["escape_rate"] > 0:
-        escaped = of_escape.random(len(obs)) < settings["escape_rate"]
+    if np.any(np.asarray(settings["escape_rate"]) > 0):
+        uniform = of_escape.random(len(obs))
+        rate = settings["escape_rate"]
+        if np.ndim(rate):
+            rate, truth["true_escape_rate"] = _draw_escape_rates(of_escape, settings, doses, guides)
+        escaped = uniform < rate
         obs["true_escaped"] = escaped & (obs["n_perturbations"] > 0).to_numpy()
         acting.data = acting.data * ~escaped[cells]
     return acting, truth
+
+
+def _draw_escape_rates(
+    rng: np.random.Generator,
+    settings: Mapping[str, Any],
+    doses: csr_matrix,
+    guides: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probability that each cell escapes, and those of perturbations, or of all of their guides.
+
+    ``guides`` are those of the entries of ``doses``, cells x perturbations.
+    """
+    n_perturbations = doses.shape[1]
+    shape = (n_perturbations,)
+    if guides is not None:
+        shape = (n_perturbations, settings["guides_per_perturbation"])
+    low, high = settings["escape_rate"]
+    rates = rng.uniform(low, high, size=shape)
+    of_entries = rates[doses.indices] if guides is None else rates[doses.indices, guides]
+    of_cells = csr_matrix((of_entries, doses.indices, doses.indptr), shape=doses.shape)
+    n_carried = np.maximum(np.diff(doses.indptr), 1)
+    return np.asarray(of_cells.sum(axis=1)).ravel() / n_carried, rates
 
 
 def _draw_guides(
