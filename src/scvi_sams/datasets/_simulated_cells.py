@@ -148,7 +148,7 @@ def _draw_escape_rates(
     ``guides`` are those of the entries of ``doses``, cells x perturbations.
     """
     n_perturbations = doses.shape[1]
-    shape = (n_perturbations,)
+    shape: tuple[int, ...] = (n_perturbations,)
     if guides is not None:
         shape = (n_perturbations, settings["guides_per_perturbation"])
     low, high = settings["escape_rate"]
