@@ -91,6 +91,47 @@ def terms_and_slopes(
 
 
 @njit(**VECTORS)
+def terms(
+    softmax: bool,
+    logits: Any,
+    counts: Any,
+    theta: Any,
+    inverse_theta: Any,
+    sizes: Any,
+    bounds: Any,
+    values: Any,
+    means: Any,
+) -> None:
+    """Write the terms of every cell alone; arguments as of :func:`terms_and_slopes`.
+
+    Logits are left as they are.
+    """
+    n_cells, n_genes = logits.shape
+    of_type = theta.dtype.type
+    zero, one = of_type(0), of_type(1)
+    for cell in range(n_cells):
+        logit, x = logits[cell], counts[cell]
+        shift = bounds[cell] if softmax else zero
+        bound = zero if softmax else bounds[cell]
+        total, of_counts, n_counts = zero, zero, zero
+        for g in range(n_genes):
+            log_mean = logit[g] - shift
+            log_mean = bound if log_mean > bound else log_mean  # NaN stays NaN
+            of_counts += log_mean * x[g]
+            n_counts += x[g]
+            mean = exp(log_mean)
+            total += mean
+            means[g] = mean
+        per_share = sizes[cell] / total if softmax else one
+        of_both = zero
+        for g in range(n_genes):
+            of_both += (x[g] + theta[g]) * log1p(means[g] * per_share * inverse_theta[g])
+        values[cell] = of_counts - of_both
+        if softmax:
+            values[cell] += n_counts * math.log(per_share)
+
+
+@njit(**VECTORS)
 def fill_table(
     theta: Any, starts: Any, steps: Any, log_steps: Any, scratch: Any, table: Any
 ) -> None:

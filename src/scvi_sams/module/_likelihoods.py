@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scvi_sams._checks import check_choice
 from scvi_sams._torch import generator
+from scvi_sams.module._branched_likelihood import mean_over_branches
 from scvi_sams.module._direct_effects import add_to_logits
 from scvi_sams.module._negative_binomial import (
     MAX_LOG_MEAN,
@@ -18,7 +19,7 @@ from scvi_sams.module._negative_binomial import (
     mean_decoded_log_prob,
     negative_binomial_log_prob,
 )
-from scvi_sams.module._responses import N_BRANCHES
+from scvi_sams.module._responses import N_BRANCHES, posterior_of_branches
 
 _MAX_LOG_MEAN_OF_POISSON = 30.0
 """Of Poisson counts: a mean a million times the largest count that is accepted."""
@@ -87,8 +88,7 @@ class Likelihood(nn.Module, ABC):
             return log_prob.mean(), log_prob.detach()
         first, second = logits.chunk(N_BRANCHES)
         log_prob = self.log_prob(x, torch.cat([add_to_logits(first, direct), second]), size)
-        branches = (log_prob + of_branches).detach().unflatten(0, (N_BRANCHES, -1))
-        weighted = torch.softmax(branches, dim=0).flatten(0, 1) * log_prob
+        weighted = posterior_of_branches((log_prob + of_branches).detach()) * log_prob
         return N_BRANCHES * weighted.mean(), log_prob.detach()
 
     @abstractmethod
@@ -165,17 +165,11 @@ class NegativeBinomialLikelihood(Likelihood):
         of_branches: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`mean_decoded_log_prob`: the logits of all genes never exist at once."""
-        return mean_decoded_log_prob(
-            x,
-            hidden,
-            to_genes.weight,
-            to_genes.bias,
-            self.log_inverse_dispersion,
-            size,
-            direct,
-            of_branches,
-            softmax=not self.uses_size_factor,
-        )
+        layer = (to_genes.weight, to_genes.bias, self.log_inverse_dispersion, size, direct)
+        softmax = not self.uses_size_factor
+        if of_branches is not None:
+            return mean_over_branches(x, hidden, *layer, of_branches, softmax=softmax)
+        return mean_decoded_log_prob(x, hidden, *layer, softmax=softmax)
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
         """Draw counts as a Poisson with a Gamma-distributed rate."""

@@ -167,18 +167,10 @@ def chunks_of_cells(x: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + n_rows, n_cells))
 
 
-def chunks_of_particles(
-    n_particles: int, device: torch.device, n_branches: int = 1
-) -> Iterator[slice]:
-    """Split the particles: one by one, or on an accelerator all at once.
-
-    Where the same particles stand in several branches, one after another, those of each go
-    together.
-    """
+def chunks_of_particles(n_particles: int, device: torch.device) -> Iterator[slice]:
+    """Split the particles: one by one, or on an accelerator all at once."""
     if _devices.is_accelerator(device):
         yield slice(0, n_particles)
         return
-    n_each = n_particles // n_branches
-    for particle in range(n_each):
-        last = particle + n_particles - n_each
-        yield slice(particle, last + 1, n_each if n_branches > 1 else None)
+    for particle in range(n_particles):
+        yield slice(particle, particle + 1)

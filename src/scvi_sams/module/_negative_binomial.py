@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,16 +27,11 @@ from torch.autograd.function import once_differentiable
 from scvi_sams import _torch as _devices
 from scvi_sams.kernels import _negative_binomial as loops
 from scvi_sams.module._minibatch import chunks_of_cells, chunks_of_particles
-from scvi_sams.module._responses import N_BRANCHES
 
 MAX_LOG_MEAN = 60.0
 """Keeps the mean finite in float32 whatever the decoder says."""
 _LOG_THETA = (-25.0, 60.0)
 """Within which the mean over theta, and theta, are finite in float32 as well."""
-
-_NO_WEIGHT = 1e-3
-"""Posterior probability below which a branch of a cell takes no part in gradients, and how much the
-other may have too much."""
 
 TABLE_SIZE = 256
 """Counts below this are looked up in a table per gene; to the few above, Stirling's series adds."""
@@ -77,7 +72,6 @@ def mean_decoded_log_prob(
     log_theta: Tensor,
     size: Tensor,
     direct: Tensor | None = None,
-    of_branches: Tensor | None = None,
     *,
     softmax: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -101,8 +95,6 @@ def mean_decoded_log_prob(
     direct
         Added to the output of the last layer, the same for all particles: ``(n_cells, n_genes)``,
         without a gradient.
-    of_branches
-        See :meth:`~scvi_sams.module._likelihoods.Likelihood.mean_decoded_log_prob`.
     softmax
         Whether a softmax over genes shares out the size; otherwise rates are multiplied with it.
 
@@ -121,7 +113,6 @@ def mean_decoded_log_prob(
             x.detach(),
             size.detach(),
             direct,
-            None if of_branches is None else of_branches.detach(),
             softmax,
             torch.is_grad_enabled(),
         )
@@ -147,8 +138,8 @@ class _LogProb(torch.autograd.Function):
         theta = inverse_dispersion(log_theta)
         result = torch.empty_like(logits[..., 0])
         slopes = torch.empty_like(x, dtype=theta.dtype)
-        table = _rising_factorial_table(theta, x)
-        for cells, chunk in _chunks_of_cells(x, theta, softmax_size):
+        table = rising_factorial_table(theta, x)
+        for cells, chunk in chunks_with_counts(x, theta, softmax_size):
             rising, slopes[cells] = table.read(chunk.counts)
             for particles in chunks_of_particles(len(logits), x.device):
                 terms = chunk.terms(logits[particles, cells].clone())
@@ -162,7 +153,7 @@ class _LogProb(torch.autograd.Function):
         logits, x, theta, softmax_size, slopes = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         grad_log_theta = torch.zeros_like(theta)
-        for cells, chunk in _chunks_of_cells(x, theta, softmax_size):
+        for cells, chunk in chunks_with_counts(x, theta, softmax_size):
             for particles in chunks_of_particles(len(logits), x.device):
                 part = logits[particles, cells].clone()
                 chunk.terms_and_slopes(part, grad[particles, cells], grad_log_theta)
@@ -183,55 +174,51 @@ class _MeanOfDecoded(torch.autograd.Function):
         x: Tensor,
         size: Tensor,
         direct: Tensor | None,
-        of_branches: Tensor | None,
         softmax: bool,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         theta = inverse_dispersion(log_theta)
-        n_branches = 1 if of_branches is None else N_BRANCHES
         each = theta.new_empty(hidden.shape[:-1])
-        weights = torch.full_like(each, n_branches / each.numel())
-        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        share = torch.full_like(each, 1 / each.numel())
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
         grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
-        table = _rising_factorial_table(theta, x)
-        for cells, chunk in _chunks_of_cells(x, theta, size if softmax else None):
+        table = rising_factorial_table(theta, x)
+        beta = 0.0
+        for cells, chunk in chunks_with_counts(x, theta, size if softmax else None):
             rising, slopes_of_theta = table.read(chunk.counts)
             if with_gradient:
                 grad_log_theta += slopes_of_theta.sum(0) / len(x)
-            for particles in chunks_of_particles(len(hidden), x.device, n_branches):
+            for particles in chunks_of_particles(len(hidden), x.device):
                 inner = hidden[particles, cells]
                 part = torch.nn.functional.linear(inner, weight, bias)
+                inner = inner.flatten(0, 1)
                 if direct is not None:
-                    part[: len(part) // n_branches] += direct[cells]
+                    part += direct[cells]
                 if not softmax:
                     part += size[cells, None].log()
-                if of_branches is not None:
-                    terms = chunk.terms(part.clone() if with_gradient else part) + rising
-                    each[particles, cells] = terms
-                    weights[particles, cells] *= _of_branches(terms + of_branches[particles, cells])
-                elif not with_gradient:
-                    each[particles, cells] = chunk.terms(part) + rising
                 if not with_gradient:
+                    each[particles, cells] = chunk.terms(part) + rising
                     continue
-                of_part = weights[particles, cells]
-                terms = chunk.terms_and_slopes(part, of_part, grad_log_theta)
+                terms = chunk.terms_and_slopes(part, share[particles, cells], grad_log_theta)
                 each[particles, cells] = terms + rising
-                slopes, inner = part.flatten(0, 1), inner.flatten(0, 1)
+                slopes = part.flatten(0, 1)
                 grad_bias += slopes.sum(0)
-                of_inner = _products(slopes, inner, weight, grad_weight, of_part, n_branches)
-                grad_hidden[particles, cells] = of_inner.view_as(hidden[particles, cells])
+                # What is there before the first product counts as zero.
+                grad_weight.addmm_(slopes.T, inner, beta=beta)
+                beta = 1.0
+                torch.mm(slopes, weight, out=grad_hidden[particles, cells].view_as(inner))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_log_theta)
         ctx.mark_non_differentiable(each)
-        return (weights * each).sum(), each
+        return each.mean(), each
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * saved for saved in ctx.saved_tensors), *[None] * 6
+        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None, None
 
 
 @dataclass(frozen=True)
-class _Chunk(ABC):
+class Chunk(ABC):
     """Some cells, and what of the likelihood all their particles share."""
 
     counts: Tensor
@@ -239,9 +226,18 @@ class _Chunk(ABC):
     inverse_theta: Tensor
     softmax_size: Tensor | None
 
+    def of(self, cells: Tensor) -> Chunk:
+        """The same of some of the cells, by their positions."""
+        size = None if self.softmax_size is None else self.softmax_size[cells]
+        return replace(self, counts=self.counts[cells], softmax_size=size)
+
     @abstractmethod
     def terms(self, part: Tensor) -> Tensor:
         """Terms of particles and cells whose logits are ``part``, which is spent."""
+
+    @abstractmethod
+    def kept_terms(self, part: Tensor) -> Tensor:
+        """Terms, and ``part`` stays as it is."""
 
     @abstractmethod
     def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
@@ -251,13 +247,17 @@ class _Chunk(ABC):
         """
 
 
-class _ChunkOfLoops(_Chunk):
+class _ChunkOfLoops(Chunk):
     """In one pass; for processors."""
 
     def terms(self, part: Tensor) -> Tensor:
-        return self.terms_and_slopes(
-            part, torch.zeros_like(part[..., 0]), torch.zeros_like(self.theta)
-        )
+        terms = torch.empty_like(part[..., 0])
+        scratch = torch.empty_like(self.theta)
+        for logits, written in zip(part, terms, strict=True):
+            self._run(loops.terms, logits, [], [written, scratch])
+        return terms
+
+    kept_terms = terms
 
     def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
         terms = torch.empty_like(part[..., 0])
@@ -265,22 +265,30 @@ class _ChunkOfLoops(_Chunk):
         # Added at once: of large counts it cancels against the slopes of the rising factorial.
         total = torch.zeros_like(self.theta)
         for logits, of_cells, written in zip(part, weights, terms, strict=True):
-            if self.softmax_size is None:
-                size, bounds = torch.ones_like(written), torch.full_like(written, MAX_LOG_MEAN)
-            else:
-                size, bounds = self.softmax_size, logits.amax(-1)
-            given = [logits, self.counts, self.theta, self.inverse_theta, size, of_cells, bounds]
-            arrays = (array.numpy() for array in (*given, total, written, scratch))
-            loops.terms_and_slopes(self.softmax_size is not None, *arrays)
+            self._run(loops.terms_and_slopes, logits, [of_cells], [total, written, scratch])
         of_theta += total
         return terms
 
+    def _run(self, loop: Any, logits: Tensor, weights: list[Tensor], written: list[Tensor]) -> None:
+        """Call a loop over the cells of a particle."""
+        if self.softmax_size is None:
+            size = torch.ones_like(logits[:, 0])
+            bounds = torch.full_like(size, MAX_LOG_MEAN)
+        else:
+            size, bounds = self.softmax_size, logits.amax(-1)
+        given = [logits, self.counts, self.theta, self.inverse_theta, size, *weights, bounds]
+        arrays = (array.numpy() for array in (*given, *written))
+        loop(self.softmax_size is not None, *arrays)
 
-class _ChunkOfTensors(_Chunk):
+
+class _ChunkOfTensors(Chunk):
     """In some twenty passes over arrays, in place; for accelerators."""
 
     def terms(self, part: Tensor) -> Tensor:
         return self._terms(part, torch.empty_like(part))
+
+    def kept_terms(self, part: Tensor) -> Tensor:
+        return self.terms(part.clone())
 
     def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
         slopes = torch.empty_like(part)
@@ -318,9 +326,9 @@ class _ChunkOfTensors(_Chunk):
         return terms.addcmul_(log1p, self.counts + self.theta, value=-1).sum(-1) + per_cell
 
 
-def _chunks_of_cells(
+def chunks_with_counts(
     x: Tensor, theta: Tensor, softmax_size: Tensor | None
-) -> Iterator[tuple[slice, _Chunk]]:
+) -> Iterator[tuple[slice, Chunk]]:
     kind = _ChunkOfTensors if _devices.is_accelerator(x.device) else _ChunkOfLoops
     inverse_theta = theta.reciprocal()  # half of the time of dividing by theta
     for cells in chunks_of_cells(x):
@@ -328,38 +336,12 @@ def _chunks_of_cells(
         yield cells, kind(x[cells], theta, inverse_theta, size)
 
 
-def _of_branches(log_weights: Tensor) -> Tensor:
-    """Posterior of the branches, of log-weights ``(2 P, B)``, in the same shape."""
-    return torch.softmax(log_weights.unflatten(0, (N_BRANCHES, -1)), dim=0).flatten(0, 1)
-
-
-def _products(
-    slopes: Tensor,
-    inner: Tensor,
-    weight: Tensor,
-    of_weight: Tensor,
-    counts: Tensor,
-    n_branches: int,
-) -> Tensor:
-    """Gradient of ``inner``, ``(rows, n_hidden)``; that of the weights is added to ``of_weight``.
-
-    Rows that have next to no weight in ``counts`` are left out, as one branch of a cell often has.
-    """
-    if n_branches == 1 or _devices.is_accelerator(slopes.device):
-        of_weight.addmm_(slopes.T, inner)
-        return slopes @ weight
-    counted = (counts.flatten() > _NO_WEIGHT * counts.amax()).nonzero(as_tuple=True)[0]
-    slopes = slopes[counted]
-    of_weight.addmm_(slopes.T, inner[counted])
-    return torch.zeros_like(inner).index_copy_(0, counted, slopes @ weight)
-
-
 def _sum_over_cells(values: Tensor, weights: Tensor) -> Tensor:
     """Sum over particles and cells of values (.. x genes) times weights (particles x cells)."""
     return weights.reshape(-1) @ values.reshape(-1, values.shape[-1])
 
 
-def _rising_factorial_table(theta: Tensor, x: Tensor) -> _TableOfLoops | _TableOfTensors:
+def rising_factorial_table(theta: Tensor, x: Tensor) -> _TableOfLoops | _TableOfTensors:
     """Table of ``rising - log(x!)`` and its slope in log(theta), for all counts ``x``.
 
     ``read`` returns the sum over genes per cell, and the slope of every entry.

@@ -229,6 +229,11 @@ class Responses(nn.Module):
         return torch.where(self.may_escape(cells), both, alone)
 
 
+def posterior_of_branches(log_weights: Tensor) -> Tensor:
+    """Posterior of the branches, of log-weights ``(2 P, B)``, in the same shape."""
+    return torch.softmax(log_weights.unflatten(0, (N_BRANCHES, -1)), dim=0).flatten(0, 1)
+
+
 class CellsOfUnits(NamedTuple):
     """What cells say about responses."""
 

@@ -150,8 +150,10 @@ class TrainingLength:
 
     def _last_epoch(self, epoch: int, step: int) -> int:
         """Of the stage, so that what follows has its share of the epochs."""
-        if self.stage in ("dense", "responding"):
+        if self.stage == "dense":
             return max(self.max_epochs // 3, 1)
+        if self.stage == "responding":
+            return max(5 * self.max_epochs // 12, 1)
         if self.stage == "settling":
             return max(self.max_epochs // 2, 1)
         if self.stage == "decay":

@@ -22,8 +22,8 @@ _SIZE = 0.05
 _TOLD_APART = 0.5
 """Distance of their means, in standard deviations within groups, from which on the two kinds of
 cell in a mixture of equal parts, twice as far apart, can be told from one another."""
-_N_STEPS = 100
-"""Each is one of expectation-maximisation; log-odds then change by less than .001."""
+_N_STEPS = 50
+"""Of expectation-maximisation, which begins where training has come to."""
 
 
 @torch.no_grad()

@@ -1,0 +1,149 @@
+"""The negative binomial log-likelihood of cells that respond to their perturbations or do not.
+
+As :func:`~scvi_sams.module._negative_binomial.mean_decoded_log_prob`, with both branches of a cell
+side by side: what its gradient weighs is their posterior, which takes the values of both. A branch
+that a cell has not, or that weighs next to nothing, is not computed further.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from scvi_sams import _torch as _devices
+from scvi_sams.module._negative_binomial import (
+    chunks_with_counts,
+    inverse_dispersion,
+    rising_factorial_table,
+)
+from scvi_sams.module._responses import N_BRANCHES, posterior_of_branches
+
+_IMPOSSIBLE = -1e3
+"""Log-probability below which a cell does not have a branch."""
+_NO_WEIGHT = 1e-3
+"""Posterior probability below which a branch of a cell takes no part in gradients, and how much the
+other may have too much."""
+
+
+def mean_over_branches(
+    x: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    log_theta: Tensor,
+    size: Tensor,
+    direct: Tensor | None,
+    of_branches: Tensor,
+    *,
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of counts in both branches, and its mean over their posterior.
+
+    Parameters
+    ----------
+    x, weight, bias, log_theta, size, softmax
+        As in :func:`~scvi_sams.module._negative_binomial.mean_decoded_log_prob`.
+    hidden
+        Of cells that respond, then of the same if they do not, ``(2 P, n_cells, n_hidden)``.
+    direct
+        Added to the output of the last layer where cells respond.
+    of_branches
+        Log prior of each less its divergences, ``(2 P, n_cells)``, without a gradient.
+
+    Returns
+    -------
+    Mean over particles and cells, in nats, with the posterior of the branches held fixed; and the
+    value of each, ``(2 P, n_cells)``, without a gradient, 0 of branches that a cell has not.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        result: tuple[Tensor, Tensor] = _MeanOverBranches.apply(
+            hidden.to(weight.dtype),
+            weight,
+            bias,
+            log_theta,
+            x.detach(),
+            size.detach(),
+            direct,
+            of_branches.detach(),
+            softmax,
+            torch.is_grad_enabled(),
+        )
+    return result
+
+
+class _MeanOverBranches(torch.autograd.Function):
+    """Gradients are taken while a chunk of cells is at hand, as all of its branches are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        log_theta: Tensor,
+        x: Tensor,
+        size: Tensor,
+        direct: Tensor | None,
+        of_branches: Tensor,
+        softmax: bool,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        theta = inverse_dispersion(log_theta)
+        each = theta.new_zeros(hidden.shape[:-1])
+        total = theta.new_zeros(())
+        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
+        table = rising_factorial_table(theta, x)
+        n_values = each.numel() // N_BRANCHES
+        for cells, chunk in chunks_with_counts(x, theta, size if softmax else None):
+            rising, slopes_of_theta = table.read(chunk.counts)
+            if with_gradient:
+                grad_log_theta += slopes_of_theta.sum(0) / len(x)
+            place = _rows(of_branches[:, cells] > _IMPOSSIBLE)
+            inner = hidden[:, cells][place]
+            logits = torch.nn.functional.linear(inner, weight, bias)
+            if direct is not None:
+                responds = place[0] < len(hidden) // N_BRANCHES
+                logits += direct[cells][place[1]] * responds[:, None]
+            if not softmax:
+                logits += size[cells][place[1], None].log()
+            terms = chunk.of(place[1]).kept_terms(logits[None])[0] + rising[place[1]]
+            each[:, cells] = each[:, cells].index_put(place, terms)
+            posterior = posterior_of_branches(each[:, cells] + of_branches[:, cells])
+            total += (posterior * each[:, cells]).sum() / n_values
+            if not with_gradient:
+                continue
+            weights = posterior[place] / n_values
+            counted = _counted(weights * n_values)
+            weights, logits, inner = weights[counted], logits[counted], inner[counted]
+            some = chunk.of(place[1][counted])
+            some.terms_and_slopes(logits[None], weights[None], grad_log_theta)
+            grad_bias += logits.sum(0)
+            grad_weight.addmm_(logits.T, inner)
+            at = place[0][counted], place[1][counted]
+            of_chunk = torch.zeros_like(hidden[:, cells]).index_put(at, logits @ weight)
+            grad_hidden[:, cells] = of_chunk
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_log_theta)
+        ctx.mark_non_differentiable(each)
+        return total, each
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grad * saved for saved in ctx.saved_tensors), *[None] * 6
+
+
+def _rows(has_branch: Tensor) -> tuple[Tensor, ...]:
+    """Particles and cells to compute; on an accelerator all, as it would have to be waited for."""
+    if _devices.is_accelerator(has_branch.device):
+        has_branch = torch.ones_like(has_branch)
+    return has_branch.nonzero(as_tuple=True)
+
+
+def _counted(posterior: Tensor) -> Tensor:
+    """Rows whose gradients count; on an accelerator all."""
+    counts = posterior > (-1 if _devices.is_accelerator(posterior.device) else _NO_WEIGHT)
+    return counts.nonzero(as_tuple=True)[0]
