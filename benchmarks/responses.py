@@ -30,6 +30,7 @@ from scvi_sams.evaluation import mask_recovery
 ESCAPE: dict[str, float | tuple[float, float]] = {
     "none": 0.0, "30 %": 0.3, "half": 0.5, "by target, 0 - 70 %": (0.0, 0.7),
 }  # fmt: skip
+CERTAIN = 1e-7
 N_HELD_OUT, N_FAKES, CELLS_PER_FAKE = 10, 8, 150
 
 
@@ -145,7 +146,8 @@ def papalexi21(seed: int) -> tuple[list[dict[str, Any]], pd.DataFrame]:
         rows.append(row)
         if name == "responses":
             cells = pd.DataFrame({"gene": label, "guide": guide})
-            cells["p"] = model.get_response_probability(key_added=None)
+            found = model.get_response_probability(key_added=None)
+            cells["p"] = np.clip(found, CERTAIN, 1 - CERTAIN)
             rate = pd.Series(model.module.responses.rates.numpy(), index=model.perturbations)
             cells["evidence"] = logit(cells["p"]) - logit(cells["gene"].map(rate))
     cells = cells[cells["p"].notna()]
