@@ -5,6 +5,7 @@ Plain functions on the tables that models return, or on trained models; also as 
 
 from scvi_sams.interpretation._calls import called_masks, entry_q_values
 from scvi_sams.interpretation._decoys import decoy_check
+from scvi_sams.interpretation._guides import guide_efficacy
 from scvi_sams.interpretation._interactions import genetic_interactions, observed_interactions
 from scvi_sams.interpretation._perturbations import (
     hierarchical_order,
@@ -20,6 +21,7 @@ __all__ = [
     "entry_q_values",
     "gene_ranking",
     "genetic_interactions",
+    "guide_efficacy",
     "hierarchical_order",
     "latent_perturbations",
     "observed_interactions",

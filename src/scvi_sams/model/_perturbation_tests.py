@@ -47,7 +47,7 @@ def perturbation_tests(
     strata = strata_of_cells(manager)
     counts = model.module.likelihood.is_count_likelihood
     features = principal_features(manager, strata, n_components, counts=counts)
-    features = normal_scores(_without(features, _continuous(manager)))
+    features = normal_scores(without(features, continuous_covariates(manager)))
     tests = group_tests(features, labels, strata)
     table = pd.DataFrame(
         {
@@ -122,13 +122,13 @@ def principal_features(
     )
     logged = sparse.csr_array(sparse.vstack([_logged(x, s, typical_size) for x, s in blocks]))
     del blocks
-    genes, sd, axes = _axes(logged, _indicators(strata[chosen]), n_components)
+    genes, sd, axes = _axes(logged, indicators(strata[chosen]), n_components)
     loadings = axes / sd[:, None]
     projected = [
         _logged(x, size, typical_size)[:, genes] @ loadings
         for x, size in chunks_of_cells(manager, everything)
     ]
-    return _centred(np.concatenate(projected), _indicators(strata))
+    return centred(np.concatenate(projected), indicators(strata))
 
 
 def _logged(x: sparse.csr_matrix, size: np.ndarray, typical_size: float | None) -> sparse.csr_array:
@@ -159,14 +159,14 @@ def _axes(
     return genes, sd, axes[:, ::-1][:, :n_components]
 
 
-def _indicators(strata: np.ndarray) -> sparse.csr_array:
+def indicators(strata: np.ndarray) -> sparse.csr_array:
     """1 where a cell is of a stratum, strata that have cells x cells."""
     number, stratum = np.unique(strata, return_inverse=True)
     cells = np.arange(len(strata))
     return sparse.csr_array((np.ones(len(cells)), (stratum, cells)), (len(number), len(cells)))
 
 
-def _centred(features: np.ndarray, of_stratum: sparse.csr_array) -> np.ndarray:
+def centred(features: np.ndarray, of_stratum: sparse.csr_array) -> np.ndarray:
     """Features less their means within strata."""
     means = (of_stratum @ features) / np.asarray(of_stratum.sum(axis=1))[:, None]
     return features - of_stratum.T @ means
@@ -181,13 +181,14 @@ def strata_of_cells(manager: AnnDataManager) -> np.ndarray:
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _continuous(manager: AnnDataManager) -> np.ndarray | None:
+def continuous_covariates(manager: AnnDataManager) -> np.ndarray | None:
+    """Registered ones of every cell, ``(n_cells, n)``; ``None`` where there are none."""
     if REGISTRY_KEYS.CONTINUOUS_COVARIATES not in manager.data_registry:
         return None
     return np.asarray(manager.get_from_registry(REGISTRY_KEYS.CONTINUOUS_COVARIATES), dtype=float)
 
 
-def _without(features: np.ndarray, covariates: np.ndarray | None) -> np.ndarray:
+def without(features: np.ndarray, covariates: np.ndarray | None) -> np.ndarray:
     """What is left of features after a linear regression on covariates."""
     if covariates is None:
         return features

@@ -7,6 +7,7 @@ from scvi_sams.plotting._benchmark import (
 )
 from scvi_sams.plotting._diagnostics import mask_calibration, training_curves
 from scvi_sams.plotting._genes import ate_scatter, dose_response, effect_volcano, program_genes
+from scvi_sams.plotting._guides import guide_efficacy
 from scvi_sams.plotting._latent import latent
 from scvi_sams.plotting._learning_curve import learning_curve
 from scvi_sams.plotting._matrices import direct_effects, interaction_matrix, masks, similarity
@@ -19,6 +20,7 @@ __all__ = [
     "direct_effects",
     "dose_response",
     "effect_volcano",
+    "guide_efficacy",
     "interaction_matrix",
     "latent",
     "learning_curve",
