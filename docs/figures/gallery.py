@@ -82,6 +82,24 @@ def of_targets() -> dict[str, Axes]:
     return {"direct_effects": pl.direct_effects(train(adata).get_direct_effects(), n_genes=40)}
 
 
+def of_guides() -> dict[str, Axes]:
+    """Guides of different strength, on a screen in which cells escape."""
+    adata = scvi_sams.datasets.simulate_screen(
+        n_genes=400,
+        n_perturbations=15,
+        cells_per_perturbation=240,
+        n_combinations=0,
+        n_latent=8,
+        guides_per_perturbation=3,
+        guide_efficacy=(0.0, 1.0),
+        escape_rate=0.2,
+    )
+    scvi_sams.SAMSVAE.setup_anndata(adata, guide_key="guide")
+    model = scvi_sams.SAMSVAE(adata, n_latent=12, responses=True)
+    model.train(enable_progress_bar=False)
+    return {"guide_efficacy": pl.guide_efficacy(model)}
+
+
 def of_benchmark(adata: AnnData) -> dict[str, Axes]:
     """Baselines beside each other."""
     labels = adata.obs["perturbation"]
@@ -127,6 +145,7 @@ def main() -> None:
     save(of_cells(model))
     save(of_doses())
     save(of_targets())
+    save(of_guides())
     save(of_benchmark(adata))
     save(of_learning_curve(adata))
 

@@ -26,7 +26,11 @@ def counts() -> ad.AnnData:
     return ad.AnnData(
         x.astype(np.float32),
         obs=pd.DataFrame(
-            {"perturbation": LABELS, "line": ["x", "x", "y", "y", "x", "y", "y", "x"] * 9},
+            {
+                "perturbation": LABELS,
+                "line": ["x", "x", "y", "y", "x", "y", "y", "x"] * 9,
+                "guide": [label.replace("+", "1+") + "1" for label in LABELS],
+            },
             index=[f"c{i}" for i in range(len(LABELS))],
         ),
         var=pd.DataFrame(index=GENES),
@@ -39,7 +43,7 @@ def table(rows: list[str], columns: list[str], seed: int = 0) -> pd.DataFrame:
 
 
 def trained(adata: ad.AnnData) -> Any:
-    SAMSVAE.setup_anndata(adata)
+    SAMSVAE.setup_anndata(adata, guide_key="guide")
     model = SAMSVAE(adata, **SIZES)
     model.train(**TRAINING)
     return model
@@ -71,6 +75,7 @@ def tables_of_models(model: Any) -> dict[str, Call]:
             tl.target_knockdown,
             {"model": model, "target_genes": {"A": "g0"}, **FEW},
         ),
+        "tl.guide_efficacy": (tl.guide_efficacy, {"model": model, **FEW}),
         "tl.genetic_interactions": (
             tl.genetic_interactions,
             {"model": model, **pairs, **FEW, "indices": np.arange(72)},
@@ -123,6 +128,10 @@ def figures(model: Any) -> dict[str, Call]:
             "pearson": [0.5, 0.7],
         }
     )
+    bounds = dict.fromkeys(["rate_low", "rate_high", "effect_low", "effect_high"], 0.5)
+    flags = {"acts": True, "does_nothing": False, "differs_from_siblings": False}
+    rates = {"perturbation": ["A", "A"], "response_rate": 0.5, "effect_size": 0.5}
+    guides = pd.DataFrame(rates | bounds | flags, index=["A1", "A2"])
     history = {"elbo_train": pd.DataFrame({"elbo_train": [2.0, 1.0]})}
     calibration = evaluation.mask_calibration(masks, masks > 0.5)
     return {
@@ -146,6 +155,7 @@ def figures(model: Any) -> dict[str, Call]:
         ),
         "pl.dose_response": (pl.dose_response, {"curves": curves, "perturbation": "A"}),
         "pl.effect_volcano": (pl.effect_volcano, {"ate": predicted, "perturbation": "A"}),
+        "pl.guide_efficacy": (pl.guide_efficacy, {"guides": guides, "value": "effect_size"}),
         "pl.interaction_matrix": (
             pl.interaction_matrix,
             {"interactions": pairs, "lower": "other"},

@@ -158,6 +158,40 @@ UNKNOWN: list[Case] = [
         "model.get_direct_effects()",
         "DataFrame",
     ),
+    *(
+        refused(
+            f"`tl.guide_efficacy`: `{name}` is {value!r}",
+            lambda situation, name=name, value=value: tl.guide_efficacy(
+                situation.shared, **{name: value}
+            ),
+            InvalidArgumentError,
+            f"`{name}`",
+            repr(value),
+        )
+        for name, value in (("fdr", 2), ("interval", 0), ("key_added", 3))
+    ),
+    refused(
+        "`tl.guide_efficacy`: no guides are registered",
+        lambda situation: tl.guide_efficacy(situation.shared),
+        SAMSError,
+        "No guides are registered",
+        "guide_key",
+    ),
+    refused(
+        "`pl.guide_efficacy`: data in place of a table or a model",
+        lambda situation: pl.guide_efficacy(situation.adata),
+        InvalidArgumentError,
+        "`guides`",
+        "tl.guide_efficacy(model)",
+        "AnnData",
+    ),
+    refused(
+        "`pl.guide_efficacy`: another table",
+        lambda situation: pl.guide_efficacy(situation.adata.obs),
+        MissingKeyError,
+        "'acts'",
+        "tl.guide_efficacy(model)",
+    ),
     refused(
         "`get_direct_effects` of a model made with `direct_effects=False`",
         lambda situation: situation.build(direct_effects=False).get_direct_effects(),

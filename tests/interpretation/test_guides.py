@@ -144,9 +144,9 @@ def test_cells_on_disk_give_the_same_table(responding, predicted, tmp_path):
 
 
 def bad_guides(seed, monkeypatch):
-    """A model of a screen in which P001g1 does what the strongest perturbation does, P003g1 nothing.
+    """A screen in which P001g1 does what the strongest perturbation does, and P003g1 nothing.
 
-    What it predicts is what the other guides show.
+    What the model predicts is what the other guides show.
     """
     adata = simulate_screen(
         n_genes=150,

@@ -66,6 +66,26 @@ def direct_effects(ax: Axes) -> None:
     plotting.direct_effects(tables, max_lfsr=0.25, ax=ax)
 
 
+def guide_efficacy(ax: Axes) -> None:
+    rate = 0.5 + 0.45 * waves(4, 3)
+    rate[1, 0], rate[3] = 0.05, np.nan
+    table = pd.DataFrame(
+        {
+            "perturbation": np.repeat(PERTURBATIONS[:4], 3),
+            "acts": np.repeat([True, True, True, False], 3),
+            "response_rate": rate.ravel(),
+            "does_nothing": np.arange(12) == 3,
+            "differs_from_siblings": np.arange(12) == 7,
+        },
+        index=[f"{name}g{guide}" for name in PERTURBATIONS[:4] for guide in (1, 2, 3)],
+    )
+    for value in ("rate", "effect"):
+        table[f"{value}_low"] = table["response_rate"] - 0.04
+        table[f"{value}_high"] = table["response_rate"] + 0.06
+    table["effect_size"] = table["response_rate"]
+    plotting.guide_efficacy(table, perturbations=PERTURBATIONS[:4], ax=ax)
+
+
 def masks_of_many(ax: Axes) -> None:
     blocks = np.arange(700)[:, None] // 50 == np.arange(40) % 14
     table = pd.DataFrame(blocks * 0.9, index=[f"P{i}" for i in range(700)])
@@ -228,6 +248,7 @@ DRAWINGS: dict[str, Callable[[Axes], None]] = {
         direct_effects,
         dose_response,
         effect_volcano,
+        guide_efficacy,
         interaction_matrix,
         latent,
         learning_curve,

@@ -118,6 +118,17 @@ def learning_curve_input() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"cells_per_perturbation": "Int64"})
 
 
+def guides_input() -> pd.DataFrame:
+    values = np.random.default_rng(0).random(20)
+    table = pd.DataFrame({"perturbation": np.repeat(NAMES[:10], 2), "acts": True}, index=NAMES)
+    for value, low, high in (
+        ("response_rate", "rate_low", "rate_high"),
+        ("effect_size", "effect_low", "effect_high"),
+    ):
+        table[value], table[low], table[high] = values, values - 0.1, values + 0.1
+    return table.assign(does_nothing=values < 0.2, differs_from_siblings=values > 0.8)
+
+
 FUNCTIONS = {
     "masks": (masks_input, lambda data, ax: plotting.masks(data, ax=ax)),
     "direct_effects": (
@@ -152,6 +163,7 @@ FUNCTIONS = {
     "effect_volcano": (ate_input, lambda data, ax: plotting.effect_volcano(data, "P3", ax=ax)),
     "dose_response": (curves_input, lambda data, ax: plotting.dose_response(data, "A", ax=ax)),
     "similarity": (similarity_input, lambda data, ax: plotting.similarity(data, ax=ax)),
+    "guide_efficacy": (guides_input, lambda data, ax: plotting.guide_efficacy(data, ax=ax)),
     "interaction_matrix": (
         interactions_input,
         lambda data, ax: plotting.interaction_matrix(data, ax=ax),

@@ -76,6 +76,13 @@ def pairs() -> pd.DataFrame:
     return pd.DataFrame({"score": [1.0, -1.0, 0.5]}, index=names)
 
 
+def guides() -> pd.DataFrame:
+    bounds = dict.fromkeys(["rate_low", "rate_high", "effect_low", "effect_high"], 0.5)
+    flags = {"acts": True, "does_nothing": False, "differs_from_siblings": False}
+    values = {"perturbation": NAME, "response_rate": 0.5, "effect_size": 0.5}
+    return pd.DataFrame(values | bounds | flags, index=[f"{NAME}1", f"{NAME}2"])
+
+
 DRAWINGS = {
     "masks": lambda: plotting.masks(table()),
     "direct_effects": lambda: plotting.direct_effects(direct_effects()),
@@ -84,6 +91,7 @@ DRAWINGS = {
     "dose_response": lambda: plotting.dose_response(effects(), NAME),
     "program_genes": lambda: plotting.program_genes(table(), "A"),
     "similarity": lambda: plotting.similarity(perturbation_similarity(table() - 0.5)),
+    "guide_efficacy": lambda: plotting.guide_efficacy(guides()),
     "interaction_matrix": lambda: plotting.interaction_matrix(pairs()),
     "benchmark_metric": lambda: plotting.benchmark_metric(summary(), "rmse_average"),
     "benchmark_specificity": lambda: plotting.benchmark_specificity(summary()),

@@ -145,6 +145,10 @@ def _blocks(
     of_perturbation = {str(name): rows for name, rows in grouped}
     if perturbations is not None:
         named = as_names("perturbations", perturbations)
+        if not named:
+            raise InvalidArgumentError(
+                "`perturbations` is empty: name some, or None for those that have an effect."
+            )
         check_has("The table has no perturbation", named, pd.Index(of_perturbation))
         return [of_perturbation[name] for name in named], ""
     known = {name: rows for name, rows in of_perturbation.items() if rows[value].notna().any()}
