@@ -191,7 +191,7 @@ def test_the_odd_one_is_found_and_its_siblings_are_not_blamed():
     for guide in odd:
         features[cells.guide == guide] += 3 * rng.normal(size=N_FEATURES)
     found = compare(features, cells)
-    flagged = np.flatnonzero(found.q_value <= 0.05)
+    flagged = np.flatnonzero(found.differs)
     assert set(odd) <= set(flagged)
     assert len(flagged) <= len(odd) + 2
     assert found.put_aside[odd].all()
@@ -202,6 +202,7 @@ def test_of_two_guides_both_are_flagged():
     features[cells.guide == 6] += np.arange(N_FEATURES)
     found = compare(features, cells)
     assert found.q_value[6] == found.q_value[7] < 0.01
+    assert found.differs[[6, 7]].all()
     assert not found.put_aside.any()
 
 

@@ -44,8 +44,6 @@ logger = logging.getLogger("scvi.sams")
 
 NOTHING = 0.25
 """Of the effect of a perturbation: less counts as none."""
-_AGREES = 0.9
-"""Cosine from which on two effects count as one: what is left is half as long as what is shared."""
 _N_COMPONENTS = 30
 """Axes that siblings are compared on. Axes of predicted effects would find more, but what cells of
 a guide have by chance is in what was fitted to them: of guides without an effect, most that have a
@@ -106,8 +104,8 @@ def guide_efficacy(
     - ``p_value``, ``q_value``: whether the effect of the guide is something else than a multiple (0
       or more) of that of its siblings, over all tested guides. NaN with fewer than five cells, or
       20 of the perturbation.
-    - ``does_nothing``: less than a quarter of the effect of the perturbation is left within the
-      interval, its siblings show more than that, and it does not differ in other ways.
+    - ``does_nothing``: it certainly shows less than a quarter of the effect of the perturbation and
+      its siblings more than that (by the intervals), and it does not differ in other ways.
     - ``differs_from_siblings``: ``q_value`` is at most ``fdr``, and ``agreement`` below .9: what
       the guide does besides is at least half of what it does as they do. The guide that differs
       most is put aside, and no longer counts as sibling of the others. Of two guides that are left
@@ -169,7 +167,7 @@ def guide_efficacy(
         "acts": acts[guides.perturbation],
     }
     columns |= _rates(model, interval)
-    columns |= _efficacy(compared, along, tests, fdr, interval)
+    columns |= _efficacy(compared, along, tests, interval)
     table = pd.DataFrame(columns, index=pd.Index(guides.names, name="guide"))
     table.loc[~table["acts"], table.columns[3:-2]] = np.nan
     table.loc[~table["acts"], table.columns[-2:]] = False
@@ -250,7 +248,6 @@ def _efficacy(
     compared: Compared,
     along: AlongEffects,
     tests: SiblingTests,
-    fdr: float,
     interval: float,
 ) -> dict[str, np.ndarray]:
     own = along.of(compared.each_guide(), compared)
@@ -258,7 +255,6 @@ def _efficacy(
     deviations = norm.ppf((1 + interval) / 2)
     low, high = (own.slope + side * deviations * own.standard_error for side in (-1, 1))
     least_of_siblings = of_siblings.slope - deviations * of_siblings.standard_error
-    differs = within(np.nan_to_num(tests.q_value, nan=1.0), fdr) & (tests.agreement < _AGREES)
     return {
         "effect_size": own.slope,
         "effect_standard_error": own.standard_error,
@@ -267,8 +263,8 @@ def _efficacy(
         "agreement": tests.agreement,
         "p_value": tests.p_value,
         "q_value": tests.q_value,
-        "does_nothing": (high < NOTHING) & (least_of_siblings > NOTHING) & ~differs,
-        "differs_from_siblings": differs,
+        "does_nothing": (high < NOTHING) & (least_of_siblings > NOTHING) & ~tests.differs,
+        "differs_from_siblings": tests.differs,
     }
 
 

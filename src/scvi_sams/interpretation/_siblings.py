@@ -14,6 +14,7 @@ lie somewhere between the two.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ _FEWEST_LEFT = 2
 """Guides that are compared with one another once others are put aside."""
 _UNEXPLAINED = 1e-3
 """Share of the variance of a feature that those before it must leave."""
+_AGREES = 0.9
+"""Cosine from which on two effects count as one: what is left is half as long as what is shared."""
 _MOST_ERROR = 0.5
 """Share of the squared length of an effect, for its direction to be known."""
 _BEYOND, _SMALLEST_VARIANCE = 0.5, 0.1
@@ -52,6 +55,8 @@ class SiblingTests(NamedTuple):
     """Over the guides that are tested."""
     agreement: np.ndarray
     """Cosine of the effect with that of its siblings; NaN where either is mostly error."""
+    differs: np.ndarray
+    """Whether it does, at the false discovery rate and by enough."""
     put_aside: np.ndarray
     """Whether it is no longer among the siblings of others."""
 
@@ -139,8 +144,11 @@ def sibling_tests(
         At which guides are put aside.
     """
     values, base = compared.less_controls(features)
+    order = np.argsort(compared.guide, kind="stable")
+    ends = np.searchsorted(compared.guide[order], np.arange(compared.n_guides + 1))
+    cells_of = [order[start:end] for start, end in pairwise(ends)]
     prepared = [
-        _prepared(values, base, compared, guides)
+        _prepared(values, base, [cells_of[guide] for guide in guides], guides)
         for guides in _by_perturbation(compared)
         if is_tested[compared.perturbation[guides[0]]]
     ]
@@ -154,33 +162,37 @@ def sibling_tests(
                 if pair is not None:
                     p_value[guide] = _p_value(pair, guides)
                     agreement[guide] = cosine(pair, guides.of_controls)
-        q_value = q_values(p_value)
+        differs = within(q_values(p_value), fdr) & (agreement < _AGREES)
         again = []
         for guides in todo:
             left = guides.which[~put_aside[guides.which]]
-            known = left[np.isfinite(p_value[left])]
-            if len(known) > _FEWEST_LEFT:
-                worst = known[p_value[known].argmin()]
-                if within(q_value[worst], fdr):
-                    put_aside[worst] = True
-                    again.append(guides)
+            differing = left[differs[left]]
+            if len(differing) and np.isfinite(p_value[left]).sum() > _FEWEST_LEFT:
+                put_aside[differing[p_value[differing].argmin()]] = True
+                again.append(guides)
         todo = again
-    return SiblingTests(p_value, q_values(p_value), agreement, put_aside)
+    q_value = q_values(p_value)
+    differs = within(q_value, fdr) & (agreement < _AGREES)
+    return SiblingTests(p_value, q_value, agreement, differs, put_aside)
 
 
 def _prepared(
-    values: np.ndarray, base: np.ndarray, compared: Compared, guides: np.ndarray
+    values: np.ndarray, base: np.ndarray, cells: list[np.ndarray], guides: np.ndarray
 ) -> _Guides | None:
-    """Means of guides in features that are uncorrelated; ``None`` with too few cells."""
-    which = guides[compared.n_cells[guides] > 0]
-    n_cells = compared.n_cells[which]
+    """Means of guides in features that are uncorrelated; ``None`` with too few cells.
+
+    ``cells`` are those of each guide.
+    """
+    n_cells = np.array([len(own) for own in cells])
+    which = guides[n_cells > 0]
+    cells, n_cells = [own for own in cells if len(own)], n_cells[n_cells > 0]
     freedom = int(n_cells.sum()) - len(which)
     p = min(values.shape[1], freedom // _CELLS_PER_FEATURE)
     if len(which) < _FEWEST_LEFT or p < _FEWEST_LEFT:
         return None
     means, within_guide = np.empty((len(which), p)), np.empty((len(which), p, p))
-    for place, guide in enumerate(which):
-        own = values[compared.guide == guide, :p]
+    for place, rows in enumerate(cells):
+        own = values[rows, :p]
         means[place] = own.mean(axis=0)
         left = own - means[place]
         within_guide[place] = left.T @ left
