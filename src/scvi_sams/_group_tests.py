@@ -35,6 +35,20 @@ class GroupTests(NamedTuple):
     statistic: np.ndarray
     """F statistic; NaN where there is nothing to compare."""
     p_value: np.ndarray
+    n_features: np.ndarray
+    """Features that it looks at: fewer where cells are few."""
+    size: np.ndarray
+    """Sum of ``n m / (n + m)`` over groups of n cells with it and m that lack nothing but it."""
+
+    @property
+    def squared_distance(self) -> np.ndarray:
+        """Of the means of cells with and without it, by the covariance within (Mahalanobis).
+
+        Less what chance makes of no distance, so that it may be below zero. 0 where nothing is
+        compared.
+        """
+        beyond_chance = np.nan_to_num(self.statistic - 1) * self.n_features
+        return beyond_chance / np.maximum(self.size, 1e-12)
 
 
 class _Group(NamedTuple):
@@ -81,6 +95,14 @@ def group_tests(features: np.ndarray, labels: Labels, strata: np.ndarray) -> Gro
     return GroupTests(*(np.array(column) for column in zip(*found, strict=True)))
 
 
+def without_linear(features: np.ndarray, covariates: np.ndarray | None) -> np.ndarray:
+    """What is left of features after a linear regression on covariates, cells x covariates."""
+    if covariates is None or not covariates.shape[1]:
+        return features
+    design = np.column_stack([np.ones(len(features)), covariates])
+    return features - design @ np.linalg.lstsq(design, features, rcond=None)[0]
+
+
 def normal_scores(values: np.ndarray) -> np.ndarray:
     """Replace the values of each column by the normal quantiles of their ranks.
 
@@ -120,12 +142,12 @@ def _groups(
 
 def _test(
     pairs: list[_Pair], features: np.ndarray, rng: np.random.Generator
-) -> tuple[int, int, float, float]:
+) -> tuple[int, int, float, float, int, float]:
     n_with, n_without = (sum(len(pair[place].cells) for pair in pairs) for place in range(2))
     freedom = n_with + n_without - len(pairs)
     n_used = min(features.shape[1], max(freedom // _CELLS_PER_FEATURE, 1))
     if freedom <= n_used + 1:
-        return n_with, n_without, np.nan, np.nan
+        return n_with, n_without, np.nan, np.nan, n_used, 0.0
     # Sums of products within pairs: of features, of features with the indicator, of the indicator.
     within = np.zeros((n_used, n_used))
     slope = np.zeros(n_used)
@@ -144,7 +166,7 @@ def _test(
     if n_with < _ENOUGH_CELLS and p_value < _WORTH_PERMUTING:
         shares = _permuted_shares(pairs, features[:, :n_used], inverse, rng) / size
         p_value = float(beta.sf(share, *_beta_of(shares.mean(), shares.var(ddof=1))))
-    return n_with, n_without, statistic, p_value
+    return n_with, n_without, statistic, p_value, n_used, size
 
 
 def _permuted_shares(

@@ -13,6 +13,7 @@ from scipy.stats import norm
 from scvi_sams._checks import check_integer, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import within
+from scvi_sams._group_tests import without_linear
 from scvi_sams.data._guides import Guides, registered_guides
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._guide_cells import (
@@ -34,7 +35,6 @@ from scvi_sams.model._perturbation_tests import (
     continuous_covariates,
     principal_features,
     strata_of_cells,
-    without,
 )
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _features(model: PerturbationModel, compared: Compared) -> np.ndarray:
     """What siblings are compared in, found without a look at labels, cells x features."""
     manager, counts = model.adata_manager, model.module.likelihood.is_count_likelihood
     features = principal_features(manager, strata_of_cells(manager), _N_COMPONENTS, counts=counts)
-    features = without(features, continuous_covariates(manager))
+    features = without_linear(features, continuous_covariates(manager))
     return independent_features(features, np.flatnonzero(compared.guide >= 0))
 
 

@@ -13,7 +13,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams._checks import check_integer, check_key
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams._group_tests import group_tests, normal_scores, q_values
+from scvi_sams._group_tests import group_tests, normal_scores, q_values, without_linear
 from scvi_sams.data._field import registered_labels
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
 from scvi_sams.train._statistics import chunks_of_cells
@@ -47,7 +47,7 @@ def perturbation_tests(
     strata = strata_of_cells(manager)
     counts = model.module.likelihood.is_count_likelihood
     features = principal_features(manager, strata, n_components, counts=counts)
-    features = normal_scores(without(features, continuous_covariates(manager)))
+    features = normal_scores(without_linear(features, continuous_covariates(manager)))
     tests = group_tests(features, labels, strata)
     table = pd.DataFrame(
         {
@@ -186,11 +186,3 @@ def continuous_covariates(manager: AnnDataManager) -> np.ndarray | None:
     if REGISTRY_KEYS.CONTINUOUS_COVARIATES not in manager.data_registry:
         return None
     return np.asarray(manager.get_from_registry(REGISTRY_KEYS.CONTINUOUS_COVARIATES), dtype=float)
-
-
-def without(features: np.ndarray, covariates: np.ndarray | None) -> np.ndarray:
-    """What is left of features after a linear regression on covariates."""
-    if covariates is None:
-        return features
-    design = np.column_stack([np.ones(len(features)), covariates])
-    return features - design @ np.linalg.lstsq(design, features, rcond=None)[0]

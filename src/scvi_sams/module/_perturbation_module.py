@@ -339,7 +339,7 @@ class PerturbationModule(ScoredCells):
             return torch.ones_like(counts)
         if self.responses is not None and self.has_branches:
             # Cells that escaped say nothing about an effect.
-            counts = counts * torch.sigmoid(self.responses.log_odds()[rows]).detach()
+            counts = counts * self.responses.shares_of(rows)
         return 1 + counts / self.evidence_cells
 
     # Generation: p(x | z) ----------------------------------------------------------------------
@@ -406,6 +406,9 @@ class PerturbationModule(ScoredCells):
         )
         local = {"kl_z_basal": kl_z}
         penalty = self.global_kl_weight * inference_outputs["global_penalty"]
+        if self.responses is not None:
+            # 0 before cells may escape: several processes need gradients of all parameters.
+            penalty = penalty + self.responses.penalty()
         if self.responses is not None and log_prior is not None:
             branches = Branches.of(log_prior, log_px - kl_z)
             log_px = branches.mean(log_px)
@@ -413,7 +416,6 @@ class PerturbationModule(ScoredCells):
                 "kl_z_basal": branches.mean(kl_z),
                 "kl_responses": branches.divergence(),
             }
-            penalty = penalty + self.responses.penalty()
         objective = mean_log_px - kl_weight * (sum(local.values()) + penalty).mean()
 
         local |= {f"kl_{name}": kl for name, kl in inference_outputs["global_kl"].items()}

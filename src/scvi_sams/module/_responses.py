@@ -19,7 +19,7 @@ Shapes: P particles, B cells, T perturbations, U units: perturbations, then guid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ from scvi_sams.module._minibatch import CellBatch
 N_BRANCHES = 2
 """With a response, and without."""
 
-_NEVER = -1e4
-"""Log-probability of a branch that a cell does not have; finite, so that 0 times it is 0."""
+_NEVER = -1e30
+"""Log-probability of a branch that a cell does not have, however likely; 0 times it is 0."""
 
 _CERTAIN = 1e-4
 """Within which proportions have log-odds."""
@@ -85,6 +85,21 @@ class Responses(nn.Module):
         self.register_buffer("rates", torch.ones(n_perturbations))
         self.is_on: Tensor
         self.register_buffer("is_on", torch.tensor(False))
+        self._is_on = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether cells may escape: ``is_on``, without asking the device that it is on."""
+        return self._is_on
+
+    def switch_on(self, on: bool) -> None:
+        """Let cells escape from now on, or not."""
+        self.is_on.fill_(on)
+        self._is_on = on
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._is_on = bool(self.is_on)
 
     def log_odds(self) -> Tensor:
         """Of every unit, ``(U,)``."""
@@ -95,13 +110,23 @@ class Responses(nn.Module):
     def rates_of(self, codes: Tensor) -> Tensor:
         """Proportion of cells that respond to the perturbations ``codes``, ``(N, K)``; ``(N,)``.
 
-        That of a combination has the mean of the log-odds of its perturbations; 1 of none.
+        That of a combination has the mean of the log-odds of those of its perturbations that act; 1
+        if none does.
         """
-        carried = codes >= 0
+        counts = self._act(codes)
         log_odds = torch.logit(self.rates, eps=_CERTAIN)[codes.clamp(min=0)]
-        total = torch.where(carried, log_odds, 0.0).sum(dim=1)
-        mean = torch.sigmoid(total / carried.sum(dim=1).clamp(min=1))
-        return torch.where(carried.any(dim=1), mean, 1.0)
+        total = torch.where(counts, log_odds, 0.0).sum(dim=1)
+        mean = torch.sigmoid(total / counts.sum(dim=1).clamp(min=1))
+        return torch.where(counts.any(dim=1), mean, 1.0)
+
+    def shares_of(self, rows: Tensor) -> Tensor:
+        """Share of the cells of perturbations ``rows`` that responds a priori; no gradient."""
+        share = torch.sigmoid(self.log_odds()[rows]).detach()
+        return torch.where(self.acts[rows], share, 1.0)
+
+    def _act(self, codes: Tensor) -> Tensor:
+        """Whether there is a perturbation in a slot, and one that acts; the shape of ``codes``."""
+        return (codes >= 0) & self.acts[codes.clamp(min=0)]
 
     def knows(self, cells: CellBatch) -> Tensor:
         """Whether it can be told if cells respond, ``(B,)``: not where effects are too small.
@@ -130,25 +155,34 @@ class Responses(nn.Module):
     def improve(self, cells: CellsOfUnits, total: Callable[[Tensor], Tensor]) -> None:
         """Take a step of expectation-maximisation towards the posterior mode of the log-odds.
 
+        Its maximum is exact, by messages from guides to perturbations to the screen and back: steps
+        in each of the three would undo one another, as all answer for the same cells.
         ``total`` adds up numbers over processes, each of which has its own cells.
         """
-        sums = total(self.sums_of(cells)).to(self.mean)
-        n_perturbations = self.n_perturbations
-        slope, curvature = sums[:2]
-        of_guides, known = slope[n_perturbations:], curvature[n_perturbations:]
-        own, own_known = slope[:n_perturbations].clone(), curvature[:n_perturbations].clone()
-        # What guides say counts for their perturbations too, and all for the screen.
-        own.index_add_(0, self.perturbation_of_guides, of_guides)
-        own_known.index_add_(0, self.perturbation_of_guides, known)
-        for values, gained, weight, centre, sd in (
-            (self.of_guides, of_guides, known, 0.0, _SD_OF_GUIDES),
-            (self.of_perturbations, own, own_known, 0.0, _SD_OF_PERTURBATIONS),
-            (self.mean, own.sum(), own_known.sum(), _INITIAL_LOG_ODDS, _SD_OF_MEAN),
-        ):
-            precision = 1 / sd**2
-            # A third of a step each, as all three answer for the same cells.
-            step = (gained - precision * (values - centre)) / (weight + precision)
-            values.add_(step / 3)
+        slope, weight = total(self.sums_of(cells)).to(self.mean)[:2]
+        # What cells say of each log-odds: how much, and that times the value they are for.
+        known, told = weight, weight * self.log_odds() + slope
+        of_units = [self.n_perturbations, len(self.of_guides)]
+        (known, known_of_guides), (told, told_of_guides) = (
+            values.split(of_units) for values in (known, told)
+        )
+        owners = self.perturbation_of_guides
+        upwards = 1 + known_of_guides * _SD_OF_GUIDES**2
+        known = known.index_add(0, owners, known_of_guides / upwards)
+        told = told.index_add(0, owners, told_of_guides / upwards)
+        upwards = 1 + known * _SD_OF_PERTURBATIONS**2
+        precision = 1 / _SD_OF_MEAN**2
+        mean = (_INITIAL_LOG_ODDS * precision + (told / upwards).sum()) / (
+            precision + (known / upwards).sum()
+        )
+        perturbations = (mean + told * _SD_OF_PERTURBATIONS**2) / upwards
+        above = perturbations[owners]
+        guides = (above + told_of_guides * _SD_OF_GUIDES**2) / (
+            1 + known_of_guides * _SD_OF_GUIDES**2
+        )
+        self.mean.copy_(mean)
+        self.of_perturbations.copy_(perturbations - mean)
+        self.of_guides.copy_(guides - above)
 
     @torch.no_grad()
     def finish(self, cells: CellsOfUnits, total: Callable[[Tensor], Tensor]) -> None:
@@ -156,10 +190,14 @@ class Responses(nn.Module):
         self.information.copy_(total(self.sums_of(cells))[2])
         carried = cells.codes >= 0
         _, prior = self._share_and_prior(cells)
-        each = torch.stack([torch.sigmoid(prior), cells.evidence.square(), torch.ones_like(prior)])[
-            ..., None
-        ].expand(-1, *carried.shape)[:, carried]
-        sums = torch.zeros(3, self.n_perturbations, device=each.device)
+        each = (
+            torch.stack([torch.sigmoid(prior), cells.evidence.square(), torch.ones_like(prior)])[
+                ..., None
+            ]
+            .expand(-1, *carried.shape)[:, carried]
+            .double()
+        )
+        sums = each.new_zeros(3, self.n_perturbations)
         sums.index_add_(1, cells.codes[carried], each)
         responding, squares, n_cells = total(sums).to(self.rates)
         self.evidence.copy_((squares / n_cells.clamp(min=1)).sqrt())
@@ -184,32 +222,34 @@ class Responses(nn.Module):
         expected, posterior = torch.sigmoid(prior), torch.sigmoid(prior + cells.evidence)
         known = expected * (1 - expected)
         each = torch.stack([posterior - expected, known, known - posterior * (1 - posterior)])
-        powers = torch.stack([share, share.square(), share.square()])
-        found = torch.zeros(3, len(self.log_odds()), device=share.device)
-        values = each[..., None] * powers
+        # Of several units that a cell has, each is held to account as if it moved alone.
+        powers = torch.stack([share, share, share.square()])
+        values = (each[..., None] * powers).double()
+        found = values.new_zeros(3, len(self.log_odds()))
         return found.index_add_(1, places[carried], values[:, carried])
 
     def may_escape(self, cells: CellBatch) -> Tensor:
         """Whether cells carry a perturbation that acts, ``(B,)``."""
-        return ((cells.codes >= 0) & self.acts[cells.codes.clamp(min=0)]).any(dim=1)
+        return self._act(cells.codes).any(dim=1)
 
     def units_of(self, cells: CellBatch) -> Tensor:
         """Units whose log-odds count for each cell, ``(B, K)``, -1 where a slot is empty.
 
-        They are its guides, or its perturbations if it has none. A cell that can respond to nothing
-        has none.
+        They are its guides, or its perturbations if it has none: of those that act. A cell that can
+        respond to nothing has none.
         """
-        may_escape = self.may_escape(cells)[:, None]
-        if cells.guides is None:
-            return torch.where(may_escape, cells.codes, -1)
-        has_guide = (cells.guides >= 0).any(dim=1, keepdim=True)
-        guides = torch.where(cells.guides < 0, -1, cells.guides + self.n_perturbations)
-        n_slots = max(guides.shape[1], cells.codes.shape[1])
+        codes = torch.where(self._act(cells.codes), cells.codes, -1)
+        if cells.guides is None or not len(self.of_guides):
+            return codes
+        owners = self.perturbation_of_guides[cells.guides.clamp(min=0)]
+        act = self._act(torch.where(cells.guides < 0, -1, owners))
+        guides = torch.where(act, cells.guides + self.n_perturbations, -1)
+        n_slots = max(guides.shape[1], codes.shape[1])
         guides, codes = (
             functional.pad(units, (0, n_slots - units.shape[1]), value=-1)
-            for units in (guides, cells.codes)
+            for units in (guides, codes)
         )
-        return torch.where(may_escape, torch.where(has_guide, guides, codes), -1)
+        return torch.where(act.any(dim=1, keepdim=True), guides, codes)
 
     def log_odds_of(self, cells: CellBatch) -> Tensor:
         """Prior log-odds that each cell responds, ``(B,)``; 0 where it can respond to nothing."""

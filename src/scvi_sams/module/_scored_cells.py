@@ -54,7 +54,7 @@ class ScoredCells(BaseModuleClass):
     @property
     def has_branches(self) -> bool:
         """Whether cells may respond to their perturbations or not, as training has come so far."""
-        return self.responses is not None and bool(self.responses.is_on)
+        return self.responses is not None and self.responses.has_begun
 
     def in_branches(
         self, cells: CellBatch, shift: Tensor, n_particles: int

@@ -146,12 +146,12 @@ def all_responding(module: PerturbationModule) -> Iterator[None]:
     """Treat all cells alike, as if each responded: a swap test needs it of control cells."""
     was_on = module.has_branches
     if module.responses is not None:
-        module.responses.is_on.fill_(False)
+        module.responses.switch_on(False)
     try:
         yield
     finally:
         if module.responses is not None:
-            module.responses.is_on.fill_(was_on)
+            module.responses.switch_on(was_on)
 
 
 def _are_shared(effects: Tensor, offsets: Tensor) -> Tensor:

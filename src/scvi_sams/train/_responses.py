@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scvi_sams._group_tests import GroupTests, group_tests, normal_scores, q_values
+from scvi_sams._group_tests import (
+    GroupTests,
+    group_tests,
+    normal_scores,
+    q_values,
+    without_linear,
+)
 from scvi_sams.data._field import registered_labels
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._responses import CellsOfUnits
 from scvi_sams.module._sams_vae import SAMSVAEModule
 from scvi_sams.train._gene_sums import cells_of, total_over_processes
+
+logger = logging.getLogger("scvi.sams")
 
 _SIZE = 0.05
 """False discovery rate at which cells with a perturbation differ from cells without it."""
@@ -36,24 +45,25 @@ def begin_responses(module: PerturbationModule, trainer: Any) -> None:
     """
     if module.responses is None or module.has_branches:
         return
-    tests, n_states = _tests_of_states(module, trainer)
-    acts = torch.as_tensor(perturbations_that_act(tests, n_states), device=module.device)
+    tests = _tests_of_states(module, trainer)
+    acts = torch.as_tensor(perturbations_that_act(tests), device=module.device)
     module.responses.acts.copy_(trainer.strategy.broadcast(acts))
-    module.responses.is_on.fill_(True)
+    if not module.responses.acts.any():
+        logger.warning(
+            "The cells of no perturbation differ enough from cells without it to tell whether each "
+            "responds: all are taken to respond. There have to be control cells of the same batch "
+            "and categories."
+        )
+    module.responses.switch_on(True)
 
 
-def perturbations_that_act(tests: GroupTests, n_features: int) -> np.ndarray:
-    """Whether cells with each perturbation differ from others, and by enough, ``(T,)``.
-
-    The squared distance of two means by Hotelling's statistic, less what it is by chance.
-    """
-    per_cell = 1 / np.maximum(tests.n_cells, 1) + 1 / np.maximum(tests.n_compared, 1)
-    squared_distance = (np.nan_to_num(tests.statistic) - 1) * n_features * per_cell
+def perturbations_that_act(tests: GroupTests) -> np.ndarray:
+    """Whether cells with each perturbation differ from others, and by enough, ``(T,)``."""
     is_sure = np.nan_to_num(q_values(tests.p_value), nan=1.0) <= _SIZE
-    return is_sure & (squared_distance > _TOLD_APART**2)
+    return is_sure & (tests.squared_distance > _TOLD_APART**2)
 
 
-def _tests_of_states(module: PerturbationModule, trainer: Any) -> tuple[GroupTests, int]:
+def _tests_of_states(module: PerturbationModule, trainer: Any) -> GroupTests:
     """Test whether latent states differ; on several processes by the cells of each."""
     states, codes, doses, covariates = [], [], [], []
     for cells in cells_of(module, trainer, trainer.datamodule.train_dataloader()):
@@ -68,11 +78,16 @@ def _tests_of_states(module: PerturbationModule, trainer: Any) -> tuple[GroupTes
         codes=torch.cat(codes).numpy(),
         doses=torch.cat(doses).numpy(),
     )
+    features = torch.cat(states).double().numpy()
     strata = np.zeros(len(labels), dtype=np.int64)
     if covariates:
-        strata = torch.unique(torch.cat(covariates), dim=0, return_inverse=True)[1].numpy()
-    features = normal_scores(torch.cat(states).double().numpy())
-    return group_tests(features, labels, strata), features.shape[1]
+        n_levels = sum(module.covariates.category_counts)
+        levels, continuous = torch.cat(covariates).tensor_split([n_levels], dim=1)
+        strata = torch.unique(levels, dim=0, return_inverse=True)[1].numpy()
+        features = without_linear(features, continuous.double().numpy())
+    # Of few cells the test looks at the first ones alone.
+    most_variable = np.argsort(-features.var(axis=0), kind="stable")
+    return group_tests(normal_scores(features[:, most_variable]), labels, strata)
 
 
 @torch.no_grad()
