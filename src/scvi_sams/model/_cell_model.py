@@ -148,7 +148,7 @@ class CellModel(ScreenModel):
             shifts = self.module.shift_moments(cells.perturbations)[0][None]
         else:
             shifts = cells.drawn(n_draws).shifts
-        for place, _, shift, qz, _ in cells.encoded(shifts):
+        for place, _, shift, qz, _ in cells.encoded(shifts, sampled=not give_mean):
             z_basal = qz.loc if give_mean else cells.basal_states(qz, place, n_draws)
             z = z_basal if representation == "basal" else z_basal + shift
             states[:, place] = z.cpu().numpy()
@@ -223,7 +223,7 @@ class CellModel(ScreenModel):
         shifts = cells.drawn(n_samples).shifts
         batch = None if transform_batch is None else batch_code(transform_batch, self.adata_manager)
         scale = library_size if self.module.likelihood.is_count_likelihood else 1.0
-        for place, read, shift, qz, direct in cells.encoded(shifts):
+        for place, read, shift, qz, direct in cells.encoded(shifts, sampled=True):
             covariates = self.module.covariates.in_batch(read.covariates, batch)
             z_basal = cells.basal_states(qz, place, n_samples)
             logits = self.module.decode(z_basal, shift, covariates, direct)

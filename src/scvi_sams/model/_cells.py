@@ -132,19 +132,20 @@ class CellReader:
         for place, tensors in self.batches():
             yield place, self.module.read_batch(tensors)
 
-    def encoded(self, shifts: Tensor) -> Iterator[EncodedCells]:
+    def encoded(self, shifts: Tensor, *, sampled: bool = False) -> Iterator[EncodedCells]:
         """Yield cells, their shifts, and the posteriors of their basal states.
 
         ``shifts`` are those of :attr:`perturbations`, ``(n_particles or 1, R, S)``. Where cells may
-        have escaped, those that probably did (one sample: more likely than not) have none; of
-        several samples so many as are probable.
+        have escaped, those that more likely than not did have none; with several particles, or if
+        it is to be ``sampled``, in as many particles as is probable.
         """
         rows, module = self.perturbations, self.module
         for place, cells in self.cells():
             shift = sum_over_slots(shifts, positions_in(rows, cells.codes), cells.doses)
             direct = module.direct_effect(cells)
             if module.has_branches:
-                responds = self._respond(cells, place, len(shifts))
+                n_samples = len(shifts) if sampled or len(shifts) > 1 else 0
+                responds = self._respond(cells, place, n_samples)
                 shift = shift * responds
                 direct = None if direct is None else direct * responds
             qz = module.encode(cells.x, shift, cells.covariates)
@@ -167,15 +168,18 @@ class CellReader:
         return self.module.shift_moments(self.perturbations)[0][None]
 
     def _respond(self, cells: CellBatch, place: np.ndarray, n_samples: int) -> Tensor:
-        """Whether cells respond, ``(n_samples, B, 1)``: one sample is what is more likely."""
+        """Whether cells respond, ``(n_samples, B, 1)``; 0 samples: what is more likely, one."""
         probability = self._probability(cells, FEW_SAMPLES)
         level = torch.full_like(probability, 0.5)[None]
-        if n_samples > 1:
+        if n_samples:
             level = self.levels_of_responses(place, n_samples)
-        return (level < probability)[..., None].to(probability)
+        return (level <= probability)[..., None].to(probability)
 
     def levels_of_responses(self, place: np.ndarray, n_samples: int) -> Tensor:
-        """Uniform numbers ``(n_samples, B)``: where one is below a probability a cell responds."""
+        """Uniform numbers ``(n_samples, B)``: up to a probability, which may be 1, a cell responds.
+
+        Single precision has numbers of 1 among them.
+        """
         normals = self.noise.normals(place, n_samples, 1, first=_FIRST_OF_RESPONSES)
         return torch.special.ndtr(normals[..., 0])
 
@@ -222,7 +226,9 @@ def predictive_samples(cells: CellReader, n_samples: int, genes: np.ndarray) -> 
     """Samples of the posterior predictive distribution, ``(n_cells, n_genes, n_samples)``."""
     module = cells.module
     drawn = np.empty((len(cells), len(genes), n_samples), dtype=np.float32)
-    for place, read, shift, qz, direct in cells.encoded(cells.drawn(n_samples).shifts):
+    for place, read, shift, qz, direct in cells.encoded(
+        cells.drawn(n_samples).shifts, sampled=True
+    ):
         z_basal = cells.basal_states(qz, place, n_samples)
         logits = module.decode(z_basal, shift, read.covariates, direct)
         seeds = cells.noise.seeds(place, 0)

@@ -371,7 +371,7 @@ def counterfactual_expression(
         z_basal = cells.basal_states(qz, place, 1)
         level = cells.levels_of_responses(place, 1)[..., None]
         for label, (shift, direct) in enumerate(targets):
-            responds = (level < float(rates[label])).to(z_basal)
+            responds = (level <= float(rates[label])).to(z_basal)
             on_genes = None if direct is None else direct * responds
             logits = module.decode(z_basal, shift[:, None] * responds, read.covariates, on_genes)
             if output == "counts":
