@@ -35,7 +35,10 @@ def check_has_responses(model: CellModel) -> None:
             "responses=True, and train it."
         )
     if not model.module.has_branches:
-        raise SAMSError("The model is not trained yet: nothing is known about responses.")
+        raise SAMSError(
+            "Nothing is known about responses: the model is not trained yet, or its training ended "
+            "before cells could be told to respond or not. Train it, or train on."
+        )
 
 
 def response_probabilities(cells: CellReader) -> np.ndarray:

@@ -251,6 +251,8 @@ class PerturbationTrainingPlan(TrainingPlan):
         super().on_train_end()
         if self._held_out is not None:
             self._held_out.restore_best(self.module)
+        if self._cells_may_escape:  # the best weights may be those from before they could
+            begin_responses(self.module, self.trainer)
         if self._rotation_epoch is not None:
             self._end_dense_phase()
         self.module.order_latents()
