@@ -9,6 +9,7 @@ from scipy import sparse
 from scvi_sams.data import open_screen
 from scvi_sams.evaluation import observed_ate
 from scvi_sams.exceptions import (
+    InvalidArgumentError,
     InvalidCountsError,
     InvalidCovariateError,
     InvalidPerturbationLabelError,
@@ -262,3 +263,115 @@ def test_empty_x_is_refused(random_cells):
     random_cells.X = None
     with pytest.raises(MissingKeyError, match="layer"):
         observed_ate(random_cells)
+
+
+# Weights of cells --------------------------------------------------------------------------------
+
+
+def test_weighted_effect_and_its_error_by_hand():
+    # Per 100 counts of gene 0: controls 10 and 30; A 40, 50 and 90; B 0 and 20.
+    counts = [[10, 90], [60, 140], [40, 60], [1, 1], [9, 1], [0, 10], [20, 80]]
+    weights = [np.nan, np.nan, 0.5, 1.0, 0.25, 0.0, 1.0]
+    cells = make_cells(counts, ["control"] * 2 + ["A"] * 3 + ["B"] * 2, sams_response=weights)
+    table = observed_ate(cells, method="mean", target_sum=100, weights="sams_response")
+    assert table.obs["n_cells"].tolist() == [3, 2]
+    n_of_a = 1.75**2 / (0.25 + 1 + 0.0625)
+    np.testing.assert_allclose(table.obs["n_effective"], [n_of_a, 1], rtol=1e-12)
+    mean = (0.5 * 40 + 50 + 0.25 * 90) / 1.75
+    np.testing.assert_allclose(table.X[:, 0], [mean - 20, 0], rtol=1e-12)
+    np.testing.assert_allclose(table.X[:, 1], -table.X[:, 0], atol=1e-12)
+    variance = (0.5 * (40 - mean) ** 2 + (50 - mean) ** 2 + 0.25 * (90 - mean) ** 2) / 1.75
+    error = np.sqrt(variance / (n_of_a - 1) + 200 / 2)
+    np.testing.assert_allclose(table.layers["standard_error"][0], [error] * 2, rtol=1e-12)
+    assert np.isnan(table.layers["standard_error"][1]).all()  # one cell is left
+    assert table.uns["ate"]["weights"] == "sams_response"
+    array = observed_ate(cells, method="mean", target_sum=100, weights=weights)
+    np.testing.assert_array_equal(array.X, table.X)
+    assert array.uns["ate"]["weights"] == "given"
+
+
+def test_controls_count_as_they_are_told_to():
+    counts = [[10, 90], [60, 140], [40, 60], [50, 50]]
+    cells = make_cells(counts, ["control"] * 2 + ["A"] * 2)
+    table = observed_ate(cells, method="mean", target_sum=100, weights=[3, 1, 1, 1])
+    np.testing.assert_allclose(table.X, [[45 - 15, 15 - 45]], rtol=1e-12)
+    n = 16 / 10
+    error = np.sqrt(50 / 2 + (0.75 * 25 + 0.25 * 225) / (n - 1))
+    np.testing.assert_allclose(table.layers["standard_error"], [[error, error]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("weight", [1.0, 7.0, np.nan])
+def test_equal_weights_are_none(random_cells, weight):
+    plain = observed_ate(random_cells)
+    table = observed_ate(random_cells, weights=np.full(60, weight))
+    np.testing.assert_allclose(table.X, plain.X, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(
+        table.layers["standard_error"], plain.layers["standard_error"], rtol=1e-6
+    )
+    np.testing.assert_allclose(table.obs["n_effective"], plain.obs["n_cells"], rtol=1e-12)
+    assert "n_effective" not in plain.obs
+    assert "weights" not in plain.uns["ate"]
+
+
+def test_weights_of_zero_and_one_select_cells(random_cells):
+    chosen = np.random.default_rng(2).random(60) < 0.7
+    chosen |= random_cells.obs["perturbation"].to_numpy() == "control"
+    expected = observed_ate(random_cells, indices=chosen)
+    table = observed_ate(random_cells, weights=pd.Series(chosen, index=random_cells.obs_names))
+    np.testing.assert_allclose(table.X, expected.X, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(
+        table.layers["standard_error"], expected.layers["standard_error"], rtol=1e-6
+    )
+    np.testing.assert_allclose(table.obs["n_effective"], expected.obs["n_cells"])
+
+
+def test_weights_go_with_their_cells_on_disk_and_among_indices(random_cells, tmp_path, monkeypatch):
+    weights = np.random.default_rng(4).uniform(0, 2, size=60)
+    random_cells.obs["weight"] = weights
+    chosen = np.random.default_rng(2).permutation(60)[:40]
+    part = random_cells[np.sort(chosen)].copy()
+    expected = observed_ate(part, weights="weight")
+    random_cells.write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.setattr(_observed, "_CELLS_AT_ONCE", 7)
+    on_disk = open_screen(tmp_path / "cells.h5ad")
+    mask = np.isin(np.arange(60), chosen)
+    for cells, indices, given in [
+        (random_cells, chosen, weights),
+        (random_cells, mask, "weight"),
+        (on_disk, mask, weights),
+        (on_disk, np.sort(chosen), "weight"),
+    ]:
+        table = observed_ate(cells, indices=indices, weights=given)
+        np.testing.assert_allclose(table.X, expected.X, atol=1e-10)
+        np.testing.assert_allclose(
+            table.layers["standard_error"], expected.layers["standard_error"], atol=1e-8
+        )
+        np.testing.assert_allclose(table.obs["n_effective"], expected.obs["n_effective"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ("response", MissingKeyError, "'response'"),
+        ("perturbation", InvalidArgumentError, "no weight of a cell"),
+        (np.ones(59), InvalidArgumentError, "each of the 60 cells"),
+        (np.ones((60, 1)), InvalidArgumentError, "each of the 60 cells"),
+        ([*[1.0] * 57, -0.5, -1, 1], InvalidArgumentError, "-0.5, for cell 'cell57' and 1 more"),
+        ([*[1.0] * 59, np.inf], InvalidArgumentError, "'cell59'"),
+        (["much"] * 60, InvalidArgumentError, "must be numbers"),
+        (pd.Series(np.ones(60), index=[f"c{i}" for i in range(60)]), InvalidArgumentError, "index"),
+    ],
+)
+def test_weights_that_are_none_are_refused(random_cells, weights, error, message):
+    with pytest.raises(error, match=message):
+        observed_ate(random_cells, weights=weights)
+
+
+@pytest.mark.parametrize(("label", "named"), [("C", "'C'"), ("control", "control cells")])
+def test_a_label_without_weight_is_refused(random_cells, label, named):
+    weights = (random_cells.obs["perturbation"] != label).astype(float).to_numpy()
+    with pytest.raises(InvalidArgumentError, match=f"All weights are 0 of .*{named}"):
+        observed_ate(random_cells, weights=weights)
+    if label == "C":
+        table = observed_ate(random_cells, weights=weights, perturbations=["A"])
+        assert table.obs_names.tolist() == ["A"]

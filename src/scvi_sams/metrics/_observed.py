@@ -37,11 +37,19 @@ from scvi_sams.labels._names import numbers_in
 from scvi_sams.labels._parsing import encode_dosage_matrix, encode_labels
 from scvi_sams.labels._rows import groups_of_cells, label_rows
 from scvi_sams.labels._spelling import Control, Spelling
+from scvi_sams.metrics._weights import (
+    Weights,
+    effective_cells,
+    weights_of_cells,
+    weights_record,
+)
 
 Average = Literal["lognorm", "mean"]
 """What :func:`observed_ate` averages over cells."""
 
 _CELLS_AT_ONCE = 16_384
+_ROUNDING = 1e-9
+"""Of effective numbers of cells."""
 
 
 def observed_ate(
@@ -57,6 +65,7 @@ def observed_ate(
     indices: Sequence[int] | np.ndarray | None = None,
     target_sum: float = 1e4,
     delimiter: str | None = "+",
+    weights: Weights | None = None,
 ) -> ad.AnnData:
     """Average treatment effect of each perturbation: mean over its cells minus mean over controls.
 
@@ -98,6 +107,11 @@ def observed_ate(
         Size that cells are scaled to.
     delimiter
         What joins the perturbations of a combination; ``None`` if labels are never split.
+    weights
+        Weight of each cell of ``adata`` in the means, or the name of a column of ``adata.obs`` with
+        it: with ``"sams_response"`` (see :meth:`~scvi_sams.SAMSVAE.get_response_probability`),
+        effects on the cells that responded. NaN counts as 1: control cells, and cells of which it
+        is not known whether they responded, have all of their weight. ``None``: 1 for all.
 
     Returns
     -------
@@ -107,6 +121,9 @@ def observed_ate(
     canonical label as ``"perturbation"``, ``"dosage"``, and ``"n_cells"`` averaged. Rows are called
     by the label, or ``"A@0.5"`` where a label has several doses. ``uns["ate"]`` holds ``method``,
     ``target_sum``, ``size_factor_key`` (``"none"``: the sum of the counts) and ``units``.
+
+    With ``weights`` n is the effective number of cells ``sum(w)^2 / sum(w^2)`` (Kish), in
+    ``obs["n_effective"]``, and ``uns["ate"]["weights"]`` the name of the column, or ``"given"``.
 
     Raises
     ------
@@ -125,6 +142,9 @@ def observed_ate(
         If sizes of cells are not numbers.
     InvalidDosageError
         If doses are missing or malformed.
+    InvalidArgumentError
+        If weights are no numbers or one is negative or infinite, there is not one for each cell, or
+        all of a label (or of the controls) are 0.
 
     Notes
     -----
@@ -144,6 +164,11 @@ def observed_ate(
     rows, group_of_cell = _groups(labels, perturbations)
     n_groups = 1 + len(rows)
     n_cells = np.bincount(group_of_cell + 1, minlength=n_groups + 1)[1:]
+    column = obs_column(adata, weights) if isinstance(weights, str) else None
+    weight_of_cell = weights_of_cells(weights, column, adata.obs_names)
+    if indices is not None:
+        weight_of_cell = weight_of_cell[as_positions("indices", indices, adata.n_obs)]
+    total, n_effective = effective_cells(weight_of_cell, group_of_cell, list(rows.index))
     sums, sums_of_squares = np.zeros((2, n_groups, adata.n_vars))
     for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
         block = slice(start, start + _CELLS_AT_ONCE)
@@ -152,21 +177,22 @@ def observed_ate(
         group = group_of_cell[block]
         used = np.flatnonzero(group >= 0)
         indicator = sparse.csr_array(
-            (np.ones(len(used)), (group[used], used)), shape=(n_groups, len(group))
+            (weight_of_cell[block][used], (group[used], used)), shape=(n_groups, len(group))
         )
         sums += (indicator @ values).toarray()
         sums_of_squares += (indicator @ values.power(2)).toarray()
-    mean = sums / n_cells[:, None]
+    mean = sums / total[:, None]
     # The difference of nearly equal numbers may come out below zero by rounding.
-    biased = np.maximum(sums_of_squares / n_cells[:, None] - mean**2, 0)
-    variance = biased * (n_cells / np.where(n_cells > 1, n_cells - 1, np.nan))[:, None]
-    squared_error = variance / n_cells[:, None]
+    biased = np.maximum(sums_of_squares / total[:, None] - mean**2, 0)
+    has_several = n_effective > 1 + _ROUNDING
+    squared_error = biased / np.where(has_several, n_effective - 1, np.nan)[:, None]
+    weighted = {} if weights is None else {"n_effective": n_effective[1:]}
     size = "total counts" if size_factor_key is None else size_factor_key
     normalised = f"{target_sum:g} * counts / {size}"
     averaged = f"log2(1 + {normalised})" if method == "lognorm" else normalised
     return ate_table(
         mean[1:] - mean[0],
-        rows.assign(n_cells=n_cells[1:]),
+        rows.assign(n_cells=n_cells[1:], **weighted),
         adata.var_names,
         description={
             "method": method,
@@ -174,6 +200,7 @@ def observed_ate(
             **size_factor_record(size_factor_key),
             **registered_levels(cells, labels),
             "units": f"difference of mean {averaged}",
+            **weights_record(weights),
         },
         layers={"standard_error": np.sqrt(squared_error[1:] + squared_error[0])},
     )
