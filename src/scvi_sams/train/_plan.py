@@ -34,7 +34,7 @@ from scvi_sams.train._interruption import (
     forget_stopping_score,
 )
 from scvi_sams.train._length import Stage
-from scvi_sams.train._responses import begin_responses, fit_responses_of
+from scvi_sams.train._responses import begin_responses, fit_responses_of, same_order
 from scvi_sams.train._statistics import training_statistics, warn_of_dominant_genes
 
 logger = logging.getLogger("scvi.sams")
@@ -206,7 +206,8 @@ class PerturbationTrainingPlan(TrainingPlan):
     def on_train_epoch_start(self) -> None:
         """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""
         if self._cells_may_escape:
-            begin_responses(self.module, self.trainer)
+            with same_order(self.module):
+                begin_responses(self.module, self.trainer)
         if self._rotation_epoch is None:
             return
         forget_stopping_score(self.trainer)
@@ -252,11 +253,13 @@ class PerturbationTrainingPlan(TrainingPlan):
         if self._held_out is not None:
             self._held_out.restore_best(self.module)
         if self._cells_may_escape:  # the best weights may be those from before they could
-            begin_responses(self.module, self.trainer)
+            with same_order(self.module):
+                begin_responses(self.module, self.trainer)
         if self._rotation_epoch is not None:
             self._end_dense_phase()
         self.module.order_latents()
-        fit_responses_of(self.module, self.trainer)
+        with same_order(self.module):
+            fit_responses_of(self.module, self.trainer)
         fit_direct_effects_of(self.module, self.trainer)
         self._warn_of_masks_that_say_nothing()
 
@@ -288,7 +291,8 @@ class PerturbationTrainingPlan(TrainingPlan):
             )
 
     def _end_dense_phase(self) -> None:
-        end_dense_phase(self.module, self.trainer, self.max_curvature)
+        with same_order(self.module):
+            end_dense_phase(self.module, self.trainer, self.max_curvature)
         self._rotation_epoch = None
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +33,28 @@ _SIZE = 0.05
 _TOLD_APART = 0.5
 """Distance of their means, in standard deviations within groups, from which on the two kinds of
 cell in a mixture of equal parts, twice as far apart, can be told from one another."""
-_N_STEPS = 50
-"""Of expectation-maximisation, which begins where training has come to."""
+_SEED = 33023
+_N_STEPS = 100
+"""Of expectation-maximisation: log-odds are then within .001 of their mode, which 50 steps miss by
+more where cells say little."""
+
+
+@contextmanager
+def same_order(module: PerturbationModule) -> Iterator[None]:
+    """Read training cells in an order that does not depend on where training was resumed.
+
+    A resumed training has drawn one number less when an epoch begins, and rounding errors would
+    tell it from one that was not stopped.
+    """
+    if module.responses is None:
+        yield
+        return
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(_SEED)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 @torch.no_grad()
@@ -83,7 +105,8 @@ def _tests_of_states(module: PerturbationModule, trainer: Any) -> GroupTests:
     if covariates:
         n_levels = sum(module.covariates.category_counts)
         levels, continuous = torch.cat(covariates).tensor_split([n_levels], dim=1)
-        strata = torch.unique(levels, dim=0, return_inverse=True)[1].numpy()
+        if n_levels:
+            strata = torch.unique(levels, dim=0, return_inverse=True)[1].numpy()
         features = without_linear(features, continuous.double().numpy())
     # Of few cells the test looks at the first ones alone.
     most_variable = np.argsort(-features.var(axis=0), kind="stable")
