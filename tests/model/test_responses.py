@@ -159,7 +159,7 @@ def test_cells_of_other_data_are_told_by_their_guides_or_without(escaped, probab
     chosen = np.flatnonzero(np.isfinite(probability))[:200]
     other = other[chosen].copy()
     np.testing.assert_allclose(
-        escaped.get_response_probability(other), probability[chosen], atol=1e-4
+        escaped.get_response_probability(other), probability[chosen], atol=1e-3
     )
     del other.obs["guide"]
     without = other[:, :].copy()

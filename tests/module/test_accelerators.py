@@ -125,7 +125,7 @@ def loss_and_gradients(name, seed=3, **changes):
 def test_objective_and_gradients_are_those_of_a_processor(name, monkeypatch):
     """The mini-batch has all perturbations, so that both draw for the same ones."""
     # Which a processor leaves out of gradients.
-    monkeypatch.setattr("scvi_sams.module._negative_binomial._NO_WEIGHT", 0.0)
+    monkeypatch.setattr("scvi_sams.module._branched_likelihood._NO_WEIGHT", 0.0)
     loss, gradients = loss_and_gradients(name)
     pretend(monkeypatch, False)
     expected, expected_gradients = loss_and_gradients(name)

@@ -20,8 +20,8 @@ from module.builders import (
 from module.test_negative_binomial import TWO_MODES, make_last_layer, through_logits
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.module import _likelihoods
-from scvi_sams.module._minibatch import CellBatch, chunks_of_particles
-from scvi_sams.module._negative_binomial import mean_decoded_log_prob
+from scvi_sams.module._branched_likelihood import mean_over_branches
+from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._responses import (
     Branches,
     CellsOfUnits,
@@ -93,15 +93,6 @@ def test_effects_of_the_second_branch_are_zero():
     assert not found[3:].any()
 
 
-def test_particles_go_together_with_their_other_branch():
-    assert [list(range(6))[s] for s in chunks_of_particles(6, torch.device("cpu"), 2)] == [
-        [0, 3],
-        [1, 4],
-        [2, 5],
-    ]
-    assert [list(range(2))[s] for s in chunks_of_particles(2, torch.device("cpu"), 2)] == [[0, 1]]
-
-
 # The likelihood of both --------------------------------------------------------------------------
 
 
@@ -131,7 +122,7 @@ def test_gradients_of_the_fused_bound(
 ):
     """At the posterior of the branches the gradient is that of the log of the mixture."""
     monkeypatch.setattr("scvi_sams.module._minibatch._VALUES_PER_CHUNK", values_per_chunk)
-    monkeypatch.setattr("scvi_sams.module._negative_binomial._NO_WEIGHT", 0.0)
+    monkeypatch.setattr("scvi_sams.module._branched_likelihood._NO_WEIGHT", 0.0)
     x, size, arguments, known = of_two_branches(n_particles)
     direct = torch.full_like(x, 0.01) * torch.arange(x.shape[1]) if has_direct else None
     hidden, weight, bias, log_theta = arguments
@@ -142,7 +133,7 @@ def test_gradients_of_the_fused_bound(
     wide = torch.cat([weight, torch.eye(x.shape[1], dtype=x.dtype)], dim=1)
     plain = through_logits(x, extended, wide, bias, log_theta, size, softmax)
     known = known - plain.detach()  # so that neither branch is certain
-    mean, each = mean_decoded_log_prob(x, *arguments, size, direct, known, softmax=softmax)
+    mean, each = mean_over_branches(x, *arguments, size, direct, known, softmax=softmax)
     torch.testing.assert_close(each, plain.detach(), rtol=1e-9, atol=1e-9)
     posterior = torch.softmax((plain + known).detach().unflatten(0, (2, -1)), 0)
     assert ((posterior > 0.01) & (posterior < 0.99)).all()
@@ -159,7 +150,7 @@ def test_gradients_of_the_fused_bound(
 def test_branches_of_next_to_no_weight_hardly_change_gradients(softmax, device):
     """What is left out has less than a thousandth of the weight of a cell."""
     x, size, arguments, known = of_two_branches(2, spread=8.0)
-    mean, each = mean_decoded_log_prob(x, *arguments, size, None, known, softmax=softmax)
+    mean, each = mean_over_branches(x, *arguments, size, None, known, softmax=softmax)
     posterior = torch.softmax((each + known).unflatten(0, (2, -1)), 0)
     assert (posterior < 1e-3).any()
     found = torch.autograd.grad(mean, arguments)
@@ -171,11 +162,28 @@ def test_branches_of_next_to_no_weight_hardly_change_gradients(softmax, device):
 
 
 @TWO_MODES
+def test_a_branch_that_a_cell_has_not_has_no_value_and_large_divergences_are_no_reason(
+    softmax, device
+):
+    x, size, arguments, known = of_two_branches(2)
+    known = known - 5e3  # as divergences may be when training begins
+    known[2:, 3:] = -1e30
+    mean, each = mean_over_branches(x, *arguments, size, None, known, softmax=softmax)
+    plain = through_logits(x, *arguments, size, softmax)
+    expected = bound_by_autograd(plain, known)
+    torch.testing.assert_close(each[:, :3], plain[:, :3].detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(each[:2], plain[:2].detach(), rtol=1e-9, atol=1e-9)
+    found = torch.autograd.grad(mean, arguments)
+    for got, want in zip(found, torch.autograd.grad(expected, arguments), strict=True):
+        assert (got - want).norm() <= 2e-3 * want.norm()
+
+
+@TWO_MODES
 def test_without_a_gradient_the_values_are_the_same(softmax, device):
     x, size, arguments, known = of_two_branches(2)
-    expected = mean_decoded_log_prob(x, *arguments, size, None, known, softmax=softmax)
+    expected = mean_over_branches(x, *arguments, size, None, known, softmax=softmax)
     with torch.no_grad():
-        found = mean_decoded_log_prob(x, *arguments, size, None, known, softmax=softmax)
+        found = mean_over_branches(x, *arguments, size, None, known, softmax=softmax)
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want.detach(), rtol=1e-12, atol=0)
 
@@ -290,7 +298,7 @@ def gradients(module, tensors):
 
 
 def test_the_whole_gradient_is_that_of_the_log_of_the_mixture(monkeypatch):
-    monkeypatch.setattr("scvi_sams.module._negative_binomial._NO_WEIGHT", 0.0)
+    monkeypatch.setattr("scvi_sams.module._branched_likelihood._NO_WEIGHT", 0.0)
     module = branching().double()
     tensors = {name: value.double() for name, value in make_tensors().items()}
     _, found = gradients(module, tensors)

@@ -21,8 +21,9 @@ from scvi_sams.module._negative_binomial import (
 )
 from scvi_sams.module._responses import N_BRANCHES, posterior_of_branches
 
-_IMPOSSIBLE = -1e3
-"""Log-probability below which a cell does not have a branch."""
+_IMPOSSIBLE = -1e20
+"""Log-probability below which a cell does not have a branch: below any divergence, as where early
+in training both of a cell were above 1,000 nats it had none, and no gradient."""
 _NO_WEIGHT = 1e-3
 """Posterior probability below which a branch of a cell takes no part in gradients, and how much the
 other may have too much."""
@@ -139,11 +140,14 @@ class _MeanOverBranches(torch.autograd.Function):
 def _rows(has_branch: Tensor) -> tuple[Tensor, ...]:
     """Particles and cells to compute; on an accelerator all, as it would have to be waited for."""
     if _devices.is_accelerator(has_branch.device):
-        has_branch = torch.ones_like(has_branch)
+        every = torch.arange(has_branch.numel(), device=has_branch.device)
+        n_cells = has_branch.shape[1]
+        return every // n_cells, every % n_cells
     return has_branch.nonzero(as_tuple=True)
 
 
 def _counted(posterior: Tensor) -> Tensor:
     """Rows whose gradients count; on an accelerator all."""
-    counts = posterior > (-1 if _devices.is_accelerator(posterior.device) else _NO_WEIGHT)
-    return counts.nonzero(as_tuple=True)[0]
+    if _devices.is_accelerator(posterior.device):
+        return torch.arange(len(posterior), device=posterior.device)
+    return (posterior > _NO_WEIGHT).nonzero(as_tuple=True)[0]

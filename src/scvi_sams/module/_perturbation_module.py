@@ -406,8 +406,7 @@ class PerturbationModule(ScoredCells):
         )
         local = {"kl_z_basal": kl_z}
         penalty = self.global_kl_weight * inference_outputs["global_penalty"]
-        if self.responses is not None:
-            # 0 before cells may escape: several processes need gradients of all parameters.
+        if self.responses is not None:  # always: several processes need gradients of all parameters
             penalty = penalty + self.responses.penalty()
         if self.responses is not None and log_prior is not None:
             branches = Branches.of(log_prior, log_px - kl_z)
