@@ -280,7 +280,7 @@ class PressCtrlC(Stop):
 
 
 def assert_same_weights(found, expected):
-    """Up to rounding: compiled loops round by where in memory arrays lie, once in 500 steps."""
+    """Up to rounding, which was not always the same for the same step in another process."""
     for name, value in expected.module.state_dict().items():
         torch.testing.assert_close(
             found.module.state_dict()[name], value, rtol=2e-3, atol=2e-3, msg=name
