@@ -21,7 +21,7 @@ from scvi_sams.labels._spelling import Spelling
 from scvi_sams.module._responses import CellsOfUnits
 from scvi_sams.train import _responses
 from scvi_sams.train._length import TrainingLength
-from scvi_sams.train._responses import perturbations_that_act
+from scvi_sams.train._responses import perturbations_that_act, warn_of_rare_responses
 from train.screens import SMALL_MODEL, make_screen
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")
@@ -417,3 +417,14 @@ def test_two_processes_agree_on_responses(escaping, tmp_path):
         r for r, a in zip(first["responses.rates"], first["responses.acts"], strict=True) if a
     ]
     assert all(0 < rate < 1 for rate in acting)
+
+
+@pytest.mark.parametrize(
+    ("rates", "named"), [([0.09, 0.5, 0.02], "'a', 'c'"), ([0.1, 0.5, 1], None)]
+)
+def test_perturbations_to_which_hardly_any_cell_responds_are_named(rates, named, caplog):
+    warn_of_rare_responses(torch.tensor(rates), ("a", "b", "c"))
+    if named is None:
+        assert not caplog.text
+    else:
+        assert f"Fewer than 10% of the cells of {named} seem to respond" in caplog.text

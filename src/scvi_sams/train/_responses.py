@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,7 @@ from scvi_sams._group_tests import (
     without_linear,
 )
 from scvi_sams.data._field import registered_labels
+from scvi_sams.labels._names import listing
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._responses import CellsOfUnits
@@ -33,6 +34,9 @@ _SIZE = 0.05
 _TOLD_APART = 0.5
 """Distance of their means, in standard deviations within groups, from which on the two kinds of
 cell in a mixture of equal parts, twice as far apart, can be told from one another."""
+_RARE = 0.1
+"""Proportion of cells that respond, below which they are rather cells with another guide: 20 of 21
+that "responded" to STAT2 in Papalexi et al. 2021 had counts of one of the interferon receptor."""
 _SEED = 33023
 _N_STEPS = 100
 """Of expectation-maximisation: log-odds are then within .001 of their mode, which 50 steps miss by
@@ -138,6 +142,20 @@ def fit_responses_of(module: PerturbationModule, trainer: Any) -> None:
     for _ in range(_N_STEPS):
         module.responses.improve(found, total)
     module.responses.finish(found, total)
+    warn_of_rare_responses(
+        module.responses.rates, registered_labels(trainer.datamodule.adata_manager).vocabulary
+    )
+
+
+def warn_of_rare_responses(rates: Tensor, names: Sequence[str]) -> None:
+    """Log a warning if hardly any cells of some perturbations respond, ``(T,)`` both."""
+    rare = [names[code] for code in (rates < _RARE).nonzero()[:, 0].tolist()]
+    if rare:
+        logger.warning(
+            f"Fewer than {_RARE:.0%} of the cells of {listing(rare)} seem to respond. Such few may "
+            "carry another guide as well, and what is predicted for cells that respond is what "
+            "these show. Ask for among='all', or leave these cells out."
+        )
 
 
 def _evidence(module: PerturbationModule, cells: CellBatch) -> Tensor:
