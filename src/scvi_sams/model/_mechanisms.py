@@ -17,7 +17,6 @@ from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contrast import expected_expression
 from scvi_sams.model._perturbation_model import PerturbationModel
-from scvi_sams.model._responses import check_has_responses, response_probabilities
 
 _SUBSET_SEED = 4021
 
@@ -191,57 +190,6 @@ class MaskMixin(PerturbationModel):
             self.adata.uns[key_added] = masks.copy()
             self.keep_provenance(self.adata, key_added)
         return masks
-
-
-class ResponseMixin(PerturbationModel):
-    """Models in which cells may have escaped their perturbations."""
-
-    @torch.inference_mode()
-    def get_response_probability(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-        *,
-        key_added: str | None = RESULT_KEYS.RESPONSE,
-    ) -> np.ndarray:
-        """Return the posterior probability that each cell responded to its perturbations.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
-        key_added
-            Column of ``adata.obs`` that it is written to; ``None`` writes nothing.
-
-        Returns
-        -------
-        ``(n_cells,)``. NaN for control cells, which have nothing to respond to, and for cells of
-        perturbations whose effect, as far as the model knows it, is too small to tell by: what
-        training cells express then changes their log-odds by less than 1 (root mean square).
-
-        Raises
-        ------
-        SAMSError
-            If the model was made with ``responses=False``, and so takes it that all cells respond,
-            or is not trained.
-
-        Examples
-        --------
-        >>> scvi_sams.SAMSVAE.setup_anndata(adata)
-        >>> escaping = scvi_sams.SAMSVAE(adata, n_latent=6, n_hidden=16, responses=True)
-        >>> escaping.train(max_epochs=4, enable_progress_bar=False)
-        >>> probability = escaping.get_response_probability()
-        >>> bool(np.isnan(probability[adata.obs["perturbation"] == "control"]).all())
-        True
-        """
-        check_key(key_added=key_added)
-        check_has_responses(self)
-        cells = self._read(adata, indices, batch_size)
-        found = response_probabilities(cells)
-        if key_added is not None:
-            cells.write(found, "obs", key_added)
-        return found
 
 
 def _mechanism_table(model: PerturbationModel, values: np.ndarray) -> pd.DataFrame:

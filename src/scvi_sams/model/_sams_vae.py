@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from anndata import AnnData
 
+from scvi_sams._checks import check_key
+from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.model._additive import AdditiveMixin
-from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin, ResponseMixin
+from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin
 from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.model._responses import check_has_responses, response_probabilities
 from scvi_sams.module._perturbation_module import KLEstimator
 from scvi_sams.module._sams_vae import SAMSVAEModule
 from scvi_sams.module._settings import given
 
 
-class SAMSVAE(MaskMixin, ResponseMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
+class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     """Sparse additive mechanism shift VAE :cite:p:`Bereket23`.
 
     A cell's latent state is a basal part plus the sum of the effects of its perturbations; a sparse
@@ -141,3 +147,50 @@ class SAMSVAE(MaskMixin, ResponseMixin, LatentShiftMixin, AdditiveMixin, Perturb
         arguments = given(locals())
         super().__init__(**arguments)
         self.init_params_ = self._get_init_params(arguments)
+
+    @torch.inference_mode()
+    def get_response_probability(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        key_added: str | None = RESULT_KEYS.RESPONSE,
+    ) -> np.ndarray:
+        """Return the posterior probability that each cell responded to its perturbations.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        key_added
+            Column of ``adata.obs`` that it is written to; ``None`` writes nothing.
+
+        Returns
+        -------
+        ``(n_cells,)``. NaN for control cells, which have nothing to respond to, and for cells of
+        perturbations whose effect, as far as the model knows it, is too small to tell by: what
+        training cells express then changes their log-odds by less than 1 (root mean square).
+
+        Raises
+        ------
+        SAMSError
+            If the model was made with ``responses=False``, and so takes it that all cells respond,
+            or is not trained.
+
+        Examples
+        --------
+        >>> scvi_sams.SAMSVAE.setup_anndata(adata)
+        >>> escaping = scvi_sams.SAMSVAE(adata, n_latent=6, n_hidden=16, responses=True)
+        >>> escaping.train(max_epochs=4, enable_progress_bar=False)
+        >>> probability = escaping.get_response_probability()
+        >>> bool(np.isnan(probability[adata.obs["perturbation"] == "control"]).all())
+        True
+        """
+        check_key(key_added=key_added)
+        check_has_responses(self)
+        cells = self._read(adata, indices, batch_size)
+        found = response_probabilities(cells)
+        if key_added is not None:
+            cells.write(found, "obs", key_added)
+        return found
