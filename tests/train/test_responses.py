@@ -18,10 +18,12 @@ from scvi_sams._group_tests import group_tests
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._spelling import Spelling
-from scvi_sams.module._responses import CellsOfUnits
-from scvi_sams.train import _responses
 from scvi_sams.train._length import TrainingLength
-from scvi_sams.train._responses import perturbations_that_act, warn_of_rare_responses
+from scvi_sams.train._responses import (
+    evidence_of_cells,
+    perturbations_that_act,
+    warn_of_rare_responses,
+)
 from train.screens import SMALL_MODEL, make_screen
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")
@@ -357,9 +359,8 @@ def test_log_odds_end_at_the_mode_of_what_the_trained_model_says(whole):
         iter(model._make_data_loader(model.adata, batch_size=10_000, indices=model.train_indices))
     )
     cells = module.read_batch(tensors)
-    found = CellsOfUnits(
-        cells.codes, _responses._evidence(module, cells), responses.units_of(cells)
-    )
+    with torch.no_grad():
+        found = evidence_of_cells(module, responses, [cells])
     before = responses.log_odds().detach().clone()
     with torch.no_grad():
         responses.improve(found, lambda sums: sums)

@@ -170,14 +170,15 @@ def registered_values(adata: AnnData, given: dict[str, Any]) -> tuple[Any, str]:
     return adata.layers.get(layer), f"adata.layers[{layer!r}]"
 
 
+def learned_state(registry: dict[str, Any], key: str) -> dict[str, Any]:
+    """What registration remembered of a field; empty if it was not registered."""
+    return registry[FIELD_REGISTRIES_KEY].get(key, {}).get(STATE_REGISTRY_KEY, {})
+
+
 def sizes_for_module(registry: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     """What a module has to know of the registered data, as its arguments."""
-
-    def learned(key: str) -> dict[str, Any]:
-        return registry[FIELD_REGISTRIES_KEY].get(key, {}).get(STATE_REGISTRY_KEY, {})
-
-    categorical = learned(REGISTRY_KEYS.CATEGORICAL_COVARIATES)
-    guides = learned(REGISTRY_KEYS.GUIDES)
+    categorical = learned_state(registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES)
+    guides = learned_state(registry, REGISTRY_KEYS.GUIDES)
     return {
         "n_genes": summary["n_vars"],
         "n_perturbations": summary["n_perturbations"],

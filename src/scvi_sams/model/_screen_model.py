@@ -11,7 +11,7 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scvi_sams._checks import check_anndata
-from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
+from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._torch import check_single_precision
 from scvi_sams.counts._validation import unchanged_on_error
@@ -28,6 +28,7 @@ from scvi_sams.model._record import keep_record, model_card, model_record, train
 from scvi_sams.model._registration import (
     check_registered,
     check_setup,
+    learned_state,
     register,
     release_other_data,
     setup_arguments,
@@ -100,7 +101,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     def _state(self, key: str) -> dict[str, Any]:
         """What registration remembered of a field; empty if it was not registered."""
-        return self.registry_[FIELD_REGISTRIES_KEY].get(key, {}).get(STATE_REGISTRY_KEY, {})
+        return learned_state(self.registry_, key)
 
     @property
     def _setup_arguments(self) -> dict[str, Any]:

@@ -206,8 +206,7 @@ class PerturbationTrainingPlan(TrainingPlan):
     def on_train_epoch_start(self) -> None:
         """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""
         if self._cells_may_escape:
-            with same_order(self.module):
-                begin_responses(self.module, self.trainer)
+            begin_responses(self.module, self.trainer)
         if self._rotation_epoch is None:
             return
         forget_stopping_score(self.trainer)
@@ -253,8 +252,7 @@ class PerturbationTrainingPlan(TrainingPlan):
         if self._held_out is not None:
             self._held_out.restore_best(self.module)
         if self._cells_may_escape:  # the best weights may be those from before they could
-            with same_order(self.module):
-                begin_responses(self.module, self.trainer)
+            begin_responses(self.module, self.trainer)
         if self._rotation_epoch is not None:
             self._end_dense_phase()
         self.module.order_latents()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ from scvi_sams.data._field import registered_labels
 from scvi_sams.labels._names import listing
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.module._responses import CellsOfUnits
+from scvi_sams.module._responses import CellsOfUnits, Responses
 from scvi_sams.module._sams_vae import SAMSVAEModule
 from scvi_sams.train._gene_sums import cells_of, total_over_processes
 
@@ -71,7 +71,8 @@ def begin_responses(module: PerturbationModule, trainer: Any) -> None:
     """
     if module.responses is None or module.has_branches:
         return
-    tests = _tests_of_states(module, trainer)
+    with same_order(module):
+        tests = _tests_of_states(module, trainer)
     acts = torch.as_tensor(perturbations_that_act(tests), device=module.device)
     module.responses.acts.copy_(trainer.strategy.broadcast(acts))
     if not module.responses.acts.any():
@@ -128,13 +129,8 @@ def fit_responses_of(module: PerturbationModule, trainer: Any) -> None:
         return
     if isinstance(module, SAMSVAEModule):
         module.responses.acts &= module.has_effects()
-    codes, evidence, units = [], [], []
     loader = trainer.datamodule.train_dataloader()
-    for cells in cells_of(module, trainer, loader):
-        codes.append(cells.codes)
-        evidence.append(_evidence(module, cells))
-        units.append(module.responses.units_of(cells))
-    found = CellsOfUnits(torch.cat(codes), torch.cat(evidence), torch.cat(units))
+    found = evidence_of_cells(module, module.responses, cells_of(module, trainer, loader))
 
     def total(sums: Tensor) -> Tensor:
         return total_over_processes(sums, trainer).to(module.device)
@@ -147,6 +143,21 @@ def fit_responses_of(module: PerturbationModule, trainer: Any) -> None:
     )
 
 
+def evidence_of_cells(
+    module: PerturbationModule, responses: Responses, batches: Iterable[CellBatch]
+) -> CellsOfUnits:
+    """What cells say about responses, given the mean effects."""
+    rows = torch.arange(responses.n_perturbations, device=module.device)
+    means = module.shift_moments(rows)[0][None]
+    codes, evidence, units = [], [], []
+    for cells in batches:
+        shift = sum_over_slots(means, positions_in(rows, cells.codes), cells.doses)
+        codes.append(cells.codes)
+        evidence.append(module.response_evidence(cells, shift))
+        units.append(responses.units_of(cells))
+    return CellsOfUnits(torch.cat(codes), torch.cat(evidence), torch.cat(units))
+
+
 def warn_of_rare_responses(rates: Tensor, names: Sequence[str]) -> None:
     """Log a warning if hardly any cells of some perturbations respond, ``(T,)`` both."""
     rare = [names[code] for code in (rates < _RARE).nonzero()[:, 0].tolist()]
@@ -156,11 +167,3 @@ def warn_of_rare_responses(rates: Tensor, names: Sequence[str]) -> None:
             "carry another guide as well, and what is predicted for cells that respond is what "
             "these show. Ask for among='all', or leave these cells out."
         )
-
-
-def _evidence(module: PerturbationModule, cells: CellBatch) -> Tensor:
-    """How much likelier each cell is if it responds, given the mean effects, ``(B,)``."""
-    rows = torch.unique(cells.codes[cells.codes >= 0])
-    means = module.shift_moments(rows)[0][None]
-    shift = sum_over_slots(means, positions_in(rows, cells.codes), cells.doses)
-    return module.response_evidence(cells, shift)
