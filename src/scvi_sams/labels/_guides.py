@@ -12,7 +12,7 @@ import pandas as pd
 
 from scvi_sams.exceptions import InvalidPerturbationLabelError
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels, distinct_rows
-from scvi_sams.labels._names import factorize, listing
+from scvi_sams.labels._names import listing, texts_of
 
 NO_GUIDE = -1
 """Code that pads the rows of cells with fewer guides than others have."""
@@ -47,7 +47,7 @@ class GuideList(NamedTuple):
 
 def carriers_of_guides(column: pd.Series, labels: Labels) -> tuple[list[Carriers], np.ndarray]:
     """Group cells by what they carry; returns the groups, and the group of every cell."""
-    text_of_cell, texts = _texts(column)
+    text_of_cell, texts = texts_of(column, InvalidPerturbationLabelError)
     rows, row_of_cell = distinct_rows(np.sort(labels.codes, axis=1))
     names_of_row = [
         tuple(sorted(labels.vocabulary[code] for code in row if code != NO_PERTURBATION))
@@ -125,22 +125,6 @@ def guide_codes(
     for row, codes in enumerate(codes_of_group):
         padded[row, : len(codes)] = codes
     return padded[group_of_cell]
-
-
-def _texts(column: pd.Series) -> tuple[np.ndarray, list[str]]:
-    """Number of each cell's label, and the distinct labels as text, empty where missing."""
-    number_of_cell, distinct = factorize(column, InvalidPerturbationLabelError)
-    number_of_value, texts = pd.factorize(np.array([_text(v) for v in distinct], dtype=object))
-    return number_of_value[number_of_cell], list(texts)
-
-
-def _text(value: object) -> str:
-    if pd.api.types.is_scalar(value) and pd.isna(value):  # type: ignore[call-overload]
-        return ""
-    # Missing values make floats of whole numbers.
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        value = int(value)
-    return str(value).strip()
 
 
 def _split(text: str, separator: str | None) -> list[str]:

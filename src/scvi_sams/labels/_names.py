@@ -30,6 +30,26 @@ def factorize(values: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, li
     return numbers, list(distinct)
 
 
+def texts_of(column: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, list[str]]:
+    """Number of each cell's text, shape ``(n_cells,)``, and the distinct texts.
+
+    Blanks around it are no part of a text, and one of a missing value is empty. Values that cannot
+    be compared, such as lists, raise ``error``.
+    """
+    number_of_cell, distinct = factorize(column, error)
+    number_of_value, texts = pd.factorize(np.array([_text(v) for v in distinct], dtype=object))
+    return number_of_value[number_of_cell], list(texts)
+
+
+def _text(value: object) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):  # type: ignore[call-overload]
+        return ""
+    # Missing values make floats of whole numbers.
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
 def numbers_in(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Values as floats, NaN where they are missing or no numbers, and which are no numbers."""
     numbers = pd.to_numeric(values, errors="coerce")
