@@ -6,7 +6,7 @@ from scvi import REGISTRY_KEYS as _SCVI_KEYS
 
 
 class _RegistryKeys(NamedTuple):
-    """Names of the tensors in a mini-batch: those of scvi-tools, perturbations and guides."""
+    """Names of the tensors in a mini-batch: those of scvi-tools, and what cells are."""
 
     X: str = _SCVI_KEYS.X_KEY
     BATCH: str = _SCVI_KEYS.BATCH_KEY
@@ -15,6 +15,7 @@ class _RegistryKeys(NamedTuple):
     SIZE_FACTOR: str = _SCVI_KEYS.SIZE_FACTOR_KEY
     PERTURBATIONS: str = "perturbations"
     GUIDES: str = "guides"
+    CONTEXTS: str = "contexts"
 
 
 class _ResultKeys(NamedTuple):

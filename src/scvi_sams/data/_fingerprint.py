@@ -21,7 +21,14 @@ normalising, scaling, sorting or replacing it changes them."""
 _FEWEST_ROWS = 64
 _ROWS_ON_DISK = 8
 """Each is an access to the disk."""
-_COLUMNS = ("perturbation_key", "dosage_key", "batch_key", "size_factor_key", "guide_key")
+_COLUMNS = (
+    "perturbation_key",
+    "dosage_key",
+    "batch_key",
+    "size_factor_key",
+    "guide_key",
+    "context_key",
+)
 _LISTS_OF_COLUMNS = ("categorical_covariate_keys", "continuous_covariate_keys")
 
 
@@ -40,8 +47,8 @@ def registered_parts(adata: AnnData, arguments: Mapping[str, Any]) -> dict[str, 
     for key in columns:
         if key is not None and key in adata.obs:
             parts[f"adata.obs[{key!r}]"] = column_digest(adata.obs[key])
-        elif key is not None and key == arguments["guide_key"]:
-            # Other cells need no guides: a column that comes later is a change.
+        elif key is not None and key in (arguments["guide_key"], arguments["context_key"]):
+            # Other cells need neither: a column that comes later is a change.
             parts[f"adata.obs[{key!r}]"] = "no column"
     key = arguments["dosage_obsm_key"]
     if key is not None and key in adata.obsm:

@@ -23,6 +23,7 @@ from scvi_sams._compat import (
 )
 from scvi_sams._constants import REGISTERED_LEVELS, REGISTRY_KEYS
 from scvi_sams.counts._validation import unchanged_on_error
+from scvi_sams.data._contexts import context_field, tell_of_contexts
 from scvi_sams.data._covariates import (
     check_genes,
     check_keys_exist,
@@ -113,6 +114,7 @@ class ScreenManager(AnnDataManager):
             self._learned = deepcopy(self.registry)
             self._registered = self._parts(adata)
             tell_of_guides(self)
+            tell_of_contexts(self, learned=source_registry is None)
 
     def _tell_levels(self, adata: AnnData) -> None:
         """Write what models condition on, so that observed effects can say where they are from."""
@@ -189,8 +191,8 @@ class ScreenManager(AnnDataManager):
         columns = [batch_key, size_factor_key, *categorical, *continuous]
         check_keys_exist(adata, layers=[arguments["layer"]], obs=columns)
         if source_registry is None:
-            labels = [arguments[key] for key in ("perturbation_key", "dosage_key", "guide_key")]
-            validate_table(adata, [*labels, *columns])
+            of_cells = ("perturbation_key", "dosage_key", "guide_key", "context_key")
+            validate_table(adata, [*(arguments[key] for key in of_cells), *columns])
         if batch_key:
             known = _state_of(source_registry, REGISTRY_KEYS.BATCH).get("categorical_mapping")
             validate_categories(adata.obs[batch_key], known, "batch_key")
@@ -208,6 +210,9 @@ class ScreenManager(AnnDataManager):
             guides = guide_field(self)
             if guides is not None:
                 guides.find(adata, _state_of(source_registry, REGISTRY_KEYS.GUIDES))
+            contexts = context_field(self)
+            if contexts is not None:
+                contexts.find(adata, _state_of(source_registry, REGISTRY_KEYS.CONTEXTS))
 
 
 def _state_of(registry: dict | None, registry_key: str) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from scvi_sams._checks import as_list, check_anndata, check_key
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._validation import validate_expression
+from scvi_sams.data._contexts import ContextField
 from scvi_sams.data._covariates import validate_size_factor
 from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.data._guides import GuideField
@@ -97,11 +98,23 @@ def _control_of(adata: AnnData, arguments: dict[str, Any]) -> Any:
 
 
 def register(
-    adata: AnnData, setup_method_args: dict[str, Any], additive: bool, **source: Any
+    adata: AnnData,
+    setup_method_args: dict[str, Any],
+    additive: bool,
+    has_contexts: bool,
+    **source: Any,
 ) -> ScreenManager:
-    """Register a screen by the arguments of ``setup_anndata``, and say what it holds."""
-    given = setup_method_args[SETUP_ARGUMENTS_KEY]
+    """Register a screen by the arguments of ``setup_anndata``, and say what it holds.
+
+    What a combination is (``additive``) and whether effects may differ between contexts
+    (``has_contexts``) is the model's.
+    """
+    is_new = "source_registry" not in source
+    given = setup_arguments(adata, setup_method_args[SETUP_ARGUMENTS_KEY], is_new=is_new)
+    setup_method_args = setup_method_args | {SETUP_ARGUMENTS_KEY: given}
     check_key(perturbation_key=given["perturbation_key"])
+    if given["context_key"] is not None:
+        _check_contexts(given, has_contexts)
     labels = ("control", "delimiter", "dosage_key", "dosage_obsm_key", "perturbation_names")
     perturbations = PerturbationField(
         perturbation_key=None if given["dosage_obsm_key"] else given["perturbation_key"],
@@ -122,13 +135,35 @@ def register(
     ]
     if given["guide_key"] is not None:
         fields.append(GuideField(given["guide_key"], perturbations))
+    if given["context_key"] is not None:
+        fields.append(ContextField(given["context_key"], perturbations))
     manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
     manager.register_fields(adata, **source)
     logger.info(_registration_summary(manager))
-    if "source_registry" not in source:
+    if is_new:
         _warn_of_shared_memory(manager)
         warn_of_labels(registered_labels(manager))
     return manager
+
+
+def _check_contexts(given: Mapping[str, Any], has_contexts: bool) -> None:
+    """Raise an error if the model has no contexts, or these are what was done to the cells."""
+    key = given["context_key"]
+    check_key(context_key=key)
+    if not has_contexts:
+        raise InvalidArgumentError(
+            "`context_key` is for models in which a perturbation may do other things in another "
+            f"context (SAMSVAE). Use that, or register {key!r} in `categorical_covariate_keys`, "
+            "which encoder and decoder condition on."
+        )
+    of_labels = [] if given["dosage_obsm_key"] else ["perturbation_key", "dosage_key"]
+    for argument in (*of_labels, "guide_key"):
+        if given[argument] == key:
+            raise InvalidArgumentError(
+                f"`context_key` and `{argument}` are one column, {key!r}. A context is where cells "
+                "were perturbed (cell type, donor, line), not what was done to them. Pass another "
+                "column, or leave `context_key` out."
+            )
 
 
 def release_other_data(managers: dict[str, Any], own: AnnDataManager | None) -> None:
@@ -152,6 +187,18 @@ def check_registered(
             f"`adata` is not registered. Say what its labels are first: {model_class.__name__}."
             "setup_anndata(adata, perturbation_key=..., control=...)."
         )
+
+
+def data_to_read(own: AnnData | None, adata: AnnData | None) -> AnnData:
+    """Return the cells that a method is to read: those given, or a model's own."""
+    target = own if adata is None else adata
+    if target is None:
+        raise RegistrationError(
+            "The model was loaded without cells. Pass `adata`: cells with the same genes."
+        )
+    check_anndata(RegistrationError, adata=target)
+    # One of a file cannot be copied by anndata.
+    return target.to_memory() if target.is_view and target.isbacked else target
 
 
 def validate_values(adata: AnnData, given: dict[str, Any], *, counts: bool) -> None:
@@ -179,6 +226,12 @@ def sizes_for_module(registry: dict[str, Any], summary: Mapping[str, Any]) -> di
     """What a module has to know of the registered data, as its arguments."""
     categorical = learned_state(registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES)
     guides = learned_state(registry, REGISTRY_KEYS.GUIDES)
+    contexts = learned_state(registry, REGISTRY_KEYS.CONTEXTS)
+    # Modules of models without contexts have no such arguments.
+    of_contexts: dict[str, Any] = {}
+    if contexts:
+        of_contexts["n_contexts"] = len(contexts[ContextField.LEVELS_KEY])
+        of_contexts["pairs_of_contexts"] = np.asarray(contexts[ContextField.PAIRS_KEY]).tolist()
     return {
         "n_genes": summary["n_vars"],
         "n_perturbations": summary["n_perturbations"],
@@ -187,6 +240,7 @@ def sizes_for_module(registry: dict[str, Any], summary: Mapping[str, Any]) -> di
         "n_continuous": summary.get("n_extra_continuous_covs", 0),
         "uses_size_factor": registry[SETUP_ARGUMENTS_KEY]["size_factor_key"] is not None,
         "perturbation_of_guides": list(guides.get(GuideField.PERTURBATION_KEY, ())),
+        **of_contexts,
     }
 
 

@@ -116,6 +116,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     """
 
     _module_cls = SAMSVAEModule
+    _has_contexts = True
 
     def __init__(
         self,

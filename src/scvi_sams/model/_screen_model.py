@@ -10,15 +10,14 @@ import numpy as np
 from anndata import AnnData
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
-from scvi_sams._checks import check_anndata
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._torch import check_single_precision
 from scvi_sams.counts._validation import unchanged_on_error
+from scvi_sams.data._contexts import ContextField
 from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.data._manager import ADATA_LOCK
-from scvi_sams.exceptions import RegistrationError
 from scvi_sams.labels._presets import CONTROL, DELIMITER, PERTURBATION_KEY
 from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.model._doses import largest_doses
@@ -28,10 +27,10 @@ from scvi_sams.model._record import keep_record, model_card, model_record, train
 from scvi_sams.model._registration import (
     check_registered,
     check_setup,
+    data_to_read,
     learned_state,
     register,
     release_other_data,
-    setup_arguments,
     sizes_for_module,
 )
 from scvi_sams.model._saving import load_whole, save_whole
@@ -55,6 +54,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     _training_plan_cls = PerturbationTrainingPlan
     _additive: ClassVar[bool] = False
     """Whether a combination is the sum of its perturbations, or a perturbation of its own."""
+    _has_contexts: ClassVar[bool] = False
+    """Whether the effects of a perturbation may differ between contexts."""
     module: PerturbationModule
     # scvi-tools saves attributes whose names end so.
     trainings_: tuple[dict[str, Any], ...] = ()
@@ -99,6 +100,12 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         vocabulary = self._state(REGISTRY_KEYS.PERTURBATIONS)[PerturbationField.VOCABULARY_KEY]
         return [str(name) for name in vocabulary]
 
+    @property
+    def contexts(self) -> list[str]:
+        """Names of the contexts (``context_key``), sorted; empty where none are registered."""
+        levels = self._state(REGISTRY_KEYS.CONTEXTS).get(ContextField.LEVELS_KEY, ())
+        return [str(name) for name in levels]
+
     def _state(self, key: str) -> dict[str, Any]:
         """What registration remembered of a field; empty if it was not registered."""
         return learned_state(self.registry_, key)
@@ -129,6 +136,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         continuous_covariate_keys: Sequence[str] | None = None,
         size_factor_key: str | None = None,
         guide_key: str | None = None,
+        context_key: str | None = None,
         preset: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -166,6 +174,9 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         guide_key
             Column of obs with the guide of each cell, or several (``"STAT1g1|STAT1g2"``), or NaN.
             Each belongs to one perturbation; control cells have others (:doc:`more </anndata>`).
+        context_key
+            Column of obs: cell type, donor or line. The effect of a perturbation is then one that
+            all contexts share, plus a sparse one of the context's own where cells speak for it.
         preset
             Name of a convention (:doc:`table of them </anndata>`), such as ``"gears"``, that
             decides ``perturbation_key``, ``control`` and ``delimiter`` where they are not given.
@@ -181,7 +192,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         InvalidPerturbationLabelError, InvalidDosageError
             If labels or doses are missing or malformed, or a guide belongs to no one perturbation.
         InvalidCovariateError
-            If a batch or covariate is missing, or no number where it must be one.
+            If a batch, covariate or context is missing, or cannot be one.
         RegistrationError
             If ``adata`` is a view, is empty, or has two genes of one name.
 
@@ -195,21 +206,11 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         """
         check_setup(kwargs, layer=layer, batch_key=batch_key, size_factor_key=size_factor_key)
         arguments = cls._get_setup_method_args(**locals())
-        arguments[SETUP_ARGUMENTS_KEY] = setup_arguments(
-            adata, arguments[SETUP_ARGUMENTS_KEY], is_new="source_registry" not in kwargs
-        )
-        cls.register_manager(register(adata, arguments, cls._additive, **kwargs))
+        cls.register_manager(register(adata, arguments, cls._additive, cls._has_contexts, **kwargs))
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Register other data by name where needed, and check that values are as they were."""
-        target = self.adata if adata is None else adata
-        if target is None:
-            raise RegistrationError(
-                "The model was loaded without cells. Pass `adata`: cells with the same genes."
-            )
-        check_anndata(RegistrationError, adata=target)
-        if target.is_view and target.isbacked:  # anndata cannot copy it
-            target = adata = target.to_memory()
+        target = data_to_read(self.adata, adata)
         if target is self.adata:
             self._values.check_unchanged(self.adata_manager)
         else:
@@ -221,7 +222,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             self.adata_manager.check_fields(target, self.adata_manager.registry)
             self._values.validate(target)
         with ADATA_LOCK, unchanged_on_error(target):
-            validated = super()._validate_anndata(adata, copy_if_view=copy_if_view)
+            validated = super()._validate_anndata(target, copy_if_view=copy_if_view)
             self._values.validate_once(self.get_anndata_manager(validated, required=True))
             release_other_data(self._per_instance_manager_store[self.id], self.adata_manager)
         return validated
