@@ -7,6 +7,7 @@ from pathlib import Path
 from bad_input import (
     argument_cases,
     cell_cases,
+    context_cases,
     data_cases,
     dose_cases,
     expression_cases,
@@ -22,6 +23,7 @@ SECTIONS: dict[str, list[Case]] = {
     "Doses in a column": dose_cases.COLUMN,
     "Dosage matrices": dose_cases.GIVEN,
     "Guides": guide_cases.CASES,
+    "Contexts": context_cases.CASES,
     "The AnnData": data_cases.TABLE,
     "Batches, covariates and size factors": data_cases.COLUMNS,
     "Expression": expression_cases.CASES,

@@ -99,6 +99,18 @@ AT_SETUP = ANY_TIME | {
     "a guide of all cells": Case(
         exceptions.InvalidPerturbationLabelError, lambda adata: adata, {"guide_key": "donor"}
     ),
+    "no contexts": Case(exceptions.MissingKeyError, lambda adata: adata, {"context_key": "line"}),
+    "perturbations as contexts": Case(
+        exceptions.InvalidArgumentError, lambda adata: adata, {"context_key": "perturbation"}
+    ),
+    "NaN context": Case(
+        exceptions.InvalidCovariateError,
+        column("donor", None),
+        {"context_key": "donor", "categorical_covariate_keys": None},
+    ),
+    "a context per cell": Case(
+        exceptions.InvalidCovariateError, lambda adata: adata, {"context_key": "age"}
+    ),
     "no matrix": Case(exceptions.MissingKeyError, lambda adata: adata, OBSM),
     "no names": Case(exceptions.InvalidDosageError, matrix(csr_with_explicit_zeros()), OBSM),
     "no names in uns": Case(
