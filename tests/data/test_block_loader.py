@@ -17,6 +17,7 @@ SETUP = {
     "size_factor_key": "transcriptome",
     "dosage_key": "dosage",
     "guide_key": "guide",
+    "context_key": "donor",
 }
 
 

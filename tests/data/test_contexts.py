@@ -6,7 +6,6 @@ import pytest
 import torch
 from scvi.dataloaders import AnnDataLoader
 
-import scvi_sams.model._screen_model as screen_model
 from data.on_disk import FORMS, write_screen
 from model.builders import small_screen
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
@@ -25,17 +24,6 @@ from scvi_sams.model._registration import sizes_for_module
 LABELS = ["control", "A", "B", "B+A", "control", "A", "A", "B"]
 LINES = ["T", "T", "K", "K", "K", "T", "K", "K"]
 CODES = [1, 1, 0, 0, 0, 1, 0, 0]
-
-
-@pytest.fixture(autouse=True)
-def modules_are_made_without_contexts(monkeypatch):
-    """What is registered is tested here, and not what modules make of it."""
-
-    def sizes(*args):
-        of_contexts = ("n_contexts", "pairs_of_contexts")
-        return {k: v for k, v in sizes_for_module(*args).items() if k not in of_contexts}
-
-    monkeypatch.setattr(screen_model, "sizes_for_module", sizes)
 
 
 def create(adata, **setup):

@@ -129,6 +129,7 @@ argument_sets = st.fixed_dictionaries(
         "continuous_covariate_keys": one_of(None, "age", ("age", "size")),
         "size_factor_key": one_of(None, "size"),
         "guide_key": one_of(*[None] * 7, "perturbation", "batch", "donor"),
+        "context_key": one_of(*[None] * 5, "perturbation", "batch", "donor"),
     },
 )
 
