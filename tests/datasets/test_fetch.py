@@ -99,7 +99,7 @@ def test_unknown_name_lists_known_ones(cache):
 
 def test_registry_is_pinned():
     assert len(_fetch.PUBLISHED_FILES) == 3
-    for file in _fetch.PUBLISHED_FILES.values():
+    for file in (*_fetch.PUBLISHED_FILES.values(), *_fetch.CONVERTED_FILES.values()):
         commit = file.url.removeprefix("https://raw.githubusercontent.com/").split("/")[2]
         assert len(bytes.fromhex(commit)) == 20
         assert len(bytes.fromhex(file.sha256)) == 32

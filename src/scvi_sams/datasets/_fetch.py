@@ -1,5 +1,6 @@
-"""Download the published files once, and prove that they are the published ones."""
+"""Find published files: downloaded once and proved to be the published ones, or converted."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,50 @@ PUBLISHED_FILES = {
         "5c1f7f5b4ef74150f1c13f42bbbdd1dc7dac981f55ee7c25f16bbbe1eaa7a88f",
     ),
 }
+
+
+class ConvertedFile(NamedTuple):
+    """An object of R's, which its user converts into a file that is read here."""
+
+    url: str
+    sha256: str
+    """Of the published file, not of the converted one, whose bytes depend on what wrote it."""
+    commands: str
+    """In R, after loading the published file."""
+
+
+CONVERTED_FILES = {
+    "kang18_subset.h5ad": ConvertedFile(
+        "https://raw.githubusercontent.com/HelenaLC/muscat/"
+        "017b290b414212c357e184d17edcca27f4302ace/data/example_sce.rda",
+        "f66811fa513a01a91dae01bad308e96ed5238277246b911d8e1cd5f4425c3ed9",
+        "load('example_sce.rda'); zellkonverter::writeH5AD(example_sce, 'kang18_subset.h5ad')",
+    ),
+}
+
+
+def find_converted(name: str) -> Path:
+    """Path of a file in the cache folder of :func:`fetch` that its user has converted.
+
+    Raises
+    ------
+    DataIntegrityError
+        If it is not there; the message says how to make it.
+    """
+    folder = Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("scvi_sams"))
+    if not (folder / name).is_file():
+        raise DataIntegrityError(f"{folder / name} is missing. {how_to_convert(name)}")
+    return folder / name
+
+
+def how_to_convert(name: str) -> str:
+    """Say how to make a file that cannot be downloaded as it is."""
+    file = CONVERTED_FILES[name]
+    return (
+        f"Download {file.url} (sha256 {file.sha256}), convert it in R ({file.commands}) "
+        f"and put {name!r} into the cache folder or a folder that "
+        f"{CACHE_VARIABLE} names."
+    )
 
 
 def fetch(name: str) -> Path:
