@@ -186,18 +186,24 @@ class BaselineMethod(ABC):
         SAMSError
             If the method was not fitted, or a perturbation is named twice.
         """
+        names, labels, genes = self._requested(perturbations)
+        expression = np.reshape(self._profiles(labels), (len(labels), len(genes)))
+        return profile_table(
+            expression, genes, names, self.perturbation_key, labels.canonical.tolist()
+        )
+
+    def _requested(self, perturbations: Sequence[str]) -> tuple[list[str], Labels, pd.Index]:
+        """Labels as they were asked for, the same as a value, and the genes of training."""
         if self._genes is None:
             raise SAMSError(f"{type(self).__name__} has learned nothing yet: call fit first.")
         names = as_names("perturbations", perturbations)
         labels = encode_labels(pd.Series(names, dtype=object), spelling=self._spelling)
-        canonical = labels.canonical.tolist()
-        check_unique(canonical)
+        check_unique(labels.canonical.tolist())
         if labels.is_control.any():
             raise UnknownPerturbationError(
                 f"{labels.control!r} is the control, not a perturbation to predict: leave it out."
             )
-        expression = np.reshape(self._profiles(labels), (len(labels), len(self._genes)))
-        return profile_table(expression, self._genes, names, self.perturbation_key, canonical)
+        return names, labels, self._genes
 
     @abstractmethod
     def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:

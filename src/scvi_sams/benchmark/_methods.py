@@ -15,6 +15,7 @@ from scipy import sparse
 
 from scvi_sams._checks import as_list
 from scvi_sams.baselines._base import BaselineMethod
+from scvi_sams.baselines._levels import LevelBaseline, OtherLevelsMean, VectorArithmetic
 from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
     Additive,
@@ -48,6 +49,8 @@ BUILT_IN: dict[str, Callable[[], Any]] = {
     "linear additive": LinearAdditive,
     "latent additive": LatentAdditive,
     "decoder only": DecoderOnly,
+    "vector arithmetic": VectorArithmetic,
+    "mean of other levels": OtherLevelsMean,
     "SAMSVAE": partial(ModelMethod, SAMSVAE),
     "CPAVAE": partial(ModelMethod, CPAVAE),
     "SVAEPlus": partial(ModelMethod, SVAEPlus),
@@ -122,6 +125,8 @@ class EstimatorMethod:
         estimator = copy.deepcopy(self.estimator)
         if isinstance(estimator, BaselineMethod) and hasattr(estimator, "seed"):
             estimator.seed = seed
+        if isinstance(estimator, LevelBaseline):
+            return _fitted_by_level(estimator, fold)
         # A baseline may have a ``fit`` of its own, which does more than read the cells.
         if getattr(type(estimator), "fit", None) is BaselineMethod.fit:
             # Labels were read already, whatever the baseline calls their column.
@@ -135,9 +140,17 @@ class EstimatorMethod:
         settings = {k: v for k, v in vars(self.estimator).items() if not k.startswith("_")}
         if isinstance(self.estimator, BaselineMethod):
             # The benchmark sets them.
-            for key in ("perturbation_key", "control", "delimiter", "seed"):
+            for key in ("perturbation_key", "covariate_key", "control", "delimiter", "seed"):
                 settings.pop(key, None)
         return {"class": type(self.estimator), "settings": settings}
+
+
+def _fitted_by_level(baseline: LevelBaseline, fold: Fold) -> Fitted:
+    """Fit a baseline that is told the level of every cell, and which level to predict."""
+    train, columns = fold.train, fold.columns
+    baseline.covariate_key = columns.covariate_key
+    baseline._fit_levels(train.X, fold.train_labels, columns.levels(train), train.var_names)
+    return Fitted(lambda perturbation, level: baseline.predict([perturbation], [str(level)]))
 
 
 class NoChange(EstimatorMethod):

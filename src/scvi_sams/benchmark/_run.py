@@ -75,11 +75,12 @@ def benchmark(
           ``"ConditionalVAE"``, ``"training mean"``, ``"EB-shrunken mean"``, ``"ash-shrunken
           mean"``, ``"additive"``, ``"additive of shrunken singles"``, ``"matching mean"``, ``"ridge
           on principal components"``, ``"linear additive"``, ``"latent additive"``, ``"decoder
-          only"``, with defaults;
+          only"``, and for levels of a covariate ``"vector arithmetic"`` and ``"mean of other
+          levels"``, with defaults;
         - :class:`ModelMethod`, a model class with settings;
         - an object with ``fit(train_adata)`` and ``predict(perturbations)``, such as a
-          :class:`BaselineMethod`. A copy is fitted; a baseline of this package takes the labels and
-          the seed of the benchmark;
+          :class:`BaselineMethod`. A copy is fitted; a baseline of this package takes labels,
+          covariate and seed of the benchmark;
         - a function ``predict(train_adata, perturbations)``, called once per seed.
 
         ``train_adata`` holds training cells only: ``X`` is ``log(1 + target_sum * x / size)``,

@@ -13,6 +13,7 @@ and ``uns["ate"]`` names ``method``, ``target_sum``, ``size_factor_key`` and ``u
 
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.baselines._base import BaselineMethod
+from scvi_sams.baselines._levels import LevelBaseline, OtherLevelsMean, VectorArithmetic
 from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
     Additive,
@@ -72,15 +73,18 @@ __all__ = [
     "DecoderOnly",
     "EBMean",
     "LatentAdditive",
+    "LevelBaseline",
     "LinearAdditive",
     "MaskStability",
     "MatchingMean",
     "ModelMethod",
+    "OtherLevelsMean",
     "PCARidge",
     "PerturbationMean",
     "ShrunkenAdditive",
     "Split",
     "TrainingMean",
+    "VectorArithmetic",
     "active_at_fdr",
     "additive_ate",
     "align_ate",
