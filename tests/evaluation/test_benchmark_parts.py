@@ -202,6 +202,30 @@ def test_a_model_predicts_from_control_cells_of_the_group(grouped):
     assert {frozenset(lines) for lines in asked} == {frozenset("a"), frozenset("b")}
 
 
+def test_a_model_of_contexts_takes_groups_for_contexts_unless_told_otherwise(grouped):
+    registered = []
+
+    class WithContexts(FakeModel):
+        _has_contexts = True
+
+        @classmethod
+        def setup_anndata(cls, adata, **arguments):
+            kept = ("context_key", "categorical_covariate_keys")
+            registered.append({key: arguments[key] for key in kept if key in arguments})
+
+    settings = [None, {"categorical_covariate_keys": ["line"]}, {}]
+    few = {"n_samples": 20, "n_posterior_samples": 2, "n_iwelbo_samples": None}
+    methods = {
+        f"model {number}": ModelMethod(WithContexts, setup_kwargs=setup, **few)
+        for number, setup in enumerate(settings)
+    }
+    assert run(grouped, methods, covariate_key="line").failures.empty
+    assert registered == [{"context_key": "line"}, *settings[1:]]
+    registered.clear()
+    assert run(grouped, {"model": methods["model 0"]}).failures.empty
+    assert registered == [{}]  # no covariate
+
+
 def test_a_group_without_training_controls_has_no_prediction(grouped):
     split = PairSplit(grouped)(0)
     is_control = (grouped.obs["perturbation"] == "control").to_numpy()

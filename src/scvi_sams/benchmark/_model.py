@@ -89,7 +89,9 @@ class ModelMethod:
         For ``train``, such as ``max_epochs``. There is no progress bar unless asked for.
     setup_kwargs
         For ``setup_anndata``, besides labels, ``batch_key`` and ``size_factor_key``; ``None`` takes
-        the covariate of the benchmark, if there is one, as categorical covariate.
+        the covariate of the benchmark, if there is one: as ``context_key`` where effects of the
+        model can differ between contexts, else as categorical covariate. Name it to compare both:
+        ``{"context_key": "cell_type"}``, ``{"categorical_covariate_keys": ["cell_type"]}``, ``{}``.
     n_samples
         Cells drawn per perturbation (and level); control cells are used again where they are fewer.
     n_posterior_samples
@@ -171,8 +173,7 @@ class ModelMethod:
         columns = fold.columns
         setup = self.setup_kwargs
         if setup is None:
-            key = columns.covariate_key
-            setup = {} if key is None else {"categorical_covariate_keys": [key]}
+            setup = self._setup_of_covariate(columns.covariate_key)
         self.model_class.setup_anndata(  # type: ignore[attr-defined]
             cells,
             perturbation_key=columns.perturbation_key,
@@ -185,6 +186,14 @@ class ModelMethod:
             | dict(setup),
         )
         return cells
+
+    def _setup_of_covariate(self, key: str | None) -> dict[str, Any]:
+        """Where effects can differ between levels they shall, as levels are scored one by one."""
+        if key is None:
+            return {}
+        if getattr(self.model_class, "_has_contexts", False):
+            return {"context_key": key}
+        return {"categorical_covariate_keys": [key]}
 
 
 @dataclass(eq=False)
