@@ -6,6 +6,8 @@ one on others too, its shadows, which no number of cells makes go away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,11 @@ _NO_ANGLE = 1e-12
 
 @torch.no_grad()
 def variance_of_axes(
-    effects: Tensor, variance: Tensor, prior_scale: float, *, seed: int = 0
+    effects: Tensor,
+    variance: Tensor,
+    prior_scale: float,
+    *,
+    resampled: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Variance that effects on sparse axes have because the axes are uncertain.
 
@@ -43,8 +49,9 @@ def variance_of_axes(
         Their variance for all other reasons, of the same shape.
     prior_scale
         Standard deviation of true effects.
-    seed
-        Of the bootstrap. The global random state is left alone.
+    resampled
+        Rotations to other axes, where those of ``effects`` do not tell; by default
+        ``resampled_rotations(effects)``.
 
     Returns
     -------
@@ -57,8 +64,9 @@ def variance_of_axes(
     Learning Research 19, 1-66.
     """
     wide, noise = effects.double(), variance.double()
+    rotations = resampled_rotations(wide) if resampled is None else resampled
     of_bootstrap = torch.stack(
-        [(wide @ rotation - wide).square() for rotation in resampled_rotations(wide, seed=seed)]
+        [(wide @ rotation.to(wide) - wide).square() for rotation in rotations]
     ).mean(dim=0)
     others = wide.square().sum(dim=1, keepdim=True) - wide.square()
     squared_angle = of_bootstrap.sum(dim=0) / others.sum(dim=0).clamp(min=_NO_ANGLE)

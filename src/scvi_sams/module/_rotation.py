@@ -71,17 +71,25 @@ def sparsest_rotation(effects: Tensor, *, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def resampled_rotations(effects: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
+def resampled_rotations(
+    effects: Tensor, perturbations: Tensor | None = None, *, seed: int = 0
+) -> Iterator[Tensor]:
     """Yield rotations of sparse axes to those of 20 samples of the perturbations.
 
     Sampled with replacement, as many as there are (at most 2,000, the strongest). Each descent
     starts from the axes as they are, for which ``effects`` come from :func:`sparsest_rotation`.
+    ``perturbations``, ``(n_rows,)``: that of every row, where they have several, which are sampled
+    together.
     """
     values = _strongest(effects)
+    members = None if perturbations is None else _members(effects, perturbations)
     generator = torch.Generator().manual_seed(seed)
     axes = torch.eye(values.shape[1], dtype=values.dtype)
     for _ in range(_N_RESAMPLES):
-        rows = torch.randint(len(values), (len(values),), generator=generator)
+        n_units = len(values) if members is None else len(members)
+        rows = torch.randint(n_units, (n_units,), generator=generator)
+        if members is not None:
+            rows = torch.cat([members[unit] for unit in rows.tolist()])
         with _one_thread():
             rotation = _refined(_standardised(values[rows]), axes)
         yield rotation.to(effects)
@@ -89,7 +97,18 @@ def resampled_rotations(effects: Tensor, *, seed: int = 0) -> Iterator[Tensor]:
 
 def _strongest(effects: Tensor) -> Tensor:
     values = effects.detach().cpu().double()
-    return values[values.norm(dim=1).argsort(descending=True)[:_MAX_PERTURBATIONS]]
+    return values[_order_of_strength(values)]
+
+
+def _order_of_strength(values: Tensor) -> Tensor:
+    return values.norm(dim=1).argsort(descending=True)[:_MAX_PERTURBATIONS]
+
+
+def _members(effects: Tensor, perturbations: Tensor) -> list[Tensor]:
+    """Positions of the rows of each perturbation among the strongest."""
+    values = effects.detach().cpu().double()
+    units = perturbations.cpu()[_order_of_strength(values)].unique(return_inverse=True)[1]
+    return list(units.argsort(stable=True).split(torch.bincount(units).tolist()))
 
 
 def _standardised(values: Tensor) -> Tensor:
