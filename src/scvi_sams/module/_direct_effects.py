@@ -49,8 +49,9 @@ class DirectEffects(nn.Module):
 
     ``logit_ig = decoder_g(z_i) + sum_t d_it r_tg``. A combination that was measured has a row of
     its own, which takes the place of the sum in cells that carry it at the same doses: what its
-    perturbations do to one another is known there. Rows of combinations follow those of the
-    perturbations.
+    perturbations do to one another is known there. Where contexts are registered, so has a
+    perturbation in each in which it was measured (``pairs``, rows of effects). Rows of combinations
+    follow those of the perturbations, and those of pairs come last.
 
     The tables are no parameters: training fits them in closed form. Until then they are empty and
     nothing is added.
@@ -75,6 +76,7 @@ class DirectEffects(nn.Module):
     combination_weights: Tensor
     combinations: Tensor
     combination_doses: Tensor
+    pairs: Tensor
     stacked: Tensor
 
     def __init__(self, n_perturbations: int, n_genes: int, *, is_stacked: bool) -> None:
@@ -90,6 +92,7 @@ class DirectEffects(nn.Module):
         self.register_buffer("combination_weights", torch.zeros(len(COMPONENTS)))
         self.register_buffer("combinations", torch.zeros(0, 1, dtype=torch.int64))
         self.register_buffer("combination_doses", torch.zeros(0, 1))
+        self.register_buffer("pairs", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("stacked", torch.tensor(is_stacked))
 
     @property
@@ -99,8 +102,8 @@ class DirectEffects(nn.Module):
 
     @property
     def n_rows(self) -> int:
-        """Perturbations and measured combinations."""
-        return self.n_perturbations + len(self.combinations)
+        """Perturbations, measured combinations, and perturbations in contexts."""
+        return self.n_perturbations + len(self.combinations) + len(self.pairs)
 
     @property
     def measured(self) -> Combinations:
@@ -132,13 +135,20 @@ class DirectEffects(nn.Module):
             return None
         return dict(zip(COMPONENTS, weights.tolist(), strict=True))
 
-    def measure(self, codes: Tensor, doses: Tensor) -> None:
-        """Give rows to the combinations of some cells, ``(N, K)`` each; estimates are dropped."""
+    def measure(self, codes: Tensor, doses: Tensor, effects: Tensor | None = None) -> None:
+        """Give rows to the combinations of some cells, ``(N, K)`` each; estimates are dropped.
+
+        With ``effects``, ``(N, K)``, also to perturbations in contexts, by cells of nothing else.
+        """
         cells = Combinations.of_cells(codes, doses)
         measured = cells.at_least(FEWEST_CELLS, MOST_COMBINATIONS)
         self.combinations, self.combination_doses = (
             part.to(self.weights.device) for part in measured
         )
+        if effects is not None:
+            alone = (codes >= 0).sum(dim=1) == 1
+            found, counts = effects[alone].amax(dim=1).unique(return_counts=True)
+            self.pairs = found[counts >= FEWEST_CELLS].to(self.weights.device)
         self.genes = self.genes.new_zeros(self.n_rows, 0)
         for name in _TABLES:
             setattr(self, name, self.weights.new_zeros(self.n_rows, 0))
@@ -164,23 +174,35 @@ class DirectEffects(nn.Module):
         table = values.new_full((len(rows), self.n_genes), float(name == "sign_error"))
         return table.scatter_(1, self.genes[rows].long(), values)
 
-    def rows_of_cells(self, codes: Tensor, doses: Tensor) -> tuple[Tensor, Tensor]:
+    def rows_of_cells(self, codes: Tensor, doses: Tensor, effects: Tensor) -> tuple[Tensor, Tensor]:
         """Rows that speak for each cell, and what they are multiplied by, ``(B, K)`` each.
 
-        They are perturbations and doses; of a measured combination its own row, once.
+        They are perturbations and doses; of a measured combination its own row, once; and of a
+        perturbation in a context with rows of its own these. ``effects``: see
+        :class:`~scvi_sams.module._effect_rows.EffectRows`.
         """
         rows = self.measured.rows_of(Combinations.of_cells(codes, doses))
         own = torch.full_like(codes, -1)
         own[:, 0] = rows.to(codes) + self.n_perturbations
         is_measured = (rows >= 0)[:, None]
         weights = (own >= 0).to(doses)
-        return torch.where(is_measured, own, codes), torch.where(is_measured, weights, doses)
+        pairs = self.rows_of_pairs(effects)
+        singles = torch.where(pairs >= 0, pairs, codes)
+        return torch.where(is_measured, own, singles), torch.where(is_measured, weights, doses)
 
-    def of_cells(self, codes: Tensor, doses: Tensor) -> Tensor | None:
+    def rows_of_pairs(self, effects: Tensor) -> Tensor:
+        """Rows of perturbations in their contexts; -1 for those that have none of their own."""
+        if not len(self.pairs):
+            return torch.full_like(effects, -1)
+        place = torch.searchsorted(self.pairs, effects.clamp(min=0)).clamp(max=len(self.pairs) - 1)
+        first = self.n_perturbations + len(self.combinations)
+        return torch.where(self.pairs[place] == effects, first + place, -1)
+
+    def of_cells(self, codes: Tensor, doses: Tensor, effects: Tensor) -> Tensor | None:
         """Sum of the direct effects of every cell, ``(B, G)``; ``None`` if there are none yet."""
         if not self.is_estimated:
             return None
-        return self.summed(*self.rows_of_cells(codes, doses), "mean")
+        return self.summed(*self.rows_of_cells(codes, doses, effects), "mean")
 
     def summed(self, rows_of_cells: Tensor, weights: Tensor, name: str) -> Tensor:
         """Weighted sums of rows of one of the tables for every cell, ``(B, G)``."""

@@ -31,8 +31,7 @@ class LatentShiftModule(PerturbationModule):
     @torch.no_grad()
     def order_latents(self) -> None:
         """Strongest shifts first, positive on average; what the model says stays the same."""
-        rows = torch.arange(len(self.cells_per_perturbation), device=self.device)
-        order, signs = canonical_order(self.shift_moments(rows)[0])
+        order, signs = canonical_order(self.shift_moments(self.effect_rows.measured)[0])
         rotation = signed_permutation(order, signs)
         self.encoder.rotate(rotation)
         self.decoder.rotate(rotation)

@@ -31,22 +31,48 @@ class CellBatch(NamedTuple):
     """Observed library size, or the registered size factor, ``(B,)``."""
     guides: Tensor | None = None
     """Guides, ``(B, K)``, -1 where a slot is empty; ``None`` where none are registered."""
+    rows: Tensor | None = None
+    """Rows of the effects of the perturbations in the cell's context, ``(B, K)``, -1 where a slot
+    is empty; ``None`` where no contexts are registered."""
+
+    @property
+    def effects(self) -> Tensor:
+        """Rows of effects (:class:`EffectRows`): without contexts the codes, ``(B, K)``."""
+        return self.codes if self.rows is None else self.rows
+
+    def carrying(self, carried: Tensor) -> CellBatch:
+        """The same cells with what is ``carried`` only, booleans ``(B, K)``."""
+        return self._replace(
+            codes=torch.where(carried, self.codes, -1),
+            doses=self.doses * carried,
+            rows=None if self.rows is None else torch.where(carried, self.rows, -1),
+        )
 
 
 class CovariateEncoding(nn.Module):
     """Batch and further covariates as one numeric vector per cell; a single batch adds nothing.
 
-    ``n_categories`` are those of every categorical covariate.
+    ``n_categories`` are those of every categorical covariate. Contexts are one too: where cells of
+    several types were not told which they are, latent dimensions did, and effects were curved along
+    them. A context that is none of the ``n_contexts`` is the average of all.
     """
 
-    def __init__(self, n_batch: int, n_categories: list[int], n_continuous: int) -> None:
+    def __init__(
+        self, n_batch: int, n_categories: list[int], n_continuous: int, n_contexts: int = 0
+    ) -> None:
         super().__init__()
         self.category_counts = ([n_batch] if n_batch > 1 else []) + list(n_categories)
+        self.category_counts += [n_contexts] if n_contexts else []
+        self.n_contexts = n_contexts
         self.uses_batch = n_batch > 1
         self.n_out = sum(self.category_counts) + n_continuous
 
     def forward(
-        self, batch: Tensor, categorical: Tensor | None, continuous: Tensor | None
+        self,
+        batch: Tensor,
+        categorical: Tensor | None,
+        continuous: Tensor | None,
+        contexts: Tensor | None = None,
     ) -> Tensor | None:
         """Return ``(n_cells, n_out)``, or ``None`` where there are no covariates."""
         if not self.n_out:
@@ -56,8 +82,14 @@ class CovariateEncoding(nn.Module):
             columns += list(torch.split(categorical, 1, dim=1))
         parts = [
             functional.one_hot(column.squeeze(1).long(), count).float()
-            for column, count in zip(columns, self.category_counts, strict=True)
+            for column, count in zip(columns, self.category_counts, strict=False)
         ]
+        if self.n_contexts:
+            known = torch.eye(self.n_contexts + 1, self.n_contexts, device=batch.device)
+            known[-1] = 1 / self.n_contexts
+            if contexts is None:
+                contexts = torch.full_like(batch, self.n_contexts)
+            parts.append(known[contexts.long().squeeze(1)])
         if continuous is not None:
             parts.append(continuous.float())
         return torch.cat(parts, dim=1)

@@ -25,6 +25,7 @@ from torch.distributions import Normal
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._torch import generator
 from scvi_sams.module._direct_effects import DirectEffects, add_to_logits
+from scvi_sams.module._effect_rows import EffectRows
 from scvi_sams.module._likelihoods import LIKELIHOODS, GeneLikelihood
 from scvi_sams.module._minibatch import (
     CellBatch,
@@ -39,8 +40,8 @@ from scvi_sams.module._networks import (
     log_ratio_to_prior,
     standard_normals,
 )
+from scvi_sams.module._plates import Plates
 from scvi_sams.module._responses import Branches, Responses, add_to_branches
-from scvi_sams.module._scored_cells import ScoredCells
 from scvi_sams.module._settings import (
     NotNegative,
     PositiveNumber,
@@ -53,7 +54,7 @@ KLEstimator = Literal["closed_form", "monte_carlo"]
 
 
 class GlobalDraw(NamedTuple):
-    """One draw per particle of what is shared by all cells, for R perturbations."""
+    """One draw per particle of what is shared by all cells, for R effects."""
 
     shifts: Tensor
     """What a unit dose adds, ``(P or 1, R, S)``."""
@@ -62,7 +63,7 @@ class GlobalDraw(NamedTuple):
     there are none."""
 
 
-class PerturbationModule(ScoredCells):
+class PerturbationModule(Plates):
     """Base of the modules: everything but what perturbations are and how they act.
 
     Parameters
@@ -83,6 +84,8 @@ class PerturbationModule(ScoredCells):
         As there, in models that have them. ``responses`` is then a :class:`Responses`.
     perturbation_of_guides
         Code of the perturbation of every guide; empty where none are registered.
+    n_contexts, pairs_of_contexts
+        See :class:`EffectRows`, in models that have contexts.
     """
 
     def __init__(
@@ -107,6 +110,8 @@ class PerturbationModule(ScoredCells):
         stacking: bool = False,
         responses: bool = False,
         perturbation_of_guides: Sequence[int] = (),
+        n_contexts: int = 0,
+        pairs_of_contexts: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
@@ -115,7 +120,8 @@ class PerturbationModule(ScoredCells):
         self.global_kl_weight = global_kl_weight
         self.evidence_cells = evidence_cells
         self.uses_size_factor = uses_size_factor
-        self.covariates = CovariateEncoding(n_batch, n_categories, n_continuous)
+        self.covariates = CovariateEncoding(n_batch, n_categories, n_continuous, n_contexts)
+        self.effect_rows = EffectRows(n_perturbations, n_contexts, pairs_of_contexts)
         shape = {"n_layers": n_layers, "n_hidden": n_hidden}
         self.encoder = BasalEncoder(
             n_genes, n_latent, self.covariates.n_out, sees_shift=correlated_basal, **shape
@@ -154,11 +160,7 @@ class PerturbationModule(ScoredCells):
 
     @abstractmethod
     def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
-        """Draw the shifts of the perturbations in ``rows`` and say what the posterior costs."""
-
-    @abstractmethod
-    def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
-        """q(z_basal | x, shift, covariates), batch shape ``(P or 1, B, L)``."""
+        """Draw the shifts of the effects ``rows`` and say what the posterior costs."""
 
     @abstractmethod
     def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
@@ -186,7 +188,8 @@ class PerturbationModule(ScoredCells):
         are no wider than these allow (see :class:`DirectEffects`).
         """
         shifts = self.global_posterior(rows, n_samples).shifts
-        spread = self.direct.spread_of(rows) if for_predictions and self.direct else None
+        perturbations = self.effect_rows.perturbation_of(rows)
+        spread = self.direct.spread_of(perturbations) if for_predictions and self.direct else None
         if len(shifts) == 1 and spread is None:
             return shifts
         mean = self.shift_moments(rows)[0]
@@ -252,15 +255,19 @@ class PerturbationModule(ScoredCells):
             tensors[REGISTRY_KEYS.BATCH],
             tensors.get(REGISTRY_KEYS.CATEGORICAL_COVARIATES),
             tensors.get(REGISTRY_KEYS.CONTINUOUS_COVARIATES),
+            tensors.get(REGISTRY_KEYS.CONTEXTS),
         )
         if self.uses_size_factor:
             size = tensors[REGISTRY_KEYS.SIZE_FACTOR].squeeze(1)
         else:
             size = x.sum(dim=1)
+        codes, rows = codes.long(), None
+        if self.effect_rows.n_contexts:
+            contexts = tensors[REGISTRY_KEYS.CONTEXTS].long().squeeze(1)
+            rows = self.effect_rows.of_cells(codes, contexts)
         guides = tensors.get(REGISTRY_KEYS.GUIDES)
-        return CellBatch(
-            x, codes.long(), doses, covariates, size, None if guides is None else guides.long()
-        )
+        guides = None if guides is None else guides.long()
+        return CellBatch(x, codes, doses, covariates, size, guides, rows)
 
     def _get_inference_input(
         self, tensors: dict[str, Tensor], **kwargs: object
@@ -278,7 +285,7 @@ class PerturbationModule(ScoredCells):
         not, the first three are of both branches, 2 P in place of P.
         """
         n_particles = n_particles or self.n_particles
-        rows, slots = perturbations_of_batch(cells.codes, len(self.cells_per_perturbation))
+        rows, slots = perturbations_of_batch(cells.effects, len(self.effect_rows))
         draw = self.global_posterior(rows, n_particles)
         shift = sum_over_slots(draw.shifts, slots, cells.doses)
         shift, qz = self.in_branches(cells, shift, n_particles)
@@ -297,11 +304,12 @@ class PerturbationModule(ScoredCells):
     ) -> dict[str, Any]:
         """What :meth:`inference` returns, of what was sampled for perturbations and cells.
 
-        ``rows`` are the perturbations of ``draw``, ``slots`` the places of each cell's among them.
+        ``rows`` are the effects of ``draw``, ``slots`` the places of each cell's among them.
         """
-        plates = self.plate_weights(rows)
-        total = sum(draw.kl.values(), start=torch.zeros_like(plates)[None])
-        of_rows = [kl * plates for kl in (*draw.kl.values(), total * self.evidence_weights(rows))]
+        of_rows = [kl * self.plate_weights(rows, name) for name, kl in draw.kl.items()]
+        weights = [self.evidence_weights(rows, name) for name in draw.kl]
+        charged = [kl * weight for kl, weight in zip(of_rows, weights, strict=True)]
+        of_rows.append(sum(charged, start=torch.zeros(1, len(rows)).to(draw.shifts)))
         of_cells = sum_over_slots(torch.stack(torch.broadcast_tensors(*of_rows), dim=-1), slots)
         *global_kl, penalty = of_cells.unbind(dim=-1)
         return {
@@ -319,28 +327,6 @@ class PerturbationModule(ScoredCells):
             # Exact for whole numbers, and in a third of the time of `log1p`.
             return (x + 1).log_().sub_(self.input_mean).div_(self.input_sd)
         return (x - self.input_mean).div_(self.input_sd)
-
-    def plate_weights(self, rows: Tensor) -> Tensor:
-        """1 / N_t for perturbations with training cells, else 0, shape ``(R,)``."""
-        counts = self.cells_per_perturbation[rows]
-        return torch.where(counts > 0, 1 / counts.clamp(min=1), torch.zeros_like(counts))
-
-    def evidence_weights(self, rows: Tensor) -> Tensor:
-        """Factor by which training charges the divergences of perturbations, shape ``(R,)``.
-
-        ``1 + N_t / evidence_cells``. The evidence of N_t cells then counts as that of
-        ``1 / (1 / N_t + 1 / evidence_cells)``: a coarsened posterior (Miller & Dunson 2019), for
-        a model that is right only up to some error. The latent axes are learned, never exactly
-        the true ones, so a strong effect on one mechanism is also a weak effect on others. Given
-        enough cells the plain posterior is sure of those, rightly so and to no use.
-        """
-        counts = self.cells_per_perturbation[rows]
-        if self.evidence_cells is None:
-            return torch.ones_like(counts)
-        if self.responses is not None and self.has_branches:
-            # Cells that escaped say nothing about an effect.
-            counts = counts * self.responses.shares_of(rows)
-        return 1 + counts / self.evidence_cells
 
     # Generation: p(x | z) ----------------------------------------------------------------------
 
@@ -434,7 +420,7 @@ class PerturbationModule(ScoredCells):
     def sample(self, tensors: dict[str, Tensor], n_samples: int = 1) -> Tensor:
         """Posterior predictive expression of the cells, ``(n_samples, B, G)``."""
         cells = self.read_batch(tensors)
-        rows, slots = perturbations_of_batch(cells.codes, len(self.cells_per_perturbation))
+        rows, slots = perturbations_of_batch(cells.effects, len(self.effect_rows))
         shifts = self.global_posterior(rows, n_samples).shifts
         shift = sum_over_slots(shifts, slots, cells.doses)
         direct = self.direct_effect(cells)

@@ -49,7 +49,9 @@ class ScoredCells(BaseModuleClass):
 
     def direct_effect(self, cells: CellBatch) -> Tensor | None:
         """Sum of the direct effects of the perturbations of each cell, ``(B, G)``, if any."""
-        return None if self.direct is None else self.direct.of_cells(cells.codes, cells.doses)
+        if self.direct is None:
+            return None
+        return self.direct.of_cells(cells.codes, cells.doses, cells.effects)
 
     @property
     def has_branches(self) -> bool:
@@ -119,9 +121,7 @@ class ScoredCells(BaseModuleClass):
         if not self.has_branches:
             return cells, shift
         responds = self.response_log_odds(cells, shift, FEW_SAMPLES) > 0
-        carried = responds[:, None] | (cells.codes < 0)
-        codes = torch.where(carried, cells.codes, -1)
-        return cells._replace(codes=codes, doses=cells.doses * carried), shift * responds[:, None]
+        return cells.carrying(responds[:, None]), shift * responds[:, None]
 
     def _log_weights(
         self, cells: CellBatch, shift: Tensor, noise: Tensor, direct: Tensor | None

@@ -137,7 +137,7 @@ def _members(
     alone = stands_alone.to(batch.codes.device)[batch.codes.clamp(min=0)]
     speaks = carried & ((counts == 1)[:, None] | ~alone)
     cells, slots = speaks.nonzero(as_tuple=True)
-    combinations = tables.rows_of_cells(batch.codes, batch.doses)[0][:, 0]
+    combinations = tables.rows_of_cells(batch.codes, batch.doses, batch.codes)[0][:, 0]
     together = (combinations >= tables.n_perturbations).nonzero(as_tuple=True)[0]
     controls = (counts == 0).nonzero(as_tuple=True)[0]
     groups = [batch.codes[cells, slots], combinations[together]]
