@@ -20,6 +20,9 @@ from scvi_sams.exceptions import InvalidArgumentError
 _LOGIT_OF_EXCLUDED = -20.0
 """Never drawn, and yet of a finite divergence from the prior."""
 
+NEVER = 1e-4
+"""Probability of a mask in a row that has none."""
+
 
 class MaskPrior(nn.Module, ABC):
     """A prior over the masks, as what it costs a posterior to differ from it.
@@ -62,6 +65,76 @@ class BernoulliMaskPrior(MaskPrior):
         """``log q(m) - log p(m)`` at the drawn masks (the paper's estimate)."""
         log_prior = masks * self.log_on + (1 - masks) * self.log_off
         return _log_probability(logits, masks) - log_prior
+
+
+class RowwiseMaskPrior(MaskPrior):
+    """Masks of rows of which some have none at all; set by :meth:`set_to`, and saved.
+
+    ``a_r ~ Bernoulli(rho)``, ``m_rl | a_r ~ Bernoulli(pi)`` in rows that have masks, and all but
+    never (:data:`NEVER`) in others. Given q(m_r) the best q(a_r) is put in directly, so that there
+    is nothing further to learn::
+
+        KL = -log(rho exp(-KL(q || pi)) + (1 - rho) exp(-KL(q || NEVER)))
+
+    with divergences of all masks of the row.
+    """
+
+    logits: Tensor
+
+    def __init__(self, row_probability: float, probability: float) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.zeros(2))
+        self.set_to(row_probability, probability)
+
+    def set_to(self, row_probability: float, probability: float) -> None:
+        """Set ``rho`` and ``pi``."""
+        both = torch.tensor([row_probability, probability], dtype=torch.float64)
+        self.logits.copy_(torch.logit(both))
+
+    @property
+    def probabilities(self) -> tuple[float, float]:
+        """``rho`` and ``pi``."""
+        row, entry = torch.sigmoid(self.logits).tolist()
+        return row, entry
+
+    def marginal_log_odds(self) -> Tensor:
+        """Of a mask of which nothing is known."""
+        row, entry = torch.sigmoid(self.logits)
+        return torch.logit(row * entry + (1 - row) * NEVER)
+
+    def kl(self, logits: Tensor) -> Tensor:
+        """Divergence of every row, ``(n_rows,)``."""
+        log_on, log_off = (
+            functional.logsigmoid(self.logits[1]),
+            functional.logsigmoid(-self.logits[1]),
+        )
+        divergences = (
+            _bernoulli_kl(logits, log_on, log_off).sum(dim=-1),
+            _bernoulli_kl(logits, math.log(NEVER), math.log1p(-NEVER)).sum(dim=-1),
+        )
+        return -self._mixed(*divergences)
+
+    def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """``log q(m) - log p(m)`` of every row at the drawn masks, ``(n_particles, n_rows)``."""
+        never = math.log(NEVER) - math.log1p(-NEVER)
+        costs = (
+            -_log_probability(self.logits[1], masks).sum(dim=-1),
+            -_log_probability(self.logits.new_tensor(never), masks).sum(dim=-1),
+        )
+        return _log_probability(logits, masks).sum(dim=-1) - self._mixed(*costs)
+
+    def _mixed(self, if_some: Tensor, if_none: Tensor) -> Tensor:
+        """Log of the mixture of the exponentials of minus both."""
+        return torch.logaddexp(
+            functional.logsigmoid(self.logits[0]) - if_some,
+            functional.logsigmoid(-self.logits[0]) - if_none,
+        )
+
+    def kl_of_rows(self, kl_estimator: str, logits: Tensor, masks: Tensor) -> Tensor:
+        """Divergence of every row by an estimator, ``(n_particles or 1, n_rows)``."""
+        if kl_estimator == "closed_form":
+            return self.kl(logits)[None]
+        return self.monte_carlo_kl(logits, masks)
 
 
 class PointEstimateMaskPrior(MaskPrior):
@@ -225,6 +298,10 @@ class MaskPosterior(nn.Module):
         logits = self.log_odds(rows)
         if self.all_on:
             return torch.ones_like(logits).expand(n_particles, *logits.shape)
+        return self.sample_by(logits, n_particles)
+
+    def sample_by(self, logits: Tensor, n_particles: int) -> Tensor:
+        """Draw zeros and ones by their log-odds, ``(n_particles, *logits.shape)``."""
         # As `pyro.distributions.RelaxedBernoulliStraightThrough` draws, which checks its arguments
         # each time, whatever it is told: an accelerator would be waited for in every step.
         shape = (n_particles, *logits.shape)

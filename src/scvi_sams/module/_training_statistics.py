@@ -26,6 +26,9 @@ class TrainingStatistics:
     cell_sizes
         Sizes that stand for those of the control cells (of all, where none is a control cell), and
         the share of cells that each stands for, ``(2, 3)``.
+    cells_per_pair
+        Training cells of each pair of a perturbation and a context that registered cells have;
+        ``None`` where no contexts are registered.
     """
 
     n_cells: int
@@ -36,3 +39,4 @@ class TrainingStatistics:
     scaled_variance: Tensor
     inverse_size_mean: float
     cell_sizes: Tensor
+    cells_per_pair: Tensor | None = None

@@ -189,9 +189,9 @@ def _shifted(
 ) -> Iterator[tuple[CellBatch, Tensor]]:
     """Cells, and their shifts by the mean effects, ``(1, B, L)``."""
     effects = module.full_effects().loc
-    rows = torch.arange(effects.shape[1], device=module.device)
+    rows = module.effect_rows.measured
     for cells in batches:
-        yield cells, sum_over_slots(effects, positions_in(rows, cells.codes), cells.doses)
+        yield cells, sum_over_slots(effects, positions_in(rows, cells.effects), cells.doses)
 
 
 def _switch_off_curved(module: SAMSVAEModule, trainer: Any, max_curvature: float) -> None:

@@ -147,11 +147,11 @@ def evidence_of_cells(
     module: PerturbationModule, responses: Responses, batches: Iterable[CellBatch]
 ) -> CellsOfUnits:
     """What cells say about responses, given the mean effects."""
-    rows = torch.arange(responses.n_perturbations, device=module.device)
+    rows = module.effect_rows.measured
     means = module.shift_moments(rows)[0][None]
     codes, evidence, units = [], [], []
     for cells in batches:
-        shift = sum_over_slots(means, positions_in(rows, cells.codes), cells.doses)
+        shift = sum_over_slots(means, positions_in(rows, cells.effects), cells.doses)
         codes.append(cells.codes)
         evidence.append(module.response_evidence(cells, shift))
         units.append(responses.units_of(cells))

@@ -12,6 +12,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._block_loader import registered_expression
+from scvi_sams.data._contexts import ContextField, registered_contexts
 from scvi_sams.data._field import registered_labels
 from scvi_sams.module._training_statistics import TrainingStatistics
 
@@ -71,7 +72,20 @@ def training_statistics(
         scaled_variance=_float(scaled.variance),
         inverse_size_mean=float((1 / size_of_cell).mean()),
         cell_sizes=_float(few_sizes(typical)),
+        cells_per_pair=_cells_per_pair(manager, train_indices),
     )
+
+
+def _cells_per_pair(manager: AnnDataManager, train_indices: np.ndarray) -> torch.Tensor | None:
+    """Cells of each pair of a perturbation and a context; ``None`` without contexts."""
+    contexts = registered_contexts(manager)
+    if contexts is None:
+        return None
+    pairs = manager.get_state_registry(REGISTRY_KEYS.CONTEXTS)[ContextField.PAIRS_KEY]
+    codes = registered_labels(manager).codes[train_indices]
+    of_cells = codes * len(contexts.levels) + contexts.codes[train_indices, None]
+    places = np.searchsorted(pairs, of_cells[codes >= 0])
+    return _float(np.bincount(places, minlength=len(pairs)))
 
 
 def few_sizes(sizes: np.ndarray) -> np.ndarray:
