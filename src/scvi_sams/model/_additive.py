@@ -17,13 +17,14 @@ from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
 from scvi_sams.labels._names import check_known
 from scvi_sams.labels._rows import label_rows
+from scvi_sams.model._average_effects import effects_of_labels, keep_effects
+from scvi_sams.model._basal_states import Basal
 from scvi_sams.model._contrast import DrawnEffect, EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
     Interaction,
     drawn_on_genes,
-    effects_of_labels,
     encode_requested,
-    keep_effects,
+    in_contexts,
     make_contrast,
     noise_on_genes,
     sampled_shifts,
@@ -146,7 +147,7 @@ class AdditiveMixin(PerturbationModel):
         method: EffectScale = "lograte",
         n_samples: int = 200,
         n_posterior_samples: int = 20,
-        basal: Literal["prior", "control"] = "prior",
+        basal: Basal | None = None,
         library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float = 0.9,
@@ -199,13 +200,16 @@ class AdditiveMixin(PerturbationModel):
         contrast, _ = make_contrast(
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
-        seed, asked = new_seed(), torch.as_tensor(rows, device=self.module.device)
-        table = sampled_shifts(self.module, asked, n_posterior_samples, seed)
-        table = table.expand(n_posterior_samples, -1, -1)
+        seed, asked = new_seed(), torch.as_tensor(rows, device=self.module.device)[:, None]
+        where = contrast.contexts
+        effects = in_contexts(self.module, asked, torch.ones_like(asked), where)[2][:, 0]
+        table = sampled_shifts(self.module, effects, n_posterior_samples, seed)
+        table = table.expand(n_posterior_samples, -1, -1).unflatten(1, (len(rows), -1))
         noise = noise_on_genes(self.module, n_posterior_samples, seed)
 
         def drawn(place: int) -> DrawnEffect:
-            on_genes = drawn_on_genes(self.module, np.array([rows[place]]), np.ones(1), noise)
+            row = np.array([rows[place]])
+            on_genes = drawn_on_genes(self.module, row, np.ones(1), noise, where)
             return DrawnEffect(table[:, place], on_genes)
 
         blocks = [
@@ -239,7 +243,7 @@ class AdditiveMixin(PerturbationModel):
         method: EffectScale = "lograte",
         n_samples: int = 5000,
         n_posterior_samples: int = 100,
-        basal: Literal["prior", "control"] = "prior",
+        basal: Basal | None = None,
         library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float | None = 0.95,

@@ -145,7 +145,7 @@ class CellModel(ScreenModel):
         n_draws = 1 if give_mean else n_samples
         states = np.empty((n_draws, len(cells), self.module.n_latent), dtype=np.float32)
         if give_mean or mean_shifts:
-            shifts = self.module.shift_moments(cells.perturbations)[0][None]
+            shifts = self.module.shift_moments(cells.effects)[0][None]
         else:
             shifts = cells.drawn(n_draws).shifts
         for place, _, shift, qz, _ in cells.encoded(shifts, sampled=not give_mean):

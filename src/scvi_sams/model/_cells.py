@@ -20,6 +20,7 @@ from scvi_sams._checks import as_names, check_integer
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._block_reader import is_on_disk
 from scvi_sams.data._block_loader import BlockLoader
+from scvi_sams.data._contexts import registered_contexts
 from scvi_sams.data._field import registered_labels
 from scvi_sams.data._manager import ADATA_LOCK
 from scvi_sams.exceptions import MissingKeyError
@@ -76,10 +77,28 @@ class CellReader:
         return len(self.positions)
 
     @cached_property
-    def perturbations(self) -> Tensor:
-        """Those that the cells carry, ascending, on the module's device, ``(R,)``."""
-        codes = registered_labels(self.manager).codes[self.positions]
-        return torch.as_tensor(np.unique(codes[codes >= 0]), device=self.module.device)
+    def effects(self) -> Tensor:
+        """Rows of the effects of what the cells carry, ascending, on the module's device."""
+        codes = torch.as_tensor(registered_labels(self.manager).codes[self.positions]).long()
+        contexts = registered_contexts(self.manager)
+        if contexts is None:
+            rows = codes
+        else:
+            of_cells = torch.as_tensor(contexts.codes[self.positions])
+            rows = self.module.effect_rows.of_cells(codes, of_cells)
+        return rows[rows >= 0].unique().to(self.module.device)
+
+    @cached_property
+    def contexts(self) -> tuple[Tensor | None, np.ndarray]:
+        """Contexts of the cells by number, ascending, and the place of each cell's among them.
+
+        Without contexts ``None``, and zeros.
+        """
+        contexts = registered_contexts(self.manager)
+        if contexts is None:
+            return None, np.zeros(len(self), dtype=np.int64)
+        found, place = np.unique(contexts.codes[self.positions], return_inverse=True)
+        return torch.as_tensor(found, device=self.module.device), place
 
     @cached_property
     def seed(self) -> int:
@@ -93,7 +112,7 @@ class CellReader:
         return CellNoise(self.seed, keys, self.module.device)
 
     def drawn(self, n_draws: int) -> GlobalDraw:
-        """Draw the shifts of :attr:`perturbations`, and say what they cost."""
+        """Draw the shifts of :attr:`effects`, and say what they cost."""
         names: list[str] = []
 
         def draw(rows: Tensor) -> list[Tensor]:
@@ -101,8 +120,7 @@ class CellReader:
             names[:] = kl
             return [shifts, *kl.values()]
 
-        n_perturbations = len(self.module.cells_per_perturbation)
-        shifts, *kl = by_blocks(draw, self.perturbations, n_perturbations, self.seed)
+        shifts, *kl = by_blocks(draw, self.effects, self.module.effect_rows, self.seed)
         return GlobalDraw(shifts, dict(zip(names, kl, strict=True)))
 
     def basal_states(self, qz: Normal, place: np.ndarray, n_draws: int) -> Tensor:
@@ -135,13 +153,13 @@ class CellReader:
     def encoded(self, shifts: Tensor, *, sampled: bool = False) -> Iterator[EncodedCells]:
         """Yield cells, their shifts, and the posteriors of their basal states.
 
-        ``shifts`` are those of :attr:`perturbations`, ``(n_particles or 1, R, S)``. Where cells may
+        ``shifts`` are those of :attr:`effects`, ``(n_particles or 1, R, S)``. Where cells may
         have escaped, those that more likely than not did have none; with several particles, or if
         it is to be ``sampled``, in as many particles as is probable.
         """
-        rows, module = self.perturbations, self.module
+        rows, module = self.effects, self.module
         for place, cells in self.cells():
-            shift = sum_over_slots(shifts, positions_in(rows, cells.codes), cells.doses)
+            shift = sum_over_slots(shifts, positions_in(rows, cells.effects), cells.doses)
             direct = module.direct_effect(cells)
             if module.has_branches:
                 n_samples = len(shifts) if sampled or len(shifts) > 1 else 0
@@ -158,14 +176,14 @@ class CellReader:
 
     def _probability(self, cells: CellBatch, n_samples: int = N_SAMPLES) -> Tensor:
         """Posterior probability of a response, given mean shifts."""
-        slots = positions_in(self.perturbations, cells.codes)
+        slots = positions_in(self.effects, cells.effects)
         shift = sum_over_slots(self._mean_shifts, slots, cells.doses)
         return torch.sigmoid(self.module.response_log_odds(cells, shift, n_samples))
 
     @cached_property
     def _mean_shifts(self) -> Tensor:
-        """Posterior means of the shifts of :attr:`perturbations`, ``(1, R, S)``."""
-        return self.module.shift_moments(self.perturbations)[0][None]
+        """Posterior means of the shifts of :attr:`effects`, ``(1, R, S)``."""
+        return self.module.shift_moments(self.effects)[0][None]
 
     def _respond(self, cells: CellBatch, place: np.ndarray, n_samples: int) -> Tensor:
         """Whether cells respond, ``(n_samples, B, 1)``; 0 samples: what is more likely, one."""
@@ -215,7 +233,7 @@ class CellReader:
 def posterior_moments(cells: CellReader) -> np.ndarray:
     """Mean and variance of the posterior of basal states, ``(2, n_cells, n_latent)``."""
     moments = np.empty((2, len(cells), cells.module.n_latent), dtype=np.float32)
-    shifts = cells.module.shift_moments(cells.perturbations)[0][None]
+    shifts = cells.module.shift_moments(cells.effects)[0][None]
     for place, _, _, qz, _ in cells.encoded(shifts):
         moments[0, place] = qz.loc[0].cpu().numpy()
         moments[1, place] = qz.variance[0].cpu().numpy()
@@ -239,12 +257,12 @@ def predictive_samples(cells: CellReader, n_samples: int, genes: np.ndarray) -> 
 
 def negative_log_terms(cells: CellReader, n_samples: int) -> np.ndarray:
     """Reconstruction error and divergences per cell, ``(2, n_cells)``."""
-    module, rows = cells.module, cells.perturbations
+    module, rows = cells.module, cells.effects
     draw = cells.drawn(n_samples)
     terms = np.empty((2, len(cells)), dtype=np.float64)
     for place, tensors in cells.batches():
         read = module.read_batch(tensors)
-        slots = positions_in(rows, read.codes)
+        slots = positions_in(rows, read.effects)
         shift = sum_over_slots(draw.shifts, slots, read.doses)
         shift, qz = module.in_branches(read, shift, n_samples)
         noise = cells.noise.normals(place, n_samples, qz.loc.shape[-1])
@@ -258,14 +276,14 @@ def negative_log_terms(cells: CellReader, n_samples: int) -> np.ndarray:
 
 def importance_weighted_bounds(cells: CellReader, n_samples: int) -> np.ndarray:
     """Importance-weighted bound per cell, ``(n_cells,)``."""
-    module, rows = cells.module, cells.perturbations
+    module, rows = cells.module, cells.effects
     n_chunk = max(1, min(n_samples, _MAX_ELEMENTS // (cells.batch_size * cells.adata.n_vars)))
     chunks = [min(n_chunk, n_samples - start) for start in range(0, n_samples, n_chunk)]
     shifts = cells.drawn(n_samples).shifts
     tables = shifts.split(n_chunk) if len(shifts) > 1 else [shifts] * len(chunks)
     bound = np.empty(len(cells), dtype=np.float64)
     for place, read in cells.cells():
-        slots = positions_in(rows, read.codes)
+        slots = positions_in(rows, read.effects)
         weights = []
         for number, (table, size) in enumerate(zip(tables, chunks, strict=True)):
             shift = sum_over_slots(table, slots, read.doses)

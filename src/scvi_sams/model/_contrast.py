@@ -12,6 +12,7 @@ from torch import Tensor
 from scvi_sams import _torch as _devices
 from scvi_sams._checks import check_choice, check_number
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.model._basal_states import BasalStates
 from scvi_sams.module._expected_lognorm import ExpectedLognorm
 from scvi_sams.module._likelihoods import Likelihood
 from scvi_sams.module._perturbation_module import PerturbationModule
@@ -34,9 +35,10 @@ class DrawnEffect(NamedTuple):
     """Posterior samples of what a label does, with its doses."""
 
     shift: Tensor
-    """Sum of the shifts, ``(n_posterior, n_shift)``."""
+    """Sum of the shifts in each context, ``(n_posterior, n_contexts or 1, n_shift)``."""
     direct: Tensor | None
-    """What is added to the logits of genes, ``(n_posterior, n_genes)``; ``None`` for nothing."""
+    """What is added to the logits of genes, ``(n_posterior, n_contexts or 1, n_genes)``; ``None``
+    for nothing."""
 
     def __add__(self, other: DrawnEffect) -> DrawnEffect:  # type: ignore[override]
         """Samples of two labels together."""
@@ -51,24 +53,34 @@ class DrawnEffect(NamedTuple):
 class Contrast:
     """Treated against control cells of the same basal states, by common random numbers.
 
-    ``statistic`` is f, whose expectation is averaged on both sides, over basal states
-    ``(n_posterior, n_basal, n_latent)`` and covariates to go with them. ``control`` is its mean
-    over the untreated states of each posterior sample, ``(n_posterior, n_genes)``.
+    ``statistic`` is f, whose expectation is averaged on both sides over basal states. ``control``
+    is its mean over the untreated states of each posterior sample, ``(n_posterior, n_genes)``.
+    ``contexts``, ascending, are those that effects have to be sampled in; ``None`` where none are
+    registered.
     """
 
     def __init__(
         self,
         module: PerturbationModule,
         statistic: Statistic,
-        z_basal: Tensor,
-        covariates: Tensor | None,
+        states: BasalStates,
     ) -> None:
         self.module = module
         self.statistic = statistic
-        self.z_basal = z_basal
-        self.covariates = covariates
-        nothing = DrawnEffect(z_basal.new_zeros(len(z_basal), module.n_shift), None)
-        self.control = self.mean(nothing)
+        self.z_basal, self.covariates, contexts = states
+        self.contexts: Tensor | None = None
+        self._place: Tensor | None = None
+        if contexts is not None:
+            self.contexts, self._place = contexts.unique(return_inverse=True)
+        nothing = self.z_basal.new_zeros(len(self.z_basal), 1, module.n_shift)
+        self.control = self.mean(DrawnEffect(nothing, None))
+
+    def _of_states(self, values: Tensor, part: slice) -> Tensor:
+        """What each basal state has of the values of contexts, ``(n, n_basal or 1, ...)``."""
+        if self._place is None or values.shape[1] == 1:
+            return values[part]
+        place = self._place[part]
+        return values[part].gather(1, place[..., None].expand(-1, -1, values.shape[-1]))
 
     def mean(self, drawn: DrawnEffect) -> Tensor:
         """Average f over the basal states of every posterior sample, ``(n_posterior, n_genes)``."""
@@ -90,8 +102,9 @@ class Contrast:
         for start in range(0, n_posterior, n_chunk):
             part = slice(start, start + n_chunk)
             of_part = None if self.covariates is None else self.covariates[part]
-            on_genes = None if direct is None else direct[part, None]
-            logits = self.module.decode(self.z_basal[part], shift[part, None], of_part, on_genes)
+            on_genes = None if direct is None else self._of_states(direct, part)
+            of_states = self._of_states(shift, part)
+            logits = self.module.decode(self.z_basal[part], of_states, of_part, on_genes)
             yield self.statistic(logits)
 
     def effect(self, drawn: DrawnEffect) -> Tensor:
@@ -249,14 +262,16 @@ def _not_linear_in(cause: DrawnEffect, rest: Tensor) -> tuple[Tensor, int]:
 
     Where samples are too few for it, what there was.
     """
-    axes, sizes, _ = torch.linalg.svd(cause.shift - cause.shift.mean(dim=0), full_matrices=False)
+    shift = cause.shift.flatten(1)
+    axes, sizes, _ = torch.linalg.svd(shift - shift.mean(dim=0), full_matrices=False)
     axes = axes[:, sizes > _RANK_TOLERANCE * sizes[0]].to(rest)
     n_known = axes.shape[1] + (cause.direct is not None)
     if 2 * n_known >= len(rest):
         return rest, 0
     rest = rest - axes @ (axes.T @ rest)
     if cause.direct is not None:
-        added = (cause.direct - cause.direct.mean(dim=0)).to(rest)
+        added = cause.direct.mean(dim=1)
+        added = (added - added.mean(dim=0)).to(rest)
         added -= axes @ (axes.T @ added)
         size = added.square().sum(dim=0).clamp(min=torch.finfo(added.dtype).tiny)
         rest -= added * ((added * rest).sum(dim=0) / size)

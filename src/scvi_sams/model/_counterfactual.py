@@ -13,11 +13,10 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from scipy import sparse
 
-from scvi_sams._checks import check_choice, check_integer, check_number
+from scvi_sams._checks import check_integer, check_number
 from scvi_sams._scale import size_factor_record
-from scvi_sams._torch import generator
 from scvi_sams.data._field import registered_labels
-from scvi_sams.exceptions import InvalidArgumentError, MissingControlError, SAMSError
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.labels._labels import (
     Labels,
     combinations_as_perturbations,
@@ -26,6 +25,14 @@ from scvi_sams.labels._labels import (
 )
 from scvi_sams.labels._parsing import encode_labels
 from scvi_sams.labels._rows import rows_as_asked
+from scvi_sams.model._basal_states import (
+    ALL_CELLS,
+    Basal,
+    CellsToCompare,
+    basal_states,
+    contexts_of_effects,
+    where_states_are_from,
+)
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contrast import (
@@ -38,9 +45,9 @@ from scvi_sams.model._contrast import (
     norms,
     summary,
 )
-from scvi_sams.model._descriptions import control_cells, levels_of_effects, parts_of_predictions
+from scvi_sams.model._descriptions import levels_of_effects, parts_of_predictions
 from scvi_sams.model._doses import warn_beyond_measured
-from scvi_sams.model._noise import CellNoise, by_blocks, new_seed, number_of, sample_of_cells
+from scvi_sams.model._noise import by_blocks, new_seed, number_of, sample_of_cells
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
 from scvi_sams.module._perturbation_module import PerturbationModule
 
@@ -49,9 +56,6 @@ _SHIFTS_AT_ONCE = 2**20
 
 _PAIRS_PER_CHUNK = 32
 """Combinations whose single effects are held in memory at a time."""
-
-_UNCERTAINTY = ("standard_error", "interval_low", "interval_high")
-"""Layers of a table of effects. By name, because those of anndata 0.13 hold X as well."""
 
 
 def encode_requested(
@@ -77,15 +81,16 @@ def make_contrast(
     method: EffectScale,
     n_samples: int,
     n_posterior_samples: int,
-    basal: str,
+    basal: Basal | None,
     library_size: float | None,
     target_sum: float,
     interval: float | None,
+    cells: CellsToCompare = ALL_CELLS,
 ) -> tuple[Contrast, dict[str, Any]]:
     """Draw basal states to compare on, as ``predict_ate`` was asked to, and describe that."""
     check_integer(n_samples=n_samples)
     check_integer(at_least=2, n_posterior_samples=n_posterior_samples)
-    check_choice("basal", basal, ("prior", "control"))
+    basal = where_states_are_from(model, basal, cells)
     if interval is not None:
         check_number(above=0, below=1, interval=interval)
     model._check_if_trained(warn=True)
@@ -93,7 +98,7 @@ def make_contrast(
     sizes = CellSizes.of(module, library_size)
     statistic = Statistic(module.likelihood, method, sizes, target_sum, module.device)
     n_basal = max(1, round(n_samples / n_posterior_samples))
-    states = basal_states(model, basal, n_posterior_samples, n_basal)
+    states = basal_states(model, basal, n_posterior_samples, n_basal, cells)
     description = {
         **statistic.description(),
         **size_factor_record(model._setup_arguments["size_factor_key"]),
@@ -102,52 +107,29 @@ def make_contrast(
         "n_samples": n_posterior_samples * n_basal,
         "n_posterior_samples": n_posterior_samples,
         "basal": basal,
+        **contexts_of_effects(model, cells),
         **parts_of_predictions(module),
     }
-    return Contrast(module, statistic, *states), description
-
-
-def basal_states(
-    model: CellModel, basal: str, n_posterior: int, n_basal: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Basal states ``(n_posterior, n_basal, n_latent)``, covariates to go with them."""
-    module = model.module
-    n_draws = n_posterior * n_basal
-    noise = CellNoise(new_seed(), np.arange(n_draws), module.device)
-    z_basal = noise.normals(np.arange(n_draws), 1, module.n_latent)[0]
-    shape = (n_posterior, n_basal, -1)
-    if basal == "prior" and not module.covariates.n_out:
-        return z_basal.reshape(shape), None
-    model._check_has_data("basal")
-    model._validate_anndata()
-    control = control_cells(model)
-    if basal == "control" and not len(control):
-        raise MissingControlError(
-            "The data has no control cells to take basal states from. Use basal='prior'."
-        )
-    sources = control if len(control) else np.arange(model.adata.n_obs)
-    source = generator(torch.device("cpu"))
-    chosen = torch.randint(len(sources), (n_draws,), generator=source).numpy()
-    covariates = z_basal.new_empty(n_draws, module.covariates.n_out)
-    for place, cells in CellReader(model, model.adata, sources[chosen], None).cells():
-        if basal == "control":
-            no_shift = torch.zeros(1, 1, module.n_shift, device=module.device)
-            qz = module.encode(cells.x, no_shift, cells.covariates)
-            z_basal[place] = qz.loc[0] + qz.scale[0] * z_basal[place]
-        if cells.covariates is not None:
-            covariates[place] = cells.covariates
-    return z_basal.reshape(shape), covariates.reshape(shape) if module.covariates.n_out else None
+    return Contrast(module, statistic, states), description
 
 
 def drawn_effects(
-    module: PerturbationModule, requested: Labels, n_draws: int, seed: int
+    module: PerturbationModule,
+    requested: Labels,
+    n_draws: int,
+    seed: int,
+    contexts: torch.Tensor | None = None,
 ) -> Iterator[DrawnEffect]:
-    """Yield what each label does in ``n_draws`` posterior samples: those of ``seed``."""
+    """Yield what each label does in ``n_draws`` posterior samples: those of ``seed``.
+
+    In each of the ``contexts``, by number, where these are registered.
+    """
     noise = noise_on_genes(module, n_draws, seed)
-    shifts = _drawn_shifts(module, requested, n_draws, seed)
+    shifts = _drawn_shifts(module, requested, n_draws, seed, contexts)
     for shift, codes, doses in zip(shifts, requested.codes, requested.doses, strict=True):
         carried = codes >= 0
-        yield DrawnEffect(shift, drawn_on_genes(module, codes[carried], doses[carried], noise))
+        on_genes = drawn_on_genes(module, codes[carried], doses[carried], noise, contexts)
+        yield DrawnEffect(shift, on_genes)
 
 
 def noise_on_genes(module: PerturbationModule, n_draws: int, seed: int) -> torch.Tensor | None:
@@ -165,18 +147,52 @@ def noise_on_genes(module: PerturbationModule, n_draws: int, seed: int) -> torch
 
 
 def drawn_on_genes(
-    module: PerturbationModule, codes: np.ndarray, doses: np.ndarray, noise: torch.Tensor | None
+    module: PerturbationModule,
+    codes: np.ndarray,
+    doses: np.ndarray,
+    noise: torch.Tensor | None,
+    contexts: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Posterior samples of what perturbations together add to the logits of genes.
 
-    A perturbation has the same noise in every label: the numbers of ``noise``, cyclically moved
-    on by its code. So has a combination with cells of its own, which has other noise than they.
+    Of each context, ``(n_draws, n_contexts or 1, n_genes)``. A perturbation has the same noise in
+    every label: the numbers of ``noise``, cyclically moved on by its row. So has a combination, or
+    a perturbation in a context, with a row of its own, which has other noise.
     """
     if module.direct is None or noise is None or not len(codes):
         return None
     label = (torch.as_tensor(part.copy(), device=module.device)[None] for part in (codes, doses))
-    found, weights = (part[0] for part in module.direct.rows_of_cells(*label))
-    rows, factors = found[found >= 0].long(), weights[found >= 0]
+    codes_of_label, doses_of_label = label
+    found, weights = module.direct.rows_of_cells(
+        *in_contexts(module, codes_of_label.long(), doses_of_label, contexts)
+    )
+    samples = [
+        _samples_on_genes(module, rows[rows >= 0].long(), factors[rows >= 0], noise)
+        for rows, factors in zip(found, weights, strict=True)
+    ]
+    return torch.stack(samples, dim=1)
+
+
+def in_contexts(
+    module: PerturbationModule,
+    codes: torch.Tensor,
+    doses: torch.Tensor,
+    contexts: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Labels in every context, contexts fastest: codes, doses and rows of effects."""
+    if contexts is None:
+        return codes, doses, codes
+    n_contexts = len(contexts)
+    codes, doses = (values.repeat_interleave(n_contexts, dim=0) for values in (codes, doses))
+    where = contexts.repeat(len(codes) // n_contexts)
+    return codes, doses, module.effect_rows.of_cells(codes, where)
+
+
+def _samples_on_genes(
+    module: PerturbationModule, rows: torch.Tensor, factors: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Posterior samples of the weighted sum of rows of the direct effects, ``(n_draws, G)``."""
+    assert module.direct is not None
     means, sds = module.direct.in_predictions(rows)
     n_draws, n_genes = noise.shape
     total = noise.new_zeros(n_draws, n_genes)
@@ -191,84 +207,36 @@ def drawn_on_genes(
 def sampled_shifts(
     module: PerturbationModule, rows: torch.Tensor, n_draws: int, seed: int
 ) -> torch.Tensor:
-    """Posterior samples for predictions of perturbations, ``(n_draws or 1, R, S)``."""
+    """Posterior samples of effects for predictions, ``(n_draws or 1, R, S)``."""
     (shifts,) = by_blocks(
         lambda some: [module.sampled_shifts(some, n_draws, for_predictions=True)],
-        *(rows, len(module.cells_per_perturbation), seed),
+        *(rows, module.effect_rows, seed),
     )
     return shifts
 
 
 def _drawn_shifts(
-    module: PerturbationModule, requested: Labels, n_draws: int, seed: int
+    module: PerturbationModule,
+    requested: Labels,
+    n_draws: int,
+    seed: int,
+    contexts: torch.Tensor | None,
 ) -> Iterator[torch.Tensor]:
-    """Yield the total shift of each label in ``n_draws`` posterior samples."""
+    """Yield the total shift of each label in ``n_draws`` posterior samples of every context."""
     device = module.device
-    rows = torch.as_tensor(
-        np.unique(requested.codes[requested.codes >= 0]).astype(np.int64), device=device
-    )
+    codes = torch.as_tensor(requested.codes.astype(np.int64), device=device)
+    doses = torch.tensor(requested.doses, device=device)  # a copy: they are kept
+    _, doses, effects = in_contexts(module, codes, doses, contexts)
+    rows = effects[effects >= 0].unique()
     # Kept, as labels may share perturbations.
     table = sampled_shifts(module, rows, n_draws, seed).transpose(0, 1).flatten(1)
-    n_shift = module.n_shift
-    n_labels = max(1, _SHIFTS_AT_ONCE // (n_draws * n_shift))
-    for start in range(0, len(requested.codes), n_labels):
+    n_shift, n_contexts = module.n_shift, 1 if contexts is None else len(contexts)
+    n_labels = max(1, _SHIFTS_AT_ONCE // (n_draws * n_shift * n_contexts)) * n_contexts
+    for start in range(0, len(effects), n_labels):
         labels = slice(start, start + n_labels)
-        codes = torch.as_tensor(requested.codes[labels].astype(np.int64), device=device)
-        doses = torch.tensor(requested.doses[labels], device=device)  # a copy: they are kept
-        shifts = sum_of_rows(table, positions_in(rows, codes), doses)
-        yield from shifts.unflatten(1, (-1, n_shift)).expand(-1, n_draws, -1)
-
-
-def effects_of_labels(
-    contrast: Contrast,
-    rows: pd.DataFrame,
-    requested: Labels,
-    genes: pd.Index,
-    interval: float | None,
-    rates: np.ndarray,
-) -> AnnData:
-    """Average treatment effects, labels x genes, as ``predict_ate`` returns them.
-
-    ``rows`` are those of the labels, as :func:`~scvi_sams.labels._rows.rows_as_asked` makes them,
-    ``rates``, ``(n_labels,)``, the proportions of cells that have the effects.
-    """
-    names = ["X", *(_UNCERTAINTY[:1] if interval is None else _UNCERTAINTY)]
-    tables = {name: np.empty((len(rows), len(genes)), np.float32) for name in names}
-    n_draws = len(contrast.z_basal)
-    of_draws = torch.empty(n_draws, len(rows), device=contrast.module.device)
-    found = drawn_effects(contrast.module, requested, n_draws, new_seed())
-    for row, drawn in enumerate(found):
-        effects = contrast.effect(drawn).mul_(float(rates[row]))
-        for name, value in zip(names, summary(effects, interval, caused_by=drawn), strict=True):
-            tables[name][row] = value.cpu().numpy()
-        of_draws[:, row] = norms(effects)
-    obs = rows.assign(**_norm_columns(of_draws, interval))
-    return AnnData(tables.pop("X"), obs=obs, var=pd.DataFrame(index=genes), layers=tables)
-
-
-def _norm_columns(of_draws: torch.Tensor, interval: float | None) -> dict[str, np.ndarray]:
-    """Columns of ``obs`` for norms of effects, ``(n_draws, n_labels)``."""
-    columns = {"effect_norm": of_draws.mean(dim=0)}
-    if interval is not None:
-        low, high = bounds(of_draws, interval)
-        columns |= {"effect_norm_low": low, "effect_norm_high": high}
-    return {name: values.double().cpu().numpy() for name, values in columns.items()}
-
-
-def keep_effects(model: CellModel, result: AnnData, key_added: str | None) -> None:
-    """Write a table of effects, and what names its rows, to ``uns`` of the training data."""
-    if model.adata is None or key_added is None:
-        return
-    dosages = result.obs["dosage"].to_numpy()
-    model.adata.uns[key_added] = {
-        "effect": result.X.copy(),
-        **{n: result.layers[n].copy() for n in _UNCERTAINTY if n in result.layers},
-        "perturbations": np.array(result.obs["perturbation"], dtype=str),
-        "dosages": dosages if dosages.dtype.kind == "f" else dosages.astype(str),
-        "genes": np.array(result.var_names, dtype=str),
-        **result.uns["ate"],
-    }
-    model.keep_provenance(model.adata, key_added)
+        shifts = sum_of_rows(table, positions_in(rows, effects[labels]), doses[labels])
+        of_labels = shifts.unflatten(1, (-1, n_shift)).expand(-1, n_draws, -1)
+        yield from of_labels.unflatten(0, (-1, n_contexts)).transpose(1, 2)
 
 
 class Interaction(NamedTuple):
@@ -327,7 +295,8 @@ def _drawn_interactions(
 ) -> list[Interaction]:
     singles = sorted({name for names in parts for name in names})
     requested = encode_requested(model, [*singles, *labels])
-    drawn = drawn_effects(model.module, requested, len(contrast.z_basal), seed)
+    n_draws = len(contrast.z_basal)
+    drawn = drawn_effects(model.module, requested, n_draws, seed, contrast.contexts)
     of_single = {
         name: contrast.effect(single)
         for name, single in zip(singles, islice(drawn, len(singles)), strict=True)
@@ -364,7 +333,8 @@ def counterfactual_expression(
     ``rates``, ``(n_labels,)``: the proportion of cells in which a label does what it does.
     """
     module = cells.module
-    targets = list(drawn_effects(module, requested, 1, cells.seed))
+    contexts, context_of_cell = cells.contexts
+    targets = list(drawn_effects(module, requested, 1, cells.seed, contexts))
     names = [_number_of(requested, label) for label in range(len(targets))]
     values = np.empty((len(targets), len(cells), cells.adata.n_vars), dtype=np.float32)
     for place, read, _, qz, _ in cells.encoded(cells.drawn(1).shifts):
@@ -372,8 +342,9 @@ def counterfactual_expression(
         level = cells.levels_of_responses(place, 1)[..., None]
         for label, (shift, direct) in enumerate(targets):
             responds = (level <= float(rates[label])).to(z_basal)
-            on_genes = None if direct is None else direct * responds
-            logits = module.decode(z_basal, shift[:, None] * responds, read.covariates, on_genes)
+            where = context_of_cell[place]
+            on_genes = None if direct is None else direct[:, where] * responds
+            logits = module.decode(z_basal, shift[:, where] * responds, read.covariates, on_genes)
             if output == "counts":
                 seeds = cells.noise.seeds(place, names[label])
                 expression = sample_of_cells(module.likelihood, logits, read.size, seeds)
@@ -400,10 +371,17 @@ def counterfactual_cells(
     sources = np.tile(np.asarray(cells.adata.obs_names)[cells.positions], n_labels)
     obs = rows.iloc[np.repeat(np.arange(n_labels), n_cells)]
     flat = values.reshape(n_labels * n_cells, n_genes)
+    # What is known of the cells stays with them, but for what was done to them.
+    known = cells.adata.obs.iloc[cells.positions[np.tile(np.arange(n_cells), n_labels)]]
+    of_others = [name for name in known if name in obs or str(name).startswith("_scvi")]
+    known = known.drop(columns=[*of_others, *known.columns.intersection(["source_cell"])])
     labelled = [f"{name}:{source}" for name, source in zip(obs.index, sources, strict=True)]
     return AnnData(
         sparse.csr_matrix(flat) if sparsely else flat,
         # A cell may be asked for twice.
-        obs=obs.assign(source_cell=sources).set_axis(make_index_unique(pd.Index(labelled))),
+        obs=pd.concat(
+            [obs.assign(source_cell=sources).reset_index(drop=True), known.reset_index(drop=True)],
+            axis=1,
+        ).set_axis(make_index_unique(pd.Index(labelled))),
         var=pd.DataFrame(index=cells.adata.var_names),
     )

@@ -32,10 +32,10 @@ from scvi_sams.exceptions import (
     UnknownPerturbationError,
 )
 from scvi_sams.labels._labels import Labels
+from scvi_sams.model._basal_states import Basal, basal_states
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import CellSizes, Contrast, Statistic
 from scvi_sams.model._counterfactual import (
-    basal_states,
     drawn_effects,
     encode_requested,
 )
@@ -103,16 +103,16 @@ def compare_perturbations(
     module = model.module
     sizes = CellSizes.of(module, None)
     statistic = Statistic(module.likelihood, "mean", sizes, 1.0, module.device)
-    basal = "control" if len(control_cells(model)) else "prior"
+    basal: Basal = "control" if len(control_cells(model)) else "prior"
     n_basal = min(_CELLS_PER_DRAW, n_samples)
     n_draws = n_samples // n_basal
-    contrast = Contrast(module, statistic, *basal_states(model, basal, n_draws, n_basal))
+    contrast = Contrast(module, statistic, basal_states(model, basal, n_draws, n_basal))
     size = _median_size(model)
     if pseudocounts is None:
         pseudocounts = _HARDLY_EXPRESSED / size
     manager = model.get_anndata_manager(adata, required=True)
     label_of_cell = registered_labels(manager).canonical
-    effects = drawn_effects(module, requested, n_draws, new_seed())
+    effects = drawn_effects(module, requested, n_draws, new_seed(), contrast.contexts)
     n_second, *n_first = _cells_behind(model, requested)
     reference = contrast.mean(next(effects)).double().cpu().numpy()
     of_second = label_of_cell == second

@@ -15,6 +15,7 @@ from scvi_sams._checks import check_choice, check_integer, check_key, check_numb
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._cells import CellReader
+from scvi_sams.model._contexts import chances_of_effects, moments_of_perturbations
 from scvi_sams.model._contrast import expected_expression
 from scvi_sams.model._perturbation_model import PerturbationModel
 
@@ -34,11 +35,16 @@ class LatentShiftMixin(PerturbationModel):
     """Models in which a perturbation moves the latent state: its effects, and what they do."""
 
     @torch.inference_mode()
-    def get_perturbation_effects(self, *, key_added: str | None = RESULT_KEYS.EFFECTS) -> Effects:
+    def get_perturbation_effects(
+        self, *, context: str | None = None, key_added: str | None = RESULT_KEYS.EFFECTS
+    ) -> Effects:
         """Return by how much each perturbation moves each latent dimension, per unit dose.
 
         Parameters
         ----------
+        context
+            Where contexts are registered: the effects in one of them; ``None``: the average over
+            those in which the perturbation was measured, by its training cells there.
         key_added
             Key of ``adata.uns`` of the training data that ``{"mean": ..., "sd": ...}`` is written
             to; ``None`` writes nothing.
@@ -60,8 +66,7 @@ class LatentShiftMixin(PerturbationModel):
         """
         check_key(key_added=key_added)
         self._check_if_trained(warn=True)
-        rows = torch.arange(len(self.perturbations), device=self.module.device)
-        mean, sd = self.module.shift_moments(rows)
+        mean, sd = moments_of_perturbations(self, context)
         effects = Effects(
             _mechanism_table(self, mean.cpu().numpy()), _mechanism_table(self, sd.cpu().numpy())
         )
@@ -155,11 +160,16 @@ class MaskMixin(PerturbationModel):
     """Models in which a mask says which latent dimensions a perturbation moves."""
 
     @torch.inference_mode()
-    def get_perturbation_masks(self, *, key_added: str | None = RESULT_KEYS.MASKS) -> pd.DataFrame:
+    def get_perturbation_masks(
+        self, *, context: str | None = None, key_added: str | None = RESULT_KEYS.MASKS
+    ) -> pd.DataFrame:
         """Return which latent dimensions each perturbation moves.
 
         Parameters
         ----------
+        context
+            Where contexts are registered: the probability that the perturbation moves the
+            dimension in one of them; ``None``: the largest of those in which it was measured.
         key_added
             Key of ``adata.uns`` of the training data that the table is written to; ``None``
             writes nothing.
@@ -184,8 +194,7 @@ class MaskMixin(PerturbationModel):
         """
         check_key(key_added=key_added)
         self._check_if_trained(warn=True)
-        probability = self.module.masks.inclusion_probability.cpu().numpy()
-        masks = _mechanism_table(self, probability)
+        masks = _mechanism_table(self, chances_of_effects(self, context).cpu().numpy())
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = masks.copy()
             self.keep_provenance(self.adata, key_added)
@@ -207,7 +216,7 @@ def _summed_slopes(cells: CellReader, method: ProgramScale, target_sum: float) -
     genes is held in memory.
     """
     module = cells.module
-    shifts = module.shift_moments(cells.perturbations)[0][None]
+    shifts = module.shift_moments(cells.effects)[0][None]
     # In double precision, so that the order of cells plays no part.
     total = torch.zeros(
         module.n_latent, cells.adata.n_vars, dtype=torch.float64, device=module.device

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scvi_sams._torch import fixed_seed, generator, is_accelerator
+from scvi_sams.module._effect_rows import EffectRows
 from scvi_sams.module._likelihoods import Likelihood
 
 _PERTURBATIONS_PER_BLOCK = 64
@@ -41,20 +42,22 @@ def number_of(content: bytes) -> int:
 
 
 def by_blocks(
-    draw: Callable[[Tensor], Sequence[Tensor]], rows: Tensor, n_perturbations: int, seed: int
+    draw: Callable[[Tensor], Sequence[Tensor]], rows: Tensor, table: EffectRows, seed: int
 ) -> list[Tensor]:
-    """Draw for perturbations ``rows``, ascending, so that none depends on the others.
+    """Draw for ``rows`` of a table, ascending, so that none depends on the others asked for.
 
     ``draw`` gives arrays ``(n_draws or 1, R, ...)`` for the perturbations that it is asked for. It
-    is asked for whole blocks of them, each with a seed of its own.
+    is asked for whole blocks of them, each with a seed of its own. The rows of a perturbation are
+    in one block, so that contexts have the same samples of what they share.
     """
     if not len(rows):
         return list(draw(rows))
-    block_of_row = rows // _PERTURBATIONS_PER_BLOCK
+    n_rows = _PERTURBATIONS_PER_BLOCK * table.per_perturbation
+    block_of_row = rows // n_rows
     parts = []
     for block in torch.unique(block_of_row).tolist():
-        start = block * _PERTURBATIONS_PER_BLOCK
-        stop = min(start + _PERTURBATIONS_PER_BLOCK, n_perturbations)
+        start = block * n_rows
+        stop = min(start + n_rows, len(table))
         with fixed_seed(derived_seed(seed, block)):
             drawn = draw(torch.arange(start, stop, device=rows.device))
         chosen = rows[block_of_row == block] - start

@@ -13,15 +13,15 @@ from scvi_sams._checks import as_names, check_choice, check_key, check_number
 from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._rows import rows_as_asked
+from scvi_sams.model._average_effects import average_effects, keep_effects
+from scvi_sams.model._basal_states import Basal, contexts_asked
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import EffectScale, rate_scale
 from scvi_sams.model._counterfactual import (
     counterfactual_cells,
     counterfactual_expression,
-    effects_of_labels,
     encode_requested,
     interactions_of_labels,
-    keep_effects,
     make_contrast,
     measured_combinations,
 )
@@ -66,11 +66,13 @@ class PerturbationModel(CellModel):
         method: EffectScale = "lognorm",
         n_samples: int = 2500,
         n_posterior_samples: int = 100,
-        basal: Literal["prior", "control"] = "prior",
+        basal: Basal | None = None,
         library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float | None = 0.95,
         among: Among = "responding",
+        context: str | Sequence[str] | None = None,
+        indices: Sequence[int] | Sequence[bool] | None = None,
         key_added: str | None = RESULT_KEYS.ATE,
     ) -> AnnData:
         """Predict average treatment effects, of unmeasured combinations too where effects add up.
@@ -97,8 +99,9 @@ class PerturbationModel(CellModel):
         n_posterior_samples
             Draws of masks and effects.
         basal
-            Basal states from the prior (paper), or from the posteriors of random control cells.
-            Batch and covariates are those of random control cells in both cases.
+            Basal states from the ``"prior"`` (paper), or from the posteriors of random cells
+            (``"control"``), by default where there are contexts or ``indices``. Batch, covariates
+            and contexts are those of these cells in both cases.
         library_size
             Size of the predicted cells; only ``"lognorm"`` depends on it. ``None``: those of the
             training data's control cells (1e4 where a model was saved without them).
@@ -111,6 +114,12 @@ class PerturbationModel(CellModel):
             that respond, or ``"all"``, on cells as they were labelled, to compare with observed
             effects. Of a combination nobody measured, the log-odds of a response are the mean of
             those of its perturbations.
+        context
+            Where contexts are registered: the effect in one of them, or in several, one after the
+            other; ``None`` or ``"mean"``: on all of the cells, each in its own context. A pair that
+            was not measured has what contexts share, with a wider interval.
+        indices
+            Cells of the training data to compare on; ``None``: control cells, those of the context.
         key_added
             Key of ``adata.uns`` of the training data that tables are written to; ``None`` for none.
 
@@ -123,8 +132,9 @@ class PerturbationModel(CellModel):
         has several; ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
         interval ``"effect_norm_low"`` and ``"effect_norm_high"``. ``uns["ate"]``: method, units,
         settings, size factor, where sizes are from, whether direct effects take part, and weights
-        of stacking. Rows are called by the label, ``"A@0.5"`` if it is there at several doses.
-        Without ``interval`` there is none of the ``_low`` and ``_high``.
+        of stacking. Rows are called by the label, ``"A@0.5"`` if it is there at several doses,
+        ``"A:T cell"`` with several contexts. Without ``interval`` there is none of the ``_low`` and
+        ``_high``. With ``context`` obs says that, and ``"is_measured"``, whether cells had it.
 
         Raises
         ------
@@ -148,15 +158,17 @@ class PerturbationModel(CellModel):
         labels = as_names(
             "perturbations", self.perturbations if perturbations is None else perturbations
         )
-        requested = encode_requested(self, labels, dosages)
-        contrast, description = make_contrast(
-            self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
-        )
-        genes = pd.Index(self.get_var_names())
-        rows = rows_as_asked(labels, dosages, self._spelling)
-        rates = response_rates(self.module, requested, among)
-        result = effects_of_labels(contrast, rows, requested, genes, interval, rates)
-        result.uns["ate"] = description | cells_with_effects(self.module, among)
+        settings = {
+            "method": method,
+            "n_samples": n_samples,
+            "n_posterior_samples": n_posterior_samples,
+            "basal": basal,
+            "library_size": library_size,
+            "target_sum": target_sum,
+            "interval": interval,
+        }
+        contexts = contexts_asked(self, context)
+        result = average_effects(self, labels, dosages, among, contexts, indices, settings)
         keep_effects(self, result, key_added)
         return result
 
@@ -205,7 +217,8 @@ class PerturbationModel(CellModel):
         Returns
         -------
         AnnData, (labels x cells) x genes, labels slowest. ``obs``: ``"perturbation"`` and
-        ``"dosage"`` as in :meth:`predict_ate`; ``"source_cell"``, the cell it starts from.
+        ``"dosage"`` as in :meth:`predict_ate`; ``"source_cell"``, the cell it starts from, and what
+        obs says of that otherwise. Each cell is in its own context.
         ``uns["prediction"]`` says what ``X`` holds and what predictions are made of.
 
         Raises
@@ -251,7 +264,7 @@ class PerturbationModel(CellModel):
         method: EffectScale = "lograte",
         n_samples: int = 5000,
         n_posterior_samples: int = 100,
-        basal: Literal["prior", "control"] = "prior",
+        basal: Basal | None = None,
         library_size: float | None = None,
         target_sum: float = 1e4,
         interval: float = 0.95,

@@ -1,0 +1,64 @@
+"""Effects of perturbations on latent dimensions, in one context or over all of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scvi_sams._checks import check_key
+from scvi_sams.model._basal_states import check_context
+from scvi_sams.model._cell_model import CellModel
+
+
+def moments_of_perturbations(model: CellModel, context: str | None) -> tuple[Tensor, Tensor]:
+    """Posterior mean and sd of the shift of every perturbation, each ``(T, S)``.
+
+    In a context, or without one averaged over the training cells of the perturbation.
+    """
+    module = model.module
+    if context is not None or not model.contexts:
+        return module.shift_moments(rows_in_context(model, context))
+    rows = module.effect_rows.measured
+    perturbations = module.effect_rows.perturbation_of(rows)
+    counts = module.contexts.cells_of(rows)
+    # What contexts share does not average out; a part of a context's own does.
+    every = torch.arange(len(model.perturbations), device=module.device)
+    shared_mean, shared_sd = module.shared_moments(every)
+    own_mean, own_variance = module.contexts.moments(rows)
+    total = torch.zeros(len(every), device=module.device).index_add_(0, perturbations, counts)
+    weights = (counts / total.clamp(min=1)[perturbations])[:, None]
+    mean = shared_mean.index_add(0, perturbations, weights * own_mean)
+    variance = shared_sd.square().index_add(0, perturbations, weights.square() * own_variance)
+    return mean, variance.sqrt()
+
+
+def chances_of_effects(model: CellModel, context: str | None) -> Tensor:
+    """Posterior probability that perturbations move latent dimensions, ``(T, L)``.
+
+    In a context, or without one the largest of those in which the perturbation was measured.
+    """
+    module = model.module
+    if context is not None or not model.contexts:
+        rows = rows_in_context(model, context)
+        return (
+            module.chance_of_effect(rows)
+            if model.contexts
+            else module.masks.inclusion_probability[rows]
+        )
+    rows = module.effect_rows.measured
+    found = module.chance_of_effect(rows)
+    owners = module.effect_rows.perturbation_of(rows)[:, None].expand_as(found)
+    largest = found.new_zeros(len(model.perturbations), found.shape[1])
+    return largest.scatter_reduce_(0, owners, found, "amax")
+
+
+def rows_in_context(model: CellModel, context: str | None) -> Tensor:
+    """Rows of the effects of all perturbations in a context (of none, without contexts)."""
+    check_key(context=context)
+    module = model.module
+    codes = torch.arange(len(model.perturbations), device=module.device)[:, None]
+    if context is not None:
+        check_context(model, context)
+        where = torch.full_like(codes[:, 0], model.contexts.index(context))
+        return module.effect_rows.of_cells(codes, where)[:, 0]
+    return codes[:, 0]
