@@ -83,7 +83,8 @@ def test_before_training_there_are_none():
 
 def test_effects_of_cells_are_sums_over_perturbations_times_doses():
     direct = random_tables()
-    found = direct.of_cells(torch.tensor(CODES), torch.tensor(DOSES, dtype=torch.float32))
+    codes = torch.tensor(CODES)
+    found = direct.of_cells(codes, torch.tensor(DOSES, dtype=torch.float32), codes)
     expected = np.zeros((len(CODES), N_GENES))
     for cell, (codes, doses) in enumerate(zip(CODES, DOSES, strict=True)):
         for code, dose in zip(codes, doses, strict=True):
@@ -103,8 +104,8 @@ def test_the_row_of_a_measured_combination_takes_the_place_of_the_sum():
     codes = torch.tensor([[1, 0], [0, 1], [0, 1], [1, -1], [-1, -1]])
     doses = torch.tensor([[0.5, 2.0], [1.0, 1.0], [2.0, 0.5], [0.5, 0.0], [0.0, 0.0]])
     expected = [mean[2], mean[0] + mean[1], mean[2], 0.5 * mean[1], 0 * mean[0]]
-    np.testing.assert_allclose(direct.of_cells(codes, doses), expected, rtol=1e-5, atol=1e-6)
-    rows, weights = direct.rows_of_cells(codes, doses)
+    np.testing.assert_allclose(direct.of_cells(codes, doses, codes), expected, rtol=1e-5, atol=1e-6)
+    rows, weights = direct.rows_of_cells(codes, doses, codes)
     assert rows.tolist() == [[2, -1], [0, 1], [2, -1], [1, -1], [-1, -1]]
     assert weights.tolist() == [[1, 0], [1, 1], [1, 0], [0.5, 0], [0, 0]]
 
@@ -165,7 +166,8 @@ def test_genes_that_are_not_kept_have_no_effect():
     with_tables(direct, [[1.0, -2.0], [3.0, 4.0]], genes=torch.tensor([[0, 3], [2, 4]]))
     expected = [[0, 0, 3, 0, 4], [1, 0, 0, -2, 0]]
     assert direct.of_rows(torch.tensor([1, 0]), "mean").tolist() == expected
-    both = direct.of_cells(torch.tensor([[0, 1]]), torch.tensor([[2.0, 0.5]]))
+    codes = torch.tensor([[0, 1]])
+    both = direct.of_cells(codes, torch.tensor([[2.0, 0.5]]), codes)
     assert both.tolist() == [[2, 0, 1.5, -4, 2]]
 
 

@@ -187,7 +187,7 @@ def test_of_large_tables_the_genes_that_matter_are_kept(panel, monkeypatch):
     try:
         direct = refit(panel.model, cells)
         means, sds = direct.in_predictions(rows)
-        of_cells = direct.of_cells(codes, doses)
+        of_cells = direct.of_cells(codes, doses, codes)
         n_kept = 12
         monkeypatch.setattr(
             "scvi_sams.module._direct_effects.MOST_ENTRIES", n_kept * len(panel.names)
@@ -197,7 +197,7 @@ def test_of_large_tables_the_genes_that_matter_are_kept(panel, monkeypatch):
         kept = torch.zeros_like(means, dtype=torch.bool).scatter_(1, direct.genes.long(), True)
         found = direct.in_predictions(rows)
         for few, all_ in zip(
-            (*found, direct.of_cells(codes, doses)), (means, sds, of_cells), strict=True
+            (*found, direct.of_cells(codes, doses, codes)), (means, sds, of_cells), strict=True
         ):
             torch.testing.assert_close(few, all_ * kept)
         perturbed = np.flatnonzero(~panel.nulls)

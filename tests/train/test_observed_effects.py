@@ -17,12 +17,8 @@ from scvi_sams.module import ConditionalVAEModule
 from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.train._gene_sums import gene_sums
-from scvi_sams.train._observed_effects import (
-    Expected,
-    ObservedEffects,
-    expected_rates,
-    over_processes,
-)
+from scvi_sams.train._expected_rates import Expected, expected_rates, over_processes
+from scvi_sams.train._observed_effects import ObservedEffects
 
 N_PERTURBATIONS = 3
 SIZE = 500.0
@@ -54,9 +50,11 @@ def sums_of(batches, stands_alone, *, is_count=True):
     return gene_sums(batches, tables, torch.tensor(stands_alone), is_count=is_count)
 
 
-def effects_in(module, sums):
-    """What the cells show."""
-    expected = expected_rates(module, sums.cells, len(sums.n))
+def effects_in(module, sums, tables=None):
+    """What the cells show, by default of perturbations alone."""
+    if tables is None:
+        tables = DirectEffects(sums.n_rows, sums.x.shape[1], is_stacked=True)
+    expected = expected_rates(module, sums.cells, tables)
     sizes = module.cell_sizes.double().numpy()
     return ObservedEffects(sums, expected, sizes, module.likelihood)
 
@@ -342,7 +340,7 @@ def test_the_effect_of_a_combination_is_that_of_all_its_perturbations(linear):
     tables.measure(cells.codes, cells.doses)
     sums = gene_sums([cells], tables, torch.tensor([True, True, False, False]), is_count=False)
     assert sums.n.tolist() == [6, 5, 0, 0, 9, 7]
-    (block,) = effects_in(module, sums).blocks(range(4, 5))
+    (block,) = effects_in(module, sums, tables).blocks(range(4, 5))
     together, controls = x[:9].mean(axis=0), x[20:].mean(axis=0)
     np.testing.assert_allclose(block.observed[0], together - controls, atol=2e-4)
     np.testing.assert_allclose(block.of_model[0], 2 * of_model[1] + 0.5 * of_model[0], atol=2e-4)

@@ -13,7 +13,9 @@ def cells_of_groups(rows):
     codes = torch.tensor(codes)
     doses = torch.tensor(doses, dtype=torch.float32)
     nothing = torch.zeros(len(rows), 0)
-    return Cells(torch.tensor(groups), codes, doses, nothing, torch.ones(len(rows)))
+    contexts = torch.zeros(len(rows), dtype=torch.long)
+    groups = torch.tensor(groups)
+    return Cells(groups, codes, codes, doses, contexts, nothing, torch.ones(len(rows)))
 
 
 def test_perturbations_whose_cells_carry_others_stand_together():

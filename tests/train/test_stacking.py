@@ -14,8 +14,9 @@ from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.train._compared_scale import SameScale
 from scvi_sams.train._direct_effects import fit_direct_effects
+from scvi_sams.train._expected_rates import expected_rates
 from scvi_sams.train._gene_sums import gene_sums
-from scvi_sams.train._observed_effects import Block, ObservedEffects, expected_rates
+from scvi_sams.train._observed_effects import Block, ObservedEffects
 from scvi_sams.train._stacking import (
     Components,
     Start,
@@ -239,7 +240,7 @@ def few_cells(n_perturbations, *, without, is_count):
 def fitted(module, sums):
     """Fit without held-out cells; returns the tables and what they are to be made of."""
     fit_direct_effects(module, sums)
-    expected = expected_rates(module, sums.cells, module.direct.n_perturbations + 1)
+    expected = expected_rates(module, sums.cells, module.direct)
     sizes = module.cell_sizes.double().numpy()
     effects = ObservedEffects(sums, expected, sizes, module.likelihood)
     (block,) = effects.blocks(range(module.direct.n_perturbations))

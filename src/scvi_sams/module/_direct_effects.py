@@ -21,6 +21,10 @@ MOST_ENTRIES = 20_000_000
 """Rows x genes that are kept: 0.4 GB for five numbers each. Of larger tables, each
 row has the genes in which its effects, or what is not known of them, matter most."""
 
+MOST_SUMMED = 200_000_000
+"""Rows x genes up to which perturbations in contexts have rows, those of most cells first: what
+their cells express is summed up in two tables of that size."""
+
 _TABLES = ("mean", "sd", "sign_error", "correction", "uncertainty")
 
 
@@ -146,9 +150,12 @@ class DirectEffects(nn.Module):
             part.to(self.weights.device) for part in measured
         )
         if effects is not None:
-            alone = (codes >= 0).sum(dim=1) == 1
-            found, counts = effects[alone].amax(dim=1).unique(return_counts=True)
-            self.pairs = found[counts >= FEWEST_CELLS].to(self.weights.device)
+            of_cells = effects[(codes >= 0).sum(dim=1) == 1].amax(dim=1)
+            found, counts = of_cells[of_cells >= 0].unique(return_counts=True)
+            most = max(0, MOST_SUMMED // self.n_genes - self.n_rows + len(self.pairs))
+            frequent = counts.argsort(descending=True, stable=True)[:most]
+            frequent = frequent[counts[frequent] >= FEWEST_CELLS].sort().values
+            self.pairs = found[frequent].to(self.weights.device)
         self.genes = self.genes.new_zeros(self.n_rows, 0)
         for name in _TABLES:
             setattr(self, name, self.weights.new_zeros(self.n_rows, 0))
@@ -194,7 +201,8 @@ class DirectEffects(nn.Module):
         """Rows of perturbations in their contexts; -1 for those that have none of their own."""
         if not len(self.pairs):
             return torch.full_like(effects, -1)
-        place = torch.searchsorted(self.pairs, effects.clamp(min=0)).clamp(max=len(self.pairs) - 1)
+        wanted = effects.clamp(min=0).contiguous()
+        place = torch.searchsorted(self.pairs, wanted).clamp(max=len(self.pairs) - 1)
         first = self.n_perturbations + len(self.combinations)
         return torch.where(self.pairs[place] == effects, first + place, -1)
 

@@ -69,5 +69,7 @@ class EffectRows(nn.Module):
 
     def places(self, rows: Tensor) -> Tensor:
         """Positions of rows among the measured ones, -1 where a row is none of them."""
-        found = torch.searchsorted(self.measured, rows).clamp(max=len(self.measured) - 1)
+        found = torch.searchsorted(self.measured, rows.contiguous()).clamp(
+            max=len(self.measured) - 1
+        )
         return torch.where(self.measured[found] == rows, found, -1)

@@ -34,6 +34,8 @@ class CellBatch(NamedTuple):
     rows: Tensor | None = None
     """Rows of the effects of the perturbations in the cell's context, ``(B, K)``, -1 where a slot
     is empty; ``None`` where no contexts are registered."""
+    contexts: Tensor | None = None
+    """Contexts by number, ``(B,)``; ``None`` where none are registered."""
 
     @property
     def effects(self) -> Tensor:

@@ -261,13 +261,13 @@ class PerturbationModule(Plates):
             size = tensors[REGISTRY_KEYS.SIZE_FACTOR].squeeze(1)
         else:
             size = x.sum(dim=1)
-        codes, rows = codes.long(), None
+        codes, rows, contexts = codes.long(), None, None
         if self.effect_rows.n_contexts:
             contexts = tensors[REGISTRY_KEYS.CONTEXTS].long().squeeze(1)
             rows = self.effect_rows.of_cells(codes, contexts)
         guides = tensors.get(REGISTRY_KEYS.GUIDES)
         guides = None if guides is None else guides.long()
-        return CellBatch(x, codes, doses, covariates, size, guides, rows)
+        return CellBatch(x, codes, doses, covariates, size, guides, rows, contexts)
 
     def _get_inference_input(
         self, tensors: dict[str, Tensor], **kwargs: object

@@ -21,10 +21,17 @@ import numpy as np
 import torch
 
 from scvi_sams._shrinkage import NormalMixture
+from scvi_sams.data._contexts import registered_contexts
 from scvi_sams.data._field import registered_labels
 from scvi_sams.module._direct_effects import COMPONENTS, DirectEffects, Residuals
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._compared_scale import Scale
+from scvi_sams.train._expected_rates import (
+    Total,
+    expected_rates,
+    over_processes,
+    states_of_contexts,
+)
 from scvi_sams.train._gene_sums import (
     Cells,
     GeneSums,
@@ -32,13 +39,7 @@ from scvi_sams.train._gene_sums import (
     gene_sums,
     total_over_processes,
 )
-from scvi_sams.train._observed_effects import (
-    Block,
-    ObservedEffects,
-    Total,
-    expected_rates,
-    over_processes,
-)
+from scvi_sams.train._observed_effects import Block, ObservedEffects, Reference
 from scvi_sams.train._shared_cells import effects_of_others, together_only
 from scvi_sams.train._stacking import (
     PRIOR_INFLATION,
@@ -50,6 +51,9 @@ from scvi_sams.train._stacking import (
     stacked,
     stacking_weights,
 )
+
+_Fitted = tuple[ObservedEffects, tuple[ObservedEffects, ObservedEffects] | None]
+"""Effects in all cells, and in those that are trained on and those that are held out."""
 
 _MOST_SIGN_ERRORS = 0.05
 """Local false sign rate above which a direct effect is none: of the cells the model has explained
@@ -66,7 +70,13 @@ def fit_direct_effects_of(module: PerturbationModule, trainer: Any) -> None:
         return
     data = trainer.datamodule
     labels = registered_labels(data.adata_manager)[data.train_idx]
-    module.direct.measure(torch.tensor(labels.codes), torch.tensor(labels.doses))
+    contexts = registered_contexts(data.adata_manager)
+    of_cells = None if contexts is None else contexts.codes[data.train_idx]
+    module.direct.measure(
+        torch.tensor(labels.codes),
+        torch.tensor(labels.doses),
+        *_pairs_to_measure(module, labels.codes, of_cells),
+    )
     codes = labels.codes
     alone = codes[(codes >= 0).sum(axis=1) == 1].max(axis=1, initial=-1)
     stands_alone = np.bincount(alone, minlength=module.direct.n_perturbations) > 0
@@ -80,16 +90,31 @@ def fit_direct_effects_of(module: PerturbationModule, trainer: Any) -> None:
             module.direct,
             torch.as_tensor(stands_alone),
             is_count=likelihood.is_count_likelihood,
+            n_contexts=module.effect_rows.n_contexts,
         )
         for loader in loaders
     ]
+    states = states_of_contexts(module, cells_of(module, trainer, data.train_dataloader()))
     total = partial(total_over_processes, trainer=trainer)
     for part in sums:
         for values in part.totals():
             values.copy_(total(values))
-    fit_direct_effects(module, *sums, total=total if trainer.world_size > 1 else None)
+    total_of_all = total if trainer.world_size > 1 else None
+    fit_direct_effects(module, *sums, states=states, total=total_of_all)
     for values in module.direct.buffers():
         values.copy_(trainer.strategy.broadcast(values))
+
+
+def _pairs_to_measure(
+    module: PerturbationModule, codes: np.ndarray, contexts: np.ndarray | None
+) -> list[torch.Tensor]:
+    """Rows of effects in contexts that have control cells, -1 in others; nothing without any."""
+    if contexts is None:
+        return []
+    has_controls = np.isin(contexts, contexts[(codes < 0).all(axis=1)])
+    where = torch.as_tensor(contexts)
+    rows = module.effect_rows.of_cells(torch.as_tensor(codes).long(), where)
+    return [torch.where(torch.as_tensor(has_controls)[:, None], rows, -1)]
 
 
 def fit_direct_effects(
@@ -97,35 +122,50 @@ def fit_direct_effects(
     training: GeneSums,
     held_out: GeneSums | None = None,
     *,
+    states: torch.Tensor | None = None,
     total: Total | None = None,
 ) -> None:
     """Fill the tables of ``module.direct`` from training cells, and held-out ones where there are.
 
     The weights come from the training cells alone, scored on the held-out ones; effects then from
     all cells. Where there are several processes, ``total`` adds up their numbers: sums are those of
-    all, the cells themselves those of the own process.
+    all, the cells themselves those of the own process. ``states`` are those of contexts.
     """
     tables = module.direct
     if tables is None:
         return
     everything = training if held_out is None else training + held_out
-    expected = expected_rates(module, everything.cells, tables.n_rows + 1)
+    expected = expected_rates(module, everything.cells, tables, states)
     if total is not None:
         expected = over_processes(expected, everything.cells, total)
 
-    def effects_in(sums: GeneSums) -> ObservedEffects:
-        return ObservedEffects(
-            sums,
-            expected,
-            module.cell_sizes.double().cpu().numpy(),
-            module.likelihood,
-            _responding(module, tables),
-        )
-
-    observed, halves = effects_in(everything), None
+    responding = _responding(module, tables)
+    sizes = module.cell_sizes.double().cpu().numpy()
+    is_count = module.likelihood.is_count_likelihood
     # Where few cells are held out, all may have combinations of what others have alone.
-    if held_out is not None and held_out.n.any() and tables.estimates_weights:
-        halves = effects_in(training), effects_in(held_out)
+    are_scored = held_out is not None and bool(held_out.n.any()) and tables.estimates_weights
+
+    def effects_of(chosen: torch.Tensor, context: int | None) -> _Fitted:
+        """Effects of some rows in all cells; in those that train, and those that are held out."""
+
+        def effects_in(sums: GeneSums) -> ObservedEffects:
+            return ObservedEffects(
+                sums.of(chosen, context),
+                expected.of(chosen.numpy(), context),
+                sizes,
+                module.likelihood,
+                None if responding is None else responding[chosen.numpy()],
+                # Those of a context have its control cells alone.
+                Reference.of(sums, expected, is_count) if context is None else None,
+            )
+
+        halves = None
+        if are_scored and held_out is not None:
+            halves = effects_in(training), effects_in(held_out)
+        return effects_in(everything), halves
+
+    n_rows = tables.n_perturbations + len(tables.combinations)
+    observed, halves = effects_of(torch.arange(n_rows), None)
     fit_rows = partial(_fit_rows, tables, observed, halves, fits_direct=module.fits_direct_effects)
     rows = range(tables.n_perturbations)
     singles, weights = fit_rows(rows, lambda *_: Start())
@@ -137,21 +177,70 @@ def fit_direct_effects(
             effects.others = others
         singles, weights = fit_rows(rows, lambda *_: Start())
         tables.fill(singles, weights)
-    if tables.n_rows > tables.n_perturbations:
+    found = [singles]
+    own_weights = None
+    if len(tables.combinations):
         # What the estimates of perturbations, which now are in the tables, do not explain.
         combinations, own_weights = fit_rows(
-            range(tables.n_perturbations, tables.n_rows), partial(_sums_of_perturbations, tables)
+            range(tables.n_perturbations, n_rows), partial(_sums_of_perturbations, tables)
         )
-        joined = Residuals(*(torch.cat(parts) for parts in zip(singles, combinations, strict=True)))
-        tables.fill(joined, weights, own_weights)
+        found.append(combinations)
+    if len(tables.pairs):
+        found.append(_fit_pairs(module, tables, effects_of))
+    if len(found) > 1:
+        tables.fill(_joined(found), weights, own_weights)
+
+
+def _fit_pairs(
+    module: PerturbationModule,
+    tables: DirectEffects,
+    effects_of: Callable[[torch.Tensor, int | None], _Fitted],
+) -> Residuals:
+    """Estimate perturbations in contexts: by how much they differ from all contexts together."""
+    per_perturbation = module.effect_rows.per_perturbation
+    contexts = (tables.pairs % per_perturbation).cpu()
+    owners = (tables.pairs // per_perturbation).cpu()
+    first = tables.n_rows - len(tables.pairs)
+    found, places = [], []
+    for context in contexts.unique().tolist():
+        chosen = (contexts == context).nonzero(as_tuple=True)[0]
+        observed, halves = effects_of(first + chosen, context)
+        start_of = partial(_of_all_contexts, tables, owners[chosen])
+        rows = range(len(chosen))
+        fits_direct = module.fits_direct_effects
+        found.append(
+            _fit_rows(tables, observed, halves, rows, start_of, fits_direct=fits_direct)[0]
+        )
+        places.append(chosen)
+    order = torch.cat(places).argsort()
+    return Residuals(*(values[order] for values in _joined(found)))
+
+
+def _of_all_contexts(
+    tables: DirectEffects, owners: torch.Tensor, block: Block, scale: Scale
+) -> Start:
+    """What is known of perturbations over all contexts, for a block of them in one."""
+    rows = owners[block.rows].to(tables.weights.device)
+    direct, correction = (
+        block.dose * tables.of_rows(rows, name).double().cpu().numpy()
+        for name in ("mean", "correction")
+    )
+    squared = tables.spread[rows].square().double().cpu().numpy()[:, None]
+    return _start(block, scale, direct, correction, squared)
+
+
+def _joined(parts: list[Residuals]) -> Residuals:
+    return Residuals(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _responding(module: PerturbationModule, tables: DirectEffects) -> np.ndarray | None:
     """Proportion of the cells of each row of the tables that respond, ``(R,)``."""
     if module.responses is None or not module.has_branches:
         return None
+    rates = module.responses.rates
     of_combinations = module.responses.rates_of(tables.combinations)
-    return torch.cat([module.responses.rates, of_combinations]).double().cpu().numpy()
+    of_pairs = rates[module.effect_rows.perturbation_of(tables.pairs)]
+    return torch.cat([rates, of_combinations, of_pairs]).double().cpu().numpy()
 
 
 def _fit_rows(
@@ -190,8 +279,7 @@ def _fit_rows(
         )
         for block in observed.blocks(rows)
     ]
-    joined = Residuals(*(torch.cat(column) for column in zip(*blocks, strict=True)))
-    return joined, torch.as_tensor(weights, dtype=torch.float32)
+    return _joined(blocks), torch.as_tensor(weights, dtype=torch.float32)
 
 
 def _in_the_same_cells(
@@ -221,6 +309,13 @@ def _sums_of_perturbations(tables: DirectEffects, block: Block, scale: Scale) ->
     carried = (codes >= 0).float()
     spreads = tables.spread[codes.clamp(min=0)].square() * carried
     squared = (spreads.sum(dim=1) / carried.sum(dim=1)).double().cpu().numpy()[:, None]
+    return _start(block, scale, direct, correction, squared)
+
+
+def _start(
+    block: Block, scale: Scale, direct: np.ndarray, correction: np.ndarray, squared: np.ndarray
+) -> Start:
+    """What direct effects and corrections that are known make of a block."""
     of_model = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
     return Start(direct, scale.compared(of_model + direct + correction), squared)
 

@@ -22,10 +22,13 @@ class Cells(NamedTuple):
     """What decoding needs to know of cells, one row per cell and group that it stands in."""
 
     group: Tensor
-    """Row of the direct effects, or the number of rows for controls, ``(N,)``."""
+    """Row of the direct effects, or one of those of controls beyond them, ``(N,)``."""
     codes: Tensor
+    effects: Tensor
+    """Rows of effects, ``(N, K)``, as are the next: those of the group's perturbation first."""
     doses: Tensor
-    """``(N, K)``, those of the perturbation of the group first."""
+    contexts: Tensor
+    """``(N,)``; zeros where none are registered."""
     covariates: Tensor
     """``(N, C)``; without columns where there are none."""
     size: Tensor
@@ -33,24 +36,29 @@ class Cells(NamedTuple):
 
 @dataclass
 class GeneSums:
-    """Sums over the cells of each group: R rows of the direct effects, and last the controls.
+    """Sums over the cells of each group: R rows of the direct effects, and then the controls.
+
+    These are all of them, and where there are C contexts, those of each.
 
     Attributes
     ----------
+    n_rows
+        R.
     cells
         Which they are.
     n
-        Their number, ``(R + 1,)``.
+        Their number, ``(R + 1 + C,)``.
     size
-        Sum of their sizes, ``(R + 1,)``; of a normal likelihood their number.
+        Sum of their sizes, ``(R + 1 + C,)``; of a normal likelihood their number.
     x, logged
-        Sums of expression and of ``log2(1 + TARGET_SUM * x / size)``, ``(R + 1, G)``; the second
-        without columns where expression is no count.
+        Sums of expression and of ``log2(1 + TARGET_SUM * x / size)``, ``(R + 1 + C, G)``; the
+        second without columns where expression is no count.
     products
         Sums of the products of expression, logged expression and size with one another, over all
-        cells and over controls, ``(2, 3, 3, G)``.
+        cells, over controls, and over those of each context, ``(2 + C, 3, 3, G)``.
     """
 
+    n_rows: int
     cells: Cells
     n: Tensor
     size: Tensor
@@ -61,7 +69,7 @@ class GeneSums:
     def __add__(self, other: GeneSums) -> GeneSums:
         """Sums over the cells of both."""
         sums = (mine + theirs for mine, theirs in zip(self.totals(), other.totals(), strict=True))
-        return GeneSums(_joined([self.cells, other.cells]), *sums)
+        return GeneSums(self.n_rows, _joined([self.cells, other.cells]), *sums)
 
     def totals(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What adds up over cells, and over processes."""
@@ -70,7 +78,15 @@ class GeneSums:
     @property
     def has_controls(self) -> bool:
         """Whether there are control cells to compare with."""
-        return bool(self.n[-1] > 0)
+        return bool(self.n[self.n_rows] > 0)
+
+    def of(self, rows: Tensor, context: int | None) -> GeneSums:
+        """Sums of some rows, and of all controls or those of a context."""
+        control = 0 if context is None else 1 + context
+        chosen = torch.cat([rows, torch.tensor([self.n_rows + control])])
+        n, size, x, logged = (v[chosen] for v in (self.n, self.size, self.x, self.logged))
+        products = self.products[[0, 1 + control]]
+        return GeneSums(len(rows), self.cells, n, size, x, logged, products)
 
 
 def cells_of(
@@ -88,7 +104,12 @@ def total_over_processes(values: Tensor, trainer: Trainer) -> Tensor:
 
 
 def gene_sums(
-    batches: Iterable[CellBatch], tables: DirectEffects, stands_alone: Tensor, *, is_count: bool
+    batches: Iterable[CellBatch],
+    tables: DirectEffects,
+    stands_alone: Tensor,
+    *,
+    is_count: bool,
+    n_contexts: int = 0,
 ) -> GeneSums:
     """Read cells and add up what they say.
 
@@ -97,18 +118,20 @@ def gene_sums(
     batches
         Cells.
     tables
-        Direct effects; its measured combinations have groups of their own.
+        Direct effects; measured combinations, and perturbations in contexts, have groups.
     stands_alone
         Whether a perturbation has cells that carry nothing else, ``(T,)``. Such cells speak for it;
         otherwise all that carry it do.
     is_count
         Whether expression is counts.
+    n_contexts
+        C.
     """
-    n_groups, n_genes = tables.n_rows + 1, tables.n_genes
+    n_groups, n_genes = tables.n_rows + 1 + n_contexts, tables.n_genes
     n, size = torch.zeros(n_groups), torch.zeros(n_groups)
     x = torch.zeros(n_groups, n_genes)
     logged = torch.zeros(n_groups, n_genes if is_count else 0)
-    products = torch.zeros(2, 3, 3, n_genes, dtype=torch.float64)
+    products = torch.zeros(2 + n_contexts, 3, 3, n_genes, dtype=torch.float64)
     kept = []
     for batch in batches:
         cells, groups, slots = (part.cpu() for part in _members(batch, tables, stands_alone))
@@ -121,11 +144,20 @@ def gene_sums(
         if is_count:
             logged.index_add_(0, groups, logs[cells])
         triple = torch.stack([values, logs, sizes[:, None].expand_as(values)]).double()
-        of_controls = triple[:, (batch.codes < 0).all(dim=1).cpu()]
-        for place, some in enumerate((triple, of_controls)):
-            products[place] += torch.einsum("ing,jng->ijg", some, some)
+        is_control = (batch.codes < 0).all(dim=1).cpu()
+        products[0] += _products(triple)
+        products[1] += _products(triple[:, is_control])
+        if batch.contexts is not None:
+            where = torch.where(is_control, batch.contexts.cpu(), -1)
+            for context in where[is_control].unique().tolist():
+                products[2 + context] += _products(triple[:, where == context])
         kept.append(_described(batch, sizes, cells, groups, slots))
-    return GeneSums(_joined(kept), n, size, x, logged, products)
+    return GeneSums(tables.n_rows, _joined(kept), n, size, x, logged, products)
+
+
+def _products(values: Tensor) -> Tensor:
+    """Sums over cells of products of pairs of ``(3, N, G)``."""
+    return torch.einsum("ing,jng->ijg", values, values)
 
 
 def _members(
@@ -140,25 +172,35 @@ def _members(
     combinations = tables.rows_of_cells(batch.codes, batch.doses, batch.codes)[0][:, 0]
     together = (combinations >= tables.n_perturbations).nonzero(as_tuple=True)[0]
     controls = (counts == 0).nonzero(as_tuple=True)[0]
-    groups = [batch.codes[cells, slots], combinations[together]]
-    return (
-        torch.cat([cells, together, controls]),
-        torch.cat([*groups, torch.full_like(controls, tables.n_rows)]),
-        torch.cat([slots, torch.zeros_like(together), torch.zeros_like(controls)]),
-    )
+    members = [
+        (cells, batch.codes[cells, slots], slots),
+        (together, combinations[together], torch.zeros_like(together)),
+        (controls, torch.full_like(controls, tables.n_rows), torch.zeros_like(controls)),
+    ]
+    if batch.contexts is not None:
+        pairs = tables.rows_of_pairs(batch.effects)
+        within, place = ((pairs >= 0) & (counts == 1)[:, None]).nonzero(as_tuple=True)
+        members.append((within, pairs[within, place], place))
+        of_contexts = tables.n_rows + 1 + batch.contexts[controls]
+        members.append((controls, of_contexts, torch.zeros_like(controls)))
+    found, groups, places = (torch.cat(column) for column in zip(*members, strict=True))
+    return found, groups, places
 
 
 def _described(
     batch: CellBatch, sizes: Tensor, cells: Tensor, groups: Tensor, slots: Tensor
 ) -> Cells:
-    codes, doses = batch.codes.cpu()[cells], batch.doses.cpu()[cells]
+    codes, effects, doses = (
+        values.cpu()[cells] for values in (batch.codes, batch.effects, batch.doses)
+    )
     rows = torch.arange(len(cells))
-    for values in (codes, doses):  # the perturbation of the group comes first
+    for values in (codes, effects, doses):  # the perturbation of the group comes first
         first = values[rows, slots].clone()
         values[rows, slots] = values[:, 0].clone()
         values[:, 0] = first
     covariates = codes.new_zeros(len(batch.x), 0) if batch.covariates is None else batch.covariates
-    return Cells(groups, codes, doses, covariates.cpu()[cells], sizes[cells])
+    contexts = torch.zeros_like(cells) if batch.contexts is None else batch.contexts.cpu()[cells]
+    return Cells(groups, codes, effects, doses, contexts, covariates.cpu()[cells], sizes[cells])
 
 
 def _joined(parts: list[Cells]) -> Cells:

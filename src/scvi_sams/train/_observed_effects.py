@@ -14,152 +14,22 @@ by their errors, which the control cells tell, and taken to the scale on which e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from scvi_sams._torch import fixed_seed
 from scvi_sams.module._likelihoods import Likelihood, NegativeBinomialLikelihood
-from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._compared_scale import ComparedScale, SameScale
-from scvi_sams.train._gene_sums import Cells, GeneSums, sample_of_groups
+from scvi_sams.train._expected_rates import ROWS_AT_ONCE, Expected
+from scvi_sams.train._gene_sums import GeneSums
 
-Total = Callable[[torch.Tensor], torch.Tensor]
-"""Adds up the numbers of all processes."""
-
-ROWS_AT_ONCE = 64
-_N_POSTERIOR, _N_STATES = 32, 8
-"""Posterior samples of the shifts, and basal states of each, over which the decoder is averaged;
-the states are the same for all perturbations."""
-_SEED = 60013
 _ENOUGH_COUNTS = 20.0
 """Counts of a gene in the cells of a perturbation, expected and observed, from which on means of
 logarithms are used: of fewer, their inverse is too curved for a normal error."""
 _FEW_PERTURBATIONS = 5
-_SMALLEST_RATE = 1e-30
-"""A share of the library may be too small for single precision, and its logarithm is taken."""
 _SMALLEST_VARIANCE, _SMALLEST_DISPERSION = 1e-12, 1e-3
-
-
-class Expected(NamedTuple):
-    """What the decoder expects of the cells of each group, the controls in the last row."""
-
-    without: np.ndarray
-    """Rates of the cells without their perturbation or combination, ``(R + 1, G)``."""
-    with_shift: np.ndarray
-    """The same with its shift, averaged over the posterior."""
-    at_mean: np.ndarray
-    """The same with the posterior mean of the shift."""
-    variance: np.ndarray
-    """Posterior variance of the change of the log rate (of the mean, where it is no count)."""
-    dose: np.ndarray
-    """Mean dose of the perturbation in its cells, ``(R + 1,)``; 1 of a combination."""
-    log_rates: np.ndarray
-    """Of states of control cells, states x genes; without genes where expression is no count."""
-
-    @property
-    def unchanged(self) -> np.ndarray:
-        """Mean rates of those states, ``(G,)``."""
-        return np.exp(self.log_rates.astype(np.float64)).mean(axis=0)
-
-
-@torch.no_grad()
-def expected_rates(module: PerturbationModule, cells: Cells, n_groups: int) -> Expected:
-    """Decode basal states from the prior with the covariates of the cells of each group."""
-    generator = torch.Generator().manual_seed(_SEED)
-    shape = (_N_POSTERIOR, _N_STATES, module.n_latent)
-    z_basal = torch.randn(shape, generator=generator).to(module.device)
-    n_perturbations = len(module.cells_per_perturbation)
-    rows = torch.arange(n_perturbations, device=module.device)
-    with fixed_seed(_SEED):
-        drawn = [
-            module.sampled_shifts(some, _N_POSTERIOR).expand(_N_POSTERIOR, -1, -1)
-            for some in rows.split(ROWS_AT_ONCE)
-        ]
-    shifts = torch.cat(drawn, dim=1)
-    # Groups without cells keep rates of 1, of which there are logarithms.
-    shape_of_rates = (3, n_groups, module.likelihood.n_genes)
-    without, with_shift, at_mean = np.ones(shape_of_rates, dtype=np.float32)
-    variance = np.zeros_like(without)
-    dose = np.ones(n_groups)
-    is_count = module.likelihood.is_count_likelihood
-
-    def mean_rates(shift: torch.Tensor, covariates: torch.Tensor | None) -> np.ndarray:
-        """Rates averaged over the states of each posterior sample."""
-        rate = module.likelihood.rate(module.decode(z_basal, shift, covariates)).mean(dim=1)
-        if is_count:
-            rate.clamp_(min=_SMALLEST_RATE)
-        return rate.cpu().numpy()
-
-    nothing = shifts.new_zeros(1, 1, shifts.shape[-1])
-    plain = None if module.covariates.n_out else mean_rates(nothing, None)
-    # Empty slots hold one more perturbation, which does nothing.
-    shifts = torch.cat([shifts, shifts.new_zeros(_N_POSTERIOR, 1, shifts.shape[-1])], dim=1)
-    samples = torch.arange(_N_POSTERIOR, device=module.device)[:, None, None]
-
-    mean_shifts = shifts.mean(dim=0, keepdim=True).expand_as(shifts)
-
-    def shift_of(table: torch.Tensor, codes: torch.Tensor, doses: torch.Tensor) -> torch.Tensor:
-        """Sum over slots, ``(posterior samples, states, K)`` to ``(.., S)``."""
-        of_slots = table[samples, codes.masked_fill(codes < 0, n_perturbations)]
-        return (of_slots * doses[..., None]).sum(dim=2)
-
-    for group, members in sample_of_groups(cells, n_groups, _N_POSTERIOR * _N_STATES, generator):
-        codes, doses, covariates = (
-            part[members].unflatten(0, shape[:2]).to(module.device)
-            for part in (cells.codes, cells.doses, cells.covariates)
-        )
-        # The perturbation of the group stands first; in a group of a combination all are its own.
-        n_own = 1 if group < n_perturbations else codes.shape[-1]
-        own, rest = (
-            (codes[..., :n_own], doses[..., :n_own]),
-            (codes[..., n_own:], doses[..., n_own:]),
-        )
-        others, base = nothing, plain
-        if base is None or (rest[0] >= 0).any():
-            others = shift_of(shifts, *rest)
-            base = mean_rates(others, covariates if module.covariates.n_out else None)
-        changed = changed_by_mean = base
-        if group < n_groups - 1:
-            changed, changed_by_mean = (
-                mean_rates(
-                    others + shift_of(table, *own),
-                    covariates if module.covariates.n_out else None,
-                )
-                for table in (shifts, mean_shifts)
-            )
-        if group < n_perturbations:
-            dose[group] = float(doses[..., 0].mean())
-        without[group], with_shift[group] = base.mean(axis=0), changed.mean(axis=0)
-        at_mean[group] = changed_by_mean.mean(axis=0)
-        change = np.log(changed) - np.log(base) if is_count else changed - base
-        variance[group] = change.var(axis=0, ddof=1)
-    log_rates = np.zeros((1, 0))
-    if is_count:
-        is_used = cells.group == n_groups - 1
-        covariates = cells.covariates[is_used if is_used.any() else slice(None)]
-        evenly = torch.linspace(0, len(covariates) - 1, _N_POSTERIOR * _N_STATES).long()
-        chosen = covariates[evenly].unflatten(0, shape[:2]).to(module.device)
-        logits = module.decode(z_basal, nothing, chosen if module.covariates.n_out else None)
-        log_rates = module.likelihood.log_rate(logits).flatten(0, 1).cpu().numpy()
-    return Expected(without, with_shift, at_mean, variance, dose, log_rates)
-
-
-def over_processes(expected: Expected, cells: Cells, total: Total) -> Expected:
-    """Average what processes expect of groups, each of its own cells; ``total`` adds up."""
-    own = torch.bincount(cells.group, minlength=len(expected.dose)).float()
-    everywhere = total(own).numpy()
-
-    def average(values: np.ndarray) -> np.ndarray:
-        own_weight = own.reshape(-1, *[1] * (values.ndim - 1))
-        weight = everywhere.reshape(own_weight.shape)
-        summed = total(own_weight * torch.as_tensor(values, dtype=torch.float32)).numpy()
-        return np.where(weight > 0, summed / np.maximum(weight, 1), values)
-
-    averaged = Expected._fields[:-1]
-    return expected._replace(**{name: average(getattr(expected, name)) for name in averaged})
 
 
 def _as_control_cells_vary(dispersion: np.ndarray) -> NegativeBinomialLikelihood:
@@ -168,6 +38,77 @@ def _as_control_cells_vary(dispersion: np.ndarray) -> NegativeBinomialLikelihood
     with torch.no_grad():
         likelihood.log_inverse_dispersion.copy_(-torch.as_tensor(dispersion).log())
     return likelihood
+
+
+class Moments(NamedTuple):
+    """Second moments of cells around their rate and their mean of logs, per gene, ``(G,)``."""
+
+    of_sums: np.ndarray
+    of_logs: np.ndarray
+    of_both: np.ndarray
+
+    @classmethod
+    def of(
+        cls, products: np.ndarray, n: float, rate: np.ndarray, logged: np.ndarray | float
+    ) -> Moments:
+        """From sums of products over ``n`` cells, ``(3, 3, G)``."""
+        means = products / n
+        return cls(
+            means[0, 0] - 2 * rate * means[0, 2] + rate**2 * means[2, 2],
+            np.maximum(means[1, 1] - logged**2, 0),
+            means[0, 1] - rate * means[1, 2],
+        )
+
+
+class Reference(NamedTuple):
+    """Control cells in the contexts that the cells of each row are in."""
+
+    sizes: np.ndarray
+    """Share of the sizes of the cells of a row in each context, ``(R, C)``."""
+    numbers: np.ndarray
+    """The same of their numbers."""
+    n: np.ndarray
+    """Control cells of each context, ``(C,)``."""
+    rate: np.ndarray
+    """What these express, ``(C, G)``."""
+    expected: np.ndarray
+    """What the decoder expects of them, ``(C, G)``."""
+    logged: np.ndarray
+    """Mean of their logged expression, ``(C, G)``."""
+    moments: Moments
+    """How they vary within contexts."""
+
+    @classmethod
+    def of(cls, sums: GeneSums, expected: Expected, is_count: bool) -> Reference | None:
+        """By contexts that have control cells; ``None`` where there are no contexts."""
+        of_controls = slice(sums.n_rows + 1, None)
+        n = sums.n[of_controls].double().numpy()
+        has_controls = n > 0
+        if not has_controls.any():
+            return None
+        cells, n_contexts = sums.cells, len(n)
+        keys = (cells.group * n_contexts + cells.contexts).numpy()
+        shares = []
+        for weights in (cells.size.double().numpy(), np.ones(len(keys))):
+            total = np.bincount(keys, weights, minlength=len(sums.n) * n_contexts)
+            of_rows = total.reshape(-1, n_contexts)[: sums.n_rows, has_controls]
+            # Of a row in none of these contexts: as all control cells are.
+            of_rows = np.where(of_rows.any(axis=1, keepdims=True), of_rows, n[has_controls])
+            shares.append(of_rows / of_rows.sum(axis=1, keepdims=True))
+        x, logged, size = (
+            values[of_controls][torch.as_tensor(has_controls)].double().numpy()
+            for values in (sums.x, sums.logged, sums.size)
+        )
+        n = n[has_controls]
+        rate = (x + 0.5 * is_count) / size[:, None]
+        base = expected.without[of_controls][has_controls].astype(np.float64)
+        mean_logged = logged / n[:, None]
+        products = sums.products[2:][torch.as_tensor(has_controls)].numpy()
+        of_contexts = zip(products, n, rate, mean_logged, strict=True)
+        within = zip(*(Moments.of(*values) for values in of_contexts), strict=True)
+        moments = Moments(*(np.average(values, axis=0, weights=n) for values in within))
+        sizes, numbers = shares
+        return cls(sizes, numbers, n, rate, base, mean_logged, moments)
 
 
 class Block(NamedTuple):
@@ -189,11 +130,20 @@ class Block(NamedTuple):
     """Posterior variance of the model's effects."""
 
 
+class _OfControls(NamedTuple):
+    """Of the control cells that rows are compared with, ``(rows or 1, G)`` or ``(G,)``."""
+
+    rate: np.ndarray
+    expected: np.ndarray
+    logged: np.ndarray
+
+
 class ObservedEffects:
     """Observed effects and those of the model, a block of perturbations at a time.
 
     They are effects on cells that respond to what they carry. ``responding``, ``(R,)``, is the
-    proportion of the cells of each row that do; ``None``: all.
+    proportion of the cells of each row that do; ``None``: all. The last group of ``sums`` is
+    control cells; with a ``reference`` those of the contexts that cells are in.
 
     Attributes
     ----------
@@ -212,23 +162,27 @@ class ObservedEffects:
         cell_sizes: np.ndarray,
         likelihood: Likelihood,
         responding: np.ndarray | None = None,
+        reference: Reference | None = None,
     ) -> None:
         n_rows = len(sums.n) - 1
         self._responding = np.ones((n_rows, 1)) if responding is None else responding[:, None]
-        self._sums, self._expected = sums, expected
+        self._sums, self._expected, self._by_context = sums, expected, reference
         self.others: dict[int, np.ndarray] = {}
         is_count = likelihood.is_count_likelihood
         self._n = sums.n.double().numpy()[:, None]
         self._size = sums.size.double().numpy()[:, None]
         # Control cells are what effects are relative to; all cells where there are none.
-        reference = slice(-1, None) if sums.has_controls else slice(None)
-        self._n_reference = float(self._n[reference].sum())
-        total = sums.x[reference].double().sum(dim=0).numpy()
-        self._size_reference = float(self._size[reference].sum())
+        controls = slice(-1, None) if sums.has_controls else slice(None)
+        self._n_reference = float(self._n[controls].sum())
+        total = sums.x[controls].double().sum(dim=0).numpy()
+        self._size_reference = float(self._size[controls].sum())
         self._rate = (total + 0.5 * is_count) / self._size_reference
-        moments = sums.products[int(sums.has_controls)].numpy() / self._n_reference
-        residual = moments[0, 0] - 2 * self._rate * moments[0, 2] + self._rate**2 * moments[2, 2]
-        self._of_sums = np.maximum(residual, _SMALLEST_VARIANCE)
+        logged = sums.logged[controls].double().sum(dim=0).numpy() / self._n_reference
+        products = sums.products[int(sums.has_controls)].numpy()
+        moments = Moments.of(products, self._n_reference, self._rate, logged if is_count else 0.0)
+        if reference is not None:
+            moments = reference.moments
+        self._of_sums = np.maximum(moments.of_sums, _SMALLEST_VARIANCE)
         self._logs: ComparedScale | None = None
         self._bias: np.ndarray | float = 0.0
         self.scale: ComparedScale | SameScale = SameScale(len(total))
@@ -236,8 +190,7 @@ class ObservedEffects:
             mean_count = self._rate * self._size_reference / self._n_reference
             self._of_sums = self._of_sums / mean_count**2
             self._dispersion = np.maximum(self._of_sums - 1 / mean_count, _SMALLEST_DISPERSION)
-            logged = sums.logged[reference].double().sum(dim=0).numpy() / self._n_reference
-            states = expected.log_rates.astype(np.float64)
+            states = expected.log_rates[0].astype(np.float64)
             if not likelihood.has_laplace_transform:
                 likelihood, states = (
                     _as_control_cells_vary(self._dispersion),
@@ -246,10 +199,8 @@ class ObservedEffects:
             self.scale = self._logs = ComparedScale(likelihood, states, cell_sizes)
             # Without controls the decoder is what effects are relative to.
             self._mean_of_logs = logged if sums.has_controls else self._logs.unchanged
-            variance = np.maximum(moments[1, 1] - logged**2, 0)
-            self._of_logs = variance / self.scale.slope**2
-            covariance = moments[0, 1] - self._rate * moments[1, 2]
-            self._of_both = covariance / mean_count / self.scale.slope
+            self._of_logs = moments.of_logs / self.scale.slope**2
+            self._of_both = moments.of_both / mean_count / self.scale.slope
             self._bias = self._beyond_errors(self._logs)
 
     def blocks(self, rows_of_all: range, step: int = 1) -> Iterator[Block]:
@@ -284,13 +235,13 @@ class ObservedEffects:
     def _combined(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Best linear unbiased combinations of the two estimates, and their variances."""
         expected = self._expected
-        per_cell = 1 / np.maximum(self._n[rows], 1) + 1 / self._n_reference
+        per_cell = self._per_cell(rows)
         of_sums = self._of_sums * per_cell
         if self._logs is None:
             per_cell_mean = self._sums.x[rows].double().numpy() / np.maximum(self._n[rows], 1)
-            observed = per_cell_mean - expected.without[rows] - self._rate
-            observed = observed + (expected.without[-1] if self._sums.has_controls else self._rate)
-            return observed, of_sums
+            of_controls = self._of_controls(rows)
+            observed = per_cell_mean - expected.without[rows] - of_controls.rate
+            return observed + of_controls.expected, of_sums
         by_sums, by_logs, change, counts = self._estimates(rows, self._logs)
         # At least that of counts that vary no more than a Poisson, as where controls had none: no
         # estimate of a rate has a smaller one.
@@ -328,16 +279,39 @@ class ObservedEffects:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Estimates by sums and by logs, log ratios of sums, and expected counts."""
         without = np.log(self._expected.without[rows].astype(np.float64))
-        base = np.log(self._expected.unchanged)
+        of_controls = self._of_controls(rows)
+        base = np.log(of_controls.expected)
         log_rate = without
         if self._sums.has_controls:  # what the decoder gets wrong of them, it gets wrong of all
-            base = np.log(self._expected.without[-1].astype(np.float64))
-            log_rate = without + np.log(self._rate) - base
+            log_rate = without + np.log(of_controls.rate) - base
         counts, observed = self._size[rows] * np.exp(log_rate), self._sums.x[rows].double().numpy()
         change = np.log(observed + 0.5) - np.log(counts + 0.5)
         logged = self._sums.logged[rows].double().numpy() / np.maximum(self._n[rows], 1)
-        by_logs = (logged - self._mean_of_logs) / logs.slope - logs.compared(without - base)
+        by_logs = (logged - of_controls.logged) / logs.slope - logs.compared(without - base)
         return logs.compared(change), by_logs, change, counts
+
+    def _per_cell(self, rows: slice) -> np.ndarray:
+        """Variance of differences of means, per variance of a cell, ``(rows, 1)``."""
+        of_controls = 1 / self._n_reference
+        if self._by_context is not None:
+            shares = np.square(self._by_context.numbers[rows])
+            of_controls = (shares / self._by_context.n).sum(axis=1, keepdims=True)
+        return 1 / np.maximum(self._n[rows], 1) + of_controls
+
+    def _of_controls(self, rows: slice) -> _OfControls:
+        """Rates, what is expected, and mean logs of the control cells of rows."""
+        by_context = self._by_context
+        if by_context is not None:
+            sizes, numbers = by_context.sizes[rows], by_context.numbers[rows]
+            return _OfControls(
+                sizes @ by_context.rate, sizes @ by_context.expected, numbers @ by_context.logged
+            )
+        if self._sums.has_controls:
+            expected = self._expected.without[-1].astype(np.float64)
+        else:
+            expected = self._rate if self._logs is None else self._expected.unchanged
+        logged = self._rate if self._logs is None else self._mean_of_logs
+        return _OfControls(self._rate, expected, logged)
 
     def _beyond_errors(self, logs: ComparedScale) -> np.ndarray:
         """Squared difference of the two estimates per gene beyond their errors, ``(G,)``.
@@ -351,7 +325,7 @@ class ObservedEffects:
             rows = slice(start, min(start + ROWS_AT_ONCE, n_rows))
             by_sums, by_logs, _, counts = self._estimates(rows, logs)
             counts = np.minimum(counts, self._sums.x[rows].double().numpy())
-            per_cell = 1 / np.maximum(self._n[rows], 1) + 1 / self._n_reference
+            per_cell = self._per_cell(rows)
             used = counts >= _ENOUGH_COUNTS
             beyond = np.square(by_sums - by_logs) - variance * per_cell
             total += np.where(used, beyond, 0).sum(axis=0)
