@@ -16,8 +16,8 @@ from module.builders import N_GENES, make_module
 from scvi_sams.module import ConditionalVAEModule
 from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
-from scvi_sams.train._gene_sums import gene_sums
 from scvi_sams.train._expected_rates import Expected, expected_rates, over_processes
+from scvi_sams.train._gene_sums import gene_sums
 from scvi_sams.train._observed_effects import ObservedEffects
 
 N_PERTURBATIONS = 3

@@ -19,6 +19,7 @@ from scvi_sams.train._gene_sums import gene_sums
 from scvi_sams.train._observed_effects import Block, ObservedEffects
 from scvi_sams.train._stacking import (
     Components,
+    Scored,
     Start,
     components,
     inflation_of_variance,
@@ -154,7 +155,7 @@ def inflation(held_out, *, means, variances, slope):
     found = components_of([means] * 3, [variances] * 3)
     training = cells_that_show(block_of(means, 0.1), slope=slope)
     of_held_out = cells_that_show(held_out, slope=slope)
-    return inflation_of_variance(training, of_held_out, ROWS, lambda _: found, EQUAL)
+    return inflation_of_variance([Scored(training, of_held_out, ROWS, lambda _: found)], EQUAL)
 
 
 def test_inflation_is_squared_error_per_variance_near_what_it_is_a_priori():
@@ -199,7 +200,7 @@ def test_weights_are_equal_where_held_out_cells_say_nothing_and_else_of_what_is_
 
     def weights(observed, error):
         held_out = cells_that_show(block_of(observed, error), slope=np.ones(40))
-        return stacking_weights(training, held_out, ROWS, lambda _: found)
+        return stacking_weights([Scored(training, held_out, ROWS, lambda _: found)])
 
     np.testing.assert_allclose(weights(0 * means[0], np.inf), EQUAL, atol=1e-6)
     mixed = np.einsum("i,itg->tg", [0.7, 0.3, 0.0], means)
@@ -216,7 +217,7 @@ def test_effects_of_other_cells_are_weighed_by_their_errors():
     by_error = []
     for error in ([0.01, 10.0], [10.0, 0.01]):
         held_out = cells_that_show(block_of([[1.0, 1.0]], error), slope=np.ones(2))
-        by_error.append(stacking_weights(training, held_out, ROWS, lambda _: found))
+        by_error.append(stacking_weights([Scored(training, held_out, ROWS, lambda _: found)]))
     assert by_error[0][0] > by_error[0][1] + 0.1
     assert by_error[1][1] > by_error[1][0] + 0.1
 

@@ -49,6 +49,8 @@ def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
         description["combinations_with_own_cells"] = len(direct.combinations)
         if direct.stacking_of_combinations is not None:
             description["stacking_of_combinations"] = direct.stacking_of_combinations
+        if direct.stacking_of_contexts is not None:
+            description["stacking_of_contexts"] = direct.stacking_of_contexts
     return description
 
 

@@ -14,6 +14,9 @@ COMPONENTS = ("model", "entrywise", "rowwise")
 """What predictions may be made of: the model with its direct effects, and the effects in the
 training cells, shrunken entry by entry or as a whole."""
 
+COMPONENTS_IN_CONTEXTS = (*COMPONENTS, "other contexts")
+"""The same of a context, and what is known of all contexts together."""
+
 FEWEST_CELLS, MOST_COMBINATIONS = 5, 10_000
 """Cells of a combination from which on it has a row of its own, and how many may have one."""
 
@@ -78,6 +81,7 @@ class DirectEffects(nn.Module):
     uncertainty: Tensor
     weights: Tensor
     combination_weights: Tensor
+    context_weights: Tensor
     combinations: Tensor
     combination_doses: Tensor
     pairs: Tensor
@@ -94,6 +98,7 @@ class DirectEffects(nn.Module):
         self.register_buffer("spread", torch.ones(n_perturbations))
         self.register_buffer("weights", torch.zeros(len(COMPONENTS)))
         self.register_buffer("combination_weights", torch.zeros(len(COMPONENTS)))
+        self.register_buffer("context_weights", torch.zeros(len(COMPONENTS_IN_CONTEXTS)))
         self.register_buffer("combinations", torch.zeros(0, 1, dtype=torch.int64))
         self.register_buffer("combination_doses", torch.zeros(0, 1))
         self.register_buffer("pairs", torch.zeros(0, dtype=torch.int64))
@@ -134,10 +139,15 @@ class DirectEffects(nn.Module):
         """The same of measured combinations, also ``None`` where there are none."""
         return self._weights(self.combination_weights) if len(self.combinations) else None
 
+    @property
+    def stacking_of_contexts(self) -> dict[str, float] | None:
+        """Weights of the :data:`COMPONENTS_IN_CONTEXTS`, also ``None`` where there are none."""
+        return self._weights(self.context_weights) if len(self.pairs) else None
+
     def _weights(self, weights: Tensor) -> dict[str, float] | None:
         if not (self.is_stacked and self.is_estimated):
             return None
-        return dict(zip(COMPONENTS, weights.tolist(), strict=True))
+        return dict(zip(COMPONENTS_IN_CONTEXTS, weights.tolist(), strict=False))
 
     def measure(self, codes: Tensor, doses: Tensor, effects: Tensor | None = None) -> None:
         """Give rows to the combinations of some cells, ``(N, K)`` each; estimates are dropped.

@@ -13,9 +13,9 @@ the decoder's logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ import torch
 from scvi_sams._shrinkage import NormalMixture
 from scvi_sams.data._contexts import registered_contexts
 from scvi_sams.data._field import registered_labels
-from scvi_sams.module._direct_effects import COMPONENTS, DirectEffects, Residuals
+from scvi_sams.module._direct_effects import DirectEffects, Residuals
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._compared_scale import Scale
 from scvi_sams.train._expected_rates import (
@@ -45,8 +45,10 @@ from scvi_sams.train._stacking import (
     PRIOR_INFLATION,
     Components,
     Priors,
+    Scored,
     Start,
     components,
+    equal_weights,
     inflation_of_variance,
     stacked,
     stacking_weights,
@@ -166,7 +168,14 @@ def fit_direct_effects(
 
     n_rows = tables.n_perturbations + len(tables.combinations)
     observed, halves = effects_of(torch.arange(n_rows), None)
-    fit_rows = partial(_fit_rows, tables, observed, halves, fits_direct=module.fits_direct_effects)
+
+    def fit_rows(
+        rows: range, start_of: Callable[[Block, Scale], Start]
+    ) -> tuple[Residuals, torch.Tensor]:
+        part = RowsToFit(observed, halves, rows, start_of)
+        (found,), weights = fit_parts(tables, [part], fits_direct=module.fits_direct_effects)
+        return found, weights
+
     rows = range(tables.n_perturbations)
     singles, weights = fit_rows(rows, lambda *_: Start())
     tables.fill(singles, weights)
@@ -201,17 +210,16 @@ def _fit_pairs(
     contexts = (tables.pairs % per_perturbation).cpu()
     owners = (tables.pairs // per_perturbation).cpu()
     first = tables.n_rows - len(tables.pairs)
-    found, places = [], []
+    parts, places = [], []
     for context in contexts.unique().tolist():
         chosen = (contexts == context).nonzero(as_tuple=True)[0]
-        observed, halves = effects_of(first + chosen, context)
         start_of = partial(_of_all_contexts, tables, owners[chosen])
-        rows = range(len(chosen))
-        fits_direct = module.fits_direct_effects
-        found.append(
-            _fit_rows(tables, observed, halves, rows, start_of, fits_direct=fits_direct)[0]
-        )
+        fitted = effects_of(first + chosen, context)
+        parts.append(RowsToFit(*fitted, range(len(chosen)), start_of))
         places.append(chosen)
+    fits_direct = module.fits_direct_effects
+    found, weights = fit_parts(tables, parts, fits_direct=fits_direct, has_contexts=True)
+    tables.context_weights.copy_(weights)
     order = torch.cat(places).argsort()
     return Residuals(*(values[order] for values in _joined(found)))
 
@@ -219,14 +227,37 @@ def _fit_pairs(
 def _of_all_contexts(
     tables: DirectEffects, owners: torch.Tensor, block: Block, scale: Scale
 ) -> Start:
-    """What is known of perturbations over all contexts, for a block of them in one."""
+    """What is known of perturbations over all contexts, for a block of them in one.
+
+    What all contexts share need not be right in each, nor all of it: held-out cells say how far.
+    """
     rows = owners[block.rows].to(tables.weights.device)
-    direct, correction = (
+    direct, correction, uncertainty = (
         block.dose * tables.of_rows(rows, name).double().cpu().numpy()
-        for name in ("mean", "correction")
+        for name in ("mean", "correction", "uncertainty")
     )
     squared = tables.spread[rows].square().double().cpu().numpy()[:, None]
-    return _start(block, scale, direct, correction, squared)
+    holds = _holds(block, scale, direct)
+    direct, correction = direct * holds, correction * holds
+    shared = np.asarray(_start(block, scale, direct, correction, squared).centre)
+    variance = np.square(scale.relative_slope(scale.log_change(shared)) * uncertainty)
+    return Start(direct, elsewhere=(shared, variance))
+
+
+def _holds(block: Block, scale: Scale, direct: np.ndarray) -> np.ndarray:
+    """Whether direct effects are likelier to hold for the cells of a row than not, ``(rows, 1)``.
+
+    All or none of a row's: a perturbation that does nothing in a context has none there.
+    """
+    of_model = scale.compared(block.of_model)
+    lacking, expected = (
+        block.observed - of_model,
+        scale.compared(block.of_model + direct) - of_model,
+    )
+    known = np.isfinite(block.error) & (direct != 0)
+    error = np.where(known, block.error, 1)
+    gain = np.where(known, expected * (lacking - expected / 2) / error**2, 0)
+    return gain.sum(axis=1, keepdims=True) >= 0
 
 
 def _joined(parts: list[Residuals]) -> Residuals:
@@ -243,43 +274,61 @@ def _responding(module: PerturbationModule, tables: DirectEffects) -> np.ndarray
     return torch.cat([rates, of_combinations, of_pairs]).double().cpu().numpy()
 
 
-def _fit_rows(
+class RowsToFit(NamedTuple):
+    """Rows whose cells are compared with the same control cells."""
+
+    observed: ObservedEffects
+    halves: tuple[ObservedEffects, ObservedEffects] | None
+    """Effects in training and in held-out cells."""
+    rows: range
+    start_of: Callable[[Block, Scale], Start]
+
+    def components(self, priors: Priors | None, fits_direct: bool) -> Callable[[Block], Components]:
+        """What predictions may be made of, of a block."""
+
+        def of_block(block: Block) -> Components:
+            scale = self.observed.scale
+            start = self.start_of(block, scale)
+            return components(block, start, scale, priors, fits_direct=fits_direct)
+
+        return of_block
+
+
+def fit_parts(
     tables: DirectEffects,
-    observed: ObservedEffects,
-    halves: tuple[ObservedEffects, ObservedEffects] | None,
-    rows: range,
-    start_of: Callable[[Block, Scale], Start],
+    parts: Sequence[RowsToFit],
     *,
     fits_direct: bool,
-) -> tuple[Residuals, torch.Tensor]:
-    """Estimate rows of the tables, and the weights of the :data:`COMPONENTS`.
-
-    ``halves`` are the effects in training and in held-out cells.
-    """
-    priors = _shared_priors(tables, observed, rows, start_of)
-
-    def of_block(block: Block) -> Components:
-        return components(
-            block, start_of(block, observed.scale), observed.scale, priors, fits_direct=fits_direct
+    has_contexts: bool = False,
+) -> tuple[list[Residuals], torch.Tensor]:
+    """Estimate rows of the tables, and the weights of the :data:`COMPONENTS` that all share."""
+    of_blocks = [
+        part.components(
+            _shared_priors(tables, part.observed, part.rows, part.start_of), fits_direct
         )
-
-    weights, inflation = np.full(len(COMPONENTS), 1 / len(COMPONENTS)), PRIOR_INFLATION
-    if halves is not None:
-        weights = stacking_weights(*halves, rows, of_block)
-        inflation = inflation_of_variance(*halves, rows, of_block, weights)
-    blocks = [
-        _residuals(
-            tables,
-            observed.scale,
-            weights,
-            inflation,
-            block,
-            start_of(block, observed.scale),
-            of_block(block),
-        )
-        for block in observed.blocks(rows)
+        for part in parts
     ]
-    return _joined(blocks), torch.as_tensor(weights, dtype=torch.float32)
+    scored = [
+        Scored(*part.halves, part.rows, of_block)
+        for part, of_block in zip(parts, of_blocks, strict=True)
+        if part.halves is not None
+    ]
+    weights, inflation = equal_weights(has_contexts), PRIOR_INFLATION
+    if scored:
+        weights = stacking_weights(scored, has_contexts=has_contexts)
+        inflation = inflation_of_variance(scored, weights)
+    found = []
+    for part, of_block in zip(parts, of_blocks, strict=True):
+        scale = part.observed.scale
+        blocks = [
+            _residuals(
+                *(tables, scale, weights, inflation, block),
+                *(part.start_of(block, scale), of_block(block)),
+            )
+            for block in part.observed.blocks(part.rows)
+        ]
+        found.append(_joined(blocks))
+    return found, torch.as_tensor(weights, dtype=torch.float32)
 
 
 def _in_the_same_cells(

@@ -8,7 +8,7 @@ was trained on the model agrees whatever it has learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,24 @@ class Start(NamedTuple):
     """Effects towards which observed ones are shrunken, rows x genes, as they are compared."""
     squared_spread: np.ndarray | None = None
     """Square of how wide predictions sample shifts, ``(rows, 1)``; ``None``: is to be found."""
+    elsewhere: tuple[np.ndarray, np.ndarray] | None = None
+    """Effects if nothing is a context's own, as they are compared, and their variances: another
+    estimate, where there are contexts."""
+
+
+class Scored(NamedTuple):
+    """Effects in cells that are trained on and in others, and what is made of the first."""
+
+    trained: ObservedEffects
+    held_out: ObservedEffects
+    rows: range
+    of_block: Callable[[Block], Components]
+
+    def blocks(self) -> Iterator[tuple[Components, Block]]:
+        """Yield components and held-out effects of a block at a time."""
+        both = zip(self.trained.blocks(self.rows), self.held_out.blocks(self.rows), strict=True)
+        for trained, held_out in both:
+            yield self.of_block(trained), held_out
 
 
 class Components(NamedTuple):
@@ -57,9 +75,10 @@ class Components(NamedTuple):
     direct: Shrunken
     """What the model lacks."""
     means: np.ndarray
-    """The effects of each of the :data:`COMPONENTS`, ``(3, rows, genes)``."""
+    """The effects of each of the :data:`COMPONENTS`, and of what is ``elsewhere``, ``(3 or 4, rows,
+    genes)``."""
     variances: np.ndarray
-    """Posterior variances of the three."""
+    """Their posterior variances."""
 
 
 def components(
@@ -83,17 +102,12 @@ def components(
     weighed = scale.slope * observed, np.where(known, scale.slope * error, 0)
     kept = share_kept(*weighed)
     of_rows = _share_unknown(*weighed) * np.square(np.where(known, error, 0))
-    return Components(
-        direct,
-        np.stack(
-            [
-                of_model + direct.mean,
-                start.centre + entrywise.mean,
-                start.centre + kept * observed,
-            ]
-        ),
-        np.stack([of_shifts + np.square(direct.sd), np.square(entrywise.sd), of_rows]),
-    )
+    means = [of_model + direct.mean, start.centre + entrywise.mean, start.centre + kept * observed]
+    variances = [of_shifts + np.square(direct.sd), np.square(entrywise.sd), of_rows]
+    if start.elsewhere is not None:
+        means.append(start.elsewhere[0])
+        variances.append(of_shifts + start.elsewhere[1])
+    return Components(direct, np.stack(means), np.stack(variances))
 
 
 def _share_unknown(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
@@ -111,28 +125,30 @@ def _share_unknown(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
     return np.minimum((1 - ratio) * norm.cdf(standard) + sd * norm.pdf(standard), 1)
 
 
-def stacking_weights(
-    trained: ObservedEffects,
-    held_out: ObservedEffects,
-    rows: range,
-    of_block: Callable[[Block], Components],
-) -> np.ndarray:
+def equal_weights(has_contexts: bool) -> np.ndarray:
+    """Weights of the :data:`COMPONENTS`, and where there are contexts, of what is elsewhere."""
+    n = len(COMPONENTS) + has_contexts
+    return np.full(n, 1 / n)
+
+
+def stacking_weights(scored: Sequence[Scored], *, has_contexts: bool = False) -> np.ndarray:
     """Weights of the :data:`COMPONENTS` of the training cells that explain held-out effects best.
 
     They are not negative and add up to one; a priori they are normal around equal ones.
     """
-    n = len(COMPONENTS)
+    n = len(equal_weights(has_contexts))
     products, targets = np.zeros((n, n)), np.zeros(n)
-    for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
-        means = of_block(block).means
-        error = of_held_out.error
-        signal = np.square(trained.scale.slope * means.mean(axis=0)).mean()
-        precision = np.square(trained.scale.slope) / (
-            np.square(trained.scale.slope * error) + signal + np.finfo(float).tiny
-        )
-        precision = np.where(np.isfinite(error), precision, 0)
-        products += np.einsum("itg,jtg,tg->ij", means, means, precision)
-        targets += np.einsum("itg,tg->i", means, precision * of_held_out.observed)
+    for part in scored:
+        slope = part.trained.scale.slope
+        for found, of_held_out in part.blocks():
+            means, error = found.means, of_held_out.error
+            signal = np.square(slope * means.mean(axis=0)).mean()
+            precision = np.square(slope) / (
+                np.square(slope * error) + signal + np.finfo(float).tiny
+            )
+            precision = np.where(np.isfinite(error), precision, 0)
+            products += np.einsum("itg,jtg,tg->ij", means, means, precision)
+            targets += np.einsum("itg,tg->i", means, precision * of_held_out.observed)
     products += np.eye(n) / _WEIGHT_SD**2
     targets += 1 / n / _WEIGHT_SD**2
     factor = np.linalg.cholesky(products)
@@ -143,29 +159,23 @@ def stacking_weights(
     return weights / weights.sum()
 
 
-def inflation_of_variance(
-    trained: ObservedEffects,
-    held_out: ObservedEffects,
-    rows: range,
-    of_block: Callable[[Block], Components],
-    weights: np.ndarray,
-) -> float:
+def inflation_of_variance(scored: Sequence[Scored], weights: np.ndarray) -> float:
     """Squared errors of stacked effects, as held-out cells show them, per posterior variance.
 
     Where held-out effects are too uncertain to tell, near what it is a priori; at least 1.
     """
     errors = variances = noise = of_held_out_cells = 0.0
-    scale = np.square(trained.scale.slope)
-    for block, of_held_out in zip(trained.blocks(rows), held_out.blocks(rows), strict=True):
-        whole, variance = stacked(of_block(block), weights)
-        known = np.isfinite(of_held_out.error)
-        own = np.where(known, np.square(of_held_out.error), 0)
-        errors += float(
-            (scale * (np.where(known, np.square(of_held_out.observed - whole), 0) - own)).sum()
-        )
-        variances += float((scale * np.where(known, variance, 0)).sum())
-        noise += float((2 * np.square(scale * own)).sum())
-        of_held_out_cells += float((scale * own).sum())
+    for part in scored:
+        scale = np.square(part.trained.scale.slope)
+        for found, of_held_out in part.blocks():
+            whole, variance = stacked(found, weights)
+            known = np.isfinite(of_held_out.error)
+            own = np.where(known, np.square(of_held_out.error), 0)
+            squared = np.where(known, np.square(of_held_out.observed - whole), 0)
+            errors += float((scale * (squared - own)).sum())
+            variances += float((scale * np.where(known, variance, 0)).sum())
+            noise += float((2 * np.square(scale * own)).sum())
+            of_held_out_cells += float((scale * own).sum())
     if variances <= 0:
         return PRIOR_INFLATION
     noise += (_OFF_BY * of_held_out_cells) ** 2
