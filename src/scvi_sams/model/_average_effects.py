@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import anndata
 import numpy as np
@@ -13,9 +13,9 @@ from anndata import AnnData
 
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._rows import rows_as_asked
-from scvi_sams.model._basal_states import CellsToCompare
+from scvi_sams.model._basal_states import Basal, CellsToCompare
 from scvi_sams.model._cell_model import CellModel
-from scvi_sams.model._contrast import Contrast, bounds, norms, summary
+from scvi_sams.model._contrast import Contrast, EffectScale, bounds, norms, summary
 from scvi_sams.model._counterfactual import drawn_effects, encode_requested, make_contrast
 from scvi_sams.model._descriptions import cells_with_effects
 from scvi_sams.model._noise import new_seed
@@ -25,6 +25,18 @@ _UNCERTAINTY = ("standard_error", "interval_low", "interval_high")
 """Layers of a table of effects. By name, because those of anndata 0.13 hold X as well."""
 
 
+class EffectSettings(NamedTuple):
+    """Arguments of ``predict_ate`` that say how effects are computed."""
+
+    method: EffectScale
+    n_samples: int
+    n_posterior_samples: int
+    basal: Basal | None
+    library_size: float | None
+    target_sum: float
+    interval: float | None
+
+
 def average_effects(
     model: CellModel,
     labels: list[str],
@@ -32,12 +44,11 @@ def average_effects(
     among: Among,
     contexts: list[str] | None,
     indices: Sequence[int] | Sequence[bool] | None,
-    settings: dict[str, Any],
+    settings: EffectSettings,
 ) -> AnnData:
     """Average treatment effects of labels, as ``predict_ate`` returns them.
 
-    In each of the ``contexts``, or where these are ``None``, in cells as they are. ``settings`` are
-    arguments of :func:`make_contrast`.
+    In each of the ``contexts``, or where these are ``None``, in cells as they are.
     """
     requested = encode_requested(model, labels, dosages)
     rates = response_rates(model.module, requested, among)
@@ -46,15 +57,13 @@ def average_effects(
     tables = []
     for context in [None] if contexts is None else contexts:
         cells = CellsToCompare(context, indices)
-        contrast, description = make_contrast(model, **settings, cells=cells)
+        contrast, description = make_contrast(model, *settings, cells)
         of_context = rows
         if context is not None:
             of_context = rows.assign(
                 context=context, is_measured=_are_measured(model, requested, context)
             )
-        table = effects_of_labels(
-            contrast, of_context, requested, genes, settings["interval"], rates
-        )
+        table = effects_of_labels(contrast, of_context, requested, genes, settings.interval, rates)
         table.uns["ate"] = description | cells_with_effects(model.module, among)
         tables.append(table)
     if contexts is None or len(contexts) == 1:

@@ -13,7 +13,7 @@ from scvi_sams._checks import as_names, check_choice, check_key, check_number
 from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._rows import rows_as_asked
-from scvi_sams.model._average_effects import average_effects, keep_effects
+from scvi_sams.model._average_effects import EffectSettings, average_effects, keep_effects
 from scvi_sams.model._basal_states import Basal, contexts_asked
 from scvi_sams.model._cell_model import CellModel
 from scvi_sams.model._contrast import EffectScale, rate_scale
@@ -115,9 +115,9 @@ class PerturbationModel(CellModel):
             effects. Of a combination nobody measured, the log-odds of a response are the mean of
             those of its perturbations.
         context
-            Where contexts are registered: the effect in one of them, or in several, one after the
-            other; ``None`` or ``"mean"``: on all of the cells, each in its own context. A pair that
-            was not measured has what contexts share, with a wider interval.
+            Where contexts are registered: the effect in one of them, or in several; ``None`` or
+            ``"mean"``: on all cells, each in its own. A pair that was not measured has what
+            contexts share, with a wider interval.
         indices
             Cells of the training data to compare on; ``None``: control cells, those of the context.
         key_added
@@ -158,15 +158,8 @@ class PerturbationModel(CellModel):
         labels = as_names(
             "perturbations", self.perturbations if perturbations is None else perturbations
         )
-        settings = {
-            "method": method,
-            "n_samples": n_samples,
-            "n_posterior_samples": n_posterior_samples,
-            "basal": basal,
-            "library_size": library_size,
-            "target_sum": target_sum,
-            "interval": interval,
-        }
+        sizes = library_size, target_sum, interval
+        settings = EffectSettings(method, n_samples, n_posterior_samples, basal, *sizes)
         contexts = contexts_asked(self, context)
         result = average_effects(self, labels, dosages, among, contexts, indices, settings)
         keep_effects(self, result, key_added)
@@ -249,9 +242,9 @@ class PerturbationModel(CellModel):
         sources = self._read(adata, control_cells(self) if from_controls else indices, batch_size)
         rates = response_rates(self.module, requested, among)
         values = counterfactual_expression(sources, requested, output, target_sum, rates)
-        drawn = output == "counts" and is_count
         rows = rows_as_asked(labels, dosages, self._spelling)
-        cells = counterfactual_cells(values, rows, sources, sparsely=drawn)
+        are_counts = output == "counts" and is_count
+        cells = counterfactual_cells(values, rows, sources, sparsely=are_counts)
         description = description_of_cells(self, sources, output, target_sum)
         cells.uns["prediction"] = description | cells_with_effects(self.module, among)
         return cells
@@ -297,9 +290,7 @@ class PerturbationModel(CellModel):
           posterior and the noise of averages over ``n_samples / n_posterior_samples`` basal states.
           ``additive_score``: the length of the additive expectation, in the same units.
         - ``effect_norm`` and ``interaction_norm``: norms over genes of the posterior means. And
-          ``perturbation`` and ``dosage``.
-
-        ``uns["interaction"]``: method, units and settings.
+          ``perturbation`` and ``dosage``. ``uns["interaction"]``: method, units and settings.
 
         Raises
         ------
@@ -309,11 +300,8 @@ class PerturbationModel(CellModel):
         Examples
         --------
         >>> interactions = model.predict_interactions(["P001+P007"], n_samples=200)
-        >>> np.allclose(
-        ...     interactions.X,
-        ...     interactions.layers["effect"] - interactions.layers["additive"],
-        ...     atol=1e-4,
-        ... )
+        >>> difference = interactions.layers["effect"] - interactions.layers["additive"]
+        >>> np.allclose(interactions.X, difference, atol=1e-4)
         True
         """
         labels = (

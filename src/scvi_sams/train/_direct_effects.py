@@ -114,8 +114,8 @@ def _pairs_to_measure(
     if contexts is None:
         return []
     has_controls = np.isin(contexts, contexts[(codes < 0).all(axis=1)])
-    where = torch.as_tensor(contexts)
-    rows = module.effect_rows.of_cells(torch.as_tensor(codes).long(), where)
+    where = torch.tensor(contexts)
+    rows = module.effect_rows.of_cells(torch.tensor(codes).long(), where)
     return [torch.where(torch.as_tensor(has_controls)[:, None], rows, -1)]
 
 
