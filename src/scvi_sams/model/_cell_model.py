@@ -392,8 +392,9 @@ class CellModel(ScreenModel):
         all cells vary most, found without a look at the labels. Where a perturbation does nothing,
         its cells and the control cells are exchangeable, and p-values are uniform whatever the
         model has learned; all cells count, those it was trained on too. Cells are compared
-        within batches and categorical covariates, and what depends linearly on continuous ones is
-        taken out; cells with several perturbations are compared with cells that have the others.
+        within batches, categorical covariates and contexts, and what depends linearly on continuous
+        ones is taken out; cells with several perturbations are compared with cells that have the
+        others.
 
         Parameters
         ----------

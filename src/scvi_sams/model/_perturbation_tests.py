@@ -14,6 +14,7 @@ from scvi.data import AnnDataManager
 from scvi_sams._checks import check_integer, check_key
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._group_tests import group_tests, normal_scores, q_values, without_linear
+from scvi_sams.data._contexts import registered_contexts
 from scvi_sams.data._field import registered_labels
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
 from scvi_sams.train._statistics import chunks_of_cells
@@ -44,10 +45,7 @@ def perturbation_tests(
     model._validate_anndata()
     manager = model.adata_manager
     labels = registered_labels(manager)
-    strata = strata_of_cells(manager)
-    counts = model.module.likelihood.is_count_likelihood
-    features = principal_features(manager, strata, n_components, counts=counts)
-    features = normal_scores(without_linear(features, continuous_covariates(manager)))
+    features, strata = _features_to_test(model, n_components)
     tests = group_tests(features, labels, strata)
     table = pd.DataFrame(
         {
@@ -68,6 +66,40 @@ def perturbation_tests(
         model.adata.uns[key_added] = table.copy()
         model.keep_provenance(model.adata, key_added)
     return table
+
+
+def q_values_of_pairs(model: ScreenModel, n_components: int) -> np.ndarray:
+    """Test each perturbation in each context, on the cells there; q-values over all, ``(T, C)``.
+
+    NaN where a context has no cells of the perturbation, or none to compare them with.
+    """
+    model._validate_anndata()
+    labels = registered_labels(model.adata_manager)
+    contexts = registered_contexts(model.adata_manager)
+    if contexts is None:
+        return np.empty((len(labels.vocabulary), 0))
+    n_contexts = len(contexts.levels)
+    of_cell = contexts.codes[:, None]
+    is_pair = (labels.codes != NO_PERTURBATION) & (of_cell < n_contexts)
+    in_contexts = replace(
+        labels,
+        codes=np.where(is_pair, labels.codes * n_contexts + of_cell, NO_PERTURBATION),
+        vocabulary=tuple(
+            f"{name} in {level}" for name in labels.vocabulary for level in contexts.levels
+        ),
+    )
+    features, strata = _features_to_test(model, n_components)
+    tests = group_tests(features, in_contexts, strata)
+    return q_values(tests.p_value).reshape(-1, n_contexts)
+
+
+def _features_to_test(model: ScreenModel, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of all cells, and strata in which they are compared."""
+    manager = model.adata_manager
+    strata = strata_of_cells(manager)
+    counts = model.module.likelihood.is_count_likelihood
+    features = principal_features(manager, strata, n_components, counts=counts)
+    return normal_scores(without_linear(features, continuous_covariates(manager))), strata
 
 
 def _tests_of_controls(
@@ -173,10 +205,11 @@ def centred(features: np.ndarray, of_stratum: sparse.csr_array) -> np.ndarray:
 
 
 def strata_of_cells(manager: AnnDataManager) -> np.ndarray:
-    """Number of each cell's combination of batch and categories."""
+    """Number of each cell's combination of batch, categories and context."""
     columns = [np.asarray(manager.get_from_registry(REGISTRY_KEYS.BATCH)).reshape(-1, 1)]
-    if REGISTRY_KEYS.CATEGORICAL_COVARIATES in manager.data_registry:
-        columns.append(np.asarray(manager.get_from_registry(REGISTRY_KEYS.CATEGORICAL_COVARIATES)))
+    for key in (REGISTRY_KEYS.CATEGORICAL_COVARIATES, REGISTRY_KEYS.CONTEXTS):
+        if key in manager.data_registry:
+            columns.append(np.asarray(manager.get_from_registry(key)))
     table = np.concatenate(columns, axis=1).astype(np.int64)
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
 
