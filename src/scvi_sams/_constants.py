@@ -51,6 +51,8 @@ class _ResultKeys(NamedTuple):
     """obs: posterior probability that each cell responded to its perturbations."""
     GUIDES: str = "sams_guides"
     """uns, DataFrame of guides: how often their cells respond, and how alike siblings are."""
+    CONTEXT_EFFECTS: str = "sams_context_effects"
+    """uns, DataFrame of pairs: in which contexts perturbations act, and where they differ."""
     PROVENANCE: str = "sams_provenance"
     """uns, dict: for each result of a model, what made the model, as JSON."""
     ELBO: str = "sams_elbo"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,3 +65,59 @@ def rows_in_context(model: CellModel, context: str | None) -> Tensor:
         where = torch.full_like(codes[:, 0], model.contexts.index(context))
         return module.effect_rows.of_cells(codes, where)[:, 0]
     return codes[:, 0]
+
+
+class PairEffects(NamedTuple):
+    """What T perturbations do in each of C contexts, and what is the context's own of it."""
+
+    n_cells: np.ndarray
+    """Training cells, ``(T, C)``."""
+    is_measured: np.ndarray
+    """Whether registered cells have the perturbation in the context, ``(T, C)``."""
+    p_acts: np.ndarray
+    """Posterior probability of an effect on some latent dimension, ``(T, C)``."""
+    p_differs: np.ndarray
+    """Posterior probability of an effect of the context's own, ``(T, C)``."""
+    own_masks: np.ndarray
+    """Posterior probability of the same on each latent dimension, ``(T, C, L)``."""
+    mean: np.ndarray
+    """Posterior mean of the effect, ``(T, C, L)``."""
+    own_mean: np.ndarray
+    """Posterior mean of what is the context's own, ``(T, C, L)``."""
+
+
+def effects_of_pairs(model: CellModel) -> PairEffects:
+    """Effects of all perturbations in all contexts; those of the prior where there are no cells.
+
+    The probability of an effect on some latent dimension is the largest of those of each. One less
+    the product of the others' would count what a factorised posterior leaves of the prior where
+    cells say nothing: a hundredth or two of each dimension, a third over twenty.
+    """
+    module = model.module
+    rows = module.effect_rows
+    every = torch.arange(len(rows), device=module.device).reshape(-1, rows.per_perturbation)
+    every = every[:, : rows.n_contexts].reshape(-1)
+
+    def table(values: Tensor) -> np.ndarray:
+        return values.cpu().double().numpy().reshape(-1, rows.n_contexts, *values.shape[1:])
+
+    is_measured = rows.places(every) >= 0
+    own_masks = module.contexts.inclusion_probability(every)
+    n_in_use = int((~module.masks.is_excluded).sum())
+    a_priori = module.contexts.prior.chance_of_any(n_in_use)
+    p_differs = torch.where(is_measured, own_masks.amax(dim=-1), a_priori)
+    shared = module.masks.inclusion_probability[rows.perturbation_of(every)].amax(dim=-1)
+    p_acts = torch.where(
+        is_measured,
+        module.chance_of_effect(every).amax(dim=-1),
+        1 - (1 - shared) * (1 - a_priori),
+    )
+    return PairEffects(
+        table(module.contexts.cells_of(every)).astype(int),
+        table(is_measured).astype(bool),
+        table(p_acts),
+        table(p_differs),
+        table(own_masks),
+        table(module.shift_moments(every)[0]),
+        table(module.contexts.moments(every)[0]),
+    )

@@ -102,6 +102,11 @@ class RowwiseMaskPrior(MaskPrior):
         row, entry = torch.sigmoid(self.logits)
         return torch.logit(row * entry + (1 - row) * NEVER)
 
+    def chance_of_any(self, n_masks: int) -> Tensor:
+        """Probability that a row of so many masks, of which nothing is known, has one on."""
+        row, entry = torch.sigmoid(self.logits)
+        return 1 - row * (1 - entry) ** n_masks - (1 - row) * (1 - NEVER) ** n_masks
+
     def kl(self, logits: Tensor) -> Tensor:
         """Divergence of every row, ``(n_rows,)``."""
         log_on, log_off = (
