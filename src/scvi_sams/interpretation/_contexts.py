@@ -164,8 +164,8 @@ def _check_model(model: SAMSVAE, perturbations: Sequence[str] | None) -> list[st
     """Which perturbations are asked for; an error where nothing can be told of contexts."""
     if not model.contexts:
         raise SAMSError(
-            "The model knows no contexts. Name the column of adata.obs with the cell type, donor or "
-            "line in SAMSVAE.setup_anndata(context_key=...), and train on these data."
+            "The model knows no contexts. Name the column of adata.obs with the cell type, donor "
+            "or line in SAMSVAE.setup_anndata(context_key=...), and train on these data."
         )
     if model.adata is None:
         raise SAMSError(

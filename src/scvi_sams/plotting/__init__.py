@@ -5,6 +5,7 @@ from scvi_sams.plotting._benchmark import (
     benchmark_perturbations,
     benchmark_specificity,
 )
+from scvi_sams.plotting._contexts import context_effects
 from scvi_sams.plotting._diagnostics import mask_calibration, training_curves
 from scvi_sams.plotting._genes import ate_scatter, dose_response, effect_volcano, program_genes
 from scvi_sams.plotting._guides import guide_efficacy
@@ -17,6 +18,7 @@ __all__ = [
     "benchmark_metric",
     "benchmark_perturbations",
     "benchmark_specificity",
+    "context_effects",
     "direct_effects",
     "dose_response",
     "effect_volcano",

@@ -98,7 +98,7 @@ def masks(
     else:
         extreme = table.abs().to_numpy().max() or 1.0
         limits, colours, meaning = (-extreme, extreme), "RdBu_r", "expected effect (latent units)"
-    _heatmap(ax, table, colours, limits).set_label(meaning)
+    heatmap(ax, table, colours, limits).set_label(meaning)
     label_rows_and_columns(ax, table.index, table.columns)
     ax.set_xlabel(f"latent dimension ({n_columns})")
     ax.set_ylabel(f"perturbation ({n_rows})")
@@ -187,7 +187,7 @@ def direct_effects(
         float(np.clip(1.2 + 0.14 * len(rows), 3, 8)),
     )
     extreme = np.abs(values).max()
-    bar = _heatmap(ax, table, "RdBu_r", (-extreme, extreme))
+    bar = heatmap(ax, table, "RdBu_r", (-extreme, extreme))
     bar.set_label("direct effect per unit dose\n(dots: sure of the sign)", fontsize=FONT_SIZE + 1)
     bar.ax.tick_params(labelsize=FONT_SIZE)
     marked_rows, marked_columns = np.nonzero(is_sure[np.ix_(rows, columns)])
@@ -329,7 +329,7 @@ def _square(
 ) -> Axes:
     side = float(np.clip(1.8 + 0.14 * len(table), 3.2, 9))
     ax = new_axes(ax, side + 0.9, side)
-    bar = _heatmap(ax, table, colours, limits)
+    bar = heatmap(ax, table, colours, limits)
     ax.set_aspect("equal")
     bar.set_label(meaning, fontsize=FONT_SIZE + 1)
     bar.ax.tick_params(labelsize=FONT_SIZE)
@@ -338,7 +338,7 @@ def _square(
     return ax
 
 
-def _heatmap(ax: Axes, table: pd.DataFrame, colours: str, limits: tuple[float, float]) -> Colorbar:
+def heatmap(ax: Axes, table: pd.DataFrame, colours: str, limits: tuple[float, float]) -> Colorbar:
     """Draw the entries, those that are not known in grey, and say what the colours mean."""
     values = np.ma.masked_invalid(table.to_numpy(np.float64))
     image = ax.imshow(

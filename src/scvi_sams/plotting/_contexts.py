@@ -1,0 +1,205 @@
+"""Perturbations in contexts: where they act, how strongly, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scvi_sams._checks import as_names
+from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
+from scvi_sams.interpretation._contexts import context_effects as table_of_pairs
+from scvi_sams.labels._names import check_has
+from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.plotting._matrices import heatmap
+from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, lay_out, new_axes
+
+_COLUMNS = (
+    "perturbation", "context", "is_measured", "acts", "differs", "effect", "pattern",
+)  # fmt: skip
+_GROUPS = {
+    "shared": "shared",
+    "differs in": "differ",
+    "only in": "in some only",
+    "unclear": "unclear",
+    "none": "none",
+}
+"""What patterns begin with, in the order in which they are drawn, and the names of the groups."""
+_LEAST_FOR_NAME = 0.11
+"""Inches of a group that its name is written beside."""
+_DOT = 2.6
+"""Points across."""
+_SHARE_OF_ROW = 0.6
+"""That a dot takes at most."""
+
+
+def context_effects(
+    effects: pd.DataFrame | PerturbationModel,
+    *,
+    perturbations: Sequence[str] | None = None,
+    order: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Heatmap of the sizes of effects, perturbations x contexts; a dot marks where they differ.
+
+    Parameters
+    ----------
+    effects
+        Of :func:`scvi_sams.tl.context_effects`, or a model, for which that is called with its
+        defaults (nothing is written).
+    perturbations
+        Names, which are drawn whatever they do; ``None`` for those of which something is called.
+    order
+        Put perturbations of a ``pattern`` together, within them those that act in the same
+        contexts, the strongest first; ``False`` keeps the order of the table, or of
+        ``perturbations``.
+    ax
+        Axes to draw on; ``None`` makes a figure of fitting size.
+
+    Returns
+    -------
+    The axes. Pairs that are not called to act are white, those that were not measured grey. A dot
+    is where a context differs from what the others share, a hollow one where that takes the effect
+    away. Tick labels are thinned where they would not fit.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``effects`` is neither a table nor a model, or ``perturbations`` is empty.
+    MissingKeyError
+        If there is no such perturbation, or the table lacks a column.
+    SAMSError
+        If nothing is called of any perturbation, or the model knows no contexts.
+
+    Examples
+    --------
+    >>> screen = scvi_sams.datasets.simulate_screen(
+    ...     n_genes=50, n_perturbations=3, n_combinations=0, n_cell_types=2
+    ... )
+    >>> scvi_sams.SAMSVAE.setup_anndata(screen, context_key="cell_type")
+    >>> in_contexts = scvi_sams.SAMSVAE(screen, n_latent=4, n_hidden=16, direct_effects=False)
+    >>> in_contexts.train(max_epochs=2, enable_progress_bar=False)
+    >>> table = scvi_sams.tl.context_effects(in_contexts)
+    >>> ax = scvi_sams.pl.context_effects(table, perturbations=["P001", "P002"])
+    >>> ax.get_xlabel()
+    'context (2)'
+    """
+    table = _table(effects)
+    named = _named(table, perturbations)
+    pattern = table.drop_duplicates("perturbation").set_index("perturbation")["pattern"].loc[named]
+    group = pattern.astype(str).str.split(":").str[0]
+    contexts = list(dict.fromkeys(table["context"].astype(str)))
+    effect, acts, differs, measured = (
+        table.pivot(index="perturbation", columns="context", values=column)
+        .loc[named, contexts]
+        .to_numpy(dtype)
+        for column, dtype in (
+            ("effect", np.float64), ("acts", bool), ("differs", bool), ("is_measured", bool),
+        )
+    )  # fmt: skip
+    shown = np.where(acts, effect, 0.0)
+    if order:
+        rows = _order(group, acts, shown)
+        named = [named[row] for row in rows]
+        shown, differs, measured = shown[rows], differs[rows], measured[rows]
+        group = group.iloc[rows]
+    n_rows, n_columns = shown.shape
+    below = 0.06 * max(len(name) for name in contexts)  # where their names stand upright
+    height = float(np.clip(0.8 + below + 0.14 * n_rows, 2.4 + below, 10))
+    ax = new_axes(ax, float(np.clip(3.0 + 0.2 * n_columns, 3.4, 10)), height)
+    values = pd.DataFrame(np.where(measured, shown, np.nan), index=named, columns=contexts)
+    bar = heatmap(ax, values, "Blues", (0, shown.max() or 1.0))
+    bar.set_label("size of the effect\n(latent units)", fontsize=FONT_SIZE + 1)
+    bar.ax.tick_params(labelsize=FONT_SIZE)
+    _mark(ax, shown, differs)
+    label_rows_and_columns(ax, values.index, values.columns)
+    if order:
+        _name_groups(ax, group)
+    ax.set_xlabel(f"context ({n_columns})", fontsize=FONT_SIZE + 1)
+    ax.set_ylabel(f"perturbation ({n_rows})", fontsize=FONT_SIZE + 1)
+    n_all = table["perturbation"].nunique()
+    left_out = "" if n_rows == n_all else f"{n_rows} of {n_all} perturbations"
+    ax.set_title(left_out, fontsize=FONT_SIZE + 1, loc="left")
+    return ax
+
+
+def _table(effects: object) -> pd.DataFrame:
+    if isinstance(effects, PerturbationModel):
+        return table_of_pairs(effects, key_added=None)
+    if not isinstance(effects, pd.DataFrame):
+        raise InvalidArgumentError(
+            "`effects` must be what tl.context_effects(model) returned, or a model, not "
+            f"{type(effects).__name__}."
+        )
+    absent = [column for column in _COLUMNS if column not in effects]
+    if absent:
+        raise MissingKeyError(
+            f"`effects` has no column {absent[0]!r}: pass what tl.context_effects(model) returned."
+        )
+    return effects
+
+
+def _named(table: pd.DataFrame, perturbations: Sequence[str] | None) -> list[str]:
+    """Perturbations to draw, in the order that was asked for or that of the table."""
+    there = list(dict.fromkeys(table["perturbation"].astype(str)))
+    if perturbations is not None:
+        named = as_names("perturbations", perturbations)
+        if not named:
+            raise InvalidArgumentError(
+                "`perturbations` is empty: name some, or None for those of which something is "
+                "called."
+            )
+        check_has("The table has no perturbation", named, there)
+        return list(dict.fromkeys(named))
+    does_something = set(table.loc[table["pattern"] != "none", "perturbation"].astype(str))
+    if not does_something:
+        raise SAMSError(
+            "Of no perturbation an effect is called in any context. Name some in `perturbations` "
+            "to draw them all the same, or call at a larger `fdr` in tl.context_effects."
+        )
+    return [name for name in there if name in does_something]
+
+
+def _order(group: pd.Series, acts: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Rows by what they do, then by the contexts that they act in, then by their size."""
+    kinds = list(_GROUPS)
+    rank = np.array([kinds.index(kind) if kind in kinds else len(kinds) for kind in group])
+    strength = -shown.max(axis=1)
+    if not shown.shape[1]:
+        return np.lexsort((strength, rank))
+    # Acting in earlier contexts comes first.
+    return np.lexsort((strength, *(~acts[:, ::-1]).T, rank))
+
+
+def _mark(ax: Axes, shown: np.ndarray, differs: np.ndarray) -> None:
+    """Dots where contexts differ; hollow where nothing is left there."""
+    rows, columns = np.nonzero(differs)
+    size = shown[rows, columns]
+    edge = np.where(size > shown.max() / 2, "white", "black")
+    face = np.where(size > 0, edge, "none")
+    lay_out(ax)
+    points_per_row = ax.get_window_extent().height * 72 / ax.figure.dpi / len(shown)
+    diameter = min(_DOT, _SHARE_OF_ROW * points_per_row)
+    ax.scatter(columns, rows, s=diameter**2, c=face, edgecolors=edge.tolist(), linewidths=0.6)
+
+
+def _name_groups(ax: Axes, group: pd.Series) -> None:
+    """Lines between patterns, and what they are called on the right."""
+    kinds = group.to_numpy()
+    starts = np.flatnonzero(np.r_[True, kinds[1:] != kinds[:-1]])
+    ends = np.r_[starts[1:], len(kinds)]
+    height = ax.get_window_extent().height / ax.figure.dpi / len(kinds)
+    for start, end in zip(starts, ends, strict=True):
+        if start:
+            ax.axhline(start - 0.5, color="0.3", linewidth=0.6)
+        if (end - start) * height >= _LEAST_FOR_NAME:
+            ax.annotate(
+                _GROUPS.get(kinds[start], kinds[start]),
+                (1.02, (start + end - 1) / 2),
+                xycoords=ax.get_yaxis_transform(),
+                fontsize=FONT_SIZE,
+                va="center",
+                annotation_clip=False,
+            )
