@@ -49,6 +49,13 @@ def trained(adata: ad.AnnData) -> Any:
     return model
 
 
+def trained_in_contexts(adata: ad.AnnData) -> Any:
+    SAMSVAE.setup_anndata(adata, context_key="line")
+    model = SAMSVAE(adata, direct_effects=False, stacking=False, **SIZES)
+    model.train(**TRAINING)
+    return model
+
+
 def calls() -> dict[str, Call]:
     adata = counts()
     model = trained(adata)
@@ -74,6 +81,10 @@ def tables_of_models(model: Any) -> dict[str, Call]:
         "tl.target_knockdown": (
             tl.target_knockdown,
             {"model": model, "target_genes": {"A": "g0"}, **FEW},
+        ),
+        "tl.context_effects": (
+            tl.context_effects,
+            {"model": trained_in_contexts(counts()), "perturbations": ["A"]},
         ),
         "tl.guide_efficacy": (tl.guide_efficacy, {"model": model, **FEW}),
         "tl.genetic_interactions": (
@@ -132,6 +143,8 @@ def figures(model: Any) -> dict[str, Call]:
     flags = {"acts": True, "does_nothing": False, "differs_from_siblings": False}
     rates = {"perturbation": ["A", "A"], "response_rate": 0.5, "effect_size": 0.5}
     guides = pd.DataFrame(rates | bounds | flags, index=["A1", "A2"])
+    in_contexts = {"context": ["x", "y"], "is_measured": True, "acts": True, "differs": False}
+    in_contexts |= {"perturbation": "A", "effect": 1.0, "pattern": "shared"}
     history = {"elbo_train": pd.DataFrame({"elbo_train": [2.0, 1.0]})}
     calibration = evaluation.mask_calibration(masks, masks > 0.5)
     return {
@@ -147,6 +160,10 @@ def figures(model: Any) -> dict[str, Call]:
         "pl.benchmark_perturbations": (
             pl.benchmark_perturbations,
             {"scores": both, "method": "additive"},
+        ),
+        "pl.context_effects": (
+            pl.context_effects,
+            {"effects": pd.DataFrame(in_contexts), "perturbations": ["A"]},
         ),
         "pl.direct_effects": (
             pl.direct_effects,

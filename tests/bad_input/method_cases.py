@@ -177,6 +177,40 @@ UNKNOWN: list[Case] = [
         "No guides are registered",
         "guide_key",
     ),
+    *(
+        refused(
+            f"`tl.context_effects`: `{name}` is {value!r}",
+            lambda situation, name=name, value=value: tl.context_effects(
+                situation.shared, **{name: value}
+            ),
+            InvalidArgumentError,
+            f"`{name}`",
+            repr(value),
+        )
+        for name, value in (("fdr", 0), ("key_added", 3))
+    ),
+    refused(
+        "`tl.context_effects`: no contexts are registered",
+        lambda situation: tl.context_effects(situation.shared),
+        SAMSError,
+        "knows no contexts",
+        "context_key",
+    ),
+    refused(
+        "`pl.context_effects`: data in place of a table or a model",
+        lambda situation: pl.context_effects(situation.adata),
+        InvalidArgumentError,
+        "`effects`",
+        "tl.context_effects(model)",
+        "AnnData",
+    ),
+    refused(
+        "`pl.context_effects`: another table",
+        lambda situation: pl.context_effects(situation.adata.obs),
+        MissingKeyError,
+        "'context'",
+        "tl.context_effects(model)",
+    ),
     refused(
         "`pl.guide_efficacy`: data in place of a table or a model",
         lambda situation: pl.guide_efficacy(situation.adata),

@@ -190,3 +190,16 @@ def test_numbers_of_axes_are_checked():
     few = model.test_perturbations(n_components=2, key_added=None)
     assert not few["p_value"].equals(model.test_perturbations(key_added=None)["p_value"])
     assert train_small(small_screen()).test_perturbations(n_components=500).notna().all(axis=None)
+
+
+def test_cells_are_compared_within_contexts():
+    """A perturbation that does nothing, all of whose cells are of one of two cell types."""
+    adata = screen(n_null_perturbations=8, cells_per_perturbation=120, n_cell_types=2)
+    is_other = (adata.obs["cell_type"] == "type_1") & (adata.obs["perturbation"] == "P001")
+    adata = adata[~is_other].copy()
+    plain = untrained(adata.copy()).test_perturbations()
+    in_contexts = untrained(adata, context_key="cell_type").test_perturbations()
+    assert plain.loc["P001", "p_value"] < 1e-3
+    assert in_contexts["p_value"].min() > 1e-2
+    covariate = untrained(adata.copy(), categorical_covariate_keys=["cell_type"])
+    pd.testing.assert_frame_equal(in_contexts, covariate.test_perturbations())

@@ -66,6 +66,33 @@ def direct_effects(ax: Axes) -> None:
     plotting.direct_effects(tables, max_lfsr=0.25, ax=ax)
 
 
+def pairs_in_contexts() -> pd.DataFrame:
+    """Eight perturbations in four contexts, of every pattern; one pair was not measured."""
+    patterns = ["shared", "only in: K562", "shared", "differs in: T", "none", "unclear"]
+    patterns += ["only in: K562", "shared"]
+    acts = np.zeros((8, 4), dtype=bool)
+    acts[[0, 2, 7]], acts[[1, 5, 6], 0], acts[3, :3] = True, True, True
+    differs = np.zeros((8, 4), dtype=bool)
+    differs[[1, 6], 0] = differs[3, [2, 3]] = True
+    measured = np.ones((8, 4), dtype=bool)
+    measured[2, 1] = acts[2, 1] = False
+    return pd.DataFrame(
+        {
+            "perturbation": np.repeat(PERTURBATIONS, 4),
+            "context": ["K562", "RPE1", "T", "monocyte"] * 8,
+            "is_measured": measured.ravel(),
+            "acts": acts.ravel(),
+            "differs": differs.ravel(),
+            "effect": np.abs(3 * waves(8, 4)).ravel(),
+            "pattern": np.repeat(patterns, 4),
+        }
+    )
+
+
+def context_effects(ax: Axes) -> None:
+    plotting.context_effects(pairs_in_contexts(), ax=ax)
+
+
 def guide_efficacy(ax: Axes) -> None:
     rate = 0.5 + 0.45 * waves(4, 3)
     rate[1, 0], rate[3] = 0.05, np.nan
@@ -245,6 +272,7 @@ DRAWINGS: dict[str, Callable[[Axes], None]] = {
         benchmark_metric,
         benchmark_perturbations,
         benchmark_specificity,
+        context_effects,
         direct_effects,
         dose_response,
         effect_volcano,

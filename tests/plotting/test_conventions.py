@@ -118,6 +118,13 @@ def learning_curve_input() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"cells_per_perturbation": "Int64"})
 
 
+def contexts_input() -> pd.DataFrame:
+    values = np.random.default_rng(0).random(40)
+    flags = {"is_measured": values > 0.1, "acts": values > 0.4, "differs": values > 0.8}
+    columns = {"effect": values, **flags, "pattern": "shared"}
+    return pd.DataFrame({"perturbation": np.repeat(NAMES, 2), "context": ["K", "T"] * 20} | columns)
+
+
 def guides_input() -> pd.DataFrame:
     values = np.random.default_rng(0).random(20)
     table = pd.DataFrame({"perturbation": np.repeat(NAMES[:10], 2), "acts": True}, index=NAMES)
@@ -163,6 +170,10 @@ FUNCTIONS = {
     "effect_volcano": (ate_input, lambda data, ax: plotting.effect_volcano(data, "P3", ax=ax)),
     "dose_response": (curves_input, lambda data, ax: plotting.dose_response(data, "A", ax=ax)),
     "similarity": (similarity_input, lambda data, ax: plotting.similarity(data, ax=ax)),
+    "context_effects": (
+        contexts_input,
+        lambda data, ax: plotting.context_effects(data, ax=ax),
+    ),
     "guide_efficacy": (guides_input, lambda data, ax: plotting.guide_efficacy(data, ax=ax)),
     "interaction_matrix": (
         interactions_input,

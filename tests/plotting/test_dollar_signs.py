@@ -83,6 +83,12 @@ def guides() -> pd.DataFrame:
     return pd.DataFrame(values | bounds | flags, index=[f"{NAME}1", f"{NAME}2"])
 
 
+def contexts() -> pd.DataFrame:
+    flags = {"is_measured": True, "acts": True, "differs": True, "effect": 1.0}
+    names = {"perturbation": "A", "context": [NAME, "T"], "pattern": f"only in: {NAME}"}
+    return pd.DataFrame(names | flags)
+
+
 DRAWINGS = {
     "masks": lambda: plotting.masks(table()),
     "direct_effects": lambda: plotting.direct_effects(direct_effects()),
@@ -91,6 +97,7 @@ DRAWINGS = {
     "dose_response": lambda: plotting.dose_response(effects(), NAME),
     "program_genes": lambda: plotting.program_genes(table(), "A"),
     "similarity": lambda: plotting.similarity(perturbation_similarity(table() - 0.5)),
+    "context_effects": lambda: plotting.context_effects(contexts()),
     "guide_efficacy": lambda: plotting.guide_efficacy(guides()),
     "interaction_matrix": lambda: plotting.interaction_matrix(pairs()),
     "benchmark_metric": lambda: plotting.benchmark_metric(summary(), "rmse_average"),
