@@ -100,6 +100,23 @@ def of_guides() -> dict[str, Axes]:
     return {"guide_efficacy": pl.guide_efficacy(model)}
 
 
+def of_contexts() -> dict[str, Axes]:
+    """Effects in three cell types, half of which exist in one of them only."""
+    adata = scvi_sams.datasets.simulate_screen(
+        n_genes=300,
+        n_perturbations=30,
+        cells_per_perturbation=120,
+        n_combinations=0,
+        n_latent=8,
+        n_cell_types=3,
+        cell_type_specific_share=0.5,
+    )
+    scvi_sams.SAMSVAE.setup_anndata(adata, context_key="cell_type")
+    model = scvi_sams.SAMSVAE(adata, n_latent=12, direct_effects=False)
+    model.train(enable_progress_bar=False)
+    return {"context_effects": pl.context_effects(model)}
+
+
 def of_benchmark(adata: AnnData) -> dict[str, Axes]:
     """Baselines beside each other."""
     labels = adata.obs["perturbation"]
@@ -146,6 +163,7 @@ def main() -> None:
     save(of_doses())
     save(of_targets())
     save(of_guides())
+    save(of_contexts())
     save(of_benchmark(adata))
     save(of_learning_curve(adata))
 

@@ -101,6 +101,13 @@ def context_effects(
     a pair is the largest of those of its latent dimensions: the product of all would count, for
     each, the hundredth or two that is left of the prior where cells say nothing.
 
+    On simulated screens of 50 perturbations with some 27 cells in each of three cell types (nine
+    screens, three each with all, half and none of the effects in one type only) none or one in
+    forty of the pairs called to act at 5 % were false, and four in five of the true ones were
+    found; of those called to differ 0 - 10 %, all of them in perturbations that do differ. Without
+    effects, or with contexts drawn at random on the screen of Papalexi et al. (2021), nothing was
+    called to differ.
+
     Examples
     --------
     >>> screen = scvi_sams.datasets.simulate_screen(
