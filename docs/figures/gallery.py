@@ -111,10 +111,7 @@ def of_contexts() -> dict[str, Axes]:
         n_cell_types=3,
         cell_type_specific_share=0.5,
     )
-    scvi_sams.SAMSVAE.setup_anndata(adata, context_key="cell_type")
-    model = scvi_sams.SAMSVAE(adata, n_latent=12, direct_effects=False)
-    model.train(enable_progress_bar=False)
-    return {"context_effects": pl.context_effects(model)}
+    return {"context_effects": pl.context_effects(train(adata, context_key="cell_type"))}
 
 
 def of_benchmark(adata: AnnData) -> dict[str, Axes]:

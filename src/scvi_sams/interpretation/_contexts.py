@@ -93,6 +93,8 @@ def context_effects(
     Where few cells were measured an effect that contexts share is told from the others' cells:
     ``acts`` may be false for want of cells where ``p_acts`` is high. A difference of size alone
     that cells can hardly show is taken for none.
+    Probabilities and sizes are those of the latent state: what a perturbation does to single genes
+    beside that (:meth:`~scvi_sams.SAMSVAE.get_direct_effects`) is seen by the test alone.
 
     Notes
     -----
@@ -114,7 +116,7 @@ def context_effects(
     ...     n_genes=50, n_perturbations=3, n_combinations=0, n_cell_types=2
     ... )
     >>> scvi_sams.SAMSVAE.setup_anndata(screen, context_key="cell_type")
-    >>> in_contexts = scvi_sams.SAMSVAE(screen, n_latent=4, n_hidden=16, direct_effects=False)
+    >>> in_contexts = scvi_sams.SAMSVAE(screen, n_latent=4, n_hidden=16)
     >>> in_contexts.train(max_epochs=2, enable_progress_bar=False)
     >>> table = scvi_sams.tl.context_effects(in_contexts)
     >>> table[["perturbation", "context"]].head(2).to_numpy().tolist()

@@ -79,7 +79,7 @@ def context_effects(
     ...     n_genes=50, n_perturbations=3, n_combinations=0, n_cell_types=2
     ... )
     >>> scvi_sams.SAMSVAE.setup_anndata(screen, context_key="cell_type")
-    >>> in_contexts = scvi_sams.SAMSVAE(screen, n_latent=4, n_hidden=16, direct_effects=False)
+    >>> in_contexts = scvi_sams.SAMSVAE(screen, n_latent=4, n_hidden=16)
     >>> in_contexts.train(max_epochs=2, enable_progress_bar=False)
     >>> table = scvi_sams.tl.context_effects(in_contexts)
     >>> ax = scvi_sams.pl.context_effects(table, perturbations=["P001", "P002"])
