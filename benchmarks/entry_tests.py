@@ -23,7 +23,7 @@ from error_rates import SCREENS, Screen, be_quiet, fit, parser_of
 from scvi_sams import evaluation
 from scvi_sams._group_tests import group_tests, normal_scores
 from scvi_sams.data._field import registered_labels
-from scvi_sams.model._perturbation_tests import strata_of_cells
+from scvi_sams.model._expression_axes import strata_of_cells
 from scvi_sams.train._statistics import chunks_of_cells
 
 N_COMPONENTS, N_CONTROLS = 50, 300

@@ -26,7 +26,7 @@ import scvi_sams
 from error_rates import SCREENS, Screen
 from scvi_sams._group_tests import group_tests, normal_scores
 from scvi_sams.data._field import registered_labels
-from scvi_sams.model._perturbation_tests import strata_of_cells
+from scvi_sams.model._expression_axes import strata_of_cells
 
 
 def permuted(screen: Screen, n_cells: int | None, rng: np.random.Generator) -> scvi_sams.SAMSVAE:

@@ -78,6 +78,7 @@ def tables_of_models(model: Any) -> dict[str, Call]:
         "tl.entry_q_values": (tl.entry_q_values, {"model": model, "key_added": None}),
         "tl.decoy_check": (tl.decoy_check, {"model": model, "n_decoys": 2, "n_cells": 2}),
         "tl.perturbation_hits": (tl.perturbation_hits, {"model": model, **FEW}),
+        "tl.context_interactions": (tl.context_interactions, {"model": model}),
         "tl.target_knockdown": (
             tl.target_knockdown,
             {"model": model, "target_genes": {"A": "g0"}, **FEW},

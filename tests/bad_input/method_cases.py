@@ -171,6 +171,13 @@ UNKNOWN: list[Case] = [
         for name, value in (("fdr", 2), ("interval", 0), ("key_added", 3))
     ),
     refused(
+        "`tl.context_interactions`: a column that is not there",
+        lambda situation: tl.context_interactions(situation.shared, ["tissue"]),
+        MissingKeyError,
+        "'tissue'",
+        "adata.obs has no column",
+    ),
+    refused(
         "`tl.guide_efficacy`: no guides are registered",
         lambda situation: tl.guide_efficacy(situation.shared),
         SAMSError,

@@ -10,8 +10,8 @@ from model.builders import small_screen, train_small
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE
 from scvi_sams.datasets import simulate_screen
 from scvi_sams.exceptions import InvalidArgumentError
-from scvi_sams.model import _perturbation_tests
-from scvi_sams.model._perturbation_tests import principal_features, strata_of_cells
+from scvi_sams.model import _expression_axes
+from scvi_sams.model._expression_axes import principal_features, strata_of_cells
 from scvi_sams.train._statistics import chunks_of_cells
 
 COLUMNS = ["n_cells", "n_compared", "statistic", "p_value", "q_value"]
@@ -144,8 +144,8 @@ def test_axes_are_found_from_some_cells_and_all_are_tested(monkeypatch):
         asked.append(len(cells))
         return chunks_of_cells(manager, cells)
 
-    monkeypatch.setattr(_perturbation_tests, "chunks_of_cells", counted)
-    monkeypatch.setattr(_perturbation_tests, "_MOST_CELLS", 300)
+    monkeypatch.setattr(_expression_axes, "chunks_of_cells", counted)
+    monkeypatch.setattr(_expression_axes, "_MOST_CELLS", 300)
     table, strength = untrained(adata).test_perturbations(), strongest_effects(adata)
     assert asked == [300, adata.n_obs]
     assert (table.loc[strength > 2, "q_value"] < 1e-6).all()

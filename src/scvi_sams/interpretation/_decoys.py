@@ -23,7 +23,7 @@ from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
 from scvi_sams.interpretation._calls import called_masks
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
-from scvi_sams.model._perturbation_tests import strata_of_cells
+from scvi_sams.model._expression_axes import strata_of_cells
 
 if TYPE_CHECKING:
     from scvi_sams.model._mechanisms import MaskMixin

@@ -13,7 +13,7 @@ from scvi.data import AnnDataManager
 from scvi_sams.data._field import registered_labels
 from scvi_sams.data._guides import Guides
 from scvi_sams.exceptions import MissingControlError
-from scvi_sams.model._perturbation_tests import strata_of_cells
+from scvi_sams.model._expression_axes import strata_of_cells
 from scvi_sams.train._gene_sums import TARGET_SUM
 from scvi_sams.train._statistics import chunks_of_cells
 

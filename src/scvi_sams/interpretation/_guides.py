@@ -31,7 +31,7 @@ from scvi_sams.interpretation._siblings import (
 from scvi_sams.labels._names import listing
 from scvi_sams.model._contrast import EffectScale
 from scvi_sams.model._doses import doses_to_report
-from scvi_sams.model._perturbation_tests import (
+from scvi_sams.model._expression_axes import (
     continuous_covariates,
     principal_features,
     strata_of_cells,

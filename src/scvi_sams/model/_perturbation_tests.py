@@ -8,29 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
-from scvi.data import AnnDataManager
 
 from scvi_sams._checks import check_integer, check_key
-from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._group_tests import group_tests, normal_scores, q_values, without_linear
 from scvi_sams.data._contexts import registered_contexts
 from scvi_sams.data._field import registered_labels
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
-from scvi_sams.train._statistics import chunks_of_cells
+from scvi_sams.model._expression_axes import (
+    continuous_covariates,
+    principal_features,
+    strata_of_cells,
+)
 
 if TYPE_CHECKING:
     from scvi_sams.model._screen_model import ScreenModel
 
 logger = logging.getLogger("scvi.sams")
 
-_MOST_GENES = 2000
-"""The most variable; axes of more cost time, and hold no more of what cells share."""
-_MOST_CELLS = 20_000
-"""From which axes are found; all cells are tested."""
-_ROWS_AT_ONCE = 4096
-"""That are made dense."""
-_SEED = 9173
 _MOST_CONTROL_LABELS = 200
 _CONTROLS_DIFFER = 0.01
 """q-value below which a label of control cells is warned of."""
@@ -133,89 +127,3 @@ def _tests_of_controls(
             "they differ by as `batch_key`."
         )
     return tests
-
-
-def principal_features(
-    manager: AnnDataManager, strata: np.ndarray, n_components: int, *, counts: bool
-) -> np.ndarray:
-    """Project all cells on the axes in which they vary most within strata, ``(n_cells, k)``.
-
-    Axes are those of log-normalised and standardised expression of the most variable genes. The
-    cells that they are found from are read once, and all cells once more.
-    """
-    everything = np.arange(len(strata))
-    chosen = everything
-    if len(strata) > _MOST_CELLS:
-        rng = np.random.default_rng(_SEED)
-        chosen = np.sort(rng.choice(len(strata), _MOST_CELLS, replace=False))
-    blocks = list(chunks_of_cells(manager, chosen))
-    typical_size = (
-        float(np.median(np.concatenate([size for _, size in blocks]))) if counts else None
-    )
-    logged = sparse.csr_array(sparse.vstack([_logged(x, s, typical_size) for x, s in blocks]))
-    del blocks
-    genes, sd, axes = _axes(logged, indicators(strata[chosen]), n_components)
-    loadings = axes / sd[:, None]
-    projected = [
-        _logged(x, size, typical_size)[:, genes] @ loadings
-        for x, size in chunks_of_cells(manager, everything)
-    ]
-    return centred(np.concatenate(projected), indicators(strata))
-
-
-def _logged(x: sparse.csr_matrix, size: np.ndarray, typical_size: float | None) -> sparse.csr_array:
-    """``log(1 + typical_size * x / size)``; values that are no counts stay as they are."""
-    if typical_size is None:
-        return sparse.csr_array(x)
-    return sparse.csr_array((sparse.diags_array(typical_size / size) @ x).log1p())
-
-
-def _axes(
-    logged: sparse.csr_array, of_stratum: sparse.csr_array, n_components: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Genes, their standard deviations within strata, and principal axes, ``(n_genes, k)``."""
-    n = np.asarray(of_stratum.sum(axis=1))
-    mean = (of_stratum @ logged).toarray() / n[:, None]
-    squares = np.asarray(logged.multiply(logged).sum(axis=0)).ravel()
-    variance = (squares - n @ np.square(mean)) / logged.shape[0]
-    most_variable = np.argsort(-variance, kind="stable")[:_MOST_GENES]
-    genes = np.sort(most_variable[variance[most_variable] > 1e-8])
-    sd = np.sqrt(variance[genes])
-    of_genes = sparse.csr_array(logged[:, genes])
-    products = np.zeros((len(genes), len(genes)))
-    for start in range(0, of_genes.shape[0], _ROWS_AT_ONCE):
-        values = of_genes[start : start + _ROWS_AT_ONCE].toarray() / sd
-        products += values.T @ values
-    centres = mean[:, genes] / sd
-    _, axes = np.linalg.eigh(products - centres.T @ (n[:, None] * centres))
-    return genes, sd, axes[:, ::-1][:, :n_components]
-
-
-def indicators(strata: np.ndarray) -> sparse.csr_array:
-    """1 where a cell is of a stratum, strata that have cells x cells."""
-    number, stratum = np.unique(strata, return_inverse=True)
-    cells = np.arange(len(strata))
-    return sparse.csr_array((np.ones(len(cells)), (stratum, cells)), (len(number), len(cells)))
-
-
-def centred(features: np.ndarray, of_stratum: sparse.csr_array) -> np.ndarray:
-    """Features less their means within strata."""
-    means = (of_stratum @ features) / np.asarray(of_stratum.sum(axis=1))[:, None]
-    return features - of_stratum.T @ means
-
-
-def strata_of_cells(manager: AnnDataManager) -> np.ndarray:
-    """Number of each cell's combination of batch, categories and context."""
-    columns = [np.asarray(manager.get_from_registry(REGISTRY_KEYS.BATCH)).reshape(-1, 1)]
-    for key in (REGISTRY_KEYS.CATEGORICAL_COVARIATES, REGISTRY_KEYS.CONTEXTS):
-        if key in manager.data_registry:
-            columns.append(np.asarray(manager.get_from_registry(key)))
-    table = np.concatenate(columns, axis=1).astype(np.int64)
-    return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def continuous_covariates(manager: AnnDataManager) -> np.ndarray | None:
-    """Registered ones of every cell, ``(n_cells, n)``; ``None`` where there are none."""
-    if REGISTRY_KEYS.CONTINUOUS_COVARIATES not in manager.data_registry:
-        return None
-    return np.asarray(manager.get_from_registry(REGISTRY_KEYS.CONTINUOUS_COVARIATES), dtype=float)

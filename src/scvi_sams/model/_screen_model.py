@@ -20,6 +20,7 @@ from scvi_sams.data._field import PerturbationField
 from scvi_sams.data._manager import ADATA_LOCK
 from scvi_sams.labels._presets import CONTROL, DELIMITER, PERTURBATION_KEY
 from scvi_sams.labels._spelling import Control, Spelling
+from scvi_sams.model._context_tests import warn_of_contexts
 from scvi_sams.model._doses import largest_doses
 from scvi_sams.model._init_arguments import check_known_arguments
 from scvi_sams.model._read_values import ReadValues
@@ -331,6 +332,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             super().train(**arguments)
         self.trainings_ = (*self.trainings_, training_record(self, arguments))
         self.largest_doses_ = largest_doses(self, arguments["datamodule"])
+        counts = self.module.likelihood.is_count_likelihood
+        warn_of_contexts(self.adata_manager, counts=counts)
 
     def save(
         self,
