@@ -107,6 +107,7 @@ def make_tensors(
     counts: bool = True,
     size_factor: bool = False,
     covariates: bool = False,
+    contexts: Any = None,
     seed: int = 1,
 ) -> dict[str, torch.Tensor]:
     """Build a mini-batch as a data loader yields it; a cell's values depend on its row alone."""
@@ -128,6 +129,8 @@ def make_tensors(
         tensors[REGISTRY_KEYS.BATCH] = rng.integers(0, 2, size=(n_cells, 1))
         tensors[REGISTRY_KEYS.CATEGORICAL_COVARIATES] = rng.integers(0, 3, size=(n_cells, 1))
         tensors[REGISTRY_KEYS.CONTINUOUS_COVARIATES] = rng.normal(size=(n_cells, 1))
+    if contexts is not None:
+        tensors[REGISTRY_KEYS.CONTEXTS] = np.asarray(contexts)[:, None]
     return {key: torch.as_tensor(value, dtype=torch.float32) for key, value in tensors.items()}
 
 
