@@ -100,6 +100,10 @@ def screens(draw: st.DrawFn) -> Screen:
     ):
         if draw(st.integers(0, 3)) == 0:
             setup[argument] = key
+    # Not all levels have control cells, and few pairs have many cells.
+    obs["line"] = rng.choice(["k", "m", "t"], n_cells, p=[0.6, 0.3, 0.1])
+    if draw(st.integers(0, 2)) == 0:
+        setup["context_key"] = "line"
     n_genes = draw(st.integers(3, 9))
     counts = rng.poisson(rng.gamma(1, 3, n_genes), (n_cells, n_genes))
     counts[counts.sum(axis=1) == 0, 0] = 1
@@ -187,6 +191,14 @@ def questions(model: Any, cells: np.ndarray, batch_size: int) -> dict[str, Calla
         "perturbed": lambda: model.get_latent_representation(representation="perturbed"),
         "programs": lambda: model.get_latent_programs(),
         "masks": lambda: model.get_perturbation_masks(),
+        "ate in contexts": lambda: model.predict_ate(
+            [label], context=model.contexts, **method, **FEW
+        ),
+        "ate of cells": lambda: model.predict_ate([label], indices=cells, **method, **FEW),
+        "masks in a context": lambda: model.get_perturbation_masks(context=model.contexts[0]),
+        "effects in a context": lambda: (
+            model.get_perturbation_effects(context=model.contexts[-1]).sd
+        ),
         "effects": lambda: model.get_perturbation_effects().mean,
         "direct": lambda: model.get_direct_effects().mean,
         "interactions": lambda: model.predict_interactions(**FEW),
@@ -206,12 +218,16 @@ def questions(model: Any, cells: np.ndarray, batch_size: int) -> dict[str, Calla
     of_some_models = {
         "programs": "get_latent_programs",
         "masks": "get_perturbation_masks",
+        "masks in a context": "get_perturbation_masks",
         "effects": "get_perturbation_effects",
+        "effects in a context": "get_perturbation_effects",
         "direct": "get_direct_effects",
         "pairs": "rank_unseen_pairs",
         "dose response": "predict_dose_response",
     }
     lacking = {name for name, method in of_some_models.items() if not hasattr(model, method)}
+    if not model.contexts:
+        lacking |= {name for name in more if name.endswith(("a context", "contexts"))}
     return asked | {name: ask for name, ask in more.items() if name not in lacking}
 
 
@@ -294,7 +310,13 @@ def test_a_trained_model_answers_or_says_why_not(
         scvi.settings.seed = seed
         try:
             model_cls.setup_anndata(adata, **setup)
-            model = model_cls(adata, n_latent=2, n_hidden=4, gene_likelihood=gene_likelihood)
+            model = model_cls(
+                adata,
+                n_latent=2,
+                n_hidden=4,
+                gene_likelihood=gene_likelihood,
+                **({"direct_effects": False, "stacking": False} if "context_key" in setup else {}),
+            )
             model.train(**TRAINING, **training)
         except SAMSError as error:
             event(f"not trained: {type(error).__name__}")
