@@ -8,8 +8,12 @@ with a mask and an effect that all contexts share, and a mask ``n`` and an effec
 ``f_tcl ~ Normal(0, beta^2)`` of the context's own. A perturbation has effects of its own in a share
 ``rho`` of the contexts, and on a share ``pi`` of the latent dimensions there
 (:class:`RowwiseMaskPrior`). Both are estimated from the screen: where the contexts agree ``rho``
-falls to all but nothing. A pair of a perturbation and a context that no cell has been measured in
-has the prior of the second part.
+falls to all but nothing.
+
+A perturbation in a context that no cell was measured in does there what contexts share, and is
+there as in one of the n contexts it was measured in, each as likely as that it is as in none of
+them (a Polya urn; Blackwell & MacQueen 1973): the second part is that of one of these, or has its
+prior, with probability 1 / (n + 1) each.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from scvi_sams._torch import generator
 from scvi_sams.module._effect_rows import EffectRows
 from scvi_sams.module._masks import MaskPosterior, RowwiseMaskPrior
 from scvi_sams.module._networks import MeanFieldEffects, draw_particles
@@ -95,7 +100,48 @@ class ContextEffects(nn.Module):
             masks = is_measured.to(logits).expand(n_particles, *logits.shape)
         else:
             masks = self.masks.sample_by(logits, n_particles)
-        return OwnDraw(masks, logits, draw_particles(posterior, n_particles), posterior)
+        effects = draw_particles(posterior, n_particles)
+        # Rows that were not measured play no part in training.
+        if not (self.training or self.masks.all_on or bool(is_measured.all())):
+            masks, effects = self._as_elsewhere(rows, masks, effects)
+        return OwnDraw(masks, logits, effects, posterior)
+
+    def _as_elsewhere(self, rows: Tensor, masks: Tensor, effects: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace samples of the prior by some of other contexts, in rows that were not measured.
+
+        The others are as they are.
+        """
+        n_particles, n_rows, _ = masks.shape
+        first, n = self._measured_elsewhere(rows)
+        shape, source = (n_particles, n_rows), generator(rows.device)
+        uniform = torch.rand(shape, generator=source, device=rows.device)
+        chosen = (uniform * (n + 1)).long()
+        replaced = ((self.rows.places(rows) < 0) & (chosen < n))[..., None]
+        place = (first + chosen).clamp(max=len(self.n_cells) - 1)
+        there = self.masks.sample_by(self.masks.log_odds(place), 1)[0]
+        q = self.effects(place)
+        found = draw_particles(Normal(q.loc[0], q.scale[0], validate_args=False), n_particles)
+        return torch.where(replaced, there, masks), torch.where(replaced, found, effects)
+
+    def _measured_elsewhere(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """First place of a perturbation in the tables, and in how many contexts it was measured."""
+        start = self.rows.perturbation_of(rows) * self.rows.per_perturbation
+        ends = (start, start + self.rows.per_perturbation)
+        first, end = (torch.searchsorted(self.rows.measured, place) for place in ends)
+        return first, end - first
+
+    def mixed(self, rows: Tensor, of_places: Tensor, of_prior: Tensor) -> Tensor:
+        """Expectations ``(R, L)``: of measured rows their own, of others those of the urn.
+
+        ``of_places`` are those of all places, ``of_prior``, ``(L,)`` or ``(R, L)``, of the prior.
+        """
+        first, n = self._measured_elsewhere(rows)
+        place = self.rows.places(rows)
+        sums = torch.cat([torch.zeros_like(of_places[:1]), of_places.cumsum(dim=0)])
+        elsewhere = (sums[first + n] - sums[first] + of_prior) / (n + 1)[:, None]
+        if self.masks.all_on:
+            elsewhere = torch.zeros_like(elsewhere)
+        return torch.where((place >= 0)[:, None], of_places[place.clamp(min=0)], elsewhere)
 
     def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor, Normal]:
         """Whether rows were measured, ``(R, 1)``, log-odds of masks and posterior of effects.
@@ -115,16 +161,27 @@ class ContextEffects(nn.Module):
 
     def moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and variance of what is the context's own, each ``(R, L)``, exact."""
-        on, posterior = self.inclusion_probability(rows), self.posterior(rows)[2]
-        mean, variance = posterior.loc[0], posterior.variance[0]
-        return on * mean, on * (mean.square() + variance) - (on * mean).square()
+        q = self.effects(torch.arange(len(self.n_cells), device=rows.device))
+        on = self._on_in_places()
+        mean = self.mixed(rows, on * q.loc[0], torch.zeros_like(on[0]))
+        squares = on * (q.loc[0].square() + q.variance[0])
+        second = self.mixed(rows, squares, self._on_by_prior() * self.effect_scale**2)
+        return mean, (second - mean.square()).clamp(min=0)
+
+    def _on_in_places(self) -> Tensor:
+        """Posterior probability of every mask of the table."""
+        if self.masks.all_on:
+            return torch.ones_like(self.masks.logits)
+        return self.masks.inclusion_probability
+
+    def _on_by_prior(self) -> Tensor:
+        """Probability of masks of which nothing is known, ``(L,)``."""
+        chance = torch.sigmoid(self.prior.marginal_log_odds())
+        return torch.where(self.masks.is_excluded, 0.0, chance)
 
     def inclusion_probability(self, rows: Tensor) -> Tensor:
         """Posterior probability that a context has an effect of its own, ``(R, L)``."""
-        is_measured, logits, _ = self.posterior(rows)
-        if self.masks.all_on:
-            return is_measured.to(logits).expand_as(logits)
-        return torch.sigmoid(logits)
+        return self.mixed(rows, self._on_in_places(), self._on_by_prior())
 
     def cells_of(self, rows: Tensor) -> Tensor:
         """Training cells of rows, ``(R,)``."""

@@ -256,14 +256,17 @@ class SAMSVAEModule(LatentShiftModule):
         # Of the effect where its mask is on.
         on = shared_on.clamp(min=_SMALLEST_PROBABILITY)
         mean, second = mean / on, (sd.square() + mean.square()) / on
-        own = self.contexts.posterior(rows)[2]
-        return chance_of_effect(
+        is_measured, logits, own = self.contexts.posterior(rows)
+        found = chance_of_effect(
             shared_on,
-            self.contexts.inclusion_probability(rows),
+            torch.sigmoid(logits),
             mean + own.loc[0],
             (second - mean.square()).clamp(min=0) + own.variance[0],
             self.effect_prior_scale,
         )
+        if bool(is_measured.all()):
+            return found
+        return self.contexts.mixed(rows, self.chance_of_effect(self.effect_rows.measured), found)
 
     @torch.no_grad()
     def start_masks(self, state_variance: Tensor | None = None) -> None:
@@ -305,9 +308,10 @@ class SAMSVAEModule(LatentShiftModule):
         # is the prior's.
         from_cells = (1 - own.variance[0] / prior**2).clamp(min=_LEAST_FROM_CELLS)
         sums = shared[place] + own.loc[0] / from_cells
-        variance = own.variance[0] / from_cells
+        has_cells = (contexts.n_cells > 0)[:, None]
+        variance = torch.where(has_cells, own.variance[0] / from_cells, torch.inf)
         weights = by_perturbation(1 / variance, place, 0.0)
-        precision = weights.sum(dim=1)
+        precision = weights.sum(dim=1).clamp(min=prior**-2)
         mean = (weights * by_perturbation(sums, place, 0.0)).sum(dim=1) / precision
         totals = self.full_effects().loc[0]
         resampled = list(resampled_rotations(totals, place))
