@@ -89,7 +89,7 @@ def test_what_follows_samples_of_exact_mean_adds_no_error():
     noise = 0.1 * rng.normal(size=(n_draws, n_genes))
     effects = 2 + shift @ rng.normal(size=(n_shift, n_genes)) + 0.7 * direct + noise
     draws, of_shift, added = (torch.as_tensor(values) for values in (effects, shift, direct))
-    mean, error = summary(draws, None, caused_by=DrawnEffect(of_shift, added))
+    mean, error = summary(draws, None, caused_by=DrawnEffect(of_shift[:, None], added[:, None]))
     np.testing.assert_allclose(mean, effects.mean(axis=0))
     for gene in range(n_genes):
         design = np.column_stack([np.ones(n_draws), shift, direct[:, gene]])
@@ -99,8 +99,8 @@ def test_what_follows_samples_of_exact_mean_adds_no_error():
     plain = effects.std(axis=0, ddof=1) / np.sqrt(n_draws)
     assert (error.numpy() < 0.2 * plain).all()
     # Shifts that do not vary explain nothing, and many numbers would explain anything.
-    constant = DrawnEffect(torch.ones(n_draws, n_shift, dtype=draws.dtype), None)
-    many = DrawnEffect(torch.as_tensor(rng.normal(size=(n_draws, 20))), None)
+    constant = DrawnEffect(torch.ones(n_draws, 1, n_shift, dtype=draws.dtype), None)
+    many = DrawnEffect(torch.as_tensor(rng.normal(size=(n_draws, 2, 10))), None)
     for cause in (None, constant, many):
         _, error = summary(draws, None, caused_by=cause)
         np.testing.assert_allclose(error, plain)

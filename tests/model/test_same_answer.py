@@ -12,6 +12,7 @@ from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 from scvi_sams._torch import fixed_seed
 from scvi_sams.model import _noise
 from scvi_sams.model._noise import CellNoise, by_blocks, keys_of_cells, new_seed
+from scvi_sams.module._effect_rows import EffectRows
 
 MODELS = {
     "default": (SAMSVAE, {}),
@@ -199,12 +200,26 @@ def test_perturbations_are_drawn_in_blocks():
         source = torch.Generator().manual_seed(new_seed())
         return [torch.rand(3, len(rows), 2, generator=source), rows[None].float()]
 
-    values, names = by_blocks(draw, torch.tensor([1, 4]), 5, seed=7)
+    values, names = by_blocks(draw, torch.tensor([1, 4]), EffectRows(5), seed=7)
     assert asked == [[0, 1], [4]]
     assert names.tolist() == [[1, 4]]
-    every, _ = by_blocks(draw, torch.arange(5), 5, seed=7)
+    every, _ = by_blocks(draw, torch.arange(5), EffectRows(5), seed=7)
     assert torch.equal(values, every[:, [1, 4]])
     assert (every[:, 0] != every[:, 2]).all()
+
+
+@pytest.mark.usefixtures("blocks_of_two")
+def test_a_perturbation_is_in_one_block_in_all_contexts():
+    asked = []
+
+    def draw(rows):
+        asked.append(rows.tolist())
+        return [rows[None].float()]
+
+    rows = torch.tensor([1, 3, 7, 11])
+    (found,) = by_blocks(draw, rows, EffectRows(4, 2, range(8)), seed=7)
+    assert asked == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert found.tolist() == [[1, 3, 7, 11]]
 
 
 def test_a_fixed_seed_leaves_the_random_numbers_of_others_alone():

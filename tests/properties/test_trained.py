@@ -310,13 +310,7 @@ def test_a_trained_model_answers_or_says_why_not(
         scvi.settings.seed = seed
         try:
             model_cls.setup_anndata(adata, **setup)
-            model = model_cls(
-                adata,
-                n_latent=2,
-                n_hidden=4,
-                gene_likelihood=gene_likelihood,
-                **({"direct_effects": False, "stacking": False} if "context_key" in setup else {}),
-            )
+            model = model_cls(adata, n_latent=2, n_hidden=4, gene_likelihood=gene_likelihood)
             model.train(**TRAINING, **training)
         except SAMSError as error:
             event(f"not trained: {type(error).__name__}")
