@@ -95,6 +95,15 @@ def test_a_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, epoc
         assert torch.equal(resumed.module.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("gene_likelihood", ["nb", "poisson", "normal"])
+def test_direct_effects_and_stacking_of_any_likelihood(gene_likelihood):
+    model = untrained(direct_effects=True, stacking=True, gene_likelihood=gene_likelihood)
+    model.train(max_epochs=2, **TRAINING)
+    found = model.predict_ate(context=model.contexts, method="mean", n_samples=50, key_added=None)
+    assert np.isfinite(found.X).all()
+    assert sum(model.stacking.values()) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("estimator", "correlated_effects"), [("closed_form", True), ("monte_carlo", False)]
 )

@@ -104,7 +104,9 @@ class Reference(NamedTuple):
         base = expected.without[of_controls][has_controls].astype(np.float64)
         mean_logged = logged / n[:, None]
         products = sums.products[2:][torch.as_tensor(has_controls)].numpy()
-        of_contexts = zip(products, n, rate, mean_logged, strict=True)
+        # Values that are no counts have no logarithms.
+        of_logs = mean_logged if is_count else np.zeros((len(n), 1))
+        of_contexts = zip(products, n, rate, of_logs, strict=True)
         within = zip(*(Moments.of(*values) for values in of_contexts), strict=True)
         moments = Moments(*(np.average(values, axis=0, weights=n) for values in within))
         sizes, numbers = shares
