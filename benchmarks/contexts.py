@@ -113,7 +113,8 @@ def kang(seeds: list[int], models: list[str]) -> pd.DataFrame:
                 score(f"SAMSVAE, {name}", str(seed), cell_type, treated)
                 change = own_controls + treated - control
                 score(f"SAMSVAE, {name}, change", str(seed), cell_type, change)
-                print(f"{cell_type}, {name}, seed {seed}: {seconds:.0f} CPU s", flush=True)
+                error = errors[f"SAMSVAE, {name}, change", str(seed)][cell_type]
+                print(f"{cell_type}, {name}, {seed}: {error:.3f}, {seconds:.0f} CPU s", flush=True)
     table = pd.DataFrame(errors).T.rename_axis(["method", "seed"])
     return table.assign(median=table.median(axis=1), mean=table.mean(axis=1))
 
