@@ -399,9 +399,9 @@ def test_cells_of_an_unknown_context_have_what_contexts_share(certain, linear):
     model, parts, weight = linear
     without = query(model.adata)
     del without.obs["line"]
-    values = model.predict(["P002", "control"], without, output="rate").X
+    values = model.predict(["P003", "control"], without, output="rate").X
     apart = np.subtract(*values.reshape(2, without.n_obs, -1))
-    expected = np.tile(weight @ shift(model, parts, "P002"), (without.n_obs, 1))
+    expected = np.tile(weight @ shift(model, parts, "P003"), (without.n_obs, 1))
     np.testing.assert_allclose(apart, expected, rtol=1e-3, atol=1e-3)
 
 
