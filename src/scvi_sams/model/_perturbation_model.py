@@ -117,7 +117,7 @@ class PerturbationModel(CellModel):
         context
             Where contexts are registered: the effect in one of them, or in several; ``None`` or
             ``"mean"``: on all cells, each in its own. A pair that was not measured has what
-            contexts share, with a wider interval.
+            contexts share, and more as others show (:ref:`contexts <contexts>`).
         indices
             Cells of the training data to compare on; ``None``: control cells, those of the context.
         key_added
