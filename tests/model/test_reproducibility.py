@@ -99,7 +99,7 @@ def test_two_processes_with_one_seed_agree_bit_for_bit(tmp_path):
     assert all(name.startswith("weights ") for name in same), same
     constant = {"is_initialised", "is_dense", "is_excluded", "cells_per_perturbation"}
     constant |= {"genes"}  # all that have direct effects: every one of so few
-    constant |= {"combinations", "combination_doses"}
+    constant |= {"combinations", "combination_doses", "pairs", "context_weights"}
     # A switch; and of so short a training no sample is wider than effects are uncertain.
     constant |= {"stacked", "spread"}
     assert {name.split(".")[-1].removeprefix("weights ") for name in same} <= constant

@@ -225,7 +225,7 @@ def test_posterior_means_are_in_the_likelier_branch_and_samples_in_either(escape
     for sampled in (False, True):
         scvi.settings.seed = 2
         reader = escaped._read(None, cells, None)
-        shifts = escaped.module.shift_moments(reader.perturbations)[0][None]
+        shifts = escaped.module.shift_moments(reader.effects)[0][None]
         respond[sampled] = np.zeros(len(cells), dtype=bool)
         for found in reader.encoded(shifts, sampled=sampled):
             respond[sampled][found.place] = (found.shift[0] != 0).any(dim=1).cpu().numpy()

@@ -104,6 +104,21 @@ def test_direct_effects_and_stacking_of_any_likelihood(gene_likelihood):
     assert sum(model.stacking.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("gene_likelihood", ["nb", "normal"])
+def test_a_context_of_which_no_cell_is_held_out(gene_likelihood):
+    first = untrained()
+    first.train(max_epochs=1, train_size=0.98, **TRAINING)
+    adata = first.adata
+    adata.obs.iloc[first.validation_indices, adata.obs.columns.get_loc("line")] = "K"
+    scvi.settings.seed = 3
+    SAMSVAE.setup_anndata(adata, context_key="line")
+    model = SAMSVAE(adata, gene_likelihood=gene_likelihood, **SMALL_MODEL)
+    model.train(max_epochs=2, train_size=0.98, **TRAINING)
+    assert set(adata.obs["line"].iloc[model.validation_indices]) == {"K"}
+    found = model.predict_ate(context="T", method="mean", n_samples=50, key_added=None)
+    assert np.isfinite(found.X).all()
+
+
 @pytest.mark.parametrize(
     ("estimator", "correlated_effects"), [("closed_form", True), ("monte_carlo", False)]
 )

@@ -173,11 +173,12 @@ class ObservedEffects:
         is_count = likelihood.is_count_likelihood
         self._n = sums.n.double().numpy()[:, None]
         self._size = sums.size.double().numpy()[:, None]
-        # Control cells are what effects are relative to; all cells where there are none.
+        # Control cells are what effects are relative to; all cells where there are none. Of a
+        # context no cell at all may be held out: then no row has any, and 1 stands for nothing.
         controls = slice(-1, None) if sums.has_controls else slice(None)
-        self._n_reference = float(self._n[controls].sum())
+        self._n_reference = float(self._n[controls].sum()) or 1.0
         total = sums.x[controls].double().sum(dim=0).numpy()
-        self._size_reference = float(self._size[controls].sum())
+        self._size_reference = float(self._size[controls].sum()) or 1.0
         self._rate = (total + 0.5 * is_count) / self._size_reference
         logged = sums.logged[controls].double().sum(dim=0).numpy() / self._n_reference
         products = sums.products[int(sums.has_controls)].numpy()
