@@ -426,8 +426,10 @@ def test_masks_of_pairs_that_were_not_measured_and_of_perturbations_without_any(
         correlated_effects=False,
     )
     module.contexts.n_cells.fill_(30)
+    module.contexts.n_cells[-1] = 0  # registered, but all of its cells are held out
     module.begin_dense_phase()
     module.start_masks()
+    assert module.contexts.inclusion_probability(module.effect_rows.measured)[-1].max() < 0.05
     assert module.masks.logits.isfinite().all()
     assert module.contexts.masks.logits.isfinite().all()
     np.testing.assert_allclose(

@@ -43,6 +43,8 @@ _LEAST_KNOWN = 0.01
 _SHARE_OF_OWN = 0.5
 """Of the probability of masks, that of masks that are a context's own, until it is estimated."""
 _LEAST_FROM_CELLS = 0.02
+_UNKNOWN = 1e6
+"""Variance of effects of which nothing is known, where it has to be finite."""
 _SMALLEST_PROBABILITY = 1e-6
 
 _MOMENTS_SEED = 11027
@@ -316,8 +318,8 @@ class SAMSVAEModule(LatentShiftModule):
         totals = self.full_effects().loc[0]
         resampled = list(resampled_rotations(totals, place))
         common = variance_of_axes(mean, 1 / precision + coarsened, prior, resampled=resampled)
-        of_own = variance_of_axes(own.loc[0], variance, prior, resampled=resampled)
-        variance = variance + of_own
+        known = variance.clamp(max=_UNKNOWN)
+        variance = variance + variance_of_axes(own.loc[0], known, prior, resampled=resampled)
         estimates = Estimates(
             by_perturbation(sums, place, 0.0),
             by_perturbation(variance, place, torch.inf),
