@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from scvi_sams.module._combinations import Combinations
 from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
@@ -169,12 +170,13 @@ def _members(
     alone = stands_alone.to(batch.codes.device)[batch.codes.clamp(min=0)]
     speaks = carried & ((counts == 1)[:, None] | ~alone)
     cells, slots = speaks.nonzero(as_tuple=True)
-    combinations = tables.rows_of_cells(batch.codes, batch.doses, batch.codes)[0][:, 0]
-    together = (combinations >= tables.n_perturbations).nonzero(as_tuple=True)[0]
+    combinations = tables.measured.rows_of(Combinations.of_cells(batch.codes, batch.doses))
+    combinations = combinations.to(batch.codes)
+    together = (combinations >= 0).nonzero(as_tuple=True)[0]
     controls = (counts == 0).nonzero(as_tuple=True)[0]
     members = [
         (cells, batch.codes[cells, slots], slots),
-        (together, combinations[together], torch.zeros_like(together)),
+        (together, tables.n_perturbations + combinations[together], torch.zeros_like(together)),
         (controls, torch.full_like(controls, tables.n_rows), torch.zeros_like(controls)),
     ]
     if batch.contexts is not None:
