@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulate_screen, simulated_ate
+from scvi_sams.train._gene_sums import gene_sums
 from train.screens import SMALL_MODEL, make_screen
 
 SHIFTS_ONLY = {"direct_effects": False, "stacking": False}
@@ -102,6 +103,31 @@ def test_direct_effects_and_stacking_of_any_likelihood(gene_likelihood):
     found = model.predict_ate(context=model.contexts, method="mean", n_samples=50, key_added=None)
     assert np.isfinite(found.X).all()
     assert sum(model.stacking.values()) == pytest.approx(1)
+
+
+def test_each_group_of_direct_effects_has_its_cells():
+    """Perturbations, combinations, controls, pairs with contexts, and controls of these."""
+    model = untrained(direct_effects=True, stacking=True)
+    model.train(max_epochs=1, **TRAINING)
+    tables, obs = model.module.direct, model.adata.obs
+    cells = (batch for _, batch in model._read(None, None, 50).cells())
+    sums = gene_sums(cells, tables, torch.ones(4, dtype=torch.bool), is_count=True, n_contexts=3)
+    lines, labels = ["K", "M", "T"], obs["perturbation"].astype(str)
+    together = [
+        "+".join(sorted(model.perturbations[code] for code in codes if code >= 0))
+        for codes in tables.combinations.tolist()
+    ]
+    groups = [(label, None) for label in [*model.perturbations, *together]]
+    groups += [(model.perturbations[row // 4], lines[row % 4]) for row in tables.pairs.tolist()]
+    groups += [("control", None), *(("control", line) for line in lines)]
+    counts = model.adata.X.toarray()
+    assert len(together) == 2
+    assert len(tables.pairs) > 8
+    for place, (label, line) in enumerate(groups):
+        is_there = (labels == label) & (True if line is None else obs["line"] == line)
+        assert sums.n[place] == is_there.sum()
+        np.testing.assert_allclose(sums.x[place], counts[is_there].sum(axis=0))
+    assert len(groups) == len(sums.n)
 
 
 @pytest.mark.parametrize("gene_likelihood", ["nb", "normal"])
