@@ -498,3 +498,11 @@ def test_contexts_by_the_registered_column_alone(certain):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     shares = softmax(expected, axis=1)
     assert np.abs(shares[0] - decode_shares(model, z[0], one_hot("M"))).max() > 1e-4
+
+
+def test_cells_to_start_from_contradict_states_from_the_prior():
+    adata = small_screen()
+    SAMSVAE.setup_anndata(adata)
+    model = SAMSVAE(adata, n_latent=2, n_hidden=4)
+    with pytest.raises(InvalidArgumentError, match="Leave one of the two out"):
+        model.predict_ate(["P001"], indices=[0, 1], basal="prior")

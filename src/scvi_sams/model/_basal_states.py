@@ -56,6 +56,11 @@ def where_states_are_from(
         of_cells = model.module.effect_rows.n_contexts or cells.indices is not None
         return "control" if of_cells else "prior"
     check_choice("basal", basal, get_args(Basal))
+    if basal == "prior" and cells.indices is not None and not model.module.covariates.n_out:
+        raise InvalidArgumentError(
+            "`indices` are cells that basal states are taken of, and basal='prior' takes them of "
+            "none. Leave one of the two out."
+        )
     return basal
 
 

@@ -7,8 +7,8 @@ In context c the effect of perturbation t on latent dimension l is::
 with a mask and an effect that all contexts share, and a mask ``n`` and an effect
 ``f_tcl ~ Normal(0, beta^2)`` of the context's own. A perturbation has effects of its own in a share
 ``rho`` of the contexts, and on a share ``pi`` of the latent dimensions there
-(:class:`RowwiseMaskPrior`). Both are estimated from the screen: where the contexts agree ``rho``
-falls to all but nothing.
+(:class:`RowwiseMaskPrior`). Both are estimated from the screen: where the contexts agree hardly
+any mask is on.
 
 A perturbation in a context that no cell was measured in does there what contexts share, and is
 there as in one of the n contexts it was measured in, each as likely as that it is as in none of
