@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import scvi
@@ -14,6 +15,22 @@ def data_dir():
             "SCVI_SAMS_REQUIRE_DATA=1 to download it into the cache folder"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def converted_file(data_dir):
+    """Find a file that is converted in R, and cannot be downloaded; an error if it is required."""
+
+    def find(name):
+        path = Path(data_dir or "") / name
+        if not path.is_file():
+            missing = f"needs {name} in SCVI_SAMS_DATA_DIR: it is converted in R"
+            if os.environ.get("SCVI_SAMS_REQUIRE_DATA") == "1":
+                pytest.fail(missing)
+            pytest.skip(missing)
+        return path
+
+    return find
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -13,11 +11,8 @@ FILE = "kang18_subset.h5ad"
 
 
 @pytest.fixture(scope="module")
-def file(data_dir):
-    path = Path(data_dir or "") / FILE
-    if not path.is_file():
-        pytest.skip(f"needs {FILE}, which is converted in R: it cannot be downloaded")
-    return path
+def file(converted_file):
+    return converted_file(FILE)
 
 
 @pytest.fixture(scope="module")

@@ -60,10 +60,9 @@ def test_there_are_tutorials():
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_a_tutorial_runs(name, data_dir, tmp_path, monkeypatch):
-    converted = CONVERTED.get(name)
-    if converted and not (Path(data_dir or "") / converted).is_file():
-        pytest.skip(f"needs {converted}, which is converted in R: it cannot be downloaded")
+def test_a_tutorial_runs(name, data_dir, converted_file, tmp_path, monkeypatch):
+    if name in CONVERTED:
+        converted_file(CONVERTED[name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     names = {"__name__": "tutorial"}
