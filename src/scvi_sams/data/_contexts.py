@@ -16,9 +16,9 @@ from scvi.data.fields import BaseAnnDataField
 
 from scvi_sams._checks import check_key
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._covariates import check_keys_exist, validate_categories
+from scvi_sams.data._covariates import check_keys_exist, only_column, validate_categories
 from scvi_sams.data._field import PerturbationField
-from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, RegistrationError
+from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
 from scvi_sams.labels._names import listing, similar_names, texts_of
 
@@ -92,7 +92,7 @@ class ContextField(BaseAnnDataField):
     def register_field(self, adata: AnnData) -> dict:
         """Encode the training data, and remember the contexts and their pairs."""
         self.validate_field(adata)
-        contexts = learn_contexts(self._column(adata))
+        contexts = learn_contexts(only_column(adata, self.context_key))
         labels = self.perturbations.read(adata)
         pairs = np.unique(_pairs_of_cells(labels, contexts))
         return self._write(adata, labels, contexts, pairs, n_without=0, unknown=[])
@@ -108,14 +108,14 @@ class ContextField(BaseAnnDataField):
     def find(
         self, adata: AnnData, state_registry: Mapping[str, Any]
     ) -> tuple[Contexts, int, list[str]]:
-        """Contexts of other data, of how many cells none is told, and which are unknown.
+        """Contexts of other data, the number of cells without one, and unknown levels.
 
         Nothing is written.
         """
         levels = tuple(map(str, state_registry[self.LEVELS_KEY]))
         if self.context_key not in adata.obs:
             return Contexts(levels, np.full(adata.n_obs, len(levels))), adata.n_obs, []
-        text_of_cell, texts = texts_of(self._column(adata), InvalidCovariateError)
+        text_of_cell, texts = texts_of(only_column(adata, self.context_key), InvalidCovariateError)
         code_of = {level: code for code, level in enumerate(levels)}
         codes = np.array([code_of.get(text, len(levels)) for text in texts], dtype=np.int64)
         n_without = int(np.array([not text for text in texts], dtype=bool)[text_of_cell].sum())
@@ -137,15 +137,6 @@ class ContextField(BaseAnnDataField):
         for code, (level, n_controls, n_perturbations) in enumerate(rows):
             table.add_row(level, str(n_controls), str(n_perturbations), str(code))
         return table
-
-    def _column(self, adata: AnnData) -> pd.Series:
-        column = adata.obs[self.context_key]
-        if isinstance(column, pd.DataFrame):
-            raise RegistrationError(
-                f"adata.obs has more than one column {self.context_key!r}. Rename or drop one of "
-                "them."
-            )
-        return column
 
     def _write(
         self,

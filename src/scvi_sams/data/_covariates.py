@@ -25,6 +25,16 @@ def check_keys_exist(adata: AnnData, **keys_of_slot: Iterable[str | None]) -> No
         check_has(f"adata.{slot} has no", wanted, getattr(adata, slot).keys())
 
 
+def only_column(adata: AnnData, key: str) -> pd.Series:
+    """Return a column of obs; an error if there are several of that name."""
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise RegistrationError(
+            f"adata.obs has more than one column {key!r}. Rename or drop one of them."
+        )
+    return column
+
+
 def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:
     """Raise an error if there are no cells or genes, or names of genes or columns are not unique.
 

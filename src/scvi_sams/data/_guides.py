@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import rich.table
 from anndata import AnnData
 from scvi.data import AnnDataManager
@@ -16,9 +15,9 @@ from scvi.data.fields import BaseAnnDataField
 
 from scvi_sams._checks import check_key
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data._covariates import check_keys_exist
+from scvi_sams.data._covariates import check_keys_exist, only_column
 from scvi_sams.data._field import PerturbationField
-from scvi_sams.exceptions import InvalidArgumentError, RegistrationError
+from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.labels._guides import (
     NO_GUIDE,
     GuideList,
@@ -103,7 +102,7 @@ class GuideField(BaseAnnDataField):
         """Encode the training data, and remember the guides and their perturbations."""
         self.validate_field(adata)
         labels = self.perturbations.read(adata)
-        groups, group_of_cell = carriers_of_guides(self._column(adata), labels)
+        groups, group_of_cell = carriers_of_guides(only_column(adata, self.guide_key), labels)
         learned, guides = learn_guides(groups, labels)
         code_of = {name: code for code, name in enumerate(labels.vocabulary)}
         perturbation = np.array([code_of[owner] for owner in learned.owners], dtype=np.int64)
@@ -125,7 +124,7 @@ class GuideField(BaseAnnDataField):
         if self.guide_key not in adata.obs:
             return labels, np.full((len(labels), 1), NO_GUIDE), []
         known = self._known(state_registry)
-        groups, group_of_cell = carriers_of_guides(self._column(adata), labels)
+        groups, group_of_cell = carriers_of_guides(only_column(adata, self.guide_key), labels)
         guides, unknown = find_guides(groups, known, labels)
         return labels, guide_codes(guides, group_of_cell, known.names), unknown
 
@@ -143,15 +142,6 @@ class GuideField(BaseAnnDataField):
         for code, (name, owner, n_cells) in enumerate(rows):
             table.add_row(name, owner, str(n_cells), str(code))
         return table
-
-    def _column(self, adata: AnnData) -> pd.Series:
-        column = adata.obs[self.guide_key]
-        if isinstance(column, pd.DataFrame):
-            raise RegistrationError(
-                f"adata.obs has more than one column {self.guide_key!r}. Rename or drop one of "
-                "them."
-            )
-        return column
 
     def _known(self, state_registry: Mapping[str, Any]) -> GuideList:
         names, owners = (

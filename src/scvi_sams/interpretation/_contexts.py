@@ -90,9 +90,8 @@ def context_effects(
 
     Warnings
     --------
-    Where few cells were measured an effect that contexts share is told from the others' cells:
-    ``acts`` may be false for want of cells where ``p_acts`` is high. A difference of size alone
-    that cells can hardly show is taken for none.
+    Where a pair has few cells, a shared effect is inferred from the cells of other contexts:
+    ``p_acts`` may be high and ``acts`` false. A small difference in size is taken for none.
     Probabilities and sizes are those of the latent state: what a perturbation does to single genes
     beside that (:meth:`~scvi_sams.SAMSVAE.get_direct_effects`) is seen by the test alone.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scvi_sams._checks import check_choice
 from scvi_sams._torch import generator
-from scvi_sams.data._contexts import registered_contexts
+from scvi_sams.data._contexts import Contexts, registered_contexts
 from scvi_sams.exceptions import InvalidArgumentError, MissingControlError, SAMSError
 from scvi_sams.labels._names import check_has
 from scvi_sams.model._cell_model import CellModel
@@ -82,8 +82,9 @@ def basal_states(
         return BasalStates(z_basal.reshape(shape), None)
     model._check_has_data("context" if has_contexts else "basal")
     model._validate_anndata()
-    sources = _sources(model, basal, cells)
-    chosen = sources[_chosen(model, sources, n_posterior, n_basal)]
+    contexts = registered_contexts(model.adata_manager)
+    sources = _sources(model, basal, cells, contexts)
+    chosen = sources[_chosen(contexts, sources, n_posterior, n_basal)]
     covariates = z_basal.new_empty(n_draws, module.covariates.n_out)
     reader = CellReader(model, model.adata, chosen, None)
     for place, read, _, qz, _ in reader.encoded(module.shift_moments(reader.effects)[0][None]):
@@ -91,7 +92,6 @@ def basal_states(
             z_basal[place] = qz.loc[0] + qz.scale[0] * z_basal[place]
         if read.covariates is not None:
             covariates[place] = read.covariates
-    contexts = registered_contexts(model.adata_manager)
     return BasalStates(
         z_basal.reshape(shape),
         covariates.reshape(shape) if module.covariates.n_out else None,
@@ -101,7 +101,9 @@ def basal_states(
     )
 
 
-def _sources(model: CellModel, basal: Basal, cells: CellsToCompare) -> np.ndarray:
+def _sources(
+    model: CellModel, basal: Basal, cells: CellsToCompare, contexts: Contexts | None
+) -> np.ndarray:
     """Positions of the cells that basal states, covariates and contexts are of."""
     context, indices = cells
     if indices is not None:
@@ -115,7 +117,6 @@ def _sources(model: CellModel, basal: Basal, cells: CellsToCompare) -> np.ndarra
                 "The data has no control cells to take basal states from. Use basal='prior'."
             )
         found = found if len(found) else np.arange(model.adata.n_obs)
-    contexts = registered_contexts(model.adata_manager)
     if contexts is None or context is None:
         return found
     is_there = contexts.codes == contexts.levels.index(context)
@@ -126,10 +127,11 @@ def _sources(model: CellModel, basal: Basal, cells: CellsToCompare) -> np.ndarra
     return within if len(within) else np.flatnonzero(is_there)
 
 
-def _chosen(model: CellModel, sources: np.ndarray, n_posterior: int, n_basal: int) -> np.ndarray:
+def _chosen(
+    contexts: Contexts | None, sources: np.ndarray, n_posterior: int, n_basal: int
+) -> np.ndarray:
     """Places in ``sources``, ``(n_posterior * n_basal,)``."""
     source = generator(torch.device("cpu"))
-    contexts = registered_contexts(model.adata_manager)
     if contexts is None:
         return torch.randint(len(sources), (n_posterior * n_basal,), generator=source).numpy()
     # Evenly over the contexts, so that those of each posterior sample are as frequent as in cells.

@@ -19,13 +19,15 @@ def moments_of_perturbations(model: CellModel, context: str | None) -> tuple[Ten
     In a context, or without one averaged over the training cells of the perturbation.
     """
     module = model.module
-    if context is not None or not model.contexts:
+    if context is not None:
         return module.shift_moments(rows_in_context(model, context))
+    every = torch.arange(len(model.perturbations), device=module.device)
+    if not model.contexts:
+        return module.shift_moments(every)
     rows = module.effect_rows.measured
     perturbations = module.effect_rows.perturbation_of(rows)
     counts = module.contexts.cells_of(rows)
     # What contexts share does not average out; a part of a context's own does.
-    every = torch.arange(len(model.perturbations), device=module.device)
     shared_mean, shared_sd = module.shared_moments(every)
     own_mean, own_variance = module.contexts.moments(rows)
     total = torch.zeros(len(every), device=module.device).index_add_(0, perturbations, counts)
@@ -41,13 +43,10 @@ def chances_of_effects(model: CellModel, context: str | None) -> Tensor:
     In a context, or without one the largest of those in which the perturbation was measured.
     """
     module = model.module
-    if context is not None or not model.contexts:
-        rows = rows_in_context(model, context)
-        return (
-            module.chance_of_effect(rows)
-            if model.contexts
-            else module.masks.inclusion_probability[rows]
-        )
+    if context is not None:
+        return module.chance_of_effect(rows_in_context(model, context))
+    if not model.contexts:
+        return module.masks.inclusion_probability
     rows = module.effect_rows.measured
     found = module.chance_of_effect(rows)
     owners = module.effect_rows.perturbation_of(rows)[:, None].expand_as(found)
@@ -55,16 +54,13 @@ def chances_of_effects(model: CellModel, context: str | None) -> Tensor:
     return largest.scatter_reduce_(0, owners, found, "amax")
 
 
-def rows_in_context(model: CellModel, context: str | None) -> Tensor:
-    """Rows of the effects of all perturbations in a context (of none, without contexts)."""
+def rows_in_context(model: CellModel, context: str) -> Tensor:
+    """Rows of the effects of all perturbations in a context."""
     check_key(context=context)
-    module = model.module
-    codes = torch.arange(len(model.perturbations), device=module.device)[:, None]
-    if context is not None:
-        check_context(model, context)
-        where = torch.full_like(codes[:, 0], model.contexts.index(context))
-        return module.effect_rows.of_cells(codes, where)[:, 0]
-    return codes[:, 0]
+    check_context(model, context)
+    codes = torch.arange(len(model.perturbations), device=model.module.device)[:, None]
+    where = torch.full_like(codes[:, 0], model.contexts.index(context))
+    return model.module.effect_rows.of_cells(codes, where)[:, 0]
 
 
 class PairEffects(NamedTuple):
