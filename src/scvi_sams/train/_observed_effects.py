@@ -223,16 +223,23 @@ class ObservedEffects:
                 self._expected.dose[rows, None],
                 np.where(has_cells, observed, 0),
                 np.where(has_cells, np.sqrt(variance), np.inf),
-                np.where(has_cells, self._change_to(self._expected.with_shift, rows), 0),
-                np.where(has_cells, self._change_to(self._expected.at_mean, rows), 0),
+                np.where(has_cells, self._change_of_model(1, rows), 0),
+                np.where(has_cells, self._change_of_model(2, rows), 0),
                 self._expected.variance[rows],
             )
 
-    def _change_to(self, rates: np.ndarray, rows: slice) -> np.ndarray:
-        """Effect of a shift on the decoder's expectation, rows x genes."""
-        changed, base = (
-            values[rows].astype(np.float64) for values in (rates, self._expected.without)
-        )
+    def _change_of_model(self, place: int, rows: slice) -> np.ndarray:
+        """Effect on the decoder's expectation, rows x genes: of shifts, or of their means.
+
+        It is the change of the log rate that, if it were the same in all cells, would move the mean
+        of logs as much. A shift adds to what few cells express of a gene, and the log of the mean
+        rate, which these cells rule, changes by far more.
+        """
+        expected = self._expected
+        if expected.logged.shape[-1]:
+            base, changed = expected.logged[[0, place], rows].astype(np.float64)
+            return self.scale.log_change((changed - base) / self.scale.slope)
+        base, changed = (expected[p][rows].astype(np.float64) for p in (0, place))
         return changed - base if self._logs is None else np.log(changed) - np.log(base)
 
     def _combined(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
