@@ -9,7 +9,7 @@ import pytest
 import scvi_sams
 
 MODELS = {"CPAVAE", "ConditionalVAE", "SAMSVAE", "SVAEPlus"}
-NAMESPACES = {"datasets", "evaluation", "pl", "tl"}
+NAMESPACES = {"datasets", "evaluation", "features", "pl", "tl"}
 
 
 def test_version_is_the_installed_one():

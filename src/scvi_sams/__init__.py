@@ -1,6 +1,6 @@
 """Sparse additive mechanism shift variational autoencoders for perturbation screens."""
 
-from scvi_sams import data, datasets, evaluation
+from scvi_sams import data, datasets, evaluation, features
 from scvi_sams import interpretation as tl
 from scvi_sams import plotting as pl
 from scvi_sams._versions import __version__
@@ -17,6 +17,7 @@ __all__ = [
     "data",
     "datasets",
     "evaluation",
+    "features",
     "paper_settings",
     "pl",
     "tl",
