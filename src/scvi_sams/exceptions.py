@@ -68,6 +68,10 @@ class NotSupportedError(SAMSError, AttributeError):
     """A method of other models of scvi-tools does not exist for these; the message says why."""
 
 
+class MissingPackageError(SAMSError, ImportError):
+    """A package that this one does not require is needed here, and is not installed."""
+
+
 class SavingError(SAMSError, OSError):
     """What was to be saved cannot be written there; what was there before is as it was."""
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import DTypeLike
 from scipy import sparse
 
 from scvi_sams._checks import as_names, check_integer
@@ -144,13 +145,13 @@ class FeatureTable:
         order = np.random.default_rng(seed).permutation(len(self))
         return FeatureTable(self.names, self.columns, self.values[order])
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self, dtype: DTypeLike = np.float64) -> pd.DataFrame:
         """Return the features as a DataFrame, of sparse columns if the values are sparse."""
         index, columns = pd.Index(self.names), pd.Index(self.columns)
         if sparse.issparse(self.values):
             accessor: Any = pd.DataFrame.sparse
-            return accessor.from_spmatrix(self.values, index, columns)
-        return pd.DataFrame(self.values.copy(), index, columns)
+            return accessor.from_spmatrix(self.values.astype(dtype), index, columns)
+        return pd.DataFrame(self.values.astype(dtype), index, columns)
 
     def transposed_hint(self, names_wanted: Iterable[str]) -> str:
         """Say so if perturbations are columns in place of rows, for the end of a message.
@@ -392,7 +393,8 @@ def _check_shape(
     if not names or not columns:
         what = "columns" if names else "rows"
         raise InvalidArgumentError(
-            f"`{argument}` has no {what}. It needs a row per perturbation and a column per feature."
+            f"`{argument}` has no {what}. It needs a row per perturbation and a column per feature "
+            "(features.svd returns no columns where features do not predict measured effects)."
         )
     if values.shape != (len(names), len(columns)):
         raise InvalidArgumentError(
