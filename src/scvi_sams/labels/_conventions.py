@@ -72,6 +72,12 @@ def _built_with(mark: str, names: list[str], control: set[str]) -> list[str]:
     ]  # fmt: skip
 
 
+def gene_of_guide(name: str) -> str | None:
+    """Gene of a name that looks like one of a guide, as ``"STAT1g1"`` or ``"STAT1_1"``."""
+    found = _SURE_GUIDE.fullmatch(name) or _NUMBERED_GENE.fullmatch(name)
+    return None if found is None else next(filter(None, found.groups()))
+
+
 def guides_of_genes(names: Iterable[str]) -> dict[str, list[str]]:
     """Names that look like several guides of one gene, such as ``"STAT1g1"``, by that gene.
 
