@@ -4,6 +4,7 @@ from scvi_sams.features._embedding import from_embedding
 from scvi_sams.features._gmt import from_gmt
 from scvi_sams.features._matching import match_genes
 from scvi_sams.features._smiles import from_smiles
+from scvi_sams.features._svd import svd
 from scvi_sams.features._table import FeatureTable, as_feature_table
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "from_gmt",
     "from_smiles",
     "match_genes",
+    "svd",
 ]
