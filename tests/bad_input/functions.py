@@ -1,4 +1,4 @@
-"""A valid call of every public function of ``tl``, ``pl`` and ``evaluation``, on little data."""
+"""A valid call of every public function of ``tl``, ``pl``, ``evaluation`` and ``features``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bad_input.situation import SIZES, TRAINING
-from scvi_sams import SAMSVAE, evaluation, pl, tl
+from scvi_sams import SAMSVAE, evaluation, features, pl, tl
 from scvi_sams.model._direct_effects import DirectEffectTables
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
@@ -59,7 +59,8 @@ def trained_in_contexts(adata: ad.AnnData) -> Any:
 def calls() -> dict[str, Call]:
     adata = counts()
     model = trained(adata)
-    return tables_of_models(model) | figures(model) | effects(adata) | metrics() | splits(adata)
+    of_results = tables_of_models(model) | figures(model) | effects(adata)
+    return of_results | metrics() | splits(adata) | of_features()
 
 
 def tables_of_models(model: Any) -> dict[str, Call]:
@@ -269,4 +270,19 @@ def splits(adata: ad.AnnData) -> dict[str, Call]:
             {**labels, **parts, "name": "mine", "covariate": adata.obs["line"]},
         ),
         "evaluation.check_split": (evaluation.check_split, {"split": split, **labels}),
+    }
+
+
+def of_features() -> dict[str, Call]:
+    values = table(NAMES, GENES)
+    return {
+        "features.as_feature_table": (
+            features.as_feature_table,
+            {"features": "mine", "uns": {"mine": values}},
+        ),
+        "features.match_genes": (
+            features.match_genes,
+            {"table": values, "perturbations": NAMES, "aliases": {"a": "A"}},
+        ),
+        "features.svd": (features.svd, {"table": values, "n_components": 2}),
     }

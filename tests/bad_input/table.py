@@ -11,6 +11,7 @@ from bad_input import (
     data_cases,
     dose_cases,
     expression_cases,
+    feature_cases,
     file_cases,
     guide_cases,
     label_cases,
@@ -33,6 +34,8 @@ SECTIONS: dict[str, list[Case]] = {
     "Draws and other numbers": method_cases.DRAWS,
     "Cells and genes that are asked for": cell_cases.CELLS,
     "Other data": cell_cases.OTHER_DATA,
+    "Tables of features": feature_cases.TABLES,
+    "Files of features, and their perturbations": feature_cases.FILES,
     "Saving and loading": file_cases.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_input.md"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bad_input.functions import calls
-from scvi_sams import evaluation, pl, tl
+from scvi_sams import evaluation, features, pl, tl
 from scvi_sams.exceptions import SAMSError
 
 WRONG = [
@@ -26,8 +26,9 @@ WRONG = [
     pd.DataFrame(),
     np.zeros((2, 2)),
 ]
-ANY_VALUE = {"control", "covariate", "n_components", "indices"}
-"""Labels may be anything; the others are not read by every call."""
+NAMESPACES = {"tl": tl, "pl": pl, "evaluation": evaluation, "features": features}
+ANY_VALUE = {"argument", "control", "covariate", "n_components", "indices"}
+"""Labels and words may be anything; the others are not read by every call."""
 OTHERWISE_TESTED = {
     "tl": set(),
     "pl": {"latent"},  # a UMAP takes seconds: rows of the table
@@ -36,6 +37,7 @@ OTHERWISE_TESTED = {
     # Of profiles that score_predictions makes; see tests/evaluation.
     | {"de_overlap", "deg_recall", "discrimination_scores", "effect_metrics", "logfc"}
     | {"pearson_delta", "perturbed_centroid", "position", "rank_scores", "wilcoxon_fdr"},
+    "features": {"from_embedding", "from_gmt", "from_smiles"},  # of files, and of an extra
 }
 # Arguments of which only the type can be wrong, and Python's own error says so.
 LEFT_TO_PYTHON = {
@@ -45,6 +47,7 @@ LEFT_TO_PYTHON = {
     | {"perturbation", "latent", "method", "metric", "mode", "fit", "specificity", "reference"},
     "evaluation": {"model", "models", "split", "settings", "perturbation_key", "covariate_key"}
     | {"layer", "size_factor_key"},
+    "features": {"uns"},
 }
 
 
@@ -56,7 +59,7 @@ def valid():
 def function_names():
     return [
         f"{name}.{function}"
-        for name, module in (("tl", tl), ("pl", pl), ("evaluation", evaluation))
+        for name, module in NAMESPACES.items()
         for function in module.__all__
         if inspect.isfunction(getattr(module, function)) and function not in OTHERWISE_TESTED[name]
     ]
