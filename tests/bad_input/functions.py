@@ -261,6 +261,10 @@ def splits(adata: ad.AnnData) -> dict[str, Call]:
         ),
         "evaluation.combination_hold_out": (evaluation.combination_hold_out, {**labels, **half}),
         "evaluation.single_hold_out": (evaluation.single_hold_out, {**labels, "fraction": 0.7}),
+        "evaluation.perturbation_hold_out": (
+            evaluation.perturbation_hold_out,
+            {**labels, "fraction": 0.5},
+        ),
         "evaluation.covariate_transfer": (
             evaluation.covariate_transfer,
             {**labels, "covariate": adata.obs["line"], **half},

@@ -11,6 +11,7 @@ import pytest
 from scvi_sams.evaluation import hold_out_combinations, split_cells
 from scvi_sams.exceptions import InvalidCovariateError, InvalidSplitError
 from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells
+from scvi_sams.splits._perturbations import perturbation_hold_out
 from scvi_sams.splits._perturbench import (
     combination_hold_out,
     covariate_transfer,
@@ -29,6 +30,7 @@ MAKERS = {
     "unstratified": lambda labels, **k: random_cells(labels, stratified=False, **k),
     "combination_hold_out": combination_hold_out,
     "single_hold_out": single_hold_out,
+    "perturbation_hold_out": perturbation_hold_out,
 }
 each_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -209,7 +211,9 @@ def test_splits_depend_on_labels_and_seed_only(make, labels):
     assert len({tuple(split.train) for split in reseeded}) == 6
 
 
-@pytest.mark.parametrize("name", ["norman_ood", "combination_hold_out", "single_hold_out"])
+@pytest.mark.parametrize(
+    "name", ["norman_ood", "combination_hold_out", "single_hold_out", "perturbation_hold_out"]
+)
 def test_what_is_held_out_does_not_depend_on_the_order_of_cells(name, labels):
     assert MAKERS[name](np.sort(labels)).held_out == MAKERS[name](labels).held_out
 

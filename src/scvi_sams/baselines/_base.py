@@ -63,14 +63,9 @@ def parts_of_labels(labels: Labels) -> list[list[str]]:
     ]
 
 
-def occurring(labels: Labels) -> list[str]:
-    """Perturbations that cells carry, sorted; the vocabulary may hold more."""
-    return sorted(labels.vocabulary[code] for code in np.unique(labels.codes) if code >= 0)
-
-
 def multi_hot(labels: Labels, vocabulary: Sequence[str]) -> np.ndarray:
     """Encode labels as 0 and 1, cells x perturbations; an error if one is unknown."""
-    check_known(occurring(labels), vocabulary)
+    check_known(labels.carried, vocabulary)
     indicators = np.zeros((len(labels), len(vocabulary)), dtype=np.float32)
     rows, slots = np.nonzero(labels.codes != NO_PERTURBATION)
     columns = pd.Index(vocabulary).get_indexer(pd.Index(labels.vocabulary))

@@ -17,7 +17,6 @@ from scvi_sams.baselines._base import (
     Expression,
     label_means,
     multi_hot,
-    occurring,
     parts_of_labels,
     profile_table,
     read_expression,
@@ -329,7 +328,7 @@ class PCARidge(MeanBaseline):
         # All cells of a label share one row of the regression, so their mean, weighted by their
         # number, has the same solution as the cells themselves.
         rows = labels[np.unique(labels.name_of_cell, return_index=True)[1]]
-        self._vocabulary = occurring(rows)
+        self._vocabulary = rows.carried
         ridge = Ridge(self.alpha, fit_intercept=False).fit(
             multi_hot(rows[~rows.is_control], self._vocabulary),
             self.effects.X @ axes.T,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scvi_sams._torch import global_seed
-from scvi_sams.baselines._base import BaselineMethod, Expression, multi_hot, occurring
+from scvi_sams.baselines._base import BaselineMethod, Expression, multi_hot
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._labels import Labels
 
@@ -55,7 +55,7 @@ class NetworkBaseline(BaselineMethod):
     def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
         self._controls = expression[labels.is_control]
         perturbed = expression[~labels.is_control]
-        self._vocabulary = occurring(labels)
+        self._vocabulary = labels.carried
         indicators = multi_hot(labels[~labels.is_control], self._vocabulary)
         with global_seed(self.seed):
             network = self._build(perturbed.shape[1], indicators.shape[1]).to(self.device)

@@ -55,6 +55,7 @@ from scvi_sams.metrics._scoring import describe_metrics, position, score_predict
 from scvi_sams.metrics._systema import centroid_accuracy, pearson_delta, perturbed_centroid
 from scvi_sams.splits._combinations import canonical_labels, hold_out_combinations, split_cells
 from scvi_sams.splits._makers import norman_data_efficiency, norman_ood, random_cells
+from scvi_sams.splits._perturbations import perturbation_hold_out
 from scvi_sams.splits._perturbench import (
     combination_hold_out,
     covariate_transfer,
@@ -120,6 +121,7 @@ __all__ = [
     "norman_ood",
     "observed_ate",
     "pearson_delta",
+    "perturbation_hold_out",
     "perturbed_centroid",
     "position",
     "random_cells",

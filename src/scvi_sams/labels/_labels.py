@@ -87,6 +87,11 @@ class Labels:
         return [name for name in self.names if name != self.control]
 
     @property
+    def carried(self) -> list[str]:
+        """Perturbations that cells carry, sorted; ``vocabulary`` may hold more."""
+        return sorted(self.vocabulary[code] for code in np.unique(self.codes) if code >= 0)
+
+    @property
     def name_of_cell(self) -> np.ndarray:
         """Position of each cell's label in ``names``, shape ``(n_cells,)``."""
         return self._distinct[1]

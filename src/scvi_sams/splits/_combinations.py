@@ -139,6 +139,16 @@ def parts_of_combinations(labels: Labels) -> dict[str, list[str]]:
     return {name: names for name, names in parts.items() if len(names) > 1}
 
 
+def labels_with(labels: Labels, perturbations: Iterable[str]) -> dict[str, set[str]]:
+    """Canonical labels that carry one of some perturbations, and which of them each carries."""
+    wanted = set(perturbations)
+    carried = {
+        name: wanted.intersection(labels.spelling.perturbations(name))
+        for name in labels.perturbed_names
+    }
+    return {name: found for name, found in carried.items() if found}
+
+
 def shuffled_combinations(labels: Labels, seed: int, *, require_singles: bool = False) -> list[str]:
     """Return the combinations that cells carry, sorted and then shuffled by the seed.
 

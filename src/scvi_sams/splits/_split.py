@@ -19,8 +19,9 @@ from scvi_sams._checks import as_cells, as_labels, as_names, as_path, check_inte
 from scvi_sams._files import write_whole
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
 from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._names import listing
 from scvi_sams.labels._parsing import read_labels
-from scvi_sams.splits._combinations import CellLabels, check_held_out
+from scvi_sams.splits._combinations import CellLabels, check_held_out, labels_with
 
 Levels: TypeAlias = Sequence[str] | np.ndarray | pd.Series
 """Level of a covariate, such as a cell type, of every cell."""
@@ -47,6 +48,8 @@ class Split:
     held_out_levels
         Level of the covariate in which each label of ``held_out`` is held out; training cells may
         carry it in other levels. ``None`` if labels are held out everywhere.
+    held_out_perturbations
+        Perturbations that no training and no validation cell carries, alone or in a combination.
     name
         Of the kind of split.
     seed
@@ -72,6 +75,7 @@ class Split:
     delimiter: str | None
     fingerprint: str
     held_out_levels: tuple[str, ...] | None = None
+    held_out_perturbations: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write the split to a file that is read without pickle.
@@ -137,7 +141,9 @@ class Split:
                 fields = json.loads(path.read_text(encoding="utf-8"))
             for part in PARTS:
                 fields[part] = np.asarray(fields[part], dtype=np.int64)
-            for key in ("held_out", "held_out_levels", "control"):
+            # Files of earlier versions hold no whole perturbations out.
+            fields.setdefault("held_out_perturbations", ())
+            for key in ("held_out", "held_out_levels", "held_out_perturbations", "control"):
                 fields[key] = fields[key] if fields[key] is None else tuple(fields[key])
             split = cls(**fields)
         except (KeyError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
@@ -158,6 +164,7 @@ def make_split(
     name: str,
     held_out: Sequence[str] = (),
     held_out_levels: Sequence[str] | None = None,
+    held_out_perturbations: Sequence[str] = (),
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     covariate: Levels | None = None,
@@ -178,6 +185,8 @@ def make_split(
         Labels, in any spelling, that no training cell may carry.
     held_out_levels
         Level in which each of them is held out, if not in all.
+    held_out_perturbations
+        Perturbations that no training and no validation cell may carry, alone or in a combination.
     covariate
         One level per cell, needed with ``held_out_levels``.
 
@@ -212,6 +221,7 @@ def make_split(
         test=np.sort(as_cells("test", test, len(labels))),
         held_out=tuple(canonical(name) for name in as_names("held_out", held_out)),
         held_out_levels=None if held_out_levels is None else tuple(map(str, held_out_levels)),
+        held_out_perturbations=tuple(as_names("held_out_perturbations", held_out_perturbations)),
         name=name,
         seed=None if seed is None else int(seed),
         settings=_as_json(settings or {}),
@@ -269,7 +279,8 @@ def check_split(split: Split, labels: CellLabels, *, covariate: Levels | None = 
         If the split was made for other labels (or for another order of the cells); a cell is in
         two parts, or twice in one; no control cell trains, or no cell is tested; a held-out label
         is the control, has no cells, is carried by training cells, or by both validation and test
-        cells. Messages name the labels.
+        cells; a perturbation that is held out as a whole is carried by a training or validation
+        cell, alone or in a combination, or by no cell. Messages name the labels.
     InvalidCovariateError
         If levels are needed but missing.
 
@@ -306,6 +317,7 @@ def check_split(split: Split, labels: CellLabels, *, covariate: Levels | None = 
     if len(split.test) == 0:
         raise InvalidSplitError("No cell is tested. Hold out more, or ask for a larger test share.")
     _check_no_leaks(split, labels, levels)
+    _check_no_perturbation_leaks(split, labels)
 
 
 def levels_of_cells(covariate: Levels | None, n_cells: int) -> np.ndarray:
@@ -367,6 +379,22 @@ def _check_no_leaks(split: Split, labels: Labels, levels: np.ndarray | None) -> 
             f"{', '.join(sorted(both))}, so that what is tested also chooses the model. Leave it "
             "in one of the two."
         )
+
+
+def _check_no_perturbation_leaks(split: Split, labels: Labels) -> None:
+    """Compare perturbations that are held out as a whole with those of the cells of each part."""
+    held_out = set(split.held_out_perturbations)
+    carriers = labels_with(labels, held_out)
+    check_held_out(labels, held_out, map(repr, held_out.difference(*carriers.values())))
+    for part in ("train", "validation"):
+        leaking = sorted(carriers.keys() & set(labels[getattr(split, part)].names))
+        if leaking:
+            found = sorted(set().union(*(carriers[label] for label in leaking)))
+            raise InvalidSplitError(
+                f"The split leaks: {part} cells labelled {listing(leaking)} carry "
+                f"{listing(found)}, which is to be unmeasured. Remove every cell that carries it, "
+                f"alone or in a combination, from {part}."
+            )
 
 
 def _shown(labels: Iterable[str], levels: Iterable[str] | None) -> list[str]:
