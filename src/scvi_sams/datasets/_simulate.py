@@ -18,6 +18,7 @@ from scvi_sams.datasets._simulated_cells import (
     draw_targets,
     numbered,
 )
+from scvi_sams.datasets._simulated_features import TrueFeatures
 from scvi_sams.datasets._simulated_truth import CONTROL, cells_at_a_time, simulated_rates
 from scvi_sams.exceptions import InvalidCountsError, InvalidDosageError, SAMSError
 
@@ -61,6 +62,9 @@ def simulate_screen(
     cell_type_log_sd: float = 0.5,
     cell_type_specific_share: float = 0.0,
     escape_rate: float | tuple[float, float] = 0.0,
+    n_features: int = 0,
+    n_noise_features: int = 0,
+    feature_share: float = 0.5,
     seed: int = 0,
 ) -> AnnData:
     """Draw a perturbation screen from the generative model of SAMS-VAE.
@@ -78,14 +82,22 @@ def simulate_screen(
 
     Real screens have more than this model, and each of these may be switched on: perturbations that
     repress the gene they are named after (CRISPRi), null targets, several guides per target, cell
-    types with effects of their own, and cells that escaped. Then::
+    types with effects of their own, cells that escaped, and features of perturbations, such as
+    pathways or embeddings, that tell of their masks and effects. Then::
 
         z_i       = z_basal_i + sum_t d_it * m_t * e_t
         d_it      = dosage_it * efficacy_of_guide * [t acts in this cell type] * [i has not escaped]
         log rate  = decoder(z_i)_g + cell_type_bias_cg + sum_t d_it * log(1 - removed_t) * [g is t]
+        m_tl      = [sqrt(s) * f_t . a_l + sqrt(1 - s) * Normal(0, 1) > threshold of p]
+        e_tl      = effect_scale * (sqrt(s) * f_t . b_l + sqrt(1 - s) * Normal(0, 1))
+
+    with features f_t ~ Normal(0, I), s = ``feature_share``, and a_l, b_l of random direction and
+    length 1: features explain a share s of the variance of effects and of the liability that
+    decides on masks (the threshold model of genetics), whatever p is.
 
     What is switched on draws its random numbers from a generator of its own: masks, effects,
-    decoder and basal states are those of the same call without it.
+    decoder and basal states are those of the same call without it. Features change masks and
+    effects, with a ``feature_share`` of 0 neither.
 
     Parameters
     ----------
@@ -135,6 +147,10 @@ def simulate_screen(
         Probability that a perturbed cell has none of the effects of its label. Two numbers: the
         smallest and the largest of perturbations, or of their guides where there are any, drawn
         uniformly; a cell with several has the mean of theirs.
+    n_features, n_noise_features
+        Features of every perturbation that tell of its masks and effects, and that tell nothing.
+    feature_share
+        s above, from 0 to 1.
     seed
         Seed of the random generators; the global random state is not touched.
 
@@ -159,12 +175,17 @@ def simulate_screen(
         ``"true_response"`` (bool, perturbations x cell types: where each acts), and in
         ``"decoder"`` ``"cell_type_bias"`` (cell types x genes).
 
+        With features, ``uns["perturbation_features"]``: DataFrame, perturbations x features
+        (``"feature_01"``, then ``"noise_01"``); and in ``uns["simulation"]``
+        ``"true_mask_weights"`` (sqrt(s) * a) and ``"true_effect_weights"`` (effect_scale *
+        sqrt(s) * b), both features x latents, 0 for noise.
+
     Raises
     ------
     InvalidArgumentError
         If an option is out of its range, or needs another one: there are fewer genes than
-        perturbations with a ``knockdown``, efficacies without guides, or specific effects without
-        cell types.
+        perturbations with a ``knockdown``, efficacies without guides, specific effects without
+        cell types, or features of noise only.
     SAMSError
         If ``mask_probability`` is not in (0, 1], ``combination_size`` is below 2, or there are
         fewer sets of perturbations than ``n_combinations``.
@@ -205,6 +226,12 @@ def simulate_screen(
     >>> left = np.exp(panel.uns["simulation"]["true_own_gene_effects"])
     >>> bool((0.05 <= left).all() and (left <= 0.3).all())
     True
+
+    Perturbations of which 20 features tell a half, among 10 that tell nothing:
+
+    >>> known = scvi_sams.datasets.simulate_screen(n_genes=50, n_features=20, n_noise_features=10)
+    >>> known.uns["perturbation_features"].shape
+    (30, 30)
     """
     # First line on purpose: these are the arguments and nothing else.
     settings = {name: value for name, value in locals().items() if value is not None}
@@ -220,11 +247,14 @@ def simulate_screen(
     }
     rng = np.random.default_rng(seed)
     # Generators of their own, so that what is switched on changes nothing else.
-    of_nulls, of_types, of_targets, *of_cells = rng.spawn(6)
+    of_nulls, of_types, of_targets, *of_cells, of_features = rng.spawn(7)
 
-    masks = _draw_masks(rng, (n_perturbations, n_latent), mask_probability)
+    features = TrueFeatures.draw(of_features, settings) if n_features else None
+    masks = _draw_masks(rng, (n_perturbations, n_latent), mask_probability, features)
     masks[of_nulls.choice(n_perturbations, size=n_null_perturbations, replace=False)] = False
     effects = rng.normal(scale=effect_scale, size=masks.shape)
+    if features is not None:
+        effects = features.effects(effects, effect_scale)
     decoder = _draw_decoder(rng, settings) | draw_cell_type_bias(of_types, settings)
     theta = inverse_dispersion * np.exp(rng.normal(scale=inverse_dispersion_log_sd, size=n_genes))
     var = pd.DataFrame({"true_inverse_dispersion": theta}, index=numbered("gene_", n_genes, 4))
@@ -241,6 +271,7 @@ def simulate_screen(
         "decoder": decoder,
         **of_own_genes,
         **of_design,
+        **({} if features is None else features.truth(effect_scale)),
     }
 
     basal = rng.normal(size=(len(obs), n_latent)).astype(np.float32)
@@ -252,6 +283,8 @@ def simulate_screen(
         obsm={"true_basal": basal, "true_latent": latent},
         uns={"simulation": simulation},
     )
+    if features is not None:
+        adata.uns["perturbation_features"] = features.table(names, n_noise_features)
     if of_own_genes or of_design or np.any(np.asarray(escape_rate) > 0):
         adata.obsm["true_dosage"] = acting
     adata.X = _draw_counts(rng, adata)
@@ -274,11 +307,20 @@ def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
     return simulate_screen(seed=seed, **{**_BENCHMARK, **overrides})
 
 
-def _draw_masks(rng: np.random.Generator, shape: tuple[int, int], probability: float) -> np.ndarray:
+def _draw_masks(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    probability: float,
+    features: TrueFeatures | None,
+) -> np.ndarray:
     check_number(above=0, at_most=1, mask_probability=probability)
-    masks = rng.random(shape) < probability
+    masks = np.zeros(shape, dtype=bool)
     while (empty := ~masks.any(axis=1)).any():
-        masks[empty] = rng.random((empty.sum(), shape[1])) < probability
+        uniform = rng.random((empty.sum(), shape[1]))
+        if features is None:
+            masks[empty] = uniform < probability
+        else:
+            masks[empty] = features.masks(empty, uniform, probability)
     return masks
 
 

@@ -39,6 +39,14 @@ def check_options(settings: Mapping[str, Any]) -> None:
         at_least=0, at_most=1, cell_type_specific_share=settings["cell_type_specific_share"]
     )
     check_number(at_least=0, cell_type_log_sd=settings["cell_type_log_sd"])
+    n_features = {name: settings[name] for name in ("n_features", "n_noise_features")}
+    check_integer(at_least=0, **n_features)
+    check_number(at_least=0, at_most=1, feature_share=settings["feature_share"])
+    if n_features["n_noise_features"] and not n_features["n_features"]:
+        raise InvalidArgumentError(
+            "`n_noise_features` stand beside others: raise `n_features`, with a `feature_share` of "
+            "0 if none is to tell anything."
+        )
     if settings["n_null_perturbations"] > n_perturbations:
         raise InvalidArgumentError(
             f"`n_null_perturbations` is {settings['n_null_perturbations']}, but there are only "
