@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from scvi_sams.baselines._features import FeatureNeighbours, FeatureRidge
 from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
     Additive,
@@ -39,6 +40,7 @@ CELLS = [
     ("A+B", [9, 0, 2, 1]),
 ]
 CONTROL = np.array([2, 0, 2, 1])
+FEATURES = pd.DataFrame({"x": [1.0, 2.0]}, index=["A", "B"])
 METHODS = [
     ControlMean(),
     PerturbationMean(),
@@ -49,11 +51,13 @@ METHODS = [
     EBMean(),
     AshMean(),
     ShrunkenAdditive(),
+    FeatureRidge(FEATURES),
+    FeatureNeighbours(FEATURES),
     LinearAdditive(epochs=2),
     LatentAdditive(epochs=2, n_hidden=4, n_latent=2),
     DecoderOnly(epochs=2, n_hidden=4),
 ]
-WITHOUT_TRAINING, NETWORKS = METHODS[:9], METHODS[9:]
+WITHOUT_TRAINING, NETWORKS = METHODS[:11], METHODS[11:]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 each_closed_form = pytest.mark.parametrize(
     "method", WITHOUT_TRAINING, ids=lambda m: type(m).__name__
@@ -185,7 +189,7 @@ def test_what_cannot_be_learned_or_predicted_is_refused_by_name(method, train):
         method.fit(train)
 
 
-@pytest.mark.parametrize("method", [*METHODS[5:9], *NETWORKS], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", [*METHODS[5:11], *NETWORKS], ids=lambda m: type(m).__name__)
 def test_perturbations_in_no_training_label_are_refused(method, train):
     with pytest.raises(UnknownPerturbationError, match="'Z'"):
         method.fit(train).predict(["A", "A+Z"])

@@ -315,8 +315,8 @@ def _draw_masks(
 ) -> np.ndarray:
     check_number(above=0, at_most=1, mask_probability=probability)
     masks = np.zeros(shape, dtype=bool)
-    while (empty := ~masks.any(axis=1)).any():
-        uniform = rng.random((empty.sum(), shape[1]))
+    while len(empty := np.flatnonzero(~masks.any(axis=1))):
+        uniform = rng.random((len(empty), shape[1]))
         if features is None:
             masks[empty] = uniform < probability
         else:

@@ -46,7 +46,7 @@ class TrueFeatures:
     def masks(self, rows: np.ndarray, uniform: np.ndarray, probability: float) -> np.ndarray:
         """Which latents are active: whose liability is high enough, in a share of ``probability``.
 
-        ``rows`` are the perturbations, as booleans, and ``uniform`` what their masks are drawn by,
+        ``rows`` are positions of perturbations, and ``uniform`` what their masks are drawn by,
         rows x latents. Their features are drawn too, again with every call: a perturbation whose
         features leave no latent active could otherwise be without any for ever.
         """

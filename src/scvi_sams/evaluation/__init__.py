@@ -13,6 +13,7 @@ and ``uns["ate"]`` names ``method``, ``target_sum``, ``size_factor_key`` and ``u
 
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.baselines._base import BaselineMethod
+from scvi_sams.baselines._features import FeatureBaseline, FeatureNeighbours, FeatureRidge
 from scvi_sams.baselines._levels import LevelBaseline, OtherLevelsMean, VectorArithmetic
 from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
@@ -73,6 +74,9 @@ __all__ = [
     "ControlMean",
     "DecoderOnly",
     "EBMean",
+    "FeatureBaseline",
+    "FeatureNeighbours",
+    "FeatureRidge",
     "LatentAdditive",
     "LevelBaseline",
     "LinearAdditive",
