@@ -15,6 +15,7 @@ from scipy import sparse
 
 from scvi_sams._checks import as_list
 from scvi_sams.baselines._base import BaselineMethod
+from scvi_sams.baselines._features import FeatureBaseline, FeatureNeighbours, FeatureRidge
 from scvi_sams.baselines._levels import LevelBaseline, OtherLevelsMean, VectorArithmetic
 from scvi_sams.baselines._shrunken import AshMean, EBMean, ShrunkenAdditive
 from scvi_sams.baselines._simple import (
@@ -51,6 +52,9 @@ BUILT_IN: dict[str, Callable[[], Any]] = {
     "decoder only": DecoderOnly,
     "vector arithmetic": VectorArithmetic,
     "mean of other levels": OtherLevelsMean,
+    "feature ridge": FeatureRidge,
+    "feature neighbours": FeatureNeighbours,
+    "shuffled features": partial(FeatureRidge, shuffled=True),
     "SAMSVAE": partial(ModelMethod, SAMSVAE),
     "CPAVAE": partial(ModelMethod, CPAVAE),
     "SVAEPlus": partial(ModelMethod, SVAEPlus),
@@ -127,6 +131,8 @@ class EstimatorMethod:
             estimator.seed = seed
         if isinstance(estimator, LevelBaseline):
             return _fitted_by_level(estimator, fold)
+        if isinstance(estimator, FeatureBaseline) and estimator.features is None:
+            estimator.features = fold.features
         # A baseline may have a ``fit`` of its own, which does more than read the cells.
         if getattr(type(estimator), "fit", None) is BaselineMethod.fit:
             # Labels were read already, whatever the baseline calls their column.

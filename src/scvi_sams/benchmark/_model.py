@@ -84,7 +84,9 @@ class ModelMethod:
         ``get_perturbation_masks``, ``get_perturbation_effects`` and ``get_latent_representation``,
         these are scored as well.
     model_kwargs
-        For the model, such as ``n_latent``.
+        For the model, such as ``n_latent``. A model that predicts unmeasured perturbations takes
+        the features of the benchmark, if there are any; ``{"perturbation_features": None}`` leaves
+        them out.
     train_kwargs
         For ``train``, such as ``max_epochs``. There is no progress bar unless asked for.
     setup_kwargs
@@ -153,13 +155,18 @@ class ModelMethod:
                 "external_indexing": np.split(np.arange(cells.n_obs), [fold.n_train]),
             }
         with _seeded(seed):
-            model = self.model_class(cells, **self.model_kwargs)
+            model = self.model_class(cells, **self._features(fold) | dict(self.model_kwargs))
             try:
                 model.train(**arguments)
             except SystemExit as exit_:  # what Lightning makes of an interrupt
                 raise KeyboardInterrupt from exit_
         trained = _TrainedModel(model, self, fold, seed)
         return Fitted(trained.predict, trained.profile, extras=trained.extras)
+
+    def _features(self, fold: Fold) -> dict[str, Any]:
+        if fold.features is None or not getattr(self.model_class, "_takes_features", False):
+            return {}
+        return {"perturbation_features": fold.features}
 
     def cells(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
         """Copy cells, which models register data with, with what the model is trained on."""

@@ -27,6 +27,9 @@ from scvi_sams.benchmark._store import (
     split_fingerprint,
 )
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError, SAMSError
+from scvi_sams.features._table import FeatureTable, as_feature_table
+from scvi_sams.labels._labels import Labels
+from scvi_sams.labels._names import listing
 from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.metrics._observed import labels_of
 from scvi_sams.metrics._scoring import check_modes
@@ -52,6 +55,7 @@ def benchmark(
     target_sum: float | None = None,
     target_genes: Mapping[str, str | Sequence[str]] | None = None,
     n_top_genes: int = 20,
+    perturbation_features: Any = None,
     versions: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
     n_jobs: int | None = None,
@@ -75,8 +79,10 @@ def benchmark(
           ``"ConditionalVAE"``, ``"training mean"``, ``"EB-shrunken mean"``, ``"ash-shrunken
           mean"``, ``"additive"``, ``"additive of shrunken singles"``, ``"matching mean"``, ``"ridge
           on principal components"``, ``"linear additive"``, ``"latent additive"``, ``"decoder
-          only"``, and for levels of a covariate ``"vector arithmetic"`` and ``"mean of other
-          levels"``, with defaults;
+          only"``, for levels of a covariate ``"vector arithmetic"`` and ``"mean of other
+          levels"``, and with ``perturbation_features`` ``"feature ridge"``, ``"feature
+          neighbours"`` and ``"shuffled features"`` (the ridge on those of other perturbations),
+          with defaults;
         - :class:`ModelMethod`, a model class with settings;
         - an object with ``fit(train_adata)`` and ``predict(perturbations)``, such as a
           :class:`BaselineMethod`. A copy is fitted; a baseline of this package takes labels,
@@ -112,6 +118,11 @@ def benchmark(
         each split.
     target_genes, n_top_genes
         As for :func:`score_predictions`.
+    perturbation_features
+        Features of perturbations, for those that no training cell carries
+        (:func:`perturbation_hold_out`): what
+        :func:`~scvi_sams.features.as_feature_table` reads, or its key in ``adata.uns``. Models and
+        baselines that know features take them; the others fail there, and their rows say so.
     versions
         Versions of methods by name, of your choice. The code of a function (or of a class of
         your own) has no fingerprint: change its version when it changes, or results of the
@@ -143,7 +154,8 @@ def benchmark(
     InvalidDosageError
         If cells of a label are registered with several doses.
     InvalidArgumentError
-        If ``seeds`` are not whole numbers of at least 0, each once.
+        If ``seeds`` are not whole numbers of at least 0, each once, or ``perturbation_features``
+        are no table of finite numbers with features of a perturbation of the data.
     SAMSError
         If there is no such method or mode, or names are reserved.
     SavingError
@@ -195,13 +207,19 @@ def benchmark(
     check_modes(modes)
     options = ScoreOptions(modes, target_genes, n_top_genes)
     seeds = as_seeds(seeds)
+    labels = labels_of(adata, perturbation_key, control, delimiter)
+    features = None
+    if perturbation_features is not None:
+        features = as_feature_table(perturbation_features, uns=adata.uns)
+        _check_features(features, labels)
     screen = make_screen(
         adata,
-        labels_of(adata, perturbation_key, control, delimiter),
+        labels,
         Columns(perturbation_key, covariate_key, batch_key, size_factor_key),
         layer=layer,
         target_sum=target_sum,
         other_columns=columns_of_models(chosen.values(), adata),
+        features=features,
     )
     made_by = split if callable(split) else lambda seed: split
     splits = {seed: made_by(seed) for seed in seeds}
@@ -325,6 +343,15 @@ def _tasks(
     return tasks
 
 
+def _check_features(features: FeatureTable, labels: Labels) -> None:
+    if set(labels.carried).isdisjoint(features.names):
+        raise InvalidArgumentError(
+            "`perturbation_features` has no row of a perturbation of the data; it has "
+            f"{listing(features.names)}, and cells carry {listing(labels.carried)}."
+            + features.transposed_hint(labels.carried)
+        )
+
+
 def _check_options(versions: object, folder: object, n_jobs: object) -> None:
     if not (versions is None or isinstance(versions, Mapping)):
         raise InvalidArgumentError(f"`versions` must be a dict by method, not {versions!r}.")
@@ -377,6 +404,7 @@ def _settings(
             "n_genes": screen.counts.n_vars,
             "n_perturbations": len(labels.names) - 1,
             "n_control_cells": int(labels.is_control.sum()),
+            "features": "" if screen.features is None else repr(screen.features),
             "fingerprint": data_key,
         },
         "columns": vars(labels.spelling) | vars(screen.columns),
@@ -388,6 +416,7 @@ def _settings(
                 "seed": split.seed,
                 **{f"n_{part}": len(getattr(split, part)) for part in PARTS},
                 "held_out": list(split.held_out),
+                "held_out_perturbations": list(split.held_out_perturbations),
                 "fingerprint": split_fingerprint(split),
             }
             for seed, split in splits.items()

@@ -21,6 +21,7 @@ from scvi_sams.exceptions import (
     MissingControlError,
     SAMSError,
 )
+from scvi_sams.features._table import FeatureTable
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._rows import dosage_text, groups_of_cells
 from scvi_sams.metrics._observed import levels_of, matrix_of_counts, obs_column, read_cells
@@ -58,6 +59,8 @@ class Screen:
     """What stands where in ``obs``."""
     target_sum: float | None
     """Total that expression is normalised to; ``None`` for the median depth of training cells."""
+    features: FeatureTable | None = None
+    """Of perturbations, measured or not; ``None`` if there are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,8 @@ class Fold:
     """What is predicted: level of the covariate (``None`` without one) and label, sorted."""
     target_sum: float
     """Total that expression was normalised to."""
+    features: FeatureTable | None
+    """Of perturbations, measured or not; ``None`` if there are none."""
 
     def training_controls(self, level: str | None) -> np.ndarray:
         """Positions in ``train`` of the control cells of a level (``None``: of all)."""
@@ -106,6 +111,7 @@ def make_screen(
     layer: str | None,
     target_sum: float | None,
     other_columns: Iterable[str] = (),
+    features: FeatureTable | None = None,
 ) -> Screen:
     """Copy what a benchmark needs out of an AnnData; it is not changed."""
     keys = [columns.covariate_key, columns.batch_key, columns.size_factor_key, *other_columns]
@@ -135,7 +141,7 @@ def make_screen(
         for key in TRUE_LATENTS:
             if key in adata.obsm:
                 counts.obsm[key] = np.array(adata.obsm[key])
-    return Screen(counts, labels, columns, target_sum)
+    return Screen(counts, labels, columns, target_sum, features)
 
 
 def _check_one_dose(adata: ad.AnnData, labels: Labels, perturbation_key: str) -> None:
@@ -193,6 +199,7 @@ def make_fold(screen: Screen, split: Split) -> Fold:
             key=str,
         ),
         target_sum=target_sum,
+        features=screen.features,
     )
 
 

@@ -30,6 +30,7 @@ from scipy import sparse
 from scvi_sams._files import PARTIAL, cannot_write, write_h5ad, write_whole
 from scvi_sams.benchmark._screen import SIMULATION, Fold, Screen
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.features._table import FeatureTable
 from scvi_sams.splits._split import Split
 
 logger = logging.getLogger("scvi.sams")
@@ -269,7 +270,7 @@ def fingerprint(*values: Any) -> str:
 
 
 def screen_fingerprint(screen: Screen) -> str:
-    """SHA-256 of counts, names, labels and covariates, and of the truth of a simulated screen."""
+    """SHA-256 of counts, names, labels, covariates and features, and of simulated truth."""
     counts = screen.counts
     parts = [counts.X.data, counts.X.indices, counts.X.indptr]
     parts += [np.asarray(counts.obsm[key]) for key in sorted(counts.obsm)]
@@ -285,6 +286,8 @@ def screen_fingerprint(screen: Screen) -> str:
     digest.update(
         settings_text([names, screen.columns, screen.labels.spelling, screen.target_sum]).encode()
     )
+    if screen.features is not None:
+        digest.update(screen.features.digest.encode())
     return digest.hexdigest()
 
 
@@ -299,6 +302,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, FeatureTable):
+        return ["FeatureTable", value.digest]
     if isinstance(value, (np.ndarray, pd.Series, pd.Index)):
         array = np.asarray(value)
         return [str(array.dtype), list(array.shape), joblib.hash(array)]
