@@ -1,0 +1,195 @@
+"""Perturbations that nobody measured: how much of their effects do features tell?
+
+``simulated``: 200 perturbations of 40 cells each, 400 genes, 30 perturbations hidden; 30 features
+that explain half of effects and of liabilities of masks, among 50 of noise. A latent moves only
+where its mask is on, in ``--mask-probability`` of all: a linear map of features explains hardly
+more than that part of the share. Effects are compared with those of the true model
+(``datasets.simulated_ate``), ``log2(1 + 1e4 * x / size)``: Pearson correlation over 30 x 400
+entries, and root mean squared error. ``measured`` is what cells of the hidden perturbations say
+themselves, had they not been hidden.
+
+``papalexi21``, ``norman19``: each gene in turn is left out with all of its cells, in combinations
+too; features are those of a file. Effects are compared with those of the hidden cells; printed are
+means over labels.
+
+    python benchmarks/unmeasured.py simulated [--seeds 0 1 2] [--share 0.5]
+        [--mask-probability 0.3] [--models]
+    python benchmarks/unmeasured.py papalexi21 --features FILE.csv [--models]
+
+``FILE.csv``: perturbations x features, names in the first column. ``--models`` trains ``SAMSVAE``
+with these features as well, once per seed, or per gene.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+import torch
+from anndata import AnnData
+
+from scvi_sams import SAMSVAE, datasets, evaluation
+from scvi_sams.evaluation import FeatureNeighbours, FeatureRidge
+
+SCREEN = {
+    "n_genes": 400,
+    "n_perturbations": 200,
+    "cells_per_perturbation": 40,
+    "n_combinations": 0,
+    "n_features": 30,
+    "n_noise_features": 50,
+}
+SHARE_HIDDEN = 0.15
+TRAINING = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+REAL = {"papalexi21": datasets.papalexi21, "norman19": datasets.norman19_subset}
+BASELINES = ["feature ridge", "feature neighbours", "shuffled features"]
+
+
+def takes_features() -> bool:
+    """Whether the model predicts perturbations without cells."""
+    return getattr(SAMSVAE, "_takes_features", False)
+
+
+def normalised(counts: AnnData) -> AnnData:
+    """``log(1 + 1e4 * x / size)`` of counts."""
+    cells = counts.copy()
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    return cells
+
+
+def by_baselines(
+    cells: AnnData, split: evaluation.Split, table: pd.DataFrame, seed: int
+) -> dict[str, np.ndarray]:
+    """Predict effects of hidden perturbations without a model, natural logarithm."""
+    hidden = list(split.held_out)
+    train = cells[np.concatenate([split.train, split.validation])].copy()
+    methods = {
+        "mean of perturbations": evaluation.PerturbationMean(),
+        "feature ridge": FeatureRidge(table),
+        "feature neighbours": FeatureNeighbours(table),
+        "shuffled features": FeatureRidge(table, shuffled=True, seed=seed),
+    }
+    no_change = evaluation.ControlMean().fit(train).predict(hidden).X
+    predicted = {
+        name: method.fit(train).predict(hidden).X - no_change for name, method in methods.items()
+    }
+    measured = evaluation.TrainingMean().fit(cells)
+    return predicted | {"measured": measured.predict(hidden).X - measured.control_mean}
+
+
+def by_model(
+    counts: AnnData, split: evaluation.Split, table: pd.DataFrame, seed: int
+) -> np.ndarray:
+    """Predict effects of hidden perturbations by a model with features, base 2."""
+    cells = counts[np.concatenate([split.train, split.validation])].copy()
+    SAMSVAE.setup_anndata(cells)
+    scvi.settings.seed = seed
+    model = SAMSVAE(cells, perturbation_features=table)
+    model.train(
+        **TRAINING,
+        datasplitter_kwargs={
+            "external_indexing": np.split(np.arange(cells.n_obs), [len(split.train)])
+        },
+    )
+    return np.asarray(model.predict_ate(list(split.held_out)).X)
+
+
+def simulated(
+    seeds: list[int], *, share: float, mask_probability: float, models: bool
+) -> pd.DataFrame:
+    """Correlation and error, (method, seed) x measure."""
+    rows = {}
+    for seed in seeds:
+        counts = datasets.simulate_screen(
+            **SCREEN, feature_share=share, mask_probability=mask_probability, seed=seed
+        )
+        table = counts.uns["perturbation_features"]
+        split = evaluation.perturbation_hold_out(
+            counts.obs["perturbation"], fraction=SHARE_HIDDEN, seed=seed
+        )
+        library_size = float(np.median(counts.obs["library_size"]))
+        truth = datasets.simulated_ate(
+            counts, split.held_out, n_samples=1000, library_size=library_size
+        ).X
+        predicted = by_baselines(normalised(counts), split, table, seed)
+        predicted = {name: effects / np.log(2) for name, effects in predicted.items()}
+        if models:
+            start = time.process_time()
+            predicted["SAMSVAE"] = by_model(counts, split, table, seed)
+            print(f"seed {seed}: {time.process_time() - start:.0f} CPU s of SAMSVAE", flush=True)
+        for name, effects in predicted.items():
+            rows[name, seed] = {
+                "r": np.corrcoef(effects.ravel(), truth.ravel())[0, 1],
+                "RMSE": np.sqrt(np.square(effects - truth).mean()),
+            }
+    return pd.DataFrame(rows).T.rename_axis(["method", "seed"])
+
+
+def real(name: str, table: pd.DataFrame, *, models: bool) -> pd.DataFrame:
+    """Correlation and error of each method, means over labels of genes left out in turn."""
+    adata = REAL[name]()
+    labels = adata.obs["perturbation"]
+    genes = sorted(
+        {gene for label in labels.unique() for gene in label.split("+")} & set(table.index)
+    )
+    methods = {method: method for method in BASELINES}
+    if models:
+        methods["SAMSVAE"] = evaluation.ModelMethod(
+            SAMSVAE, train_kwargs=TRAINING, n_iwelbo_samples=None
+        )
+    result = evaluation.benchmark(
+        adata,
+        methods=methods,
+        split=lambda gene: evaluation.perturbation_hold_out(labels, [genes[gene]]),
+        seeds=range(len(genes)),
+        modes=["sams"],
+        size_factor_key="total_counts",
+        target_sum=1e4,
+        perturbation_features=table,
+    )
+    print(f"{name}: {len(genes)} genes in turn, {table.shape[1]} features")
+    for message in result.failures["message"].unique():
+        print(f"failed: {message}")
+    scores = result.scores.query("perturbation != 'all' and metric in ['pearson', 'rmse']")
+    return scores.pivot_table(index="method", columns="metric", values="value", sort=False)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("screen", choices=["simulated", *REAL])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--mask-probability", type=float, default=0.3)
+    parser.add_argument("--features", type=Path, help="CSV, for a published screen")
+    parser.add_argument("--models", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.models and not takes_features():
+        parser.error("SAMSVAE of this version takes no features: leave --models out.")
+    logging.getLogger("scvi.sams").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    if arguments.screen == "simulated":
+        table = simulated(
+            arguments.seeds,
+            share=arguments.share,
+            mask_probability=arguments.mask_probability,
+            models=arguments.models,
+        )
+        print(table.unstack("seed").round(3).to_string())
+    elif arguments.features is None:
+        parser.error("Pass the features of its genes: --features FILE.csv")
+    else:
+        features = pd.read_csv(arguments.features, index_col=0)
+        print(real(arguments.screen, features, models=arguments.models).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
