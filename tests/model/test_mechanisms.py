@@ -81,7 +81,7 @@ def test_effects_are_the_same_in_each_call_and_leave_the_random_state_alone(any_
 
 def test_effects_do_not_depend_on_how_many_rows_are_held_in_memory(any_variant, monkeypatch):
     whole = any_variant.get_perturbation_effects(key_added=None)
-    monkeypatch.setattr("scvi_sams.module._sams_vae._ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr("scvi_sams.module._masked_effects._ROWS_PER_CHUNK", 3)
     parts = any_variant.get_perturbation_effects(key_added=None)
     np.testing.assert_allclose(parts.mean, whole.mean, atol=1e-6)
     np.testing.assert_allclose(parts.sd, whole.sd, atol=1e-6)

@@ -96,7 +96,7 @@ def test_moments_of_shifts_do_not_depend_on_what_else_is_asked_for(correlated, r
     """Nor on how many perturbations are in memory at once."""
     module = make_module(correlated_effects=correlated)
     everything = module.shift_moments(torch.arange(5))
-    monkeypatch.setattr("scvi_sams.module._sams_vae._ROWS_PER_CHUNK", 2)
+    monkeypatch.setattr("scvi_sams.module._masked_effects._ROWS_PER_CHUNK", 2)
     some = module.shift_moments(torch.tensor(rows, dtype=torch.long))
     for whole, part in zip(everything, some, strict=True):
         np.testing.assert_allclose(part, whole[rows], rtol=1e-5, atol=1e-7)

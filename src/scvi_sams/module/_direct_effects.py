@@ -63,6 +63,8 @@ class DirectEffects(nn.Module):
     The tables are no parameters: training fits them in closed form. Until then they are empty and
     nothing is added.
 
+    Effects that no cell shows have rows beyond these while they are ``asked`` for.
+
     Parameters
     ----------
     n_perturbations, n_genes
@@ -103,6 +105,8 @@ class DirectEffects(nn.Module):
         self.register_buffer("combination_doses", torch.zeros(0, 1))
         self.register_buffer("pairs", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("stacked", torch.tensor(is_stacked))
+        self.register_buffer("asked", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.of_asked: Residuals | None = None
 
     @property
     def n_kept(self) -> int:
@@ -169,6 +173,7 @@ class DirectEffects(nn.Module):
         self.genes = self.genes.new_zeros(self.n_rows, 0)
         for name in _TABLES:
             setattr(self, name, self.weights.new_zeros(self.n_rows, 0))
+        self.answer(self.asked[:0], None)
 
     def fill(
         self, tables: Residuals, weights: Tensor, of_combinations: Tensor | None = None
@@ -180,11 +185,29 @@ class DirectEffects(nn.Module):
         if of_combinations is not None:
             self.combination_weights.copy_(of_combinations)
 
+    def answer(self, rows: Tensor, tables: Residuals | None) -> None:
+        """Take estimates of effects that no cell shows, ascending rows of effects, of all genes."""
+        self.asked, self.of_asked = rows, tables
+
+    def _is_asked(self, effects: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether effects are among those that were asked for, and at which place."""
+        if not len(self.asked):
+            return torch.zeros_like(effects, dtype=torch.bool), torch.zeros_like(effects)
+        place = torch.searchsorted(self.asked, effects.contiguous()).clamp(max=len(self.asked) - 1)
+        return self.asked[place] == effects, place
+
     def of_rows(self, rows: Tensor, name: str) -> Tensor:
         """One of the tables for some ``rows``, all genes, ``(R, G)``.
 
         Where a gene is not kept, as before training, there is no effect: 0, with the wrong sign.
         """
+        if self.of_asked is not None:
+            is_asked = rows >= self.n_rows
+            if bool(is_asked.any()):
+                found = self.weights.new_empty(len(rows), self.n_genes)
+                found[~is_asked] = self.of_rows(rows[~is_asked], name)
+                found[is_asked] = getattr(self.of_asked, name)[rows[is_asked] - self.n_rows]
+                return found
         values = getattr(self, name)[rows]
         if values.shape[1] == self.n_genes:
             return values
@@ -196,15 +219,19 @@ class DirectEffects(nn.Module):
 
         They are perturbations and doses; of a measured combination its own row, once; and of a
         perturbation in a context with rows of its own these. ``effects``: see
-        :class:`~scvi_sams.module._effect_rows.EffectRows`.
+        :class:`~scvi_sams.module._effect_rows.EffectRows`. Of effects that no cell shows they are
+        those that were asked for, or none.
         """
         rows = self.measured.rows_of(Combinations.of_cells(codes, doses))
         own = torch.full_like(codes, -1)
         own[:, 0] = rows.to(codes) + self.n_perturbations
         is_measured = (rows >= 0)[:, None]
         weights = (own >= 0).to(doses)
+        is_asked, place = self._is_asked(effects)
+        singles = torch.where(codes < self.n_perturbations, codes, -1)
+        singles = torch.where(is_asked, self.n_rows + place, singles)
         pairs = self.rows_of_pairs(effects)
-        singles = torch.where(pairs >= 0, pairs, codes)
+        singles = torch.where(pairs >= 0, pairs, singles)
         return torch.where(is_measured, own, singles), torch.where(is_measured, weights, doses)
 
     def rows_of_pairs(self, effects: Tensor) -> Tensor:
@@ -227,9 +254,20 @@ class DirectEffects(nn.Module):
         rows, slots = perturbations_of_batch(rows_of_cells, self.n_rows)
         return sum_over_slots(self.of_rows(rows, name)[None], slots, weights)[0]
 
-    def spread_of(self, rows: Tensor) -> Tensor | None:
-        """How wide predictions sample shifts around their mean, ``(R,)``; ``None``: as they are."""
-        return self.spread[rows] if self.is_stacked and self.is_estimated else None
+    def spread_of(self, codes: Tensor, effects: Tensor) -> Tensor | None:
+        """How wide predictions sample shifts around their mean, ``(R,)``; ``None``: as they are.
+
+        ``codes`` are those of the perturbations of ``effects``.
+        """
+        if not (self.is_stacked and self.is_estimated):
+            return None
+        found = torch.ones(len(codes), device=codes.device)
+        is_measured = codes < self.n_perturbations
+        found[is_measured] = self.spread[codes[is_measured]]
+        is_asked, place = self._is_asked(effects)
+        if self.of_asked is not None:
+            found[is_asked] = self.of_asked.spread[place[is_asked]]
+        return found
 
     def in_predictions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """What predictions of means add for some rows, and its sd; each ``(R, G)``."""
@@ -240,7 +278,7 @@ class DirectEffects(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take tables of any width; a model of an earlier version has none."""
-        for name in self._buffers:
+        for name in self._buffers.keys() - self._non_persistent_buffers_set:
             saved = state.get(prefix + name)
             present = getattr(self, name)
             if saved is None:

@@ -13,12 +13,13 @@ class EffectRows(nn.Module):
 
     Without contexts the row of an effect is the code of its perturbation. With C contexts the
     effect of perturbation t in context c has row ``t * (C + 1) + c``; in the place of ``c = C``
-    stands a context that is not one of these.
+    stands a context that is not one of these. Perturbations that no cell carries, of which features
+    are known, come after those that were measured.
 
     Parameters
     ----------
-    n_perturbations, n_contexts
-        T and C.
+    n_perturbations, n_contexts, n_unmeasured
+        T, C, and how many perturbations follow.
     pairs
         ``t * C + c`` of every pair that registered cells have, ascending.
 
@@ -31,10 +32,15 @@ class EffectRows(nn.Module):
     measured: Tensor
 
     def __init__(
-        self, n_perturbations: int, n_contexts: int = 0, pairs: Sequence[int] = ()
+        self,
+        n_perturbations: int,
+        n_contexts: int = 0,
+        pairs: Sequence[int] = (),
+        n_unmeasured: int = 0,
     ) -> None:
         super().__init__()
         self.n_perturbations = n_perturbations
+        self.n_unmeasured = n_unmeasured
         self.n_contexts = n_contexts
         measured = torch.arange(n_perturbations)
         if n_contexts:
@@ -50,7 +56,7 @@ class EffectRows(nn.Module):
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return self.n_perturbations * self.per_perturbation
+        return (self.n_perturbations + self.n_unmeasured) * self.per_perturbation
 
     def of_cells(self, codes: Tensor, contexts: Tensor | None) -> Tensor:
         """Rows of the perturbations of cells in their contexts, ``(B, K)``, -1 for none.

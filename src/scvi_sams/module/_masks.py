@@ -325,6 +325,17 @@ class MaskPosterior(nn.Module):
         return torch.sigmoid(self.log_odds(rows))
 
 
+def kl_to_log_odds(
+    kl_estimator: str, logits: Tensor, masks: Tensor, prior_log_odds: Tensor
+) -> Tensor:
+    """Divergence of every perturbation from masks of these log-odds, ``(n_particles or 1, R)``."""
+    if kl_estimator == "closed_form":
+        prior = functional.logsigmoid(prior_log_odds), functional.logsigmoid(-prior_log_odds)
+        return _bernoulli_kl(logits, *prior).sum(-1)[None]
+    ratio = _log_probability(logits, masks) - _log_probability(prior_log_odds, masks)
+    return ratio.sum(-1)
+
+
 def _bernoulli_kl(
     logits: Tensor, prior_log_on: float | Tensor, prior_log_off: float | Tensor
 ) -> Tensor:

@@ -49,6 +49,7 @@ from scvi_sams.module._settings import (
     check_settings,
 )
 from scvi_sams.module._training_statistics import TrainingStatistics
+from scvi_sams.module._unmeasured import UnmeasuredEffects
 
 KLEstimator = Literal["closed_form", "monte_carlo"]
 
@@ -84,8 +85,8 @@ class PerturbationModule(Plates):
         As there, in models that have them. ``responses`` is then a :class:`Responses`.
     perturbation_of_guides
         Code of the perturbation of every guide; empty where none are registered.
-    n_contexts, pairs_of_contexts
-        See :class:`EffectRows`, in models that have contexts.
+    n_contexts, pairs_of_contexts, n_unmeasured
+        See :class:`EffectRows`, in models that have contexts, or features of perturbations.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class PerturbationModule(Plates):
         perturbation_of_guides: Sequence[int] = (),
         n_contexts: int = 0,
         pairs_of_contexts: Sequence[int] = (),
+        n_unmeasured: int = 0,
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
@@ -121,7 +123,7 @@ class PerturbationModule(Plates):
         self.evidence_cells = evidence_cells
         self.uses_size_factor = uses_size_factor
         self.covariates = CovariateEncoding(n_batch, n_categories, n_continuous, n_contexts)
-        self.effect_rows = EffectRows(n_perturbations, n_contexts, pairs_of_contexts)
+        self.effect_rows = EffectRows(n_perturbations, n_contexts, pairs_of_contexts, n_unmeasured)
         shape = {"n_layers": n_layers, "n_hidden": n_hidden}
         self.encoder = BasalEncoder(
             n_genes, n_latent, self.covariates.n_out, sees_shift=correlated_basal, **shape
@@ -136,6 +138,8 @@ class PerturbationModule(Plates):
             if direct_effects or stacking
             else None
         )
+        predicts_unmeasured = stacking and bool(n_contexts or n_unmeasured)
+        self.unmeasured = UnmeasuredEffects() if predicts_unmeasured else None
         self.responses = Responses(n_perturbations, perturbation_of_guides) if responses else None
         self.register_buffer("cells_per_perturbation", torch.zeros(n_perturbations))
         self.register_buffer("input_mean", torch.zeros(n_genes))
@@ -188,8 +192,9 @@ class PerturbationModule(Plates):
         are no wider than these allow (see :class:`DirectEffects`).
         """
         shifts = self.global_posterior(rows, n_samples).shifts
-        perturbations = self.effect_rows.perturbation_of(rows)
-        spread = self.direct.spread_of(perturbations) if for_predictions and self.direct else None
+        spread = None
+        if for_predictions and self.direct is not None:
+            spread = self.direct.spread_of(self.effect_rows.perturbation_of(rows), rows)
         if len(shifts) == 1 and spread is None:
             return shifts
         mean = self.shift_moments(rows)[0]
@@ -411,7 +416,9 @@ class PerturbationModule(Plates):
             kl_local=local,
         )
 
-    def normal_kl(self, posterior: Normal, draws: Tensor, prior_scale: float = 1.0) -> Tensor:
+    def normal_kl(
+        self, posterior: Normal, draws: Tensor, prior_scale: float | Tensor = 1.0
+    ) -> Tensor:
         """Divergence from Normal(0, prior_scale) by ``kl_estimator``, over the last dimension."""
         if self.kl_estimator == "closed_form":
             return divergence_from_prior(posterior, prior_scale)

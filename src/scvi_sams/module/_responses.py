@@ -111,10 +111,14 @@ class Responses(nn.Module):
         """Proportion of cells that respond to the perturbations ``codes``, ``(N, K)``; ``(N,)``.
 
         That of a combination has the mean of the log-odds of those of its perturbations that act; 1
-        if none does.
+        if none does. Cells respond to a perturbation that was not measured as to all others on
+        average.
         """
-        counts = self._act(codes)
-        log_odds = torch.logit(self.rates, eps=_CERTAIN)[codes.clamp(min=0)]
+        of_measured = torch.logit(self.rates, eps=_CERTAIN)
+        log_odds = torch.cat([of_measured, self.mean.detach()])
+        acts = torch.cat([self.acts, torch.ones_like(self.acts[:1])])
+        places = codes.clamp(0, self.n_perturbations)
+        counts, log_odds = (codes >= 0) & acts[places], log_odds[places]
         total = torch.where(counts, log_odds, 0.0).sum(dim=1)
         mean = torch.sigmoid(total / counts.sum(dim=1).clamp(min=1))
         return torch.where(counts.any(dim=1), mean, 1.0)

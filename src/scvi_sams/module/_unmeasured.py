@@ -1,0 +1,89 @@
+"""What predictions of effects rest on that no cell was measured for.
+
+These are perturbations of which only features are known, and perturbations in contexts in which no
+cell carries them. Training keeps here what is needed to estimate them when they are asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COMPONENTS_OF_UNMEASURED = ("model", "ridge", "mean of perturbations")
+"""What predictions of perturbations without cells are made of: the prior of masks and effects,
+decoded; effects on genes by ridge regression on features; and the mean of measured ones."""
+
+COMPONENTS_ELSEWHERE = ("model", "other contexts")
+"""What predictions in contexts without cells are made of: the model there, and the mean effect in
+contexts that have cells."""
+
+
+class UnmeasuredEffects(nn.Module):
+    """Statistics of the training cells, for effects that none of them shows.
+
+    All are in buffers of any length, and empty until training ends. Effects are differences in
+    means of ``log2(1 + 1e4 x / size)``, or of values that are no counts. The first axis of
+    ``states`` and ``covariates`` is contexts, and last all control cells.
+
+    Attributes
+    ----------
+    states, covariates
+        Basal states of control cells ``(C + 1, S, L)`` and their covariates, ``(C + 1, S, K)``.
+    codes, elsewhere, elsewhere_variance
+        Perturbations with effects in contexts, ``(R,)``, the mean of these effects, ``(R, G)``, and
+        its variance for another context.
+    mean, mean_features, coefficients
+        Mean effect of measured perturbations, ``(G,)``, their mean features, ``(D,)``, and what a
+        feature adds, ``(D, G)``.
+    weights
+        Of the :data:`COMPONENTS_OF_UNMEASURED`, by perturbations that were left out.
+    variance
+        Squared error of left out perturbations, ``(G,)``.
+    """
+
+    states: Tensor
+    covariates: Tensor
+    codes: Tensor
+    elsewhere: Tensor
+    elsewhere_variance: Tensor
+    mean: Tensor
+    mean_features: Tensor
+    coefficients: Tensor
+    weights: Tensor
+    variance: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("states", torch.zeros(0, 0, 0))
+        self.register_buffer("covariates", torch.zeros(0, 0, 0))
+        self.register_buffer("codes", torch.zeros(0, dtype=torch.int64))
+        for name in ("elsewhere", "elsewhere_variance", "coefficients"):
+            self.register_buffer(name, torch.zeros(0, 0))
+        for name in ("mean", "mean_features", "weights", "variance"):
+            self.register_buffer(name, torch.zeros(0))
+
+    def fill(self, **tables: Tensor) -> None:
+        """Take estimates, by name."""
+        for name, values in tables.items():
+            like = getattr(self, name)
+            setattr(self, name, values.to(device=like.device, dtype=like.dtype))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether training has come to its end."""
+        return len(self.states) > 0
+
+    @property
+    def knows_features(self) -> bool:
+        """Whether effects of perturbations without cells were estimated from features."""
+        return len(self.weights) > 0
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take buffers of any length; a model of an earlier version has none."""
+        for name in self._buffers:
+            saved = state.setdefault(prefix + name, getattr(self, name))
+            if saved.shape != getattr(self, name).shape:
+                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
+        super()._load_from_state_dict(state, prefix, *args)
