@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -136,3 +138,30 @@ class SameScale:
 
 
 Scale = ComparedScale | SameScale
+
+
+class Decoded(NamedTuple):
+    """What a decoder expects of cells, averaged over their states; genes last."""
+
+    rate: np.ndarray
+    logged: np.ndarray
+    """Mean of ``log2(1 + 1e4 x / size)``; without genes where it has no closed form."""
+
+    def change_from(self, base: Decoded, scale: Scale) -> np.ndarray:
+        """Change of the log rate, or where expression is no count, of the mean.
+
+        It is the change that, if it were the same in all cells, would move the mean of logs as
+        much. A shift adds to what few cells express of a gene, and the log of the mean rate, which
+        these cells rule, changes by far more.
+        """
+        if self.logged.shape[-1]:
+            moved = self.logged.astype(np.float64) - base.logged.astype(np.float64)
+            return scale.log_change(moved / scale.slope)
+        before, after = base.rate.astype(np.float64), self.rate.astype(np.float64)
+        return after - before if isinstance(scale, SameScale) else np.log(after) - np.log(before)
+
+
+def share_of_variance(slope: np.ndarray, whole: np.ndarray, of_model: np.ndarray) -> np.ndarray:
+    """Variance of whole effects per variance of the model's, as they are compared; at most 1."""
+    total, part = ((np.square(slope) * v).sum(axis=1, keepdims=True) for v in (whole, of_model))
+    return np.minimum(np.divide(total, part, out=np.ones_like(part), where=part > 0), 1)

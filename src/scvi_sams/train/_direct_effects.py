@@ -32,6 +32,7 @@ from scvi_sams.train._expected_rates import (
     over_processes,
     states_of_contexts,
 )
+from scvi_sams.train._feature_effects import fit_to_features
 from scvi_sams.train._gene_sums import (
     Cells,
     GeneSums,
@@ -40,6 +41,7 @@ from scvi_sams.train._gene_sums import (
     total_over_processes,
 )
 from scvi_sams.train._observed_effects import Block, ObservedEffects, Reference
+from scvi_sams.train._residuals import residuals
 from scvi_sams.train._shared_cells import effects_of_others, together_only
 from scvi_sams.train._stacking import (
     PRIOR_INFLATION,
@@ -53,13 +55,11 @@ from scvi_sams.train._stacking import (
     stacked,
     stacking_weights,
 )
+from scvi_sams.train._unmeasured import Elsewhere, keep_for_unmeasured
 
 _Fitted = tuple[ObservedEffects, tuple[ObservedEffects, ObservedEffects] | None]
 """Effects in all cells, and in those that are trained on and those that are held out."""
 
-_MOST_SIGN_ERRORS = 0.05
-"""Local false sign rate above which a direct effect is none: of the cells the model has explained
-such small ones by their basal states, and it scored held-out cells .8 nats lower with them."""
 _MOST_ENTRIES_OF_OWN_PRIORS = 2_000_000
 """Perturbations x genes up to which each perturbation has a prior of its own: beyond, fitting them
 takes longer than a part of training, and one fitted to some of the rows serves all."""
@@ -103,8 +103,9 @@ def fit_direct_effects_of(module: PerturbationModule, trainer: Any) -> None:
             values.copy_(total(values))
     total_of_all = total if trainer.world_size > 1 else None
     fit_direct_effects(module, *sums, states=states, total=total_of_all)
-    for values in module.direct.buffers():
-        values.copy_(trainer.strategy.broadcast(values))
+    for tables in (module.direct, module.unmeasured):
+        for values in () if tables is None else tables.buffers():
+            values.copy_(trainer.strategy.broadcast(values))
 
 
 def _pairs_to_measure(
@@ -166,6 +167,7 @@ def fit_direct_effects(
             halves = effects_in(training), effects_in(held_out)
         return effects_in(everything), halves
 
+    keep_for_unmeasured(module, everything.cells, tables.n_rows, states)
     n_rows = tables.n_perturbations + len(tables.combinations)
     observed, halves = effects_of(torch.arange(n_rows), None)
 
@@ -198,6 +200,7 @@ def fit_direct_effects(
         found.append(_fit_pairs(module, tables, effects_of))
     if len(found) > 1:
         tables.fill(_joined(found), weights, own_weights)
+    fit_to_features(module, observed)
 
 
 def _fit_pairs(
@@ -210,6 +213,7 @@ def _fit_pairs(
     contexts = (tables.pairs % per_perturbation).cpu()
     owners = (tables.pairs // per_perturbation).cpu()
     first = tables.n_rows - len(tables.pairs)
+    elsewhere = Elsewhere(owners.numpy(), module.effect_rows.n_contexts, tables.n_genes)
     parts, places = [], []
     for context in contexts.unique().tolist():
         chosen = (contexts == context).nonzero(as_tuple=True)[0]
@@ -218,7 +222,14 @@ def _fit_pairs(
         parts.append(RowsToFit(*fitted, range(len(chosen)), start_of))
         places.append(chosen)
     fits_direct = module.fits_direct_effects
-    found, weights = fit_parts(tables, parts, fits_direct=fits_direct, has_contexts=True)
+
+    def keep(part: int, block: Block, whole: np.ndarray) -> None:
+        rows = owners[places[part]][block.rows].numpy()
+        elsewhere.add(rows, parts[part].observed.scale.slope * whole)
+
+    found, weights = fit_parts(tables, parts, fits_direct=fits_direct, has_contexts=True, keep=keep)
+    if module.unmeasured is not None and module.unmeasured.is_fitted:
+        elsewhere.keep(module.unmeasured)
     tables.context_weights.copy_(weights)
     order = torch.cat(places).argsort()
     return Residuals(*(values[order] for values in _joined(found)))
@@ -300,8 +311,12 @@ def fit_parts(
     *,
     fits_direct: bool,
     has_contexts: bool = False,
+    keep: Callable[[int, Block, np.ndarray], None] | None = None,
 ) -> tuple[list[Residuals], torch.Tensor]:
-    """Estimate rows of the tables, and the weights of the :data:`COMPONENTS` that all share."""
+    """Estimate rows of the tables, and the weights of the :data:`COMPONENTS` that all share.
+
+    ``keep`` takes the number of a part, a block of it, and the whole effects of that.
+    """
     of_blocks = [
         part.components(
             _shared_priors(tables, part.observed, part.rows, part.start_of), fits_direct
@@ -318,15 +333,17 @@ def fit_parts(
         weights = stacking_weights(scored, has_contexts=has_contexts)
         inflation = inflation_of_variance(scored, weights)
     found = []
-    for part, of_block in zip(parts, of_blocks, strict=True):
-        scale = part.observed.scale
-        blocks = [
-            _residuals(
-                *(tables, scale, weights, inflation, block),
-                *(part.start_of(block, scale), of_block(block)),
+    for number, (part, of_block) in enumerate(zip(parts, of_blocks, strict=True)):
+        scale, blocks = part.observed.scale, []
+        for block in part.observed.blocks(part.rows):
+            estimates = of_block(block)
+            whole, variance = stacked(estimates, weights)
+            if keep is not None:
+                keep(number, block, whole / block.dose)
+            start = part.start_of(block, scale)
+            blocks.append(
+                residuals(tables, scale, block, start, estimates, whole, inflation * variance)
             )
-            for block in part.observed.blocks(part.rows)
-        ]
         found.append(_joined(blocks))
     return found, torch.as_tensor(weights, dtype=torch.float32)
 
@@ -387,57 +404,3 @@ def _shared_priors(
         errors.append(block.error)
     error = np.concatenate(errors)
     return Priors(*(NormalMixture.fit(np.concatenate(part), error) for part in (own, lacking)))
-
-
-def _share_of_variance(slope: np.ndarray, whole: np.ndarray, of_model: np.ndarray) -> np.ndarray:
-    """Variance of whole effects per variance of the model's, as they are compared; at most 1."""
-    total, part = ((np.square(slope) * v).sum(axis=1, keepdims=True) for v in (whole, of_model))
-    return np.minimum(np.divide(total, part, out=np.ones_like(part), where=part > 0), 1)
-
-
-def _residuals(
-    tables: DirectEffects,
-    scale: Scale,
-    weights: np.ndarray,
-    inflation: float,
-    block: Block,
-    start: Start,
-    found: Components,
-) -> Residuals:
-    """What is added to the model's effects on the logits, per unit dose, of genes that are kept."""
-    has_cells = np.isfinite(block.error)
-    whole, variance = stacked(found, weights)
-    variance = inflation * variance
-    # Predictions sample the model's effects, around their mean no wider than the whole varies; of
-    # the variance the rest is missing. The mean of a rate depends on how wide.
-    of_model = np.square(scale.relative_slope(block.of_model)) * block.variance_of_model
-    squared = start.squared_spread
-    if squared is None:
-        squared = _share_of_variance(scale.slope, variance, of_model)
-    on_logits = scale.log_change(whole)
-    uncertainty = np.sqrt(np.maximum(variance - squared * of_model, 0))
-    uncertainty = scale.log_sd(whole, uncertainty)
-    # The shift, and with the direct effect, of which small ones are none.
-    shift = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
-    without = block.of_model + start.direct
-    with_direct = scale.log_change(scale.compared(without) + found.direct.mean)
-    is_sure = (found.direct.lfsr < _MOST_SIGN_ERRORS) & (found.direct.mean != 0)
-    direct = start.direct + np.where(is_sure, with_direct - without, 0)
-    sd = scale.log_sd(scale.compared(with_direct), found.direct.sd)
-    columns = [direct, sd, found.direct.lfsr, on_logits - shift - direct, uncertainty]
-    for place in (0, 1, 3, 4):
-        columns[place] = np.where(has_cells, columns[place] / block.dose, 0)
-    columns[2] = np.where(has_cells, columns[2], 1)
-    if tables.n_kept == tables.n_genes:
-        genes = np.broadcast_to(np.arange(tables.n_genes), whole.shape)
-    else:
-        matters = scale.slope * (np.abs(columns[0] + columns[3]) + columns[-1])
-        genes = np.argpartition(-matters, tables.n_kept, axis=1)[:, : tables.n_kept]
-        genes = np.sort(genes, axis=1)
-        columns = [np.take_along_axis(values, genes, axis=1) for values in columns]
-    spread = np.where(has_cells.any(axis=1), np.sqrt(squared[:, 0]), 1)
-    return Residuals(
-        torch.as_tensor(spread.astype(np.float32)),
-        torch.as_tensor(genes.astype(np.int32)),
-        *(torch.as_tensor(values.astype(np.float32)) for values in columns),
-    )

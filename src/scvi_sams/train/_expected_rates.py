@@ -19,11 +19,11 @@ Total = Callable[[torch.Tensor], torch.Tensor]
 """Adds up the numbers of all processes."""
 
 ROWS_AT_ONCE = 64
-_N_POSTERIOR, _N_STATES = 32, 8
+N_POSTERIOR, N_STATES = 32, 8
 """Posterior samples of the shifts, and basal states of each, over which the decoder is averaged;
 the states are the same for all perturbations."""
 _SEED = 60013
-_SMALLEST_RATE = 1e-30
+SMALLEST_RATE = 1e-30
 """A share of the library may be too small for single precision, and its logarithm is taken."""
 
 
@@ -79,7 +79,7 @@ def expected_rates(
     N_STATES, L)``.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    shape = (_N_POSTERIOR, _N_STATES, module.n_latent)
+    shape = (N_POSTERIOR, N_STATES, module.n_latent)
     of_prior = torch.randn(shape, generator=generator).to(module.device)
     n_perturbations, n_rows = tables.n_perturbations, tables.n_rows
     n_controls = 1 + module.effect_rows.n_contexts
@@ -88,7 +88,7 @@ def expected_rates(
     rows = module.effect_rows.measured
     with fixed_seed(_SEED):
         drawn = [
-            module.sampled_shifts(some, _N_POSTERIOR).expand(_N_POSTERIOR, -1, -1)
+            module.sampled_shifts(some, N_POSTERIOR).expand(N_POSTERIOR, -1, -1)
             for some in rows.split(ROWS_AT_ONCE)
         ]
     shifts = torch.cat(drawn, dim=1)
@@ -98,14 +98,14 @@ def expected_rates(
     variance = np.zeros_like(rates[0])
     dose = np.ones(n_groups)
     is_count = module.likelihood.is_count_likelihood
-    mean_of_logs = _mean_of_logs(module)
+    mean_of_logs = mean_of_logs_of(module)
     logged = np.zeros((3, n_groups, module.likelihood.n_genes if mean_of_logs else 0), np.float32)
 
     def basal_states(contexts: torch.Tensor) -> torch.Tensor:
         """States of cells in contexts ``(posterior samples, states)``."""
         if states is None:
             return of_prior
-        chosen = torch.arange(_N_POSTERIOR * _N_STATES).view_as(contexts)
+        chosen = torch.arange(N_POSTERIOR * N_STATES).view_as(contexts)
         return states[contexts, chosen].to(module.device)
 
     def decoded(
@@ -115,15 +115,15 @@ def expected_rates(
         logits = module.decode(z_basal, shift, covariates)
         rate = module.likelihood.rate(logits).mean(dim=1)
         if is_count:
-            rate.clamp_(min=_SMALLEST_RATE)
+            rate.clamp_(min=SMALLEST_RATE)
         of_logs = rate[0, :0] if mean_of_logs is None else mean_of_logs(logits).mean(dim=(0, 1))
         return rate.cpu().numpy(), of_logs.cpu().numpy()
 
     nothing = shifts.new_zeros(1, 1, shifts.shape[-1])
     plain = None if module.covariates.n_out else decoded(of_prior, nothing, None)
     # Empty slots hold one more effect, which is none.
-    shifts = torch.cat([shifts, shifts.new_zeros(_N_POSTERIOR, 1, shifts.shape[-1])], dim=1)
-    samples = torch.arange(_N_POSTERIOR, device=module.device)[:, None, None]
+    shifts = torch.cat([shifts, shifts.new_zeros(N_POSTERIOR, 1, shifts.shape[-1])], dim=1)
+    samples = torch.arange(N_POSTERIOR, device=module.device)[:, None, None]
 
     mean_shifts = shifts.mean(dim=0, keepdim=True).expand_as(shifts)
 
@@ -133,7 +133,7 @@ def expected_rates(
         of_slots = table[samples, places]
         return (of_slots * doses[..., None]).sum(dim=2)
 
-    for group, members in sample_of_groups(cells, n_groups, _N_POSTERIOR * _N_STATES, generator):
+    for group, members in sample_of_groups(cells, n_groups, N_POSTERIOR * N_STATES, generator):
         codes, doses, covariates = (
             part[members].unflatten(0, shape[:2]).to(module.device)
             for part in (cells.effects, cells.doses, cells.covariates)
@@ -173,7 +173,7 @@ def expected_rates(
         for group in range(n_rows, n_groups):
             used = (cells.group == group).nonzero(as_tuple=True)[0]
             used = used if len(used) else torch.arange(len(cells.group))
-            evenly = torch.linspace(0, len(used) - 1, _N_POSTERIOR * _N_STATES).long()
+            evenly = torch.linspace(0, len(used) - 1, N_POSTERIOR * N_STATES).long()
             chosen = used[evenly].unflatten(0, shape[:2])
             covariates = cells.covariates[chosen].to(module.device)
             logits = module.decode(
@@ -187,7 +187,7 @@ def expected_rates(
     return Expected(without, with_shift, at_mean, variance, dose, logged, log_rates)
 
 
-def _mean_of_logs(module: PerturbationModule) -> ExpectedLognorm | None:
+def mean_of_logs_of(module: PerturbationModule) -> ExpectedLognorm | None:
     """Mean of log2(1 + TARGET_SUM x / size) of counts, by logit."""
     if not module.likelihood.has_laplace_transform:
         return None
@@ -222,7 +222,7 @@ def states_of_contexts(
     if not module.effect_rows.n_contexts:
         return None
     generator = torch.Generator().manual_seed(_SEED)
-    n_states = _N_POSTERIOR * _N_STATES
+    n_states = N_POSTERIOR * N_STATES
     shape = (module.effect_rows.n_contexts, n_states, module.n_latent)
     states = torch.randn(shape, generator=generator)
     found: list[list[torch.Tensor]] = [[] for _ in states]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from scvi_sams.module._likelihoods import Likelihood, NegativeBinomialLikelihood
-from scvi_sams.train._compared_scale import ComparedScale, SameScale
+from scvi_sams.train._compared_scale import ComparedScale, Decoded, SameScale
 from scvi_sams.train._expected_rates import ROWS_AT_ONCE, Expected
 from scvi_sams.train._gene_sums import GeneSums
 
@@ -229,18 +229,10 @@ class ObservedEffects:
             )
 
     def _change_of_model(self, place: int, rows: slice) -> np.ndarray:
-        """Effect on the decoder's expectation, rows x genes: of shifts, or of their means.
-
-        It is the change of the log rate that, if it were the same in all cells, would move the mean
-        of logs as much. A shift adds to what few cells express of a gene, and the log of the mean
-        rate, which these cells rule, changes by far more.
-        """
+        """Effect on the decoder's expectation, rows x genes: of shifts, or of their means."""
         expected = self._expected
-        if expected.logged.shape[-1]:
-            base, changed = expected.logged[[0, place], rows].astype(np.float64)
-            return self.scale.log_change((changed - base) / self.scale.slope)
-        base, changed = (expected[p][rows].astype(np.float64) for p in (0, place))
-        return changed - base if self._logs is None else np.log(changed) - np.log(base)
+        base, changed = (Decoded(expected[p][rows], expected.logged[p, rows]) for p in (0, place))
+        return changed.change_from(base, self.scale)
 
     def _combined(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Best linear unbiased combinations of the two estimates, and their variances."""

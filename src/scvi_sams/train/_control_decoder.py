@@ -1,0 +1,89 @@
+"""What control cells would express with other shifts: a decoder of states that training kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.train._compared_scale import ComparedScale, Decoded, SameScale, Scale
+from scvi_sams.train._expected_rates import (
+    N_POSTERIOR,
+    N_STATES,
+    SMALLEST_RATE,
+    mean_of_logs_of,
+)
+
+
+class ShiftEffects(NamedTuple):
+    """What shifts do, rows x genes, as changes of the log rate."""
+
+    of_shift: np.ndarray
+    at_mean: np.ndarray
+    variance: np.ndarray
+    """Over posterior samples of shifts."""
+
+
+class ControlDecoder:
+    """Decodes control cells of a context with other shifts.
+
+    Their basal states and covariates are those that training kept.
+    """
+
+    def __init__(self, module: PerturbationModule, context: int) -> None:
+        kept = module.unmeasured
+        assert kept is not None
+        self._module = module
+        self._states, covariates = kept.states[context], kept.covariates[context]
+        self._covariates = covariates if module.covariates.n_out else None
+        self._mean_of_logs = mean_of_logs_of(module)
+        self.scale: Scale = SameScale(module.likelihood.n_genes)
+        if module.likelihood.is_count_likelihood:
+            nothing = torch.zeros(1, 1, module.n_shift, device=module.device)
+            logits = module.decode(*self._cells(N_STATES, nothing))
+            log_rates = module.likelihood.log_rate(logits).flatten(0, 1).double().cpu().numpy()
+            sizes = module.cell_sizes.double().cpu().numpy()
+            self.scale = ComparedScale(module.likelihood, log_rates, sizes)
+
+    def _cells(self, n_states: int, shift: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Basal states, shifts ``(P or 1, 1, S)`` and covariates of some states per sample."""
+        shape = (N_POSTERIOR, N_STATES)
+        states = self._states.unflatten(0, shape)[:, :n_states]
+        covariates = self._covariates
+        if covariates is not None:
+            covariates = covariates.unflatten(0, shape)[:, :n_states]
+        return states, shift, covariates
+
+    def _decoded(self, n_states: int, shift: Tensor) -> tuple[Decoded, Tensor]:
+        """What is expected with shifts, and rates of each posterior sample."""
+        module = self._module
+        logits = module.decode(*self._cells(n_states, shift))
+        rates = module.likelihood.rate(logits).mean(dim=1)
+        if module.likelihood.is_count_likelihood:
+            rates.clamp_(min=SMALLEST_RATE)
+        logged = rates[:, :0] if self._mean_of_logs is None else self._mean_of_logs(logits).mean(1)
+        means = (values.mean(dim=0)[None].cpu().numpy() for values in (rates, logged))
+        return Decoded(*means), rates
+
+    def effects(self, shifts: Tensor, n_states: int = N_STATES) -> ShiftEffects:
+        """Effects of posterior samples of shifts, ``(P, R, S)``."""
+        nothing = torch.zeros_like(shifts[:1, :1])
+        base, base_rates = self._decoded(n_states, nothing)
+        found = []
+        for row in range(shifts.shape[1]):
+            shift = shifts[:, [row]]
+            changed, rates = self._decoded(n_states, shift)
+            mean, _ = self._decoded(n_states, shift.mean(dim=0, keepdim=True))
+            change = rates - base_rates
+            if isinstance(self.scale, ComparedScale):
+                change = rates.log() - base_rates.log()
+            of_row = (
+                changed.change_from(base, self.scale),
+                mean.change_from(base, self.scale),
+                change.var(dim=0)[None].double().cpu().numpy(),
+            )
+            found.append(of_row)
+        return ShiftEffects(*(np.concatenate(column) for column in zip(*found, strict=True)))

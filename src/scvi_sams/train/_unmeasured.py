@@ -1,0 +1,190 @@
+"""Effects that no cell was measured for: estimated when they are asked for, after training.
+
+Those of perturbations without cells: see :mod:`~scvi_sams.train._feature_effects`. A perturbation
+that was measured in some contexts is predicted in another by the average of what the model says
+there and of the mean effect in those contexts. Both count alike: no cell can say which is nearer,
+as the model has seen all contexts that it could be tried on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvi_sams._torch import fixed_seed
+from scvi_sams.module._direct_effects import MOST_ENTRIES, Residuals
+from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.module._unmeasured import UnmeasuredEffects
+from scvi_sams.train._compared_scale import share_of_variance
+from scvi_sams.train._control_decoder import ControlDecoder
+from scvi_sams.train._expected_rates import N_POSTERIOR, N_STATES, ROWS_AT_ONCE
+from scvi_sams.train._gene_sums import Cells
+
+_SEED = 60029
+
+
+@torch.no_grad()
+def keep_for_unmeasured(
+    module: PerturbationModule, cells: Cells, n_rows: int, states: Tensor | None
+) -> None:
+    """Keep basal states and covariates of control cells, which groups from ``n_rows`` on are of.
+
+    ``states``, ``(C, S, L)``, are those of contexts; of all control cells they are from the prior.
+    Likelihoods of counts whose mean of logs has no closed form keep nothing, and what no cell shows
+    is then predicted by the model alone.
+    """
+    likelihood = module.likelihood
+    if module.unmeasured is None:
+        return
+    if likelihood.is_count_likelihood and not likelihood.has_laplace_transform:
+        return
+    generator = torch.Generator().manual_seed(_SEED)
+    n_states = N_POSTERIOR * N_STATES
+    of_prior = torch.randn((1, n_states, module.n_latent), generator=generator)
+    of_contexts = of_prior[:0] if states is None else states
+    covariates = []
+    for group in [*range(n_rows + 1, n_rows + 1 + len(of_contexts)), n_rows]:
+        used = (cells.group == group).nonzero(as_tuple=True)[0]
+        used = used if len(used) else torch.arange(len(cells.group))
+        covariates.append(cells.covariates[used[torch.linspace(0, len(used) - 1, n_states).long()]])
+    module.unmeasured.fill(
+        states=torch.cat([of_contexts, of_prior]), covariates=torch.stack(covariates).float()
+    )
+
+
+class Elsewhere:
+    """Adds up effects of perturbations in contexts, for those in which they were not measured.
+
+    ``owners`` are the perturbations of all pairs that were measured. None is kept of perturbations
+    that were measured in every context, nor of any where these are too many.
+    """
+
+    def __init__(self, owners: np.ndarray, n_contexts: int, n_genes: int) -> None:
+        codes, counts = np.unique(owners, return_counts=True)
+        self.codes = codes[counts < n_contexts]
+        if len(self.codes) * n_genes > MOST_ENTRIES:
+            self.codes = self.codes[:0]
+        self._n = np.zeros((len(self.codes), 1))
+        self._sums, self._squares = np.zeros((2, len(self.codes), n_genes))
+
+    def add(self, owners: np.ndarray, effects: np.ndarray) -> None:
+        """Add the effects of some pairs, ``(R, G)``."""
+        if not len(self.codes):
+            return
+        place = np.searchsorted(self.codes, owners).clip(max=len(self.codes) - 1)
+        kept = self.codes[place] == owners
+        np.add.at(self._n, place[kept], 1)
+        np.add.at(self._sums, place[kept], effects[kept])
+        np.add.at(self._squares, place[kept], np.square(effects[kept]))
+
+    def keep(self, unmeasured: UnmeasuredEffects) -> None:
+        """Keep the mean effect of each perturbation, and its variance for one more context.
+
+        That of a perturbation is shrunken towards that of all, which counts as one context.
+        Where none was measured in two contexts, an effect may be anything between 0 and twice it.
+        """
+        mean = self._sums / np.maximum(self._n, 1)
+        around = np.maximum(self._squares - self._n * np.square(mean), 0)
+        n_free = np.maximum(self._n - 1, 0)
+        pooled = np.square(mean)
+        if n_free.any():
+            pooled = np.broadcast_to(around.sum(axis=0) / n_free.sum(), mean.shape)
+        variance = (around + pooled) / (n_free + 1) * (1 + 1 / np.maximum(self._n, 1))
+        unmeasured.fill(
+            codes=torch.as_tensor(self.codes),
+            elsewhere=torch.as_tensor(mean),
+            elsewhere_variance=torch.as_tensor(variance),
+        )
+
+
+@torch.no_grad()
+def answer_unmeasured(module: PerturbationModule, rows: Tensor) -> None:
+    """Estimate those of the effects ``rows`` that no cell shows, if that was not done before."""
+    direct, kept = module.direct, module.unmeasured
+    if direct is None or kept is None or not kept.is_fitted:
+        return
+    wanted = rows[module.effect_rows.places(rows) < 0].unique()
+    wanted = wanted[~torch.isin(wanted, direct.asked)]
+    codes = module.effect_rows.perturbation_of(wanted)
+    has_features = codes >= module.effect_rows.n_perturbations
+    wanted = wanted[has_features & kept.knows_features | torch.isin(codes, kept.codes)]
+    if not len(wanted):
+        return
+    contexts = _contexts_of(module, wanted)
+    found, order = [], []
+    for context in contexts.unique().tolist():
+        decoder = ControlDecoder(module, context)
+        places = (contexts == context).nonzero(as_tuple=True)[0]
+        for some in places.split(ROWS_AT_ONCE):
+            found.append(_answers(module, decoder, wanted[some]))
+            order.append(some)
+    tables = Residuals(*(torch.cat(column) for column in zip(*found, strict=True)))
+    place = torch.cat(order)
+    known = Residuals(*(column[place.argsort()] for column in tables))
+    asked = torch.cat([direct.asked, wanted])
+    if direct.of_asked is not None:
+        pairs = zip(direct.of_asked, known, strict=True)
+        known = Residuals(*(torch.cat(both) for both in pairs))
+    ascending = asked.argsort()
+    direct.answer(asked[ascending], Residuals(*(column[ascending] for column in known)))
+
+
+def _contexts_of(module: PerturbationModule, rows: Tensor) -> Tensor:
+    """Contexts that rows are in; the last stands for all control cells."""
+    if not module.effect_rows.n_contexts:
+        return torch.zeros_like(rows)
+    return rows % module.effect_rows.per_perturbation
+
+
+def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) -> Residuals:
+    """What predictions add to the model's own effects of some rows, in one context."""
+    kept, scale = module.unmeasured, decoder.scale
+    assert kept is not None
+    with fixed_seed(_SEED):
+        effects = decoder.effects(module.sampled_shifts(rows, N_POSTERIOR))
+    of_model = scale.compared(effects.of_shift)
+    variance_of_model = np.square(scale.relative_slope(effects.of_shift)) * effects.variance
+    whole, variance = np.empty((2, *of_model.shape))
+    codes = module.effect_rows.perturbation_of(rows)
+    is_new = (codes >= module.effect_rows.n_perturbations).cpu().numpy()
+    if is_new.any():
+        assert module.features is not None
+        features = module.features.features[codes[torch.as_tensor(is_new)]]
+        around = features[:, :-1] - kept.mean_features
+        of_features = (kept.mean + around @ kept.coefficients).double().cpu().numpy()
+        model, ridge, mean = kept.weights.double().cpu().numpy()
+        on_genes = ridge * of_features + mean * kept.mean.double().cpu().numpy()
+        whole[is_new] = model * of_model[is_new] + on_genes / scale.slope
+        variance[is_new] = kept.variance.double().cpu().numpy() / np.square(scale.slope)
+    is_known = ~is_new
+    if is_known.any():
+        place = torch.searchsorted(kept.codes, codes[torch.as_tensor(is_known)])
+        elsewhere = kept.elsewhere[place].double().cpu().numpy() / scale.slope
+        of_others = kept.elsewhere_variance[place].double().cpu().numpy() / np.square(scale.slope)
+        whole[is_known] = (of_model[is_known] + elsewhere) / 2
+        # Of a mixture: at most one of them is right.
+        apart = np.square(of_model[is_known] - elsewhere) / 4
+        variance[is_known] = (variance_of_model[is_known] + of_others) / 2 + apart
+    squared = share_of_variance(scale.slope, variance, variance_of_model)
+    uncertainty = np.sqrt(np.maximum(variance - squared * variance_of_model, 0))
+    shift = effects.at_mean + squared * (effects.of_shift - effects.at_mean)
+    tables = {
+        "correction": scale.log_change(whole) - shift,
+        "uncertainty": scale.log_sd(whole, uncertainty),
+    }
+    correction, uncertain = (
+        torch.as_tensor(values, dtype=torch.float32, device=rows.device)
+        for values in tables.values()
+    )
+    nothing = torch.zeros_like(correction)
+    genes = torch.arange(correction.shape[1], dtype=torch.int32, device=rows.device)
+    return Residuals(
+        torch.as_tensor(np.sqrt(squared[:, 0]), dtype=torch.float32, device=rows.device),
+        genes.expand(correction.shape),
+        nothing,
+        nothing,
+        torch.ones_like(correction),
+        correction,
+        uncertain,
+    )
