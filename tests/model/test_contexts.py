@@ -193,7 +193,7 @@ def test_average_effects_in_a_context_by_hand(linear, line):
         expected = weight @ shift(model, parts, label, line)
         np.testing.assert_allclose(found[label].X[0], expected, rtol=1e-4, atol=1e-4)
         measured = all(is_measured(model.adata, name, line) for name in label.split("+"))
-        assert found.obs.loc[label, "is_measured"] == measured
+        assert found.obs.loc[label, "measured"] == measured
     assert (found.obs["context"] == line).all()
     assert found.uns["ate"]["context"] == line
 
@@ -293,7 +293,7 @@ def test_several_contexts_are_one_table(default):
     assert list(found.obs_names) == ["P001:T", "P004:T", "P001:K", "P004:K"]
     assert found.obs["context"].tolist() == ["T", "T", "K", "K"]
     assert found.obs["perturbation"].tolist() == ["P001", "P004"] * 2
-    assert found.obs["is_measured"].tolist() == [True, True, True, False]
+    assert found.obs["measured"].tolist() == [True, True, True, False]
     assert list(found.uns["ate"]["context"]) == ["T", "K"]
     assert np.isfinite(found.X).all()
     torch.manual_seed(2)

@@ -80,7 +80,8 @@ def check_known(
         f"{len(known_names)} perturbations are known"
         + (f"; did you mean {listing(hints)}?" if hints else f", such as {listing(known_names)}.")
         + " A model can only speak of perturbations that occur in its training data, alone or in a"
-        f" combination. Control cells are called {shown(control)} here (`control`)"
+        " combination, or of which SAMSVAE has `perturbation_features`. Control cells are called"
+        f" {shown(control)} here (`control`)"
         + (
             f": if {shown(unknown[0])} are control cells, rename them, adata.obs[{column!r}] = "
             f"adata.obs[{column!r}].astype(str).replace({unknown[0]!r}, {control!r})."

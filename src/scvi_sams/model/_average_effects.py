@@ -58,11 +58,9 @@ def average_effects(
     for context in [None] if contexts is None else contexts:
         cells = CellsToCompare(context, indices)
         contrast, description = make_contrast(model, *settings, cells)
-        of_context = rows
-        if context is not None:
-            of_context = rows.assign(
-                context=context, is_measured=_are_measured(model, requested, context)
-            )
+        of_context = rows if context is None else rows.assign(context=context)
+        if context is not None or model.unmeasured:
+            of_context = of_context.assign(measured=_are_measured(model, requested, context))
         table = effects_of_labels(contrast, of_context, requested, genes, settings.interval, rates)
         table.uns["ate"] = description | cells_with_effects(model.module, among)
         tables.append(table)
@@ -75,10 +73,12 @@ def average_effects(
     return joined
 
 
-def _are_measured(model: CellModel, requested: Labels, context: str) -> np.ndarray:
-    """Whether registered cells have all perturbations of each label in a context."""
+def _are_measured(model: CellModel, requested: Labels, context: str | None) -> np.ndarray:
+    """Whether registered cells have all perturbations of each label, in a context or in any."""
     rows = model.module.effect_rows
     codes = torch.as_tensor(requested.codes.astype(np.int64), device=rows.measured.device)
+    if context is None:
+        return (codes < rows.n_perturbations).all(dim=1).cpu().numpy()
     where = torch.full_like(codes[:, 0], model.contexts.index(context))
     places = rows.places(rows.of_cells(codes, where))
     return ((codes < 0) | (places >= 0)).all(dim=1).cpu().numpy()

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scvi_sams._checks import check_key
+from scvi_sams._checks import as_names, check_key
+from scvi_sams.labels._names import check_known
 from scvi_sams.model._basal_states import check_context
 from scvi_sams.model._cell_model import CellModel
 
 
-def moments_of_perturbations(model: CellModel, context: str | None) -> tuple[Tensor, Tensor]:
-    """Posterior mean and sd of the shift of every perturbation, each ``(T, S)``.
+def codes_of(model: CellModel, perturbations: Sequence[str] | None) -> Tensor:
+    """Codes of some perturbations, measured or not; ``None``: all that were measured."""
+    if perturbations is None:
+        return torch.arange(len(model.perturbations), device=model.module.device)
+    names = as_names("perturbations", perturbations)
+    known = {name: c for c, name in enumerate([*model.perturbations, *model.unmeasured])}
+    check_known(names, known, model._spelling.control_label)
+    return torch.tensor([known[name] for name in names], device=model.module.device)
+
+
+def moments_of_perturbations(
+    model: CellModel, codes: Tensor, context: str | None
+) -> tuple[Tensor, Tensor]:
+    """Posterior mean and sd of the shifts of perturbations, each ``(R, S)``.
 
     In a context, or without one averaged over the training cells of the perturbation.
     """
     module = model.module
     if context is not None:
-        return module.shift_moments(rows_in_context(model, context))
-    every = torch.arange(len(model.perturbations), device=module.device)
+        return module.shift_moments(rows_in_context(model, codes, context))
     if not model.contexts:
-        return module.shift_moments(every)
+        return module.shift_moments(codes)
+    every = torch.arange(len(model.perturbations), device=module.device)
+    is_new = codes >= len(every)
+    if bool(is_new.any()):
+        # In none of the contexts.
+        mean, sd = module.shift_moments(module.effect_rows.of_cells(codes[:, None], None)[:, 0])
+        measured = moments_of_perturbations(model, codes[~is_new], None)
+        mean[~is_new], sd[~is_new] = measured
+        return mean, sd
     rows = module.effect_rows.measured
     perturbations = module.effect_rows.perturbation_of(rows)
     counts = module.contexts.cells_of(rows)
@@ -34,33 +55,44 @@ def moments_of_perturbations(model: CellModel, context: str | None) -> tuple[Ten
     weights = (counts / total.clamp(min=1)[perturbations])[:, None]
     mean = shared_mean.index_add(0, perturbations, weights * own_mean)
     variance = shared_sd.square().index_add(0, perturbations, weights.square() * own_variance)
-    return mean, variance.sqrt()
+    return mean[codes], variance.sqrt()[codes]
 
 
-def chances_of_effects(model: CellModel, context: str | None) -> Tensor:
-    """Posterior probability that perturbations move latent dimensions, ``(T, L)``.
+def chances_of_effects(model: CellModel, codes: Tensor, context: str | None) -> Tensor:
+    """Posterior probability that perturbations move latent dimensions, ``(R, L)``.
 
     In a context, or without one the largest of those in which the perturbation was measured.
     """
     module = model.module
     if context is not None:
-        return module.chance_of_effect(rows_in_context(model, context))
+        return module.chance_of_effect(rows_in_context(model, codes, context))
     if not model.contexts:
-        return module.masks.inclusion_probability
+        has_features = len(model.unmeasured) > 0
+        return (
+            module.chance_of_effect(codes)
+            if has_features
+            else module.masks.inclusion_probability[codes]
+        )
     rows = module.effect_rows.measured
     found = module.chance_of_effect(rows)
     owners = module.effect_rows.perturbation_of(rows)[:, None].expand_as(found)
     largest = found.new_zeros(len(model.perturbations), found.shape[1])
-    return largest.scatter_reduce_(0, owners, found, "amax")
+    largest.scatter_reduce_(0, owners, found, "amax")
+    is_new = codes >= len(largest)
+    if not bool(is_new.any()):
+        return largest[codes]
+    # In none of the contexts.
+    of_codes = module.chance_of_effect(module.effect_rows.of_cells(codes[:, None], None)[:, 0])
+    of_codes[~is_new] = largest[codes[~is_new]]
+    return of_codes
 
 
-def rows_in_context(model: CellModel, context: str) -> Tensor:
-    """Rows of the effects of all perturbations in a context."""
+def rows_in_context(model: CellModel, codes: Tensor, context: str) -> Tensor:
+    """Rows of the effects of perturbations in a context."""
     check_key(context=context)
     check_context(model, context)
-    codes = torch.arange(len(model.perturbations), device=model.module.device)[:, None]
-    where = torch.full_like(codes[:, 0], model.contexts.index(context))
-    return model.module.effect_rows.of_cells(codes, where)[:, 0]
+    where = torch.full_like(codes, model.contexts.index(context))
+    return model.module.effect_rows.of_cells(codes[:, None], where)[:, 0]
 
 
 class PairEffects(NamedTuple):
@@ -91,7 +123,8 @@ def effects_of_pairs(model: CellModel) -> PairEffects:
     """
     module = model.module
     rows = module.effect_rows
-    every = torch.arange(len(rows), device=module.device).reshape(-1, rows.per_perturbation)
+    every = torch.arange(rows.n_perturbations * rows.per_perturbation, device=module.device)
+    every = every.reshape(-1, rows.per_perturbation)
     every = every[:, : rows.n_contexts].reshape(-1)
 
     def table(values: Tensor) -> np.ndarray:

@@ -50,6 +50,7 @@ from scvi_sams.model._doses import warn_beyond_measured
 from scvi_sams.model._noise import by_blocks, new_seed, number_of, sample_of_cells
 from scvi_sams.module._minibatch import positions_in, sum_of_rows
 from scvi_sams.module._perturbation_module import PerturbationModule
+from scvi_sams.train._unmeasured import answer_unmeasured
 
 _SHIFTS_AT_ONCE = 2**20
 """Numbers in an array (labels x draws x latent dimensions): four megabytes."""
@@ -68,7 +69,7 @@ def encode_requested(
         pd.Series([str(label) for label in labels]),
         None if dosages is None else pd.Series(list(dosages), dtype=object),
         spelling=model._spelling,
-        vocabulary=model.perturbations if model._additive else None,
+        vocabulary=[*model.perturbations, *model.unmeasured] if model._additive else None,
     )
     if model._additive:
         warn_beyond_measured(model.largest_doses_, singles)
@@ -124,12 +125,25 @@ def drawn_effects(
 
     In each of the ``contexts``, by number, where these are registered.
     """
+    answer_unmeasured(module, _rows_of(module, requested, contexts))
     noise = noise_on_genes(module, n_draws, seed)
     shifts = _drawn_shifts(module, requested, n_draws, seed, contexts)
     for shift, codes, doses in zip(shifts, requested.codes, requested.doses, strict=True):
         carried = codes >= 0
         on_genes = drawn_on_genes(module, codes[carried], doses[carried], noise, contexts)
         yield DrawnEffect(shift, on_genes)
+
+
+def _rows_of(
+    module: PerturbationModule, requested: Labels, contexts: torch.Tensor | None
+) -> torch.Tensor:
+    """Rows of the effects that labels have in some contexts, ascending."""
+    codes, doses = (
+        torch.as_tensor(part, device=module.device)
+        for part in (requested.codes.astype(np.int64), np.array(requested.doses))
+    )
+    effects = in_contexts(module, codes, doses, contexts)[2]
+    return effects[effects >= 0].unique()
 
 
 def noise_on_genes(module: PerturbationModule, n_draws: int, seed: int) -> torch.Tensor | None:

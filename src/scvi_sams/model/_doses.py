@@ -51,6 +51,6 @@ def doses_to_report(measured: np.ndarray | None, n_perturbations: int) -> np.nda
 
 def _largest(labels: Labels, n_perturbations: int) -> np.ndarray:
     largest = np.zeros(n_perturbations)
-    carried = labels.codes >= 0
+    carried = (labels.codes >= 0) & (labels.codes < n_perturbations)
     np.maximum.at(largest, labels.codes[carried], labels.doses[carried])
     return largest

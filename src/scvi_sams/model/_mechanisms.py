@@ -15,7 +15,7 @@ from scvi_sams._checks import check_choice, check_integer, check_key, check_numb
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._cells import CellReader
-from scvi_sams.model._contexts import chances_of_effects, moments_of_perturbations
+from scvi_sams.model._contexts import chances_of_effects, codes_of, moments_of_perturbations
 from scvi_sams.model._contrast import expected_expression
 from scvi_sams.model._perturbation_model import PerturbationModel
 
@@ -36,12 +36,19 @@ class LatentShiftMixin(PerturbationModel):
 
     @torch.inference_mode()
     def get_perturbation_effects(
-        self, *, context: str | None = None, key_added: str | None = RESULT_KEYS.EFFECTS
+        self,
+        perturbations: Sequence[str] | None = None,
+        *,
+        context: str | None = None,
+        key_added: str | None = RESULT_KEYS.EFFECTS,
     ) -> Effects:
         """Return by how much each perturbation moves each latent dimension, per unit dose.
 
         Parameters
         ----------
+        perturbations
+            Names, also of unmeasured perturbations of which features are known: theirs is the
+            prior given these. ``None``: all that were measured.
         context
             Where contexts are registered: the effects in one of them; ``None``: the average over
             those in which the perturbation was measured, by its training cells there.
@@ -66,10 +73,8 @@ class LatentShiftMixin(PerturbationModel):
         """
         check_key(key_added=key_added)
         self._check_if_trained(warn=True)
-        mean, sd = moments_of_perturbations(self, context)
-        effects = Effects(
-            _mechanism_table(self, mean.cpu().numpy()), _mechanism_table(self, sd.cpu().numpy())
-        )
+        moments = moments_of_perturbations(self, codes_of(self, perturbations), context)
+        effects = Effects(*(_mechanism_table(self, perturbations, part) for part in moments))
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = {name: e.copy() for name, e in effects._asdict().items()}
             self.keep_provenance(self.adata, key_added)
@@ -161,12 +166,18 @@ class MaskMixin(PerturbationModel):
 
     @torch.inference_mode()
     def get_perturbation_masks(
-        self, *, context: str | None = None, key_added: str | None = RESULT_KEYS.MASKS
+        self,
+        perturbations: Sequence[str] | None = None,
+        *,
+        context: str | None = None,
+        key_added: str | None = RESULT_KEYS.MASKS,
     ) -> pd.DataFrame:
         """Return which latent dimensions each perturbation moves.
 
         Parameters
         ----------
+        perturbations
+            As in :meth:`get_perturbation_effects`.
         context
             Where contexts are registered: the probability that the perturbation moves the
             dimension in one of them; ``None``: the largest of those in which it was measured.
@@ -194,17 +205,21 @@ class MaskMixin(PerturbationModel):
         """
         check_key(key_added=key_added)
         self._check_if_trained(warn=True)
-        masks = _mechanism_table(self, chances_of_effects(self, context).cpu().numpy())
+        chances = chances_of_effects(self, codes_of(self, perturbations), context)
+        masks = _mechanism_table(self, perturbations, chances)
         if key_added is not None and self.adata is not None:
             self.adata.uns[key_added] = masks.copy()
             self.keep_provenance(self.adata, key_added)
         return masks
 
 
-def _mechanism_table(model: PerturbationModel, values: np.ndarray) -> pd.DataFrame:
+def _mechanism_table(
+    model: PerturbationModel, perturbations: Sequence[str] | None, values: torch.Tensor
+) -> pd.DataFrame:
+    names = model.perturbations if perturbations is None else list(perturbations)
     return pd.DataFrame(
-        values,
-        index=pd.Index(model.perturbations, name="perturbation"),
+        values.cpu().numpy(),
+        index=pd.Index(names, name="perturbation"),
         columns=[f"latent_{dimension}" for dimension in range(values.shape[1])],
     )
 

@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from scvi_sams._checks import check_key
 from scvi_sams._constants import RESULT_KEYS
+from scvi_sams.features._table import as_feature_table
 from scvi_sams.model._additive import AdditiveMixin
 from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin
 from scvi_sams.model._perturbation_model import PerturbationModel
@@ -91,6 +92,12 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         probability that is learned for each perturbation, or guide (see
         :ref:`responses <responses>`). A cell with several perturbations responds to all of them or
         to none. ``False``: all do, as in the paper.
+    perturbation_features
+        What is known of perturbations, measured ones and others (see :ref:`features <features>`):
+        a DataFrame (perturbations x features), a dict of vectors or of sets of terms, or the key of
+        one in ``adata.uns``. The prior of masks and effects then follows the features as far as the
+        screen shows that it should, and perturbations that no cell carries, ``model.unmeasured``,
+        can be predicted. See :mod:`scvi_sams.features` for how such tables are read.
     registry
         Set by :meth:`load` where there is no ``adata``.
 
@@ -117,6 +124,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
 
     _module_cls = SAMSVAEModule
     _has_contexts = True
+    _takes_features = True
 
     def __init__(
         self,
@@ -143,9 +151,13 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         direct_effects: bool = True,
         stacking: bool = True,
         responses: bool = False,
+        perturbation_features: Any = None,
         registry: dict[str, Any] | None = None,
     ) -> None:
         arguments = given(locals())
+        if perturbation_features is not None:
+            uns = None if adata is None else adata.uns
+            arguments["perturbation_features"] = as_feature_table(perturbation_features, uns=uns)
         super().__init__(**arguments)
         self.init_params_ = self._get_init_params(arguments)
 

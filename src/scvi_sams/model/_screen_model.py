@@ -18,10 +18,12 @@ from scvi_sams.data._contexts import ContextField
 from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.data._manager import ADATA_LOCK
+from scvi_sams.features._table import FeatureTable
 from scvi_sams.labels._presets import CONTROL, DELIMITER, PERTURBATION_KEY
 from scvi_sams.labels._spelling import Control, Spelling
 from scvi_sams.model._context_tests import warn_of_contexts
 from scvi_sams.model._doses import largest_doses
+from scvi_sams.model._features import features_of_model
 from scvi_sams.model._init_arguments import check_known_arguments
 from scvi_sams.model._read_values import ReadValues
 from scvi_sams.model._record import keep_record, model_card, model_record, training_record
@@ -48,16 +50,19 @@ if TYPE_CHECKING:
 class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     """A model that is registered with a screen, trained on it, saved and described.
 
-    Any argument of the wrong type or out of range raises an ``InvalidArgumentError``.
+    Invalid arguments raise an ``InvalidArgumentError``.
     """
 
     _module_cls: ClassVar[type[PerturbationModule]]
     _training_plan_cls = PerturbationTrainingPlan
+    # Whether a combination is the sum of its perturbations, or a perturbation of its own; whether
+    # effects may differ between contexts; and whether features tell of unmeasured perturbations.
     _additive: ClassVar[bool] = False
-    """Whether a combination is the sum of its perturbations, or a perturbation of its own."""
     _has_contexts: ClassVar[bool] = False
-    """Whether the effects of a perturbation may differ between contexts."""
+    _takes_features: ClassVar[bool] = False
     module: PerturbationModule
+    unmeasured: Sequence[str] = ()
+    """Names of perturbations that no cell carries and that can be predicted, by their features."""
     # scvi-tools saves attributes whose names end so.
     trainings_: tuple[dict[str, Any], ...] = ()
     largest_doses_: np.ndarray | None = None  # of each perturbation in training cells; 0 for none
@@ -73,6 +78,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         *,
         gene_likelihood: str,
         registry: dict[str, Any] | None = None,
+        perturbation_features: FeatureTable | None = None,
         **module_kwargs: Any,
     ) -> None:
         self._module_cls.check_settings(gene_likelihood=gene_likelihood, **module_kwargs)
@@ -84,16 +90,18 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         if adata is not None:
             self._values.validate_once(self.adata_manager)
             self._values.check_unchanged(self.adata_manager)
+        if perturbation_features is not None:
+            found = features_of_model(perturbation_features, self.perturbations, self._spelling)
+            self.unmeasured, module_kwargs["features"] = found.unmeasured, found.values
         summary = self.summary_stats
         self.module = self._module_cls(
             **sizes_for_module(self.registry_, summary),
             gene_likelihood=gene_likelihood,
             **module_kwargs,
         )
-        self._model_summary_string = (
-            f"{type(self).__name__}: {summary.n_perturbations} perturbations, {summary.n_vars} "
-            f"genes, likelihood {gene_likelihood}."
-        )
+        of_screen = f"{summary.n_perturbations} perturbations, {summary.n_vars} genes"
+        name = type(self).__name__
+        self._model_summary_string = f"{name}: {of_screen}, likelihood {gene_likelihood}."
 
     @property
     def perturbations(self) -> list[str]:
@@ -149,7 +157,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             Cells x genes. Nothing in it is changed but slots that begin with ``_scvi``.
         perturbation_key
             Column of obs that names the perturbations of each cell, such as ``"KLF1"`` or
-            ``"KLF1+MAP2K6"``; the order of names plays no part.
+            ``"KLF1+MAP2K6"``, in any order.
         control
             Label, or labels, of control cells, which inside a combination stand for "nothing"; in
             ``"NT*"``, ``*`` is any text without the delimiter. Or what marks these cells: the name
@@ -158,20 +166,20 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             What joins the names of a combination; ``None`` if labels must not be split.
         dosage_key
             Column of obs with the dose of each cell: a number, or text such as ``"0.5+1.0"``
-            aligned with the label as written. Without it every dose is 1. Effects are linear in the
-            dose, so give doses on the scale on which that is plausible (often the logarithm).
+            aligned with the label as written; else 1. Effects are linear in the dose, so give doses
+            on the scale on which that is plausible (often the logarithm).
         dosage_obsm_key
-            Instead of labels: key of obsm with a cells x perturbations matrix of doses (ndarray,
-            sparse matrix or DataFrame). A row of zeros is a control cell.
+            Instead of labels: key of obsm with a cells x perturbations matrix of doses. A row of
+            zeros is a control cell.
         perturbation_names
             Names of that matrix' columns, or the key of uns with them. A DataFrame has its own.
         layer
-            Layer with raw counts; ``None`` for ``X``.
+            With raw counts; ``None`` for ``X``.
         batch_key, categorical_covariate_keys, continuous_covariate_keys
             Columns of obs that encoder and decoder condition on.
         size_factor_key
-            Column of obs with a size factor, for example the whole-transcriptome library size where
-            ``adata`` holds a panel of genes. Without it the size is the sum of the counts.
+            Column of obs with a size factor, such as the whole-transcriptome library size where
+            ``adata`` holds a panel of genes; else the size is the sum of the counts.
         guide_key
             Column of obs with the guide of each cell, or several (``"STAT1g1|STAT1g2"``), or NaN.
             Each belongs to one perturbation; control cells have others (:doc:`more </anndata>`).
@@ -182,7 +190,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             Name of a convention (:doc:`table of them </anndata>`), such as ``"gears"``, that
             decides ``perturbation_key``, ``control`` and ``delimiter`` where they are not given.
         **kwargs
-            ``source_registry`` and other arguments that scvi-tools passes when it loads a model.
+            ``source_registry`` and others that scvi-tools passes when it loads a model.
 
         Raises
         ------
@@ -195,9 +203,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         InvalidCovariateError
             If a batch, covariate or context is missing, or cannot be one.
         RegistrationError
-            If ``adata`` is a view, is empty, or has two genes of one name.
-
-        After an error ``adata`` is as it was before.
+            If ``adata``, which errors leave as it was, is a view, empty or has two genes of a name.
 
         Examples
         --------
@@ -210,7 +216,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         cls.register_manager(register(adata, arguments, cls._additive, cls._has_contexts, **kwargs))
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        """Register other data by name where needed, and check that values are as they were."""
+        """Register other data by name where needed, and check that values are unchanged."""
         target = data_to_read(self.adata, adata)
         if target is self.adata:
             self._values.check_unchanged(self.adata_manager)
@@ -253,8 +259,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         Where the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
         streamed from there, shuffled in blocks.
 
-        Ctrl-C (the stop button of a notebook) ends it as early stopping does; again: at once, with
-        the weights before (loops of trainings: :func:`~scvi_sams.train.interrupts_raise`).
+        Ctrl-C ends it as early stopping does; again: at once, with the weights before (loops of
+        trainings: :func:`~scvi_sams.train.interrupts_raise`).
 
         Parameters
         ----------
@@ -268,35 +274,32 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         validation_size
             Share of validation cells; ``None`` means all others. What is left is the test set.
         shuffle_set_split
-            Split at random within each perturbation and combination, so that each has training
-            cells; the seed is ``scvi.settings.seed`` (0 if unset), on every process the same.
+            Split at random within each label; the seed is ``scvi.settings.seed`` (0 if unset).
         load_sparse_tensor
             Move sparse mini-batches to the device and densify them there.
         batch_size
             Cells per step.
         early_stopping
-            Stop when ``elbo_validation`` no longer falls. It is scored with the same random
-            numbers in each epoch and weighs global terms by training counts. Off by default, as
-            validation cells decide anyhow. A dense phase (``dense_fraction``) is always trained to
-            its end; scores count after it.
+            Stop when ``elbo_validation`` no longer falls (scored with the same random numbers in
+            each epoch). Off by default, as validation cells decide anyhow. A dense phase
+            (``dense_fraction``) is always trained to its end; scores count after it.
         datasplitter_kwargs
-            For :class:`~scvi.dataloaders.DataSplitter`, or where the expression is on disk for
-            :class:`~scvi_sams.data.StreamingDataModule`; ``external_indexing`` (a list of positions
-            or booleans of training, validation and test cells) replaces the split.
+            For :class:`~scvi.dataloaders.DataSplitter` or
+            :class:`~scvi_sams.data.StreamingDataModule`; ``external_indexing`` (positions or
+            booleans of training, validation and test cells) replaces the split.
         plan_config, plan_kwargs
             For :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
         datamodule
-            Data module in place of the one made from ``adata``, such as a
-            :class:`~scvi_sams.data.StreamingDataModule`; split and ``batch_size`` are then its own.
-            It needs the attributes ``adata_manager`` and ``train_idx`` of
-            :class:`~scvi.dataloaders.DataSplitter`.
+            In place of the one made from ``adata``, such as a
+            :class:`~scvi_sams.data.StreamingDataModule`, with the attributes ``adata_manager`` and
+            ``train_idx``; split and ``batch_size`` are then its own.
         data_on_device
-            Send all cells to the device once, as sparse as they are, and cut mini-batches out of
-            them there (:class:`~scvi_sams.data.ResidentDataModule`): for GPUs that have the memory.
+            Send all cells to the device once and cut mini-batches out of them there
+            (:class:`~scvi_sams.data.ResidentDataModule`): for GPUs that have the memory.
         checkpoint_path
-            File that the state of training is written to after each epoch. If it is there already,
-            training goes on from it, and ``history`` begins there: run the same script again after
-            it was killed. Other data or arguments are an error. It is removed in the end.
+            File that the state of training is written to after each epoch, removed in the end. If
+            it is there already, training goes on from it: run the same script again after it was
+            killed. Other data or arguments raise.
         trainer_config, **trainer_kwargs
             For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper). The
             logger of ``history`` comes before loggers of yours.
@@ -304,24 +307,21 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         InvalidSplitError
-            If the split leaves no training cells, or names a cell twice or none that is there.
+            If the split leaves no training cells, or names a cell twice or one that is not there.
         TrainingDivergedError
             If a term of the objective becomes infinite or NaN. The weights are then those at the
             end of the last good epoch (in a first training, of an epoch after the dense phase;
             otherwise those before it), and the model counts as trained only if it was before.
             After any other error they are those before training.
         UnreadableDataError
-            If the expression on disk, or the file at ``checkpoint_path``, is damaged.
+            If expression on disk, or the file at ``checkpoint_path``, is damaged.
 
         Examples
         --------
         >>> scvi_sams.SAMSVAE.setup_anndata(adata)
         >>> longer = scvi_sams.SAMSVAE(adata, n_latent=6, n_hidden=16)
         >>> longer.train(max_epochs=4, plan_kwargs={"lr": 1e-3}, enable_progress_bar=False)
-
-        The first half of the epochs had all masks on:
-
-        >>> longer.history["dense_phase"].squeeze().tolist()
+        >>> longer.history["dense_phase"].squeeze().tolist()  # all masks on, at first
         [1.0, 1.0, 0.0, 0.0]
         """
         arguments = given(locals())
@@ -430,8 +430,8 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     def card(self, *, description: str | None = None, license: str | None = None) -> str:
         """Describe the model in Markdown: data, settings, trainings, versions and limits.
 
-        The text begins with the metadata that Hugging Face reads, so that it can be saved as
-        ``README.md`` beside the model, for ``scvi.hub.HubModel``. The data need not be there.
+        It begins with the metadata that Hugging Face reads: save it as ``README.md`` beside the
+        model, for ``scvi.hub.HubModel``. The data need not be there.
 
         Parameters
         ----------
