@@ -70,6 +70,20 @@ def test_codes_and_pairs_of_contexts(screen):
     np.testing.assert_array_equal(state["controls_per_context"], [1, 1])
 
 
+def test_of_too_many_pairs_those_of_most_cells_are_kept(make_screen, monkeypatch, caplog):
+    """Cells of the others are trained on: they show what contexts share."""
+    monkeypatch.setattr("scvi_sams.data._contexts.MOST_PAIRS", 2)
+    labels = ["control"] * 8 + ["A"] * 6 + ["B"] * 6
+    lines = ["K", "T"] * 4 + ["K", "K", "T", "T", "T", "T"] + ["K"] * 6
+    model = create(make_screen(labels, line=lines))
+    assert measured(model) == {("A", "T"): 4, ("B", "K"): 6}
+    assert any("3 pairs" in message for message in told(caplog, "WARNING"))
+    model.train(max_epochs=2, accelerator="cpu", devices=1, enable_progress_bar=False)
+    assert model.module.contexts.n_cells.sum() <= 10
+    found = model.predict_ate(["A"], context=["K", "T"], n_samples=20, n_posterior_samples=5)
+    assert found.obs["measured"].tolist() == [False, True]
+
+
 def test_the_table_of_contexts(screen):
     model = create(screen)
     table = context_field(model.adata_manager).view_state_registry(state_of(model))
@@ -314,7 +328,7 @@ def test_pairs_that_were_not_measured_are_told(logged):
         [],
         [
             "1 of 4 pairs of a perturbation and a context (adata.obs['line']) were not measured: "
-            "the effect there is what contexts share."
+            "the effect there is predicted from the other contexts."
         ],
     )
 

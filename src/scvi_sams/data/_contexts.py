@@ -24,6 +24,9 @@ from scvi_sams.labels._names import listing, similar_names, texts_of
 
 logger = logging.getLogger("scvi.sams")
 
+MOST_PAIRS = 100_000
+"""Pairs with effects of their own: each step of training updates all of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
@@ -67,7 +70,8 @@ class ContextField(BaseAnnDataField):
     LEVELS_KEY = "levels"
     PERTURBATIONS_KEY = "perturbation_names"
     PAIRS_KEY = "pairs"
-    """Those that a training cell has, alone or in a combination; ascending."""
+    """Those that a training cell has, alone or in a combination; ascending. No more than
+    :data:`MOST_PAIRS`."""
     CELLS_KEY = "cells_per_pair"
     CONTROLS_KEY = "controls_per_context"
     N_WITHOUT_KEY = "n_cells_without_context"
@@ -94,7 +98,14 @@ class ContextField(BaseAnnDataField):
         self.validate_field(adata)
         contexts = learn_contexts(only_column(adata, self.context_key))
         labels = self.perturbations.read(adata)
-        pairs = np.unique(_pairs_of_cells(labels, contexts))
+        pairs, counts = np.unique(_pairs_of_cells(labels, contexts), return_counts=True)
+        if len(pairs) > MOST_PAIRS:
+            logger.warning(
+                f"{len(pairs)} pairs of a perturbation and a context have cells. The {MOST_PAIRS} "
+                "of most cells have effects of their own; the others are predicted as if no cell "
+                "had been measured there."
+            )
+            pairs = np.sort(pairs[counts.argsort(stable=True)[-MOST_PAIRS:]])
         return self._write(adata, labels, contexts, pairs, n_without=0, unknown=[])
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: object) -> dict:
@@ -224,7 +235,7 @@ def tell_of_contexts(manager: AnnDataManager, *, learned: bool = True) -> None:
     if n_missing:
         logger.info(
             f"{n_missing:,} of {n_pairs:,} pairs of a perturbation and a context ({where}) were "
-            "not measured: the effect there is what contexts share."
+            "not measured: the effect there is predicted from the other contexts."
         )
 
 

@@ -101,8 +101,10 @@ class ContextEffects(nn.Module):
         else:
             masks = self.masks.sample_by(logits, n_particles)
         effects = draw_particles(posterior, n_particles)
-        # Rows that were not measured play no part in training.
-        if not (self.training or self.masks.all_on or bool(is_measured.all())):
+        if self.training:
+            # Cells of pairs beyond those that have tables show what contexts share.
+            masks = masks * is_measured.to(masks)
+        elif not (self.masks.all_on or bool(is_measured.all())):
             masks, effects = self._as_elsewhere(rows, masks, effects)
         return OwnDraw(masks, logits, effects, posterior)
 

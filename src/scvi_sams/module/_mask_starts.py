@@ -98,8 +98,7 @@ def starts_in_contexts(
     weights = by_perturbation(1 / variance, place, 0.0)
     precision = weights.sum(dim=1).clamp(min=prior_scale**-2)
     mean = (weights * by_perturbation(sums, place, 0.0)).sum(dim=1) / precision
-    totals = shrunken_totals(shared, own, place, prior_scale)
-    resampled = list(resampled_rotations(totals, place))
+    resampled = list(resampled_rotations(shared[place] + own.loc, place))
     common = variance_of_axes(mean, 1 / precision + coarsened, prior_scale, resampled=resampled)
     known = variance.clamp(max=_UNKNOWN)
     variance = variance + variance_of_axes(own.loc, known, prior_scale, resampled=resampled)

@@ -84,7 +84,8 @@ def _cells_per_pair(manager: AnnDataManager, train_indices: np.ndarray) -> torch
     pairs = manager.get_state_registry(REGISTRY_KEYS.CONTEXTS)[ContextField.PAIRS_KEY]
     codes = registered_labels(manager).codes[train_indices]
     of_cells = codes * len(contexts.levels) + contexts.codes[train_indices, None]
-    places = np.searchsorted(pairs, of_cells[codes >= 0])
+    of_cells = of_cells[codes >= 0]
+    places = np.searchsorted(pairs, of_cells[np.isin(of_cells, pairs)])
     return _float(np.bincount(places, minlength=len(pairs)))
 
 
