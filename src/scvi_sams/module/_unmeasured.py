@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMPONENTS_OF_UNMEASURED = ("model", "ridge", "mean of perturbations")
+COMPONENTS_OF_UNMEASURED = ("model", "shifts", "genes", "mean of perturbations")
 """What predictions of perturbations without cells are made of: the prior of masks and effects,
-decoded; effects on genes by ridge regression on features; and the mean of measured ones."""
+decoded; shifts by ridge regression on features, decoded; effects on genes by ridge regression; and
+the mean of measured perturbations."""
 
 COMPONENTS_ELSEWHERE = ("model", "other contexts")
 """What predictions in contexts without cells are made of: the model there, and the mean effect in
@@ -37,6 +38,8 @@ class UnmeasuredEffects(nn.Module):
     mean, mean_features, coefficients
         Mean effect of measured perturbations, ``(G,)``, their mean features, ``(D,)``, and what a
         feature adds, ``(D, G)``.
+    mean_shift, shift_coefficients
+        The same of shifts, ``(L,)`` and ``(D, L)``.
     weights
         Of the :data:`COMPONENTS_OF_UNMEASURED`, by perturbations that were left out.
     variance
@@ -51,6 +54,8 @@ class UnmeasuredEffects(nn.Module):
     mean: Tensor
     mean_features: Tensor
     coefficients: Tensor
+    mean_shift: Tensor
+    shift_coefficients: Tensor
     weights: Tensor
     variance: Tensor
 
@@ -59,9 +64,10 @@ class UnmeasuredEffects(nn.Module):
         self.register_buffer("states", torch.zeros(0, 0, 0))
         self.register_buffer("covariates", torch.zeros(0, 0, 0))
         self.register_buffer("codes", torch.zeros(0, dtype=torch.int64))
-        for name in ("elsewhere", "elsewhere_variance", "coefficients"):
+        tables = ("elsewhere", "elsewhere_variance", "coefficients", "shift_coefficients")
+        for name in tables:
             self.register_buffer(name, torch.zeros(0, 0))
-        for name in ("mean", "mean_features", "weights", "variance"):
+        for name in ("mean", "mean_features", "mean_shift", "weights", "variance"):
             self.register_buffer(name, torch.zeros(0))
 
     def fill(self, **tables: Tensor) -> None:

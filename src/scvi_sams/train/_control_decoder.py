@@ -68,6 +68,12 @@ class ControlDecoder:
         means = (values.mean(dim=0)[None].cpu().numpy() for values in (rates, logged))
         return Decoded(*means), rates
 
+    def mean_effects(self, shifts: Tensor, n_states: int = N_STATES) -> np.ndarray:
+        """Changes of the log rate by shifts ``(R, S)``, rows x genes."""
+        base, _ = self._decoded(n_states, torch.zeros_like(shifts[:1, None]))
+        changed = [self._decoded(n_states, shift[None, None])[0] for shift in shifts]
+        return np.concatenate([of_row.change_from(base, self.scale) for of_row in changed])
+
     def effects(self, shifts: Tensor, n_states: int = N_STATES) -> ShiftEffects:
         """Effects of posterior samples of shifts, ``(P, R, S)``."""
         nothing = torch.zeros_like(shifts[:1, :1])

@@ -152,10 +152,12 @@ def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) 
         assert module.features is not None
         features = module.features.features[codes[torch.as_tensor(is_new)]]
         around = features[:, :-1] - kept.mean_features
+        of_shifts = decoder.mean_effects(kept.mean_shift + around @ kept.shift_coefficients)
         of_features = (kept.mean + around @ kept.coefficients).double().cpu().numpy()
-        model, ridge, mean = kept.weights.double().cpu().numpy()
-        on_genes = ridge * of_features + mean * kept.mean.double().cpu().numpy()
-        whole[is_new] = model * of_model[is_new] + on_genes / scale.slope
+        model, shifts, genes, mean = kept.weights.double().cpu().numpy()
+        on_genes = genes * of_features + mean * kept.mean.double().cpu().numpy()
+        decoded = model * of_model[is_new] + shifts * scale.compared(of_shifts)
+        whole[is_new] = decoded + on_genes / scale.slope
         variance[is_new] = kept.variance.double().cpu().numpy() / np.square(scale.slope)
     is_known = ~is_new
     if is_known.any():
