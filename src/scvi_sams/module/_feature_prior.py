@@ -92,7 +92,7 @@ class FeaturePrior(nn.Module):
         n_weights = features.shape[1] + 1
         with_intercept = np.concatenate([features, np.ones((len(features), 1))], axis=1)
         self.register_buffer("features", torch.as_tensor(with_intercept, dtype=torch.float32))
-        without = torch.tensor([log_odds, 0.0, self.variance])[:, None, None]
+        without = torch.tensor([log_odds, 0.0, self.variance], dtype=torch.float32)[:, None, None]
         self.register_buffer("of_measured", without.repeat(1, n_perturbations, n_latent))
         self.register_buffer("held_out", self.of_measured.clone())
         # Fixed, so that what is compared across folds is the same in each process.
@@ -109,8 +109,9 @@ class FeaturePrior(nn.Module):
         """Learn from estimates of effects and their variances, ``(R, L)``, of ``codes``, ``(R,)``.
 
         Unless the effects of perturbations that are left out, a fifth at a time, are likelier given
-        what features say of them, by more than two standard errors, nothing is learned. Nor is it
-        with fewer than ten perturbations.
+        what features say of them, by more than two standard errors, nothing is learned: likelier
+        than under the prior without features, and than by how common effects are on each dimension,
+        which is no feature. Nor is anything with fewer than ten perturbations.
         """
         if len(codes) < _FEWEST_PERTURBATIONS:
             return
@@ -126,10 +127,13 @@ class FeaturePrior(nn.Module):
                 for part, value in zip(held_out, (self.log_odds, 0.0, self.variance), strict=True)
             )
         )
-        gain = log_evidence(estimates, held_out) - log_evidence(estimates, without)
         self.is_fitted.fill_(True)
-        if gain.mean() <= 2 * gain.std() / len(gain) ** 0.5:
-            return
+        evidence = log_evidence(estimates, held_out)
+        by_dimension = held_out_prior(of_codes[:, -1:], estimates, *settings, folds)
+        for other in (without, by_dimension):
+            gain = evidence - log_evidence(estimates, other)
+            if gain.mean() <= 2 * gain.std() / len(gain) ** 0.5:
+                return
         weights = fit_weights(of_codes, estimates, *settings)
         self.held_out[:, codes] = self._as_tensor(np.stack(held_out))
         measured = features[: self.n_perturbations]

@@ -237,7 +237,7 @@ class MaskedEffectsModule(LatentShiftModule):
             prior, is_on = self.features.of(rows[~is_measured]), ~self.masks.is_excluded
             first, second = prior.moments()
             mean[~is_measured] = first * is_on
-            sd[~is_measured] = (second - first.square()).sqrt() * is_on
+            sd[~is_measured] = (second - first.square()).clamp(min=0).sqrt() * is_on
             return mean, sd
         on = self.masks.inclusion_probability[rows]
         if isinstance(self.effects, MeanFieldEffects):
