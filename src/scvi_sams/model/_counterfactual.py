@@ -170,7 +170,7 @@ def drawn_on_genes(
     """Posterior samples of what perturbations together add to the logits of genes.
 
     Of each context, ``(n_draws, n_contexts or 1, n_genes)``. A perturbation has the same noise in
-    every label: the numbers of ``noise``, cyclically moved on by its row. So has a combination, or
+    every label: those of ``noise``, cyclically moved on by its number. So has a combination, or
     a perturbation in a context, with a row of its own, which has other noise.
     """
     if module.direct is None or noise is None or not len(codes):
@@ -211,10 +211,14 @@ def _samples_on_genes(
     n_draws, n_genes = noise.shape
     total = noise.new_zeros(n_draws, n_genes)
     # A mean rate is above the exponential of the mean log rate, by half the variance of the latter.
-    excess = 0.5 if module.likelihood.is_count_likelihood and n_draws > 1 else 0.0
-    for row, factor, mean, sd in zip(rows.tolist(), factors.tolist(), means, sds, strict=True):
-        moved = noise.roll((row % n_draws, row // n_draws % n_genes), dims=(0, 1))
-        total += factor * (mean + sd * moved) - excess * (factor * sd) ** 2
+    # Estimates of what no cell shows are of mean logs.
+    are_rates = module.likelihood.is_count_likelihood and n_draws > 1
+    excess = 0.5 * (rows < module.direct.n_rows) * are_rates
+    numbers = module.direct.numbers_of(rows)
+    of_rows = (part.tolist() for part in (numbers, factors, excess))
+    for number, factor, above, mean, sd in zip(*of_rows, means, sds, strict=True):
+        moved = noise.roll((number % n_draws, number // n_draws % n_genes), dims=(0, 1))
+        total += factor * (mean + sd * moved) - above * (factor * sd) ** 2
     return total
 
 

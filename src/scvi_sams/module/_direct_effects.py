@@ -88,6 +88,8 @@ class DirectEffects(nn.Module):
     combination_doses: Tensor
     pairs: Tensor
     stacked: Tensor
+    asked: Tensor
+    of_asked: Residuals | None
 
     def __init__(self, n_perturbations: int, n_genes: int, *, is_stacked: bool) -> None:
         super().__init__()
@@ -105,8 +107,7 @@ class DirectEffects(nn.Module):
         self.register_buffer("combination_doses", torch.zeros(0, 1))
         self.register_buffer("pairs", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("stacked", torch.tensor(is_stacked))
-        self.register_buffer("asked", torch.zeros(0, dtype=torch.int64), persistent=False)
-        self.of_asked: Residuals | None = None
+        self.forget()
 
     @property
     def n_kept(self) -> int:
@@ -173,7 +174,7 @@ class DirectEffects(nn.Module):
         self.genes = self.genes.new_zeros(self.n_rows, 0)
         for name in _TABLES:
             setattr(self, name, self.weights.new_zeros(self.n_rows, 0))
-        self.answer(self.asked[:0], None)
+        self.forget()
 
     def fill(
         self, tables: Residuals, weights: Tensor, of_combinations: Tensor | None = None
@@ -189,12 +190,31 @@ class DirectEffects(nn.Module):
         """Take estimates of effects that no cell shows, ascending rows of effects, of all genes."""
         self.asked, self.of_asked = rows, tables
 
+    def forget(self) -> None:
+        """Drop estimates of effects that no cell shows: they are made anew when asked for."""
+        # No buffers: each process has been asked for others, and training changes buffers in place.
+        self.asked = torch.zeros(0, dtype=torch.int64, device=self.weights.device)
+        self.of_asked = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> DirectEffects:
+        """Move the tables, without estimates that can be made anew."""
+        moved = super()._apply(*args, **kwargs)
+        self.forget()
+        return moved
+
     def _is_asked(self, effects: Tensor) -> tuple[Tensor, Tensor]:
         """Whether effects are among those that were asked for, and at which place."""
         if not len(self.asked):
             return torch.zeros_like(effects, dtype=torch.bool), torch.zeros_like(effects)
         place = torch.searchsorted(self.asked, effects.contiguous()).clamp(max=len(self.asked) - 1)
         return self.asked[place] == effects, place
+
+    def numbers_of(self, rows: Tensor) -> Tensor:
+        """Numbers of rows that do not depend on what else was asked for, as ``rows`` may."""
+        if not len(self.asked):
+            return rows
+        place = (rows - self.n_rows).clamp(min=0, max=len(self.asked) - 1)
+        return torch.where(rows >= self.n_rows, self.n_rows + self.asked[place], rows)
 
     def of_rows(self, rows: Tensor, name: str) -> Tensor:
         """One of the tables for some ``rows``, all genes, ``(R, G)``.
@@ -251,7 +271,7 @@ class DirectEffects(nn.Module):
 
     def summed(self, rows_of_cells: Tensor, weights: Tensor, name: str) -> Tensor:
         """Weighted sums of rows of one of the tables for every cell, ``(B, G)``."""
-        rows, slots = perturbations_of_batch(rows_of_cells, self.n_rows)
+        rows, slots = perturbations_of_batch(rows_of_cells, self.n_rows + len(self.asked))
         return sum_over_slots(self.of_rows(rows, name)[None], slots, weights)[0]
 
     def spread_of(self, codes: Tensor, effects: Tensor) -> Tensor | None:
@@ -278,7 +298,7 @@ class DirectEffects(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take tables of any width; a model of an earlier version has none."""
-        for name in self._buffers.keys() - self._non_persistent_buffers_set:
+        for name in self._buffers:
             saved = state.get(prefix + name)
             present = getattr(self, name)
             if saved is None:
@@ -286,6 +306,7 @@ class DirectEffects(nn.Module):
             elif saved.shape != present.shape:
                 setattr(self, name, present.new_zeros(saved.shape))
         super()._load_from_state_dict(state, prefix, *args)
+        self.forget()
 
 
 def add_to_logits(logits: Tensor, direct: Tensor | None) -> Tensor:

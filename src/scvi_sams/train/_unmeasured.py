@@ -137,12 +137,17 @@ def _contexts_of(module: PerturbationModule, rows: Tensor) -> Tensor:
     return rows % module.effect_rows.per_perturbation
 
 
+def _shifts_of(module: PerturbationModule, row: Tensor) -> Tensor:
+    """Posterior samples of one effect, ``(P, 1, S)``, whatever else is asked for."""
+    with fixed_seed(_SEED):
+        return module.sampled_shifts(row[None], N_POSTERIOR)
+
+
 def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) -> Residuals:
     """What predictions add to the model's own effects of some rows, in one context."""
     kept, scale = module.unmeasured, decoder.scale
     assert kept is not None
-    with fixed_seed(_SEED):
-        effects = decoder.effects(module.sampled_shifts(rows, N_POSTERIOR))
+    effects = decoder.effects(torch.cat([_shifts_of(module, row) for row in rows], dim=1))
     of_model = scale.compared(effects.of_shift)
     variance_of_model = np.square(scale.relative_slope(effects.of_shift)) * effects.variance
     whole, variance = np.empty((2, *of_model.shape))
@@ -171,13 +176,10 @@ def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) 
     squared = share_of_variance(scale.slope, variance, variance_of_model)
     uncertainty = np.sqrt(np.maximum(variance - squared * variance_of_model, 0))
     shift = effects.at_mean + squared * (effects.of_shift - effects.at_mean)
-    tables = {
-        "correction": scale.log_change(whole) - shift,
-        "uncertainty": scale.log_sd(whole, uncertainty),
-    }
+    on_logits, log_sd = scale.log_normal(whole, uncertainty)
     correction, uncertain = (
         torch.as_tensor(values, dtype=torch.float32, device=rows.device)
-        for values in tables.values()
+        for values in (on_logits - shift, log_sd)
     )
     nothing = torch.zeros_like(correction)
     genes = torch.arange(correction.shape[1], dtype=torch.int32, device=rows.device)
