@@ -51,6 +51,9 @@ def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
             description["stacking_of_combinations"] = direct.stacking_of_combinations
         if direct.stacking_of_contexts is not None:
             description["stacking_of_contexts"] = direct.stacking_of_contexts
+        of_unmeasured = None if module.unmeasured is None else module.unmeasured.stacking
+        if direct.stacking is not None and of_unmeasured is not None:
+            description["stacking_of_unmeasured"] = of_unmeasured
     return description
 
 

@@ -16,10 +16,6 @@ COMPONENTS_OF_UNMEASURED = ("model", "shifts", "genes", "mean of perturbations")
 decoded; shifts by ridge regression on features, decoded; effects on genes by ridge regression; and
 the mean of measured perturbations."""
 
-COMPONENTS_ELSEWHERE = ("model", "other contexts")
-"""What predictions in contexts without cells are made of: the model there, and the mean effect in
-contexts that have cells."""
-
 
 class UnmeasuredEffects(nn.Module):
     """Statistics of the training cells, for effects that none of them shows.
@@ -80,6 +76,13 @@ class UnmeasuredEffects(nn.Module):
     def is_fitted(self) -> bool:
         """Whether training has come to its end."""
         return len(self.states) > 0
+
+    @property
+    def stacking(self) -> dict[str, float] | None:
+        """Weights of the :data:`COMPONENTS_OF_UNMEASURED`; ``None`` where there are none."""
+        if not self.knows_features:
+            return None
+        return dict(zip(COMPONENTS_OF_UNMEASURED, self.weights.tolist(), strict=True))
 
     @property
     def knows_features(self) -> bool:

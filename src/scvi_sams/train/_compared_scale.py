@@ -15,6 +15,14 @@ _MOST_LOG_CHANGE, _STEP = 8.0, 0.125
 """Of a rate: to a three thousandth of it, of which no count is left."""
 _NEARLY = 0.999
 _NORMAL_QUANTILE = 1.96
+_LARGEST_LOG_SD = 1.96
+"""Beyond, the mean rate would be that of a few samples."""
+_NORMAL_NODES = [
+    (node, weight / np.sqrt(2 * np.pi))
+    for node, weight in zip(*np.polynomial.hermite_e.hermegauss(7), strict=True)
+]
+"""Of Gauss-Hermite quadrature, and their weights."""
+_N_STEPS = 4
 _SLOPE_STEP = 0.1
 _SMALLEST_SLOPE = 1e-5
 """Added to that of each gene, so that one without counts has a change of the rate, too: its own."""
@@ -93,6 +101,21 @@ class ComparedScale:
         above = self.log_change(mean + _NORMAL_QUANTILE * sd) - self.log_change(mean)
         return _NORMAL_QUANTILE - np.sqrt(np.maximum(_NORMAL_QUANTILE**2 - 2 * above, 0))
 
+    def log_normal(self, mean: np.ndarray, sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sd of a normal change of the log rate, of effects of ``mean`` and ``sd``.
+
+        The mean of the effect is that of such changes as they are compared, not that of their
+        rates: where the error is as large as the effect, these differ by as much as either.
+        """
+        wanted = self.log_change(mean)
+        above = self.log_change(mean + _NORMAL_QUANTILE * sd) - wanted
+        log_sd = np.minimum(above / _NORMAL_QUANTILE, _LARGEST_LOG_SD)
+        found = wanted
+        for _ in range(_N_STEPS):
+            at_nodes = [w * self.compared(found + log_sd * x) for x, w in _NORMAL_NODES]
+            found = found + wanted - self.log_change(np.sum(at_nodes, axis=0))
+        return found, log_sd
+
     def _slope_at(self, log_change: np.ndarray) -> np.ndarray:
         higher, lower = (self._mean(log_change + step) for step in (_SLOPE_STEP, -_SLOPE_STEP))
         return (higher - lower) / (2 * _SLOPE_STEP)
@@ -135,6 +158,10 @@ class SameScale:
     def log_sd(self, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
         """Return the standard deviation itself."""
         return sd
+
+    def log_normal(self, mean: np.ndarray, sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return both as they are."""
+        return mean, sd
 
 
 Scale = ComparedScale | SameScale
