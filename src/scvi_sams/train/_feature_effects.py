@@ -49,7 +49,9 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
     if not bool(features.is_fitted):  # masks started without a dense phase
         measured = torch.arange(features.n_perturbations, device=module.device)
         mean, sd = module.shared_moments(measured)
-        features.fit(mean, sd.square(), measured)
+        # A mask that is off in all samples leaves no variance.
+        variance = sd.square().clamp(min=_WEAK * features.variance)
+        features.fit(mean, variance, measured)
     slope = observed.scale.slope
     values = features.features[: features.n_perturbations, :-1].double().cpu().numpy()
     folds = features.folds.cpu().numpy()
