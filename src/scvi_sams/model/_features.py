@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
+from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.features._table import FeatureTable
@@ -17,6 +18,7 @@ from scvi_sams.module._feature_prior import MOST_FEATURES
 
 _SEED = 5023
 _SMALLEST_SD = 1e-12
+"""Per mean of a column: a smaller one is an error of rounding."""
 
 
 class FeaturesOfModel(NamedTuple):
@@ -71,7 +73,7 @@ def features_of_model(
         )
         others = [name for name in others if name not in set(joint)]
     mean, sd = _moments(table.rows(known))
-    used = np.flatnonzero(sd > _SMALLEST_SD * max(1.0, float(np.abs(mean).max())))
+    used = np.flatnonzero(sd > _SMALLEST_SD * np.abs(mean))
     if not len(used):
         raise InvalidArgumentError(
             "`perturbation_features` are the same for all measured perturbations, and tell none "
@@ -94,9 +96,8 @@ def _moments(rows: np.ndarray | sparse.csr_matrix) -> tuple[np.ndarray, np.ndarr
     """Mean and standard deviation of columns."""
     if isinstance(rows, np.ndarray):
         return rows.mean(axis=0), rows.std(axis=0)
-    mean = np.asarray(rows.mean(axis=0)).ravel()
-    squares = np.asarray(rows.multiply(rows).mean(axis=0)).ravel()
-    return mean, np.sqrt(np.maximum(squares - np.square(mean), 0))
+    mean, variance = mean_variance_axis(rows, axis=0)
+    return mean, np.sqrt(variance)
 
 
 def _standardised(
