@@ -22,7 +22,8 @@ def codes_of(model: CellModel, perturbations: Sequence[str] | None) -> Tensor:
     names = as_names("perturbations", perturbations)
     known = {name: c for c, name in enumerate([*model.perturbations, *model.unmeasured])}
     check_known(names, known, model._spelling.control_label)
-    return torch.tensor([known[name] for name in names], device=model.module.device)
+    codes = [known[name] for name in names]
+    return torch.tensor(codes, dtype=torch.int64, device=model.module.device)
 
 
 def moments_of_perturbations(

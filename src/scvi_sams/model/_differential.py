@@ -130,9 +130,12 @@ def compare_perturbations(
 def _cells_behind(model: CellModel, requested: Labels) -> np.ndarray:
     """Return the number of cells that what is known of each label rests on.
 
-    Of a control, control cells; of a combination so many that variances of its parts add up.
+    Of a control, control cells; of a combination so many that variances of its parts add up. What
+    features tell of a perturbation rests on no cells of it: infinitely many, as samples of its
+    effect differ by all that is not known of it.
     """
     n_carrying = model.module.cells_per_perturbation.double().cpu().numpy()
+    n_carrying = np.append(n_carrying, np.full(len(model.unmeasured), np.inf))
     with np.errstate(divide="ignore"):  # a perturbation without training cells
         variance = np.where(requested.codes >= 0, 1 / n_carrying[requested.codes], 0).sum(axis=1)
         return np.where(requested.is_control, len(control_cells(model)), 1 / variance)
@@ -146,6 +149,8 @@ def _error_of_counts(*sides: tuple[np.ndarray, float], pseudocounts: float) -> n
     """
     variance = np.zeros(sides[0][0].shape[1])
     for rates, total_size in sides:
+        if np.isinf(total_size):
+            continue
         rate = rates.mean(axis=0)
         # The pseudocount damps the logarithm, and with it the error.
         damping = rate / (rate + pseudocounts)

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from scvi_sams._checks import as_names, check_bool, check_key
-from scvi_sams.exceptions import SAMSError
-from scvi_sams.labels._names import check_known
+from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.labels._names import check_known, listing
 from scvi_sams.model._perturbation_model import PerturbationModel
 
 
@@ -31,6 +31,12 @@ def direct_effect_tables(
     names = as_names(
         "perturbations", model.perturbations if perturbations is None else perturbations
     )
+    unmeasured = [name for name in names if name in set(model.unmeasured)]
+    if unmeasured:
+        raise UnknownPerturbationError(
+            f"No cell carries {listing(unmeasured)}, and direct effects on genes are what cells "
+            "show. predict_ate predicts the whole effect."
+        )
     check_known(names, model.perturbations)
     model._check_if_trained(warn=True)
     module = model.module

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._checks import check_choice, check_integer, check_key, check_number
+from scvi_sams._checks import as_names, check_choice, check_integer, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._cells import CellReader
@@ -216,7 +216,9 @@ class MaskMixin(PerturbationModel):
 def _mechanism_table(
     model: PerturbationModel, perturbations: Sequence[str] | None, values: torch.Tensor
 ) -> pd.DataFrame:
-    names = model.perturbations if perturbations is None else list(perturbations)
+    names = model.perturbations
+    if perturbations is not None:
+        names = as_names("perturbations", perturbations)
     return pd.DataFrame(
         values.cpu().numpy(),
         index=pd.Index(names, name="perturbation"),

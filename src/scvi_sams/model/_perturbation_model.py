@@ -346,7 +346,7 @@ class PerturbationModel(CellModel):
           perturbation and with the other (or none). A gene is differential if the fold change of
           its mean over cells is likely to exceed ``delta`` by more than the error that its counts
           leave. Of genes that are equally likely, as they hang on one mask, those with the largest
-          fold change over that error come first. Unmeasured combinations can be compared too.
+          fold change over that error come first. Unmeasured labels can be compared too.
         - **Groups of cells** (``groupby``, or ``idx1``): Bayesian differential expression of
           scvi-tools (Lopez et al. 2018; Boyeau et al. 2019) on inferred expression. A gene is
           differential if two cells, one of each group, are likely to differ in it: the question for

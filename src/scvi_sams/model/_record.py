@@ -17,6 +17,7 @@ from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._versions import installed_versions
 from scvi_sams.data._manager import ADATA_LOCK
+from scvi_sams.features._table import FeatureTable
 
 _OF_THE_SPLIT = ("train_size", "validation_size", "shuffle_set_split", "datasplitter_kwargs")
 _OF_THE_MACHINE = ("accelerator", "devices", "load_sparse_tensor", "datamodule")
@@ -80,7 +81,13 @@ def _as_json(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_plain(value: Any) -> Any:
-    """Turn numbers and arrays of numpy to plain ones, and anything else to its description."""
+    """Turn numbers and arrays of numpy to plain ones, and anything else to its description.
+
+    Tables of features may have millions of entries: their hash tells them apart.
+    """
+    if isinstance(value, FeatureTable):
+        shape = {"perturbations": len(value), "features": value.n_features}
+        return {**shape, "sha256": value.digest}
     return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
@@ -110,14 +117,18 @@ def _data_lines(model: BaseModelClass) -> str:
     sizes = model.summary_stats
     cells = model.module.cells_per_perturbation.cpu().numpy().astype(int)
     spread = f"{cells.min()} / {int(np.median(cells))} / {cells.max()}"
-    return "\n".join(
-        [
-            f"- {sizes['n_cells']:,} cells, {sizes['n_vars']:,} genes",
-            f"- {len(model.perturbations):,} perturbations; cells of each that it was trained "
-            f"on: {spread} (min / median / max)",
-            f"- their names: {', '.join(model.perturbations)}",
-        ]
-    )
+    lines = [
+        f"- {sizes['n_cells']:,} cells, {sizes['n_vars']:,} genes",
+        f"- {len(model.perturbations):,} perturbations; cells of each that it was trained "
+        f"on: {spread} (min / median / max)",
+        f"- their names: {', '.join(model.perturbations)}",
+    ]
+    if model.unmeasured:
+        lines.append(
+            f"- {len(model.unmeasured):,} perturbations without cells, which it predicts by their "
+            f"features: {', '.join(model.unmeasured)}"
+        )
+    return "\n".join(lines)
 
 
 def _header(name: str, trainings: list[dict[str, Any]], license: str | None) -> str:
