@@ -13,14 +13,12 @@ from scvi_sams.module._feature_prior import FeaturePrior
 from scvi_sams.module._unmeasured import UnmeasuredEffects
 from scvi_sams.train import _feature_effects
 from scvi_sams.train._feature_effects import (
-    _STRENGTHS,
-    _fit_ridge,
-    _Line,
+    _regressions,
     _Scores,
-    _Sums,
     _weights,
     fit_to_features,
 )
+from scvi_sams.train._ridge import _STRENGTHS, Line, _Sums
 
 N_GENES = 7
 
@@ -61,6 +59,11 @@ def by_sklearn(features, effects, weights, strength):
     return Ridge(alpha=strength).fit(features, effects, sample_weight=weights)
 
 
+def genes_on(observed, scores, features, folds):
+    """Ridge regression of effects on genes."""
+    return _regressions(Module(features), observed, scores, features, folds)[0]
+
+
 def test_scores_are_sums_over_what_is_known():
     _, observed, _ = screen(6)
     observed.errors[2, 1] = np.inf
@@ -84,7 +87,7 @@ def test_a_line_is_ridge_regression_around_weighted_means(strength):
     rng = np.random.default_rng(1)
     features, effects = rng.normal(size=(12, 3)), rng.normal(size=(12, N_GENES))
     weights = rng.uniform(size=12)
-    line = _Line.fit(_Sums.of(weights, features, effects), strength)
+    line = Line.fit(_Sums.of(weights, features, effects), strength)
     other = by_sklearn(features, effects, weights, strength)
     np.testing.assert_allclose(line.coefficients, other.coef_.T)
     new = rng.normal(size=(4, 3))
@@ -95,7 +98,7 @@ def test_ridge_of_each_fold_is_that_of_the_other_perturbations():
     features, observed, folds = screen()
     observed.errors[5] = np.inf  # no cells
     scores = _Scores.of(observed, 40)
-    ridge = _fit_ridge(observed, scores, features, folds)
+    ridge = genes_on(observed, scores, features, folds)
     slope = observed.scale.slope
     effects = slope * observed.effects
     weights = scores.signal / (scores.signal + np.square(slope * observed.errors).mean(axis=1))
@@ -120,14 +123,14 @@ def test_ridge_of_each_fold_is_that_of_the_other_perturbations():
 
 def test_features_that_say_nothing_are_all_but_left_out():
     features, observed, folds = screen(share=0.0)
-    ridge = _fit_ridge(observed, _Scores.of(observed, 40), features, folds)
+    ridge = genes_on(observed, _Scores.of(observed, 40), features, folds)
     assert np.abs(ridge.whole.coefficients).max() < 1e-3
 
 
 def test_no_ridge_where_a_single_fold_has_cells():
     features, observed, folds = screen()
     observed.errors[folds != 2] = np.inf
-    assert _fit_ridge(observed, _Scores.of(observed, 40), features, folds) is None
+    assert genes_on(observed, _Scores.of(observed, 40), features, folds) is None
 
 
 def products_of(parts, precision):
@@ -184,6 +187,15 @@ class Module(nn.Module):
         self.unmeasured = UnmeasuredEffects()
         self.unmeasured.fill(states=torch.zeros(1, 4, 2))
 
+    def shared_moments(self, codes):
+        shifts = torch.stack([torch.sin(codes), torch.cos(3 * codes)], dim=1).double()
+        return shifts, torch.ones_like(shifts)
+
+
+def decoded(shifts):
+    """A decoder of two latent dimensions."""
+    return shifts @ np.linspace(-1, 1, 2 * N_GENES).reshape(2, N_GENES)
+
 
 def fit(features, observed, of_model, monkeypatch):
     """Fit, where the model would predict ``of_model`` of left out perturbations."""
@@ -200,6 +212,9 @@ def fit(features, observed, of_model, monkeypatch):
 
         def effects(self, rows, n_states):
             return SimpleNamespace(of_shift=of_model[rows])
+
+        def mean_effects(self, shifts, n_states):
+            return decoded(shifts.numpy())
 
     monkeypatch.setattr(_feature_effects, "ControlDecoder", Decoder)
     monkeypatch.setattr(
@@ -219,14 +234,17 @@ def test_weights_and_variance_come_from_left_out_perturbations(monkeypatch):
     kept, folds = fit(features, observed, of_model, monkeypatch)
     values = features.astype(np.float32).astype(float)
     scores = _Scores.of(observed, 40)
-    ridge = _fit_ridge(observed, scores, values, folds)
+    ridge, of_shifts = _regressions(Module(features), observed, scores, values, folds)
     slope, known = observed.scale.slope, np.isfinite(observed.errors)
-    parts = np.stack([slope * of_model, *ridge.held_out(values, folds), slope * observed.effects])
+    by_shifts = slope * decoded(of_shifts.held_out(values, folds)[0])
+    of_genes = ridge.held_out(values, folds)
+    parts = np.stack([slope * of_model, by_shifts, *of_genes, slope * observed.effects])
     parts = np.where(known, parts, 0)
     weights = _weights(products_of(parts, scores.precision))
-    np.testing.assert_allclose(kept.weights, weights, rtol=1e-4)
-    assert (weights[:2] > 0.1).all()
-    squared = np.square(parts[3] - np.einsum("i,itg->tg", weights, parts[:3])).sum(axis=0)
+    np.testing.assert_allclose(kept.weights, weights, rtol=1e-4, atol=1e-6)
+    assert weights[0] > 0.1
+    assert weights[2] > 0.1
+    squared = np.square(parts[4] - np.einsum("i,itg->tg", weights, parts[:4])).sum(axis=0)
     squared -= scores.noise
     # Five perturbations of the mean over genes.
     mean = squared.sum() / known.sum()
@@ -234,6 +252,9 @@ def test_weights_and_variance_come_from_left_out_perturbations(monkeypatch):
     np.testing.assert_allclose(kept.variance, expected, rtol=1e-4)
     np.testing.assert_allclose(kept.mean, ridge.whole.mean, rtol=1e-4)
     np.testing.assert_allclose(kept.coefficients, ridge.whole.coefficients, rtol=1e-3, atol=1e-6)
+    whole = of_shifts.whole
+    np.testing.assert_allclose(kept.shift_coefficients, whole.coefficients, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(kept.mean_shift, whole.mean, rtol=1e-4, atol=1e-6)
 
 
 def test_without_states_of_control_cells_nothing_is_learned():

@@ -180,7 +180,9 @@ def by_features(model, name):
     return mean + around @ kept.coefficients.numpy(), mean
 
 
-@pytest.mark.parametrize("weights", [[0, 0, 0.6], [0, 0.8, 0.0], [0, 0.5, 0.3]])
+@pytest.mark.parametrize(
+    "weights", [[0, 0, 0, 0.6], [0, 0, 0.8, 0], [0, 0, 0.5, 0.3], [0, 0.7, 0, 0.4]]
+)
 def test_predictions_are_the_weighted_sum_of_their_components(with_sizes, weights):
     rng = np.random.default_rng(1)
     model = copy_with(
@@ -189,9 +191,15 @@ def test_predictions_are_the_weighted_sum_of_their_components(with_sizes, weight
         variance=np.zeros(24),
         coefficients=0.3 * rng.normal(size=(3, 24)),
         mean=0.3 * rng.normal(size=24),
+        mean_shift=0.3 * rng.normal(size=4),
+        shift_coefficients=np.zeros((3, 4)),
     )
     ridge, mean = by_features(model, "U2")
-    expected = weights[1] * ridge + weights[2] * mean
+    with torch.no_grad():
+        decoder = ControlDecoder(model.module, 0)
+        of_shift = decoder.mean_effects(model.module.unmeasured.mean_shift[None])[0]
+    by_shifts = decoder.scale.slope * decoder.scale.compared(of_shift[None])[0]
+    expected = weights[1] * by_shifts + weights[2] * ridge + weights[3] * mean
     found = effect_of(model, "U2")
     np.testing.assert_allclose(found.X[0], expected, atol=0.03)
     # Without an error nothing is uncertain but the basal states that effects are averaged over.
@@ -202,7 +210,7 @@ def test_predictions_are_the_weighted_sum_of_their_components(with_sizes, weight
 @pytest.mark.parametrize("sd", [0.2, 0.8])
 def test_an_error_widens_predictions_and_does_not_move_them(with_sizes, sd):
     rng = np.random.default_rng(1)
-    tables = {"weights": np.array([0, 0, 1.0]), "mean": 0.6 * rng.normal(size=24)}
+    tables = {"weights": np.array([0, 0, 0, 1.0]), "mean": 0.6 * rng.normal(size=24)}
     model = copy_with(with_sizes, variance=np.full(24, sd**2), **tables)
     found = effect_of(model, "U2")
     _, mean = by_features(model, "U2")
@@ -215,7 +223,7 @@ def test_an_error_widens_predictions_and_does_not_move_them(with_sizes, sd):
 
 
 def test_the_model_alone_predicts_where_it_has_all_of_the_weight(with_sizes):
-    model = copy_with(with_sizes, weights=np.array([1.0, 0, 0]), variance=np.full(24, 0.01))
+    model = copy_with(with_sizes, weights=np.array([1.0, 0, 0, 0]), variance=np.full(24, 0.01))
     with torch.no_grad():
         model.module.features.effect_weights.normal_(generator=torch.Generator().manual_seed(0))
         model.module.features.effect_covariance.zero_()
@@ -233,7 +241,7 @@ def test_without_stacking_features_reach_predictions_by_masks_and_effects_only(p
     plain_effect, changed_effect = [], []
     for found, tables in (
         (plain_effect, {}),
-        (changed_effect, {"weights": np.ones(3), "mean": rng.normal(size=24)}),
+        (changed_effect, {"weights": np.ones(4), "mean": rng.normal(size=24)}),
     ):
         model = copy_with(plain, **tables)
         model.stacking = False
