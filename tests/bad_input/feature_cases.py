@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bad_input.cases import Case, legal, refused
+from bad_input.cases import Case, labelled, legal, refused
 from bad_input.situation import Situation
-from scvi_sams import features
+from scvi_sams import CPAVAE, features
 from scvi_sams.exceptions import (
     InvalidArgumentError,
     MissingKeyError,
@@ -119,6 +119,139 @@ TABLES: list[Case] = [
         lambda situation: features.as_feature_table(TABLE.T).rows(["A"]),
         UnknownPerturbationError,
         "transpose the table (table.T)",
+    ),
+]
+
+
+def of_model(given: Any, **settings: Any) -> Act:
+    return lambda situation: situation.train(
+        settings={"perturbation_features": given} | settings  # type: ignore[arg-type]
+    )
+
+
+def unmeasured(method: str, *arguments: Any) -> Act:
+    """Ask a model that knows "U" by its features."""
+
+    def act(situation: Situation) -> Any:
+        model = of_model({**KNOWN, "U": [0.5]})(situation)
+        situation.built = None  # this training is no work that an error comes after
+        return getattr(model, method)(*arguments)
+
+    return act
+
+
+def predicts(*names: str) -> Callable[[Situation, Any], None]:
+    """Check for the names of unmeasured perturbations, and for predictions of them."""
+
+    def check(situation: Situation, model: Any) -> None:
+        assert list(model.unmeasured) == list(names)
+        ate = model.predict_ate(["A", *names], n_samples=4, n_posterior_samples=2)
+        assert np.isfinite(ate.X).all()
+
+    return check
+
+
+def other_model(model_cls: Any) -> Act:
+    def act(situation: Situation) -> Any:
+        model_cls.setup_anndata(situation.adata)
+        situation.is_registered = True
+        return model_cls(situation.adata, perturbation_features=KNOWN)
+
+    return act
+
+
+KNOWN = {"A": [1.0], "B": [2.0]}
+OF_MODELS: list[Case] = [
+    refused(
+        "of no perturbation that was measured",
+        of_model({"Q": [1.0], "R": [2.0]}),
+        InvalidArgumentError,
+        "none of them was measured: there are 'A', 'B'",
+        "features.match_genes",
+    ),
+    refused(
+        "perturbations as columns",
+        of_model(pd.DataFrame(KNOWN, index=["x"])),
+        InvalidArgumentError,
+        "transpose the table (table.T)",
+    ),
+    refused(
+        "the same for all that were measured",
+        of_model({"A": [1.0], "B": [1.0], "U": [2.0]}),
+        InvalidArgumentError,
+        "the same for all measured perturbations",
+    ),
+    refused(
+        "of a single one that was measured",
+        of_model({"A": [1.0], "U": [2.0]}),
+        InvalidArgumentError,
+        "the same for all measured perturbations",
+    ),
+    refused(
+        "a missing value",
+        of_model({"A": [1.0], "B": [np.nan]}),
+        InvalidArgumentError,
+        "`perturbation_features` is nan for 'B'",
+    ),
+    refused(
+        "an array, whose rows have no names",
+        of_model(np.eye(2)),
+        InvalidArgumentError,
+        "`perturbation_features` must be a DataFrame",
+        "pd.DataFrame(values, index=names)",
+    ),
+    refused(
+        "a key that adata.uns does not have",
+        of_model("pathways"),
+        MissingKeyError,
+        "`perturbation_features` is 'pathways', which is not a key of adata.uns",
+    ),
+    refused(
+        "with a prior of masks that is learned",
+        of_model(KNOWN, mask_prior_concentration=2.0),
+        InvalidArgumentError,
+        "`mask_prior_concentration`",
+    ),
+    refused(
+        "in a model that takes none",
+        other_model(CPAVAE),
+        InvalidArgumentError,
+        "perturbation_features",
+    ),
+    legal(
+        "a row of a combination and of a control",
+        of_model({**KNOWN, "A+U": [0.0], "control": [9.0], "U": [0.5]}),
+        "are left out, of combinations with a warning",
+        predicts("U"),
+        warns=("'A+U' is a combination",),
+    ),
+    legal(
+        "no row of a measured perturbation",
+        of_model({**KNOWN, "U": [0.5]}),
+        "has average features, with a warning",
+        predicts("U"),
+        warns=("no row for 1 of 3 measured perturbations: 'C'",),
+        data=labelled(["control", "A", "B", "C"] * 6),
+    ),
+    legal(
+        "of measured perturbations alone",
+        of_model(KNOWN),
+        "inform the prior of these",
+        predicts(),
+    ),
+    refused(
+        "`get_direct_effects`: a perturbation that no cell carries",
+        unmeasured("get_direct_effects", ["U"]),
+        UnknownPerturbationError,
+        "No cell carries 'U'",
+        "predict_ate",
+    ),
+    refused(
+        "`predict_ate`: a perturbation without cells and features",
+        unmeasured("predict_ate", ["U", "V"]),
+        UnknownPerturbationError,
+        "'V'",
+        "`perturbation_features`",
     ),
 ]
 

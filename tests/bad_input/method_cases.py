@@ -31,8 +31,19 @@ TAKE_PERTURBATIONS: dict[str, Callable[[Any, Any], Any]] = {
         group1=names, n_samples=4
     ),
     "get_direct_effects": lambda model, names: model.get_direct_effects(names, key_added=None),
+    "get_perturbation_masks": lambda model, names: model.get_perturbation_masks(
+        names, key_added=None
+    ),
+    "get_perturbation_effects": lambda model, names: model.get_perturbation_effects(
+        names, key_added=None
+    ),
 }
-KNOW_SINGLES = ("predict_dose_response", "get_direct_effects")
+KNOW_SINGLES = (
+    "predict_dose_response",
+    "get_direct_effects",
+    "get_perturbation_masks",
+    "get_perturbation_effects",
+)
 DRAW = ("predict_ate", "predict_dose_response", "predict_interactions", "rank_unseen_pairs")
 SCORE = ("get_elbo", "get_reconstruction_error", "get_iwelbo")
 READ_CELLS = (

@@ -35,6 +35,7 @@ SECTIONS: dict[str, list[Case]] = {
     "Cells and genes that are asked for": cell_cases.CELLS,
     "Other data": cell_cases.OTHER_DATA,
     "Tables of features": feature_cases.TABLES,
+    "Features that a model is given": feature_cases.OF_MODELS,
     "Files of features, and their perturbations": feature_cases.FILES,
     "Saving and loading": file_cases.CASES,
 }

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from lightning.pytorch import Callback
 
 from model.builders import (
     COVARIATES,
@@ -343,3 +344,29 @@ def test_a_missing_row_is_warned_of(caplog):
         found = trained(adata, perturbation_features=table)
     assert "no row for 1 of 10 measured perturbations: 'P001'" in caplog.text
     assert np.isfinite(effects(found, ["P001", "P003"]).X).all()
+
+
+class Stop(Callback):
+    """Fail at the start of the last epoch."""
+
+    def on_train_epoch_start(self, trainer, plan):
+        if trainer.current_epoch == 3:
+            raise RuntimeError("stopped")
+
+
+def test_a_stopped_training_goes_on_with_the_same_features(tmp_path):
+    path = tmp_path / "run.ckpt"
+    whole = trained()
+    with pytest.raises(RuntimeError, match="stopped"):
+        trained(train={"checkpoint_path": path, "callbacks": [Stop()]})
+    other = 2 * screen().uns["perturbation_features"]
+    with pytest.raises(InvalidArgumentError, match="of another training"):
+        trained(perturbation_features=other, train={"checkpoint_path": path})
+    resumed = trained(train={"checkpoint_path": path})
+    assert not path.exists()
+    np.testing.assert_array_equal(effects(resumed).X, effects(whole).X)
+
+
+def test_what_is_no_anndata_raises_before_its_features_are_read():
+    with pytest.raises(SAMSError, match="AnnData"):
+        SAMSVAE(pd.DataFrame(np.eye(3)), perturbation_features={"A": [1.0]})

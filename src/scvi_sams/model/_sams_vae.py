@@ -156,7 +156,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     ) -> None:
         arguments = given(locals())
         if perturbation_features is not None:
-            uns = None if adata is None else adata.uns
+            uns = getattr(adata, "uns", None)  # what is no AnnData raises below
             arguments["perturbation_features"] = as_feature_table(perturbation_features, uns=uns)
         super().__init__(**arguments)
         self.init_params_ = self._get_init_params(arguments)
