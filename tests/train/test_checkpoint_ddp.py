@@ -37,7 +37,9 @@ class Kill(Callback):
 scvi.settings.seed = 3
 adata = anndata.read_h5ad(folder + "/screen.h5ad")
 SAMSVAE.setup_anndata(adata)
-model = SAMSVAE(adata, n_latent=4, n_hidden=16, effect_n_hidden=8)
+model = SAMSVAE(
+    adata, n_latent=4, n_hidden=16, effect_n_hidden=8, perturbation_features="perturbation_features"
+)
 # Each process draws numbers of its own.
 torch.manual_seed(100 + rank)
 model.train(
@@ -74,7 +76,7 @@ def results(folder):
 # cells decide, for both processes alike, it is the first of the decay.
 @pytest.mark.parametrize(("lr_schedule", "epoch"), [("cosine", 4), ("held_out", 4)])
 def test_two_killed_processes_go_on_to_the_same_weights(lr_schedule, epoch, tmp_path):
-    small_screen().write_h5ad(tmp_path / "screen.h5ad")
+    small_screen(n_features=2).write_h5ad(tmp_path / "screen.h5ad")
     done = run(tmp_path, lr_schedule)
     assert done.returncode == 0, done.stderr[-3000:]
     whole = results(tmp_path)

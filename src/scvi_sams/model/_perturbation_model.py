@@ -134,7 +134,7 @@ class PerturbationModel(CellModel):
         settings, size factor, where sizes are from, whether direct effects take part, and weights
         of stacking. Rows are called by the label, ``"A@0.5"`` if it is there at several doses,
         ``"A:T cell"`` with several contexts. Without ``interval`` there is none of the ``_low`` and
-        ``_high``. With ``context`` obs says that, and ``"measured"``, whether cells had it.
+        ``_high``. With ``context`` obs says that; with it, or features, what was ``"measured"``.
 
         Raises
         ------
