@@ -376,6 +376,14 @@ UNKNOWN: list[Case] = [
         "at least two",
     ),
     refused(
+        "`rank_unmeasured`: a model without features of perturbations",
+        asked("rank_unmeasured"),
+        SAMSError,
+        "`perturbation_features`",
+    ),
+    wrong("rank_unmeasured", "top", 0, "at least 1"),
+    wrong("rank_unmeasured", "by", "norm", "one of"),
+    refused(
         "fewer doses than labels",
         asked("predict_ate", ["A", "B"], dosages=[1.0]),
         InvalidDosageError,

@@ -179,7 +179,7 @@ def test_unseen_pairs_are_ranked_by_what_is_asked_for(default_model, by):
 
 def test_the_size_of_blocks_plays_no_part(default_model, monkeypatch):
     whole = unseen(default_model)
-    monkeypatch.setattr("scvi_sams.model._additive._PERTURBATIONS_PER_BLOCK", 1)
+    monkeypatch.setattr("scvi_sams.model._ranking._PERTURBATIONS_PER_BLOCK", 1)
     pd.testing.assert_frame_equal(unseen(default_model), whole, rtol=1e-4)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations_with_replacement, product
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -12,33 +11,21 @@ import torch
 from anndata import AnnData
 
 from scvi_sams._checks import as_names, check_choice, check_integer, check_key, check_number
-from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
-from scvi_sams.data._field import PerturbationField, registered_labels
-from scvi_sams.exceptions import InvalidDosageError, SAMSError, UnknownPerturbationError
-from scvi_sams.labels._names import check_known
+from scvi_sams._constants import RESULT_KEYS
+from scvi_sams.data._field import registered_labels
+from scvi_sams.exceptions import InvalidDosageError, UnknownPerturbationError
 from scvi_sams.labels._rows import label_rows
 from scvi_sams.model._average_effects import effects_of_labels, keep_effects
 from scvi_sams.model._basal_states import Basal
-from scvi_sams.model._contrast import DrawnEffect, EffectScale, rate_scale
-from scvi_sams.model._counterfactual import (
-    Interaction,
-    drawn_on_genes,
-    encode_requested,
-    in_contexts,
-    make_contrast,
-    noise_on_genes,
-    sampled_shifts,
-)
+from scvi_sams.model._contrast import EffectScale, rate_scale
+from scvi_sams.model._counterfactual import encode_requested, make_contrast
 from scvi_sams.model._direct_effects import (
     DirectEffectTables,
     direct_effect_tables,
     switch_stacking,
 )
-from scvi_sams.model._noise import new_seed
 from scvi_sams.model._perturbation_model import PerturbationModel
-
-_PERTURBATIONS_PER_BLOCK = 32
-"""Of all pairs, those between two blocks of perturbations are looked at at a time."""
+from scvi_sams.model._ranking import rows_of, unseen_pairs
 
 
 class AdditiveMixin(PerturbationModel):
@@ -193,45 +180,13 @@ class AdditiveMixin(PerturbationModel):
         """
         check_choice("by", by, ("effect", "interaction"))
         check_number(above=0, below=1, interval=interval)
-        rows = _rows_of(self, perturbations)
-        measured = _measured_pairs(self)
+        rows = rows_of(self, perturbations)
         encode_requested(self, [self.perturbations[row] for row in rows])  # warns of unit doses
         method = rate_scale(self.module.likelihood, method)
         contrast, _ = make_contrast(
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
-        seed, asked = new_seed(), torch.as_tensor(rows, device=self.module.device)[:, None]
-        where = contrast.contexts
-        effects = in_contexts(self.module, asked, torch.ones_like(asked), where)[2][:, 0]
-        table = sampled_shifts(self.module, effects, n_posterior_samples, seed)
-        table = table.expand(n_posterior_samples, -1, -1).unflatten(1, (len(rows), -1))
-        noise = noise_on_genes(self.module, n_posterior_samples, seed)
-
-        def drawn(place: int) -> DrawnEffect:
-            row = np.array([rows[place]])
-            on_genes = drawn_on_genes(self.module, row, np.ones(1), noise, where)
-            return DrawnEffect(table[:, place], on_genes)
-
-        blocks = [
-            range(start, min(start + _PERTURBATIONS_PER_BLOCK, len(rows)))
-            for start in range(0, len(rows), _PERTURBATIONS_PER_BLOCK)
-        ]
-        places, summaries = [], []
-        for left, right in combinations_with_replacement(blocks, 2):
-            pairs = [
-                (i, j)
-                for i, j in product(left, right)
-                if i < j and (rows[i], rows[j]) not in measured
-            ]
-            members = {i: drawn(i) for i in {*(k for pair in pairs for k in pair)}}
-            singles = {i: contrast.effect(member) for i, member in members.items()}
-            for i, j in pairs:
-                effect = contrast.effect(members[i] + members[j])
-                summaries.append(Interaction(effect, singles[i] + singles[j]).summary(interval))
-                places.append((rows[i], rows[j]))
-        if not places:
-            raise SAMSError("All pairs of these perturbations were measured.")
-        return _ranked(self, np.array(places), pd.DataFrame(summaries), by)
+        return unseen_pairs(self, rows, by, contrast, interval)
 
     @torch.inference_mode()
     def predict_dose_response(
@@ -318,39 +273,6 @@ class AdditiveMixin(PerturbationModel):
         result.obs["is_measured_range"] = grid <= np.repeat(largest, [len(g) for g in grids])
         keep_effects(self, result, key_added)
         return result
-
-
-def _rows_of(model: PerturbationModel, perturbations: Sequence[str] | None) -> list[int]:
-    names = as_names(
-        "perturbations", model.perturbations if perturbations is None else perturbations
-    )
-    check_known(names, model.perturbations)
-    rows = pd.Index(model.perturbations).get_indexer(pd.Index(names))
-    if len(set(rows)) < 2:
-        raise SAMSError("Pairs need at least two perturbations.")
-    return sorted({int(row) for row in rows})
-
-
-def _measured_pairs(model: PerturbationModel) -> set[tuple[int, int]]:
-    model._check_has_data("perturbations")
-    codes = registered_labels(model.adata_manager).codes
-    pairs = codes[(codes >= 0).sum(axis=1) == 2]
-    distinct = np.unique(np.sort(pairs, axis=1)[:, -2:], axis=0)
-    return {(int(a), int(b)) for a, b in distinct}
-
-
-def _ranked(
-    model: PerturbationModel, places: np.ndarray, summaries: pd.DataFrame, by: str
-) -> pd.DataFrame:
-    names = np.array(model.perturbations, dtype=object)[places]
-    pairs = pd.DataFrame(names, columns=["first", "second"])
-    pairs["combination"] = [model._spelling.join(pair) for pair in names]
-    counts = model._state(REGISTRY_KEYS.PERTURBATIONS)[PerturbationField.CELLS_PER_PERTURBATION_KEY]
-    support = pd.Series(np.asarray(counts)[places].min(axis=1), name="n_cells")
-    table = pd.concat([pairs, summaries, support], axis=1)
-    strength = table["effect_norm"] if by == "effect" else table["score"].abs()
-    order = np.argsort(-strength.to_numpy(), kind="stable")
-    return table.iloc[order].reset_index(drop=True)
 
 
 def _check_has_doses(model: PerturbationModel) -> None:

@@ -107,11 +107,11 @@ def effects_of_labels(
         for name, value in zip(names, summary(effects, interval, caused_by=drawn), strict=True):
             tables[name][row] = value.cpu().numpy()
         of_draws[:, row] = norms(effects)
-    obs = rows.assign(**_norm_columns(of_draws, interval))
+    obs = rows.assign(**norm_columns(of_draws, interval))
     return AnnData(tables.pop("X"), obs=obs, var=pd.DataFrame(index=genes), layers=tables)
 
 
-def _norm_columns(of_draws: torch.Tensor, interval: float | None) -> dict[str, np.ndarray]:
+def norm_columns(of_draws: torch.Tensor, interval: float | None) -> dict[str, np.ndarray]:
     """Columns of ``obs`` for norms of effects, ``(n_draws, n_labels)``."""
     columns = {"effect_norm": of_draws.mean(dim=0)}
     if interval is not None:

@@ -6,15 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_sams._checks import check_key
+from scvi_sams._checks import check_bool, check_choice, check_integer, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
+from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.features._table import as_feature_table
 from scvi_sams.model._additive import AdditiveMixin
+from scvi_sams.model._basal_states import Basal
+from scvi_sams.model._contrast import EffectScale, rate_scale
+from scvi_sams.model._counterfactual import make_contrast
 from scvi_sams.model._mechanisms import LatentShiftMixin, MaskMixin
 from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.model._ranking import (
+    OBJECTIVES,
+    Objective,
+    check_has_features,
+    codes_of_candidates,
+    unmeasured_pairs,
+    unmeasured_singles,
+)
 from scvi_sams.model._responses import check_has_responses, response_probabilities
 from scvi_sams.module._perturbation_module import KLEstimator
 from scvi_sams.module._sams_vae import SAMSVAEModule
@@ -207,3 +220,113 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         if key_added is not None:
             cells.write(found, "obs", key_added)
         return found
+
+    @torch.inference_mode()
+    def rank_unmeasured(
+        self,
+        candidates: Sequence[str] | None = None,
+        *,
+        pairs: bool = False,
+        by: Objective = "effect",
+        top: int = 100,
+        method: EffectScale = "lograte",
+        n_samples: int = 200,
+        n_posterior_samples: int = 20,
+        basal: Basal | None = None,
+        library_size: float | None = None,
+        target_sum: float = 1e4,
+        interval: float = 0.9,
+    ) -> pd.DataFrame:
+        """Rank perturbations that no cell carries, or pairs with them: which to screen next.
+
+        Doses are 1. Time grows with the number of candidates, and hardly with that of pairs.
+
+        Parameters
+        ----------
+        candidates
+            Names; ``None`` for all of ``model.unmeasured``. With ``pairs`` pairs of these, and
+            measured perturbations may be among them; ``None`` for all perturbations.
+        pairs
+            Rank pairs that no training cell carries alone.
+        by
+            ``"effect"``: norm of the mean effect. ``"novelty"``: norm of what is left of it without
+            the measured effect of the most similar direction, at the factor, not negative, that
+            leaves least; of a pair without those of both. ``"uncertainty"``: which share of the
+            variance of what features predict of all candidates measuring it takes away, beyond
+            those above it; not of pairs.
+        top
+            Rows to return.
+        method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+            As in :meth:`predict_ate`, with fewer samples: ranks need less precision.
+
+        Returns
+        -------
+        One row per perturbation, best first: ``perturbation``, ``score``; ``effect_norm``, the
+        posterior mean of the norm, which what is not known of an effect adds to, and its interval
+        ``effect_norm_low`` and ``effect_norm_high``; ``nearest``, the measured perturbation whose
+        effect has the most similar direction, and ``similarity``, the cosine to that. Of pairs
+        ``first``, ``second`` and ``combination`` in place of ``perturbation``, and
+        ``linear_score``, the score if both effects simply added up. ``attrs`` then has ``n_pairs``,
+        ``n_predicted`` and ``largest_linear_score_left_out``.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If the model has neither cells nor features of a candidate.
+        InvalidArgumentError
+            If candidates are measured perturbations (without ``pairs``), or fewer than two (with
+            them), or pairs are to be ranked by ``"uncertainty"``.
+        SAMSError
+            If the model has no features of unmeasured perturbations or is not trained; if features
+            say nothing and ``by`` is ``"uncertainty"``; or if all pairs were measured.
+
+        Notes
+        -----
+        Of pairs those of the largest ``linear_score``, found exactly among all, are predicted, 20
+        for each row asked for. A pair that was not has at most
+        ``attrs["largest_linear_score_left_out"]``: it belongs into the table only if its
+        perturbations strengthen one another by more than the gap to the last ``score``. Pairs of
+        two measured perturbations are as novel as they are far from additive, so that their
+        ``linear_score`` is 0: :meth:`rank_unseen_pairs` ranks them by that. Memory is that of two
+        tables of candidates x genes in single precision.
+
+        For ``"uncertainty"`` weights of features are those of linear regressions with a normal
+        posterior of covariance C, one for effects and one for log-odds of masks in each latent
+        dimension. Measuring t with precision k reduces the variance of s by
+        ``(phi_s' C phi_t)**2 / (phi_t' C phi_t + 1 / k)``, whatever comes out (Cohn, Ghahramani &
+        Jordan 1996, doi:10.1613/jair.295; MacKay 1992, doi:10.1162/neco.1992.4.4.590). These are
+        summed over all candidates s and dimensions, weighted by how a shift changes genes. Cells
+        are taken to be so many that the perturbation's own effect is known.
+
+        Examples
+        --------
+        >>> screen = scvi_sams.datasets.simulate_screen(n_genes=50, n_features=5)
+        >>> table = screen.uns["perturbation_features"]
+        >>> hidden = screen.obs["perturbation"].str.contains("P00[1-5]")
+        >>> known = screen[~hidden].copy()
+        >>> scvi_sams.SAMSVAE.setup_anndata(known)
+        >>> informed = scvi_sams.SAMSVAE(known, n_latent=6, perturbation_features=table)
+        >>> informed.train(max_epochs=2, enable_progress_bar=False)
+        >>> informed.rank_unmeasured(top=2, n_samples=40).shape
+        (2, 7)
+        >>> ranking = informed.rank_unmeasured(pairs=True, top=3, n_samples=40)
+        >>> ranking["score"].is_monotonic_decreasing, ranking.attrs["n_predicted"]
+        (True, 60)
+        """
+        check_choice("by", by, OBJECTIVES)
+        check_bool(pairs=pairs)
+        check_integer(top=top)
+        check_number(above=0, below=1, interval=interval)
+        if pairs and by == "uncertainty":
+            raise InvalidArgumentError(
+                "Pairs tell of others what their perturbations do, which is clearer alone: rank "
+                "these with pairs=False, or pairs by='effect' or by='novelty'."
+            )
+        check_has_features(self)
+        codes = codes_of_candidates(self, candidates, pairs=pairs)
+        method = rate_scale(self.module.likelihood, method)
+        contrast, _ = make_contrast(
+            self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
+        )
+        rank = unmeasured_pairs if pairs else unmeasured_singles
+        return rank(self, codes, by, int(top), contrast, interval)
