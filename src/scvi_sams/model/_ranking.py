@@ -194,7 +194,7 @@ class _Predictor:
             effects = np.empty((part.stop - start, n_genes), np.float32)
             of_draws = torch.empty(n_draws, len(effects), device=module.device)
             drawn = drawn_effects(module, labels[part], n_draws, self._seed, contrast.contexts)
-            with _nothing_asked(module.direct):
+            with _forgetting(module.direct):
                 for row, cause in enumerate(drawn):
                     effect = contrast.effect(cause)
                     effects[row] = effect.mean(dim=0).cpu().numpy()
@@ -213,17 +213,14 @@ class _Predictor:
 
 
 @contextmanager
-def _nothing_asked(direct: DirectEffects | None) -> Iterator[None]:
-    """Forget what was asked for within, whose memory grows, and keep what was before."""
-    if direct is None:
-        yield
-        return
-    before = direct.asked, direct.of_asked
-    direct.answer(direct.asked[:0], None)
+def _forgetting(direct: DirectEffects | None) -> Iterator[None]:
+    """Drop estimates that are made within, whose memory grows; those from before are kept."""
+    before = None if direct is None else (direct.asked, direct.of_asked)
     try:
         yield
     finally:
-        direct.answer(*before)
+        if direct is not None and before is not None:
+            direct.answer(*before)
 
 
 class _Nearest(NamedTuple):

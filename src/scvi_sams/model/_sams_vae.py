@@ -296,7 +296,8 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         ``(phi_s' C phi_t)**2 / (phi_t' C phi_t + 1 / k)``, whatever comes out (Cohn, Ghahramani &
         Jordan 1996, doi:10.1613/jair.295; MacKay 1992, doi:10.1162/neco.1992.4.4.590). These are
         summed over all candidates s and dimensions, weighted by how a shift changes genes. Cells
-        are taken to be so many that the perturbation's own effect is known.
+        are taken to be so many that the perturbation's own effect is known. What regressions add
+        to predictions is left out: they learn from the same features.
 
         Examples
         --------
