@@ -79,7 +79,7 @@ def chosen_next(
     """Candidates to measure, and a mark where the objective could not rank them."""
     if by != "random":
         try:
-            ranking = model.rank_unmeasured(candidates, by=by, top=N_PER_ROUND)
+            ranking = model.rank_unmeasured(candidates, objective=by, top=N_PER_ROUND)
             return ranking["perturbation"].tolist(), ""
         except SAMSError as error:
             if "features say nothing" not in str(error):

@@ -382,7 +382,7 @@ UNKNOWN: list[Case] = [
         "`perturbation_features`",
     ),
     wrong("rank_unmeasured", "top", 0, "at least 1"),
-    wrong("rank_unmeasured", "by", "norm", "one of"),
+    wrong("rank_unmeasured", "objective", "norm", "one of"),
     refused(
         "fewer doses than labels",
         asked("predict_ate", ["A", "B"], dosages=[1.0]),

@@ -206,7 +206,7 @@ def test_effects_are_ranked_by_their_norm(linear):
 
 def test_novelty_is_what_no_measured_effect_shows(linear):
     model, weight, shifts, _ = linear
-    found = rank(model, by="novelty").set_index("perturbation")
+    found = rank(model, objective="novelty").set_index("perturbation")
     effects = shifts @ weight.T
     measured = effects[:4] / np.linalg.norm(effects[:4], axis=1, keepdims=True)
     for name, effect in zip(UNMEASURED, effects[4:], strict=True):
@@ -226,7 +226,7 @@ def test_uncertainty_is_of_the_weights_of_features(linear):
         prior.effect_covariance.copy_(of_covariance)
         prior.unexplained.fill_(0.5)
     try:
-        found = rank(model, by="uncertainty", top=1)
+        found = rank(model, objective="uncertainty", top=1)
     finally:
         with torch.no_grad():
             prior.effect_covariance.zero_()
@@ -246,7 +246,7 @@ def test_uncertainty_is_of_the_weights_of_features(linear):
 @pytest.mark.parametrize("by", ["effect", "novelty"])
 def test_pairs_are_ranked_among_all(linear, by):
     model, weight, shifts, _ = linear
-    found = rank(model, pairs=True, by=by, top=1000)
+    found = rank(model, pairs=True, objective=by, top=1000)
     names = [*model.perturbations, *UNMEASURED]
     measured = model.adata.obs["perturbation"].unique()
     pairs = {"+".join(pair) for pair in combinations(names, 2)} - set(measured)
@@ -295,7 +295,7 @@ def test_the_order_of_candidates_plays_no_part(stacked, pairs):
     pd.testing.assert_frame_equal(rank(stacked, names[::-1], pairs=pairs), whole)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"by": "novelty"}, {"pairs": True}], ids=str)
+@pytest.mark.parametrize("arguments", [{}, {"objective": "novelty"}, {"pairs": True}], ids=str)
 def test_the_size_of_blocks_plays_no_part(stacked, monkeypatch, arguments):
     whole = rank(stacked, **arguments)
     monkeypatch.setattr("scvi_sams.model._ranking._ENTRIES_PER_BLOCK", 1)
@@ -335,9 +335,9 @@ def test_what_cannot_be_ranked_says_why(stacked, default_model):
     with pytest.raises(InvalidArgumentError, match=r"`top`.*at least 1, not 0"):
         stacked.rank_unmeasured(top=0)
     with pytest.raises(InvalidArgumentError, match="'norm'"):
-        stacked.rank_unmeasured(by="norm")
+        stacked.rank_unmeasured(objective="norm")
     with pytest.raises(InvalidArgumentError, match="pairs=False"):
-        stacked.rank_unmeasured(by="uncertainty", pairs=True)
+        stacked.rank_unmeasured(objective="uncertainty", pairs=True)
     with pytest.raises(SAMSError, match="were measured"):
         stacked.rank_unmeasured(
             stacked.adata.obs["perturbation"].value_counts().filter(like="+").index[0].split("+"),
@@ -354,4 +354,4 @@ def test_what_cannot_be_ranked_says_why(stacked, default_model):
 def test_features_that_say_nothing_tell_of_no_others():
     model = train_small(small_screen(), perturbation_features=feature_table())
     with pytest.raises(SAMSError, match="say nothing"):
-        model.rank_unmeasured(by="uncertainty", n_samples=40)
+        model.rank_unmeasured(objective="uncertainty", n_samples=40)

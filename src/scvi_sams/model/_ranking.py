@@ -255,7 +255,7 @@ class _Nearest(NamedTuple):
 def unmeasured_singles(
     model: ScreenModel,
     codes: np.ndarray,
-    by: Objective,
+    objective: Objective,
     top: int,
     contrast: Contrast,
     interval: float,
@@ -263,7 +263,7 @@ def unmeasured_singles(
     """Table of perturbations, as ``rank_unmeasured`` returns it."""
     predictor = _Predictor(model, contrast, interval)
     telling = None
-    if by == "uncertainty":
+    if objective == "uncertainty":
         chosen, telling = _most_telling(model, codes, top, contrast)
         codes = codes[chosen]
     measured = predictor.all(np.arange(len(model.perturbations))).effects
@@ -272,7 +272,7 @@ def unmeasured_singles(
     if telling is not None:
         order, score = np.arange(len(codes)), telling
     else:
-        shown = nearest.shown(measured, slice(None)) if by == "novelty" else 0.0
+        shown = nearest.shown(measured, slice(None)) if objective == "novelty" else 0.0
         score = np.linalg.norm(effects - shown, axis=1)
         order = np.argsort(-score, kind="stable")[:top]
     found = _names_of(model, codes[:, None]).assign(score=score.astype(np.float64))
@@ -282,7 +282,7 @@ def unmeasured_singles(
 def unmeasured_pairs(
     model: ScreenModel,
     codes: np.ndarray,
-    by: Objective,
+    objective: Objective,
     top: int,
     contrast: Contrast,
     interval: float,
@@ -299,7 +299,7 @@ def unmeasured_pairs(
     parts[is_measured] = measured[codes[is_measured]]
     parts[~is_measured] = predictor.all(codes[~is_measured]).effects
     of_parts = _Nearest.of(parts, measured)
-    if by == "novelty":
+    if objective == "novelty":
         for start in range(0, len(parts), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             parts[rows] -= of_parts.shown(measured, rows)
@@ -314,7 +314,7 @@ def unmeasured_pairs(
         effects = predicted.effects
         nearest.append(_Nearest.of(effects, measured))
         columns.append(predicted.columns)
-        if by == "novelty":
+        if objective == "novelty":
             effects = effects - of_parts.shown(measured, first[part])
             effects -= of_parts.shown(measured, second[part])
         score[part] = np.linalg.norm(effects, axis=1)
@@ -358,7 +358,7 @@ def _most_telling(
     if not shares.any():
         raise SAMSError(
             "As far as this screen shows, features say nothing of masks and effects, so that no "
-            "perturbation tells of others: rank by='effect' or by='novelty', or use other features."
+            "perturbation tells of others: use objective='effect' or 'novelty', or other features."
         )
     return chosen, shares
 

@@ -227,7 +227,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         candidates: Sequence[str] | None = None,
         *,
         pairs: bool = False,
-        by: Objective = "effect",
+        objective: Objective = "effect",
         top: int = 100,
         method: EffectScale = "lograte",
         n_samples: int = 200,
@@ -248,7 +248,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
             measured perturbations may be among them; ``None`` for all perturbations.
         pairs
             Rank pairs that no training cell carries alone.
-        by
+        objective
             ``"effect"``: norm of the mean effect. ``"novelty"``: norm of what is left of it without
             the measured effect of the most similar direction, at the factor, not negative, that
             leaves least; of a pair without those of both. ``"uncertainty"``: which share of the
@@ -278,7 +278,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
             them), or pairs are to be ranked by ``"uncertainty"``.
         SAMSError
             If the model has no features of unmeasured perturbations or is not trained; if features
-            say nothing and ``by`` is ``"uncertainty"``; or if all pairs were measured.
+            say nothing and ``objective`` is ``"uncertainty"``; or if all pairs were measured.
 
         Notes
         -----
@@ -314,14 +314,14 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         >>> ranking["score"].is_monotonic_decreasing, ranking.attrs["n_predicted"]
         (True, 60)
         """
-        check_choice("by", by, OBJECTIVES)
+        check_choice("objective", objective, OBJECTIVES)
         check_bool(pairs=pairs)
         check_integer(top=top)
         check_number(above=0, below=1, interval=interval)
-        if pairs and by == "uncertainty":
+        if pairs and objective == "uncertainty":
             raise InvalidArgumentError(
                 "Pairs tell of others what their perturbations do, which is clearer alone: rank "
-                "these with pairs=False, or pairs by='effect' or by='novelty'."
+                "these with pairs=False, or pairs by objective='effect' or 'novelty'."
             )
         check_has_features(self)
         codes = codes_of_candidates(self, candidates, pairs=pairs)
@@ -330,4 +330,4 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
         )
         rank = unmeasured_pairs if pairs else unmeasured_singles
-        return rank(self, codes, by, int(top), contrast, interval)
+        return rank(self, codes, objective, int(top), contrast, interval)
