@@ -12,13 +12,8 @@ from torch import nn
 from scvi_sams.module._feature_prior import FeaturePrior
 from scvi_sams.module._unmeasured import UnmeasuredEffects
 from scvi_sams.train import _feature_effects
-from scvi_sams.train._feature_effects import (
-    _regressions,
-    _Scores,
-    _weights,
-    fit_to_features,
-)
-from scvi_sams.train._ridge import _STRENGTHS, Line, _Sums
+from scvi_sams.train._feature_effects import _Scores, _weights, fit_to_features
+from scvi_sams.train._ridge import _STRENGTHS, Line, _Sums, fit_ridge
 
 N_GENES = 7
 
@@ -55,13 +50,23 @@ def screen(n_perturbations=40, share=1.0, seed=0, n_features=3, noise=0.3):
     return features, Observed(effects, errors, slope), folds
 
 
+def weights_of(scores):
+    return scores.signal / (scores.signal + scores.of_rows)
+
+
+def ridge_of(observed, scores, features, folds):
+    """Regression of observed effects, in blocks, with all genes for its strength."""
+
+    def read():
+        for block in observed.blocks(range(len(folds))):
+            yield block.rows, observed.scale.slope * block.observed / block.dose
+
+    settings = weights_of(scores), features, folds, scores.precision, np.arange(N_GENES)
+    return fit_ridge(read, *settings)
+
+
 def by_sklearn(features, effects, weights, strength):
     return Ridge(alpha=strength).fit(features, effects, sample_weight=weights)
-
-
-def genes_on(observed, scores, features, folds):
-    """Ridge regression of effects on genes."""
-    return _regressions(Module(features), observed, scores, features, folds)[0]
 
 
 def test_scores_are_sums_over_what_is_known():
@@ -98,10 +103,11 @@ def test_ridge_of_each_fold_is_that_of_the_other_perturbations():
     features, observed, folds = screen()
     observed.errors[5] = np.inf  # no cells
     scores = _Scores.of(observed, 40)
-    ridge = genes_on(observed, scores, features, folds)
+    ridge = ridge_of(observed, scores, features, folds)
     slope = observed.scale.slope
     effects = slope * observed.effects
     weights = scores.signal / (scores.signal + np.square(slope * observed.errors).mean(axis=1))
+    np.testing.assert_allclose(weights_of(scores), weights)
     assert weights[5] == 0
     # Features tell of everything: hardly anything is taken off.
     (strength,) = [
@@ -116,21 +122,21 @@ def test_ridge_of_each_fold_is_that_of_the_other_perturbations():
     for fold in range(5):
         own, others = folds == fold, folds != fold
         other = by_sklearn(features[others], effects[others], weights[others], strength)
-        np.testing.assert_allclose(predicted[own], other.predict(features[own]), rtol=1e-8)
+        np.testing.assert_allclose(predicted[own], other.predict(features[own]), rtol=1e-6)
         mean = np.average(effects[others], axis=0, weights=weights[others])
         np.testing.assert_allclose(means[own], np.tile(mean, (own.sum(), 1)))
 
 
 def test_features_that_say_nothing_are_all_but_left_out():
     features, observed, folds = screen(share=0.0)
-    ridge = genes_on(observed, _Scores.of(observed, 40), features, folds)
+    ridge = ridge_of(observed, _Scores.of(observed, 40), features, folds)
     assert np.abs(ridge.whole.coefficients).max() < 1e-3
 
 
 def test_no_ridge_where_a_single_fold_has_cells():
     features, observed, folds = screen()
     observed.errors[folds != 2] = np.inf
-    assert genes_on(observed, _Scores.of(observed, 40), features, folds) is None
+    assert ridge_of(observed, _Scores.of(observed, 40), features, folds) is None
 
 
 def products_of(parts, precision):
@@ -187,14 +193,15 @@ class Module(nn.Module):
         self.unmeasured = UnmeasuredEffects()
         self.unmeasured.fill(states=torch.zeros(1, 4, 2))
 
-    def shared_moments(self, codes):
-        shifts = torch.stack([torch.sin(codes), torch.cos(3 * codes)], dim=1).double()
+    def shared_moments(self, rows):
+        """Shifts that their features tell of."""
+        noise = torch.randn(len(rows), 2, generator=torch.Generator().manual_seed(0))
+        shifts = self.features.features[rows, :2] + 0.3 * noise
         return shifts, torch.ones_like(shifts)
 
 
-def decoded(shifts):
-    """A decoder of two latent dimensions."""
-    return shifts @ np.linspace(-1, 1, 2 * N_GENES).reshape(2, N_GENES)
+DECODER = np.random.default_rng(8).normal(size=(2, N_GENES))
+"""What shifts do, in a model whose decoder is linear."""
 
 
 def fit(features, observed, of_model, monkeypatch):
@@ -214,7 +221,7 @@ def fit(features, observed, of_model, monkeypatch):
             return SimpleNamespace(of_shift=of_model[rows])
 
         def mean_effects(self, shifts, n_states):
-            return decoded(shifts.numpy())
+            return shifts.double().numpy() @ DECODER
 
     monkeypatch.setattr(_feature_effects, "ControlDecoder", Decoder)
     monkeypatch.setattr(
@@ -234,17 +241,23 @@ def test_weights_and_variance_come_from_left_out_perturbations(monkeypatch):
     kept, folds = fit(features, observed, of_model, monkeypatch)
     values = features.astype(np.float32).astype(float)
     scores = _Scores.of(observed, 40)
-    ridge, of_shifts = _regressions(Module(features), observed, scores, values, folds)
+    ridge = ridge_of(observed, scores, values, folds)
     slope, known = observed.scale.slope, np.isfinite(observed.errors)
-    by_shifts = slope * decoded(of_shifts.held_out(values, folds)[0])
-    of_genes = ridge.held_out(values, folds)
-    parts = np.stack([slope * of_model, by_shifts, *of_genes, slope * observed.effects])
+    every = torch.arange(40)
+    shifts = Module(features).shared_moments(every)[0].double().numpy()
+    of_shifts = fit_ridge(
+        lambda: iter([(slice(None), shifts)]),
+        *(weights_of(scores), values, folds, np.ones(2), np.arange(2)),
+    )
+    by_shifts = of_shifts.held_out(values, folds)[0] @ DECODER
+    on_genes = ridge.held_out(values, folds)
+    parts = np.stack([slope * of_model, slope * by_shifts, *on_genes, slope * observed.effects])
     parts = np.where(known, parts, 0)
     weights = _weights(products_of(parts, scores.precision))
-    np.testing.assert_allclose(kept.weights, weights, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(kept.weights, weights, rtol=1e-4)
     assert weights[0] > 0.1
-    assert weights[2] > 0.1
-    squared = np.square(parts[4] - np.einsum("i,itg->tg", weights, parts[:4])).sum(axis=0)
+    assert weights[1:].sum() > 0.1
+    squared = np.square(parts[-1] - np.einsum("i,itg->tg", weights, parts[:-1])).sum(axis=0)
     squared -= scores.noise
     # Five perturbations of the mean over genes.
     mean = squared.sum() / known.sum()
@@ -252,9 +265,9 @@ def test_weights_and_variance_come_from_left_out_perturbations(monkeypatch):
     np.testing.assert_allclose(kept.variance, expected, rtol=1e-4)
     np.testing.assert_allclose(kept.mean, ridge.whole.mean, rtol=1e-4)
     np.testing.assert_allclose(kept.coefficients, ridge.whole.coefficients, rtol=1e-3, atol=1e-6)
-    whole = of_shifts.whole
-    np.testing.assert_allclose(kept.shift_coefficients, whole.coefficients, rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(kept.mean_shift, whole.mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(kept.mean_shift, of_shifts.whole.mean, rtol=1e-3, atol=1e-6)
+    coefficients = of_shifts.whole.coefficients
+    np.testing.assert_allclose(kept.shift_coefficients, coefficients, rtol=1e-3, atol=1e-6)
 
 
 def test_without_states_of_control_cells_nothing_is_learned():
