@@ -56,6 +56,13 @@ def trained_in_contexts(adata: ad.AnnData) -> Any:
     return model
 
 
+def trained_with_features(adata: ad.AnnData) -> Any:
+    SAMSVAE.setup_anndata(adata)
+    model = SAMSVAE(adata, perturbation_features=table(NAMES, ["x", "y"]), **SIZES)
+    model.train(**TRAINING)
+    return model
+
+
 def calls() -> dict[str, Call]:
     adata = counts()
     model = trained(adata)
@@ -87,6 +94,10 @@ def tables_of_models(model: Any) -> dict[str, Call]:
         "tl.context_effects": (
             tl.context_effects,
             {"model": trained_in_contexts(counts()), "perturbations": ["A"]},
+        ),
+        "tl.feature_importance": (
+            tl.feature_importance,
+            {"model": trained_with_features(counts())},
         ),
         "tl.guide_efficacy": (tl.guide_efficacy, {"model": model, **FEW}),
         "tl.genetic_interactions": (
@@ -132,6 +143,9 @@ def figures(model: Any) -> dict[str, Call]:
         var=pd.DataFrame(index=GENES),
         layers={"interval_low": np.zeros((2, 4)), "interval_high": np.full((2, 4), 2.0)},
     )
+    importance = pd.DataFrame(
+        {"feature": NAMES, "latent": "latent_0", "part": "effect", "weight": 1.0, "lfsr": 0.1}
+    )
     pairs = pd.DataFrame({"score": [1.0, -1.0], "other": [0.5, 0.1]}, index=["A+B", "A+C"])
     curve = pd.DataFrame(
         {
@@ -174,6 +188,10 @@ def figures(model: Any) -> dict[str, Call]:
         ),
         "pl.dose_response": (pl.dose_response, {"curves": curves, "perturbation": "A"}),
         "pl.effect_volcano": (pl.effect_volcano, {"ate": predicted, "perturbation": "A"}),
+        "pl.feature_importance": (
+            pl.feature_importance,
+            {"importance": importance, "max_lfsr": 0.9},
+        ),
         "pl.guide_efficacy": (pl.guide_efficacy, {"guides": guides, "value": "effect_size"}),
         "pl.interaction_matrix": (
             pl.interaction_matrix,

@@ -66,6 +66,26 @@ def direct_effects(ax: Axes) -> None:
     plotting.direct_effects(tables, max_lfsr=0.25, ax=ax)
 
 
+def importance_table() -> pd.DataFrame:
+    """Six features in five dimensions, long."""
+    features = [f"feature{number}" for number in range(6)]
+    weight = (2 * waves(6, 5) ** 3).ravel()
+    return pd.DataFrame(
+        {
+            "feature": np.repeat(features, 5),
+            "latent": [f"latent_{number}" for number in range(5)] * 6,
+            "part": "effect",
+            "weight": weight,
+            "sd": 0.2,
+            "lfsr": 0.5 * np.exp(-np.abs(weight) * 8),
+        }
+    )
+
+
+def feature_importance(ax: Axes) -> None:
+    plotting.feature_importance(importance_table(), ax=ax)
+
+
 def pairs_in_contexts() -> pd.DataFrame:
     """Eight perturbations in four contexts, of every pattern; one pair was not measured."""
     patterns = ["shared", "only in: K562", "shared", "differs in: T", "none", "unclear"]
@@ -276,6 +296,7 @@ DRAWINGS: dict[str, Callable[[Axes], None]] = {
         direct_effects,
         dose_response,
         effect_volcano,
+        feature_importance,
         guide_efficacy,
         interaction_matrix,
         latent,

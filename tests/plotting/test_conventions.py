@@ -136,11 +136,28 @@ def guides_input() -> pd.DataFrame:
     return table.assign(does_nothing=values < 0.2, differs_from_siblings=values > 0.8)
 
 
+def importance_input() -> pd.DataFrame:
+    values = np.random.default_rng(0).random(100)
+    return pd.DataFrame(
+        {
+            "feature": np.repeat(NAMES, 5),
+            "latent": [f"latent_{i}" for i in range(5)] * 20,
+            "part": "effect",
+            "weight": values - 0.5,
+            "lfsr": values / 100,
+        }
+    )
+
+
 FUNCTIONS = {
     "masks": (masks_input, lambda data, ax: plotting.masks(data, ax=ax)),
     "direct_effects": (
         direct_effects_input,
         lambda data, ax: plotting.direct_effects(data, ax=ax),
+    ),
+    "feature_importance": (
+        importance_input,
+        lambda data, ax: plotting.feature_importance(data, ax=ax),
     ),
     "ate_scatter": (table_input, lambda data, ax: plotting.ate_scatter(data, data, ax=ax)),
     "benchmark_metric": (

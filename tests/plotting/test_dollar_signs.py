@@ -89,9 +89,15 @@ def contexts() -> pd.DataFrame:
     return pd.DataFrame(names | flags)
 
 
+def importance() -> pd.DataFrame:
+    names = {"feature": [NAME, "T"], "latent": "latent_0", "part": "effect"}
+    return pd.DataFrame(names | {"weight": [1.0, -2.0], "lfsr": 0.0})
+
+
 DRAWINGS = {
     "masks": lambda: plotting.masks(table()),
     "direct_effects": lambda: plotting.direct_effects(direct_effects()),
+    "feature_importance": lambda: plotting.feature_importance(importance()),
     "ate_scatter": lambda: plotting.ate_scatter(effects(), effects(), label_top=4),
     "effect_volcano": lambda: plotting.effect_volcano(effects(), NAME),
     "dose_response": lambda: plotting.dose_response(effects(), NAME),

@@ -8,13 +8,14 @@ import numpy as np
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.sparsefuncs import mean_variance_axis
+from torch import Tensor
 
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.features._table import FeatureTable
 from scvi_sams.labels._names import listing
 from scvi_sams.labels._spelling import Spelling
 from scvi_sams.model._registration import logger
-from scvi_sams.module._feature_prior import MOST_FEATURES
+from scvi_sams.module._feature_prior import MOST_FEATURES, FeaturePrior
 
 _SEED = 5023
 _SMALLEST_SD = 1e-12
@@ -32,6 +33,23 @@ class FeaturesOfModel(NamedTuple):
     """The C columns that differ among measured perturbations."""
     projection: np.ndarray
     """``(C, D)``: ``values`` are standardised columns times this."""
+
+
+class WeightsOfColumns(NamedTuple):
+    """Posterior of what the C columns of a table say of latent dimensions, ``(C, L)`` each.
+
+    Per standard deviation of a column among measured perturbations.
+    """
+
+    columns: list[str]
+    masks: np.ndarray
+    """Means, in log-odds."""
+    masks_sd: np.ndarray
+    effects: np.ndarray
+    """Means, in standard deviations of basal states."""
+    effects_sd: np.ndarray
+    unexplained: float
+    """Share of the prior variance of effects."""
 
 
 def features_of_model(
@@ -72,24 +90,48 @@ def features_of_model(
             f"delimiter={spelling.delimiter!r}, and left out."
         )
         others = [name for name in others if name not in set(joint)]
-    mean, sd = _moments(table.rows(known))
-    used = np.flatnonzero(sd > _SMALLEST_SD * np.abs(mean))
-    if not len(used):
-        raise InvalidArgumentError(
-            "`perturbation_features` are the same for all measured perturbations, and tell none "
-            "from another."
-        )
-    projection = np.eye(len(used))
-    if len(used) > MOST_FEATURES:
-        projection = _principal_directions(_standardised(table.rows(known), mean, sd, used))
-    values = np.zeros((len(perturbations) + len(others), projection.shape[1]))
+    columns = _Columns.of(table, known)
+    values = np.zeros((len(perturbations) + len(others), columns.projection.shape[1]))
     place = {name: row for row, name in enumerate([*perturbations, *others])}
     for names in (known, others):
         if names:
-            rows = _projected(table.rows(names), mean, sd, used, projection)
-            values[[place[name] for name in names]] = rows
-    columns = [table.columns[column] for column in used]
-    return FeaturesOfModel(others, values, columns, projection)
+            values[[place[name] for name in names]] = columns.projected(table.rows(names))
+    return FeaturesOfModel(others, values, columns.names, columns.projection)
+
+
+class _Columns(NamedTuple):
+    """Columns that differ among measured perturbations, and how they are scaled and reduced."""
+
+    names: list[str]
+    used: np.ndarray
+    """Their positions in the table, ``(C,)``."""
+    mean: np.ndarray
+    sd: np.ndarray
+    projection: np.ndarray
+
+    @classmethod
+    def of(cls, table: FeatureTable, known: list[str]) -> _Columns:
+        """Scale the columns by the measured perturbations ``known`` to the table."""
+        rows = table.rows(known)
+        mean, sd = _moments(rows)
+        used = np.flatnonzero(sd > _SMALLEST_SD * np.abs(mean))
+        if not len(used):
+            raise InvalidArgumentError(
+                "`perturbation_features` are the same for all measured perturbations, and tell "
+                "none from another."
+            )
+        mean, sd = mean[used], sd[used]
+        projection = np.eye(len(used))
+        if len(used) > MOST_FEATURES:
+            some = rows[:, used]
+            dense = some if isinstance(some, np.ndarray) else some.toarray()
+            projection = _principal_directions((dense - mean) / sd)
+        return cls([table.columns[column] for column in used], used, mean, sd, projection)
+
+    def projected(self, rows: np.ndarray | sparse.csr_matrix) -> np.ndarray:
+        """Standardised columns times the projection, without making a sparse table dense."""
+        scaled = self.projection / self.sd[:, None]
+        return rows[:, self.used] @ scaled - self.mean @ scaled
 
 
 def _moments(rows: np.ndarray | sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -100,14 +142,6 @@ def _moments(rows: np.ndarray | sparse.csr_matrix) -> tuple[np.ndarray, np.ndarr
     return mean, np.sqrt(variance)
 
 
-def _standardised(
-    rows: np.ndarray | sparse.csr_matrix, mean: np.ndarray, sd: np.ndarray, used: np.ndarray
-) -> np.ndarray:
-    some = rows[:, used]
-    dense = some if isinstance(some, np.ndarray) else some.toarray()
-    return (dense - mean[used]) / sd[used]
-
-
 def _principal_directions(standardised: np.ndarray) -> np.ndarray:
     """Directions of most variance, ``(C, D)``, scaled to an average variance of 1."""
     n_kept = min(MOST_FEATURES, len(standardised) - 1) or 1
@@ -116,13 +150,29 @@ def _principal_directions(standardised: np.ndarray) -> np.ndarray:
     return directions.T * np.sqrt(n_kept / total)
 
 
-def _projected(
-    rows: np.ndarray | sparse.csr_matrix,
-    mean: np.ndarray,
-    sd: np.ndarray,
-    used: np.ndarray,
-    projection: np.ndarray,
-) -> np.ndarray:
-    """Standardised columns times a projection, without making a sparse table dense."""
-    scaled = projection / sd[used, None]
-    return rows[:, used] @ scaled - mean[used] @ scaled
+def weights_of_columns(
+    table: FeatureTable, perturbations: list[str], prior: FeaturePrior
+) -> WeightsOfColumns:
+    """Weights of the columns of a table from those of what the prior knows of it."""
+    columns = _Columns.of(table, [name for name in perturbations if name in table])
+    projection = columns.projection
+    # Without the intercept, which comes last.
+    masks, effects = (
+        projection @ _as_array(means[:-1]) for means in (prior.mask_weights, prior.effect_weights)
+    )
+    masks_sd, effects_sd = (
+        _sd_of_columns(projection, _as_array(covariances[:, :-1, :-1]))
+        for covariances in (prior.mask_covariance, prior.effect_covariance)
+    )
+    unexplained = float(prior.unexplained)
+    return WeightsOfColumns(columns.names, masks, masks_sd, effects, effects_sd, unexplained)
+
+
+def _as_array(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
+
+
+def _sd_of_columns(projection: np.ndarray, covariances: np.ndarray) -> np.ndarray:
+    """Standard deviations of weights of columns, ``(C, L)``, one dimension at a time."""
+    variances = [((projection @ one) * projection).sum(axis=1) for one in covariances]
+    return np.sqrt(np.maximum(np.stack(variances, axis=1), 0))

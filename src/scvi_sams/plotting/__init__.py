@@ -7,6 +7,7 @@ from scvi_sams.plotting._benchmark import (
 )
 from scvi_sams.plotting._contexts import context_effects
 from scvi_sams.plotting._diagnostics import mask_calibration, training_curves
+from scvi_sams.plotting._features import feature_importance
 from scvi_sams.plotting._genes import ate_scatter, dose_response, effect_volcano, program_genes
 from scvi_sams.plotting._guides import guide_efficacy
 from scvi_sams.plotting._latent import latent
@@ -22,6 +23,7 @@ __all__ = [
     "direct_effects",
     "dose_response",
     "effect_volcano",
+    "feature_importance",
     "guide_efficacy",
     "interaction_matrix",
     "latent",

@@ -181,22 +181,32 @@ def direct_effects(
     along = np.argsort(strength[np.ix_(rows, columns)].argmax(axis=0), kind="stable")
     columns, values = columns[along], values[:, along]
     table = pd.DataFrame(values, index=mean.index[rows], columns=mean.columns[columns])
-    ax = new_axes(
-        ax,
-        float(np.clip(2.2 + 0.14 * len(columns), 4, 10)),
-        float(np.clip(1.2 + 0.14 * len(rows), 3, 8)),
-    )
-    extreme = np.abs(values).max()
-    bar = heatmap(ax, table, "RdBu_r", (-extreme, extreme))
-    bar.set_label("direct effect per unit dose\n(dots: sure of the sign)", fontsize=FONT_SIZE + 1)
-    bar.ax.tick_params(labelsize=FONT_SIZE)
-    marked_rows, marked_columns = np.nonzero(is_sure[np.ix_(rows, columns)])
-    is_dark = np.abs(values[marked_rows, marked_columns]) > extreme / 2
-    dots = np.where(is_dark, "white", "black")
-    ax.scatter(marked_columns, marked_rows, s=4, c=dots, linewidths=0)
-    label_rows_and_columns(ax, table.index, table.columns)
+    marked = is_sure[np.ix_(rows, columns)]
+    ax = marked_heatmap(table, marked, "direct effect per unit dose\n(dots: sure of the sign)", ax)
     ax.set_xlabel(f"gene ({len(columns)})", fontsize=FONT_SIZE + 1)
     ax.set_ylabel(f"perturbation ({len(rows)})", fontsize=FONT_SIZE + 1)
+    return ax
+
+
+def marked_heatmap(
+    table: pd.DataFrame, is_marked: np.ndarray, meaning: str, ax: Axes | None
+) -> Axes:
+    """Draw entries in colours centred on 0, with dots on some."""
+    n_rows, n_columns = table.shape
+    ax = new_axes(
+        ax,
+        float(np.clip(2.2 + 0.14 * n_columns, 4, 10)),
+        float(np.clip(1.2 + 0.14 * n_rows, 3, 8)),
+    )
+    values = np.abs(table.to_numpy())
+    extreme = np.nanmax(values)
+    bar = heatmap(ax, table, "RdBu_r", (-extreme, extreme))
+    bar.set_label(meaning, fontsize=FONT_SIZE + 1)
+    bar.ax.tick_params(labelsize=FONT_SIZE)
+    rows, columns = np.nonzero(is_marked)
+    dots = np.where(values[rows, columns] > extreme / 2, "white", "black")
+    ax.scatter(columns, rows, s=4, c=dots, linewidths=0)
+    label_rows_and_columns(ax, table.index, table.columns)
     return ax
 
 
