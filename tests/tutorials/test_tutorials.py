@@ -32,8 +32,8 @@ SMALLER = {
 }
 
 
-# Responses begin when effects have formed, which two epochs are too short for.
-N_EPOCHS = {"responses.ipynb": 20}
+# Responses begin, and features tell, when effects have formed, which two epochs are too short for.
+N_EPOCHS = {"responses.ipynb": 20, "unmeasured.ipynb": 40}
 
 # Data that cannot be downloaded, as they are converted in R.
 CONVERTED = {"contexts.ipynb": "kang18_subset.h5ad"}
@@ -55,6 +55,7 @@ def test_there_are_tutorials():
         "extending.ipynb",
         "large_data.ipynb",
         "responses.ipynb",
+        "unmeasured.ipynb",
     }
 
 
