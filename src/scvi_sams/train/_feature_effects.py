@@ -34,7 +34,7 @@ _SEED = 60041
 _STATES_OF_HELD_OUT = 2
 """Basal states for each posterior sample, where effects are averaged over perturbations anyway."""
 _GENES_FOR_STRENGTH = 500
-_GENES_OF_PRIOR = 5.0
+_PERTURBATIONS_OF_PRIOR = 5.0
 """Perturbations that the mean squared error over genes is worth, for that of each gene."""
 _WEAK = 1e-6
 
@@ -81,7 +81,7 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
     error = np.append(weights, -1)
     squared = np.einsum("i,ijg,j->g", error, of_genes, error) - scores.noise
     mean = max(float(squared.sum() / scores.n_known.sum()), 0.0)
-    variance = np.maximum(squared, 0) + _GENES_OF_PRIOR * mean
+    variance = np.maximum(squared, 0) + _PERTURBATIONS_OF_PRIOR * mean
     line = ridge.whole
     kept.fill(
         mean=torch.as_tensor(line.mean),
@@ -90,7 +90,7 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
         mean_shift=torch.as_tensor(of_shifts.whole.mean),
         shift_coefficients=torch.as_tensor(of_shifts.whole.coefficients),
         weights=torch.as_tensor(weights),
-        variance=torch.as_tensor(variance / (scores.n_known + _GENES_OF_PRIOR)),
+        variance=torch.as_tensor(variance / (scores.n_known + _PERTURBATIONS_OF_PRIOR)),
     )
 
 
