@@ -13,7 +13,7 @@ from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._expected_lognorm import ExpectedLognorm
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
-from scvi_sams.train._gene_sums import TARGET_SUM, Cells, sample_of_groups
+from scvi_sams.train._gene_sums import TARGET_SUM, Cells, evenly_in_group, sample_of_groups
 
 Total = Callable[[torch.Tensor], torch.Tensor]
 """Adds up the numbers of all processes."""
@@ -171,10 +171,7 @@ def expected_rates(
     if is_count:
         of_controls = []
         for group in range(n_rows, n_groups):
-            used = (cells.group == group).nonzero(as_tuple=True)[0]
-            used = used if len(used) else torch.arange(len(cells.group))
-            evenly = torch.linspace(0, len(used) - 1, N_POSTERIOR * N_STATES).long()
-            chosen = used[evenly].unflatten(0, shape[:2])
+            chosen = evenly_in_group(cells, group, N_POSTERIOR * N_STATES).unflatten(0, shape[:2])
             covariates = cells.covariates[chosen].to(module.device)
             logits = module.decode(
                 basal_states(cells.contexts[chosen]),

@@ -209,6 +209,13 @@ def _joined(parts: list[Cells]) -> Cells:
     return Cells(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def evenly_in_group(cells: Cells, group: int, n_samples: int) -> Tensor:
+    """Positions of cells of a group, evenly spaced; of all cells where it has none."""
+    used = (cells.group == group).nonzero(as_tuple=True)[0]
+    used = used if len(used) else torch.arange(len(cells.group))
+    return used[torch.linspace(0, len(used) - 1, n_samples).long()]
+
+
 def sample_of_groups(
     cells: Cells, n_groups: int, n_samples: int, generator: torch.Generator
 ) -> Iterator[tuple[int, Tensor]]:

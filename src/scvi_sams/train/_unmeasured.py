@@ -19,7 +19,7 @@ from scvi_sams.module._unmeasured import UnmeasuredEffects
 from scvi_sams.train._compared_scale import share_of_variance
 from scvi_sams.train._control_decoder import ControlDecoder
 from scvi_sams.train._expected_rates import N_POSTERIOR, N_STATES, ROWS_AT_ONCE
-from scvi_sams.train._gene_sums import Cells
+from scvi_sams.train._gene_sums import Cells, evenly_in_group
 
 _SEED = 60029
 
@@ -45,9 +45,7 @@ def keep_for_unmeasured(
     of_contexts = of_prior[:0] if states is None else states
     covariates = []
     for group in [*range(n_rows + 1, n_rows + 1 + len(of_contexts)), n_rows]:
-        used = (cells.group == group).nonzero(as_tuple=True)[0]
-        used = used if len(used) else torch.arange(len(cells.group))
-        covariates.append(cells.covariates[used[torch.linspace(0, len(used) - 1, n_states).long()]])
+        covariates.append(cells.covariates[evenly_in_group(cells, group, n_states)])
     module.unmeasured.fill(
         states=torch.cat([of_contexts, of_prior]), covariates=torch.stack(covariates).float()
     )
