@@ -22,7 +22,6 @@ class ShiftEffects(NamedTuple):
     """What shifts do, rows x genes, as changes of the log rate."""
 
     of_shift: np.ndarray
-    at_mean: np.ndarray
     variance: np.ndarray
     """Over posterior samples of shifts."""
 
@@ -82,13 +81,11 @@ class ControlDecoder:
         for row in range(shifts.shape[1]):
             shift = shifts[:, [row]]
             changed, rates = self._decoded(n_states, shift)
-            mean, _ = self._decoded(n_states, shift.mean(dim=0, keepdim=True))
             change = rates - base_rates
             if isinstance(self.scale, ComparedScale):
                 change = rates.log() - base_rates.log()
             of_row = (
                 changed.change_from(base, self.scale),
-                mean.change_from(base, self.scale),
                 change.var(dim=0)[None].double().cpu().numpy(),
             )
             found.append(of_row)

@@ -145,7 +145,9 @@ def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) 
     """What predictions add to the model's own effects of some rows, in one context."""
     kept, scale = module.unmeasured, decoder.scale
     assert kept is not None
-    effects = decoder.effects(torch.cat([_shifts_of(module, row) for row in rows], dim=1))
+    shifts_of_rows = torch.cat([_shifts_of(module, row) for row in rows], dim=1)
+    effects = decoder.effects(shifts_of_rows)
+    at_mean = decoder.mean_effects(shifts_of_rows.mean(dim=0))
     of_model = scale.compared(effects.of_shift)
     variance_of_model = np.square(scale.relative_slope(effects.of_shift)) * effects.variance
     whole, variance = np.empty((2, *of_model.shape))
@@ -173,7 +175,7 @@ def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) 
         variance[is_known] = (variance_of_model[is_known] + of_others) / 2 + apart
     squared = share_of_variance(scale.slope, variance, variance_of_model)
     uncertainty = np.sqrt(np.maximum(variance - squared * variance_of_model, 0))
-    shift = effects.at_mean + squared * (effects.of_shift - effects.at_mean)
+    shift = at_mean + squared * (effects.of_shift - at_mean)
     on_logits, log_sd = scale.log_normal(whole, uncertainty)
     correction, uncertain = (
         torch.as_tensor(values, dtype=torch.float32, device=rows.device)
