@@ -37,6 +37,27 @@ def test_a_measured_perturbation_without_features_has_average_ones(caplog):
     assert "no row for 1 of 3 measured perturbations: 'B'" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("of_others", "named"),
+    [
+        # Measured ones lie 1, 1 and 2 from their nearest.
+        ({"near": 5.0, "far": 5.1, "further": -20.0}, "2 of 3 unmeasured perturbations"),
+        ({"near": 5.0, "same": 1.0}, None),
+    ],
+    ids=["some far", "none far"],
+)
+def test_features_unlike_those_of_any_measured_perturbation_are_named(caplog, of_others, named):
+    measured = {"A": 0.0, "B": 1.0, "C": 3.0}
+    with caplog.at_level(logging.WARNING, "scvi.sams"):
+        of_model({name: [value] for name, value in (measured | of_others).items()})
+    if named is None:
+        assert "unlike" not in caplog.text
+    else:
+        assert named in caplog.text
+        assert "'far', 'further'" in caplog.text
+        assert "near'" not in caplog.text
+
+
 def test_controls_and_combinations_are_no_perturbations(caplog):
     table = {name: [float(n)] for n, name in enumerate(["control", "A", "B", "C", "A+B", "U+A"])}
     with caplog.at_level(logging.WARNING, "scvi.sams"):

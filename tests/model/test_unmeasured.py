@@ -18,7 +18,7 @@ from model.builders import (
     make_decoder_linear,
     small_screen,
 )
-from scvi_sams import CPAVAE, SAMSVAE
+from scvi_sams import CPAVAE, SAMSVAE, tl
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
 
 HELD_OUT = ["P003", "P007"]
@@ -215,6 +215,11 @@ def test_in_contexts_they_have_a_prediction_in_each(in_contexts):
     # The prior of what is a context's own has a mean of 0, and widens the effect.
     np.testing.assert_allclose(in_one.mean, anywhere.mean, atol=1e-6)
     assert (in_one.sd.to_numpy() > 0).all()
+
+
+def test_tests_of_cells_point_to_predictions(in_contexts):
+    with pytest.raises(UnknownPerturbationError, match=r"No cell carries 'P003'.*predict_ate"):
+        tl.context_effects(in_contexts, ["P001", "P003"])
 
 
 @pytest.mark.parametrize("held_out", [HELD_OUT[:1], []], ids=["one", "none"])

@@ -13,8 +13,8 @@ import torch
 from scvi_sams._checks import as_names, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import mask_q_values, within
-from scvi_sams.exceptions import InvalidArgumentError, SAMSError
-from scvi_sams.labels._names import check_known
+from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
+from scvi_sams.labels._names import check_known, listing
 from scvi_sams.model._contexts import PairEffects, effects_of_pairs
 from scvi_sams.model._perturbation_tests import q_values_of_pairs
 
@@ -84,7 +84,7 @@ def context_effects(
     SAMSError
         If no contexts are registered, or the model was loaded without data.
     UnknownPerturbationError
-        If a perturbation is not one of the training data.
+        If no cell of the training data carries a perturbation.
     InvalidArgumentError
         If ``perturbations`` is empty, or ``fdr`` is not between 0 and 1.
 
@@ -186,6 +186,12 @@ def _check_model(model: SAMSVAE, perturbations: Sequence[str] | None) -> list[st
     chosen = as_names("perturbations", perturbations)
     if not chosen:
         raise InvalidArgumentError("`perturbations` is empty: name some, or None for all.")
+    without_cells = [name for name in chosen if name in model.unmeasured]
+    if without_cells:
+        raise UnknownPerturbationError(
+            f"No cell carries {listing(without_cells)}, and tl.context_effects tests cells. For "
+            "what the model predicts in a context, use model.predict_ate(perturbations, context=)."
+        )
     check_known(chosen, model.perturbations)
     return chosen
 

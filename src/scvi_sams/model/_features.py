@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.sparsefuncs import mean_variance_axis
 from torch import Tensor
@@ -20,6 +21,8 @@ from scvi_sams.module._feature_prior import MOST_FEATURES, FeaturePrior
 _SEED = 5023
 _SMALLEST_SD = 1e-12
 """Per mean of a column: a smaller one is an error of rounding."""
+_SMALLEST_DISTANCE = 1e-5
+"""Between standardised features: a smaller one is an error of rounding."""
 
 
 class FeaturesOfModel(NamedTuple):
@@ -58,8 +61,9 @@ def features_of_model(
     """Standardise the columns of a table by its measured perturbations.
 
     More than :data:`MOST_FEATURES` columns are reduced to as many by a singular value decomposition
-    of the standardised columns of measured perturbations, at an average variance of 1. Measured
-    perturbations without features are named in a warning, as are names that are combinations.
+    of the standardised columns of measured perturbations, at an average variance of 1. Warnings
+    name measured perturbations without features, names that are combinations, and unmeasured
+    perturbations whose features are unlike those of any measured one.
 
     Raises
     ------
@@ -96,7 +100,27 @@ def features_of_model(
     for names in (known, others):
         if names:
             values[[place[name] for name in names]] = columns.projected(table.rows(names))
+    own = columns.projected(table.rows(known))
+    _warn_of_extrapolation(others, values[len(perturbations) :], own)
     return FeaturesOfModel(others, values, columns.names, columns.projection)
+
+
+def _warn_of_extrapolation(others: list[str], values: np.ndarray, measured: np.ndarray) -> None:
+    """Name perturbations whose features are further from all measured ones than these lie apart."""
+    if not others or len(measured) < 2:
+        return
+    nearest = NearestNeighbors(n_neighbors=1).fit(measured)
+    apart = nearest.kneighbors()[0].max()
+    distances = nearest.kneighbors(values)[0][:, 0]
+    is_far = distances > apart + _SMALLEST_DISTANCE
+    far = [name for name, beyond in zip(others, is_far, strict=True) if beyond]
+    if far:
+        logger.warning(
+            f"The features of {len(far)} of {len(others)} unmeasured perturbations are unlike "
+            f"those of any measured one: {listing(far)}. They are further from the nearest "
+            "measured perturbation than any measured perturbation is from its own nearest. "
+            "Predictions for them extrapolate; check that all features are on the same scale."
+        )
 
 
 class _Columns(NamedTuple):
