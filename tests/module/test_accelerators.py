@@ -4,6 +4,7 @@ An accelerator that is asked for a number is waited for, and stands idle. Whethe
 seen with tensors that have no values, which raise an error where a size or a branch needs one.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -13,6 +14,7 @@ from module.builders import (
     COVARIATE_SIZES,
     DOSES,
     LIKELIHOODS,
+    N_GENES,
     VARIANTS,
     make_module,
     make_tensors,
@@ -25,6 +27,7 @@ from scvi_sams.module import (
     SVAEPlusModule,
     perturbations_of_batch,
 )
+from scvi_sams.module._negative_binomial import TABLE_SIZE
 
 ONE_EACH = [[-1], [0], [1], [3], [4], [2]]
 MODELS = {
@@ -94,6 +97,8 @@ def step_without_values(name, n_perturbations, likelihood=("nb", False), **chang
             **changes,
         )
         batch = {key: without_values.from_tensor(value) for key, value in tensors.items()}
+        # Training knows them, of counts on both sides of the end of the table.
+        module.likelihood.largest_counts = np.linspace(0, 2 * TABLE_SIZE, N_GENES)
         output = score(module, batch)
         output.loss.backward()
         assert all(p.grad is not None for p in module.parameters())

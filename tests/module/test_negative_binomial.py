@@ -341,6 +341,28 @@ def test_mean_from_the_last_layer_and_its_gradients(values_per_chunk, softmax, m
 
 
 @TWO_MODES
+@pytest.mark.parametrize("count", [3, TABLE_SIZE - 1, TABLE_SIZE, 5000])
+@pytest.mark.parametrize("more", [0, 1000], ids=["as large", "larger"])
+def test_bounds_of_counts_change_nothing(count, more, softmax):
+    """Genes whose counts may be large are few, or the first of all; bounds need not be reached."""
+    _, size, arguments = make_last_layer()
+    rng = np.random.default_rng(0)
+    x = torch.as_tensor(rng.integers(0, 3, size=(7, 10)), dtype=torch.float64)
+    x[2, 0] = x[5, 6] = count
+    largest = x.amax(0).numpy()
+    largest[:7] += more
+    mean, each = mean_decoded_log_prob(x, *arguments, size, softmax=softmax, largest=largest)
+    expected = through_logits(x, *arguments, size, softmax)
+    np.testing.assert_allclose(each, expected.detach(), rtol=1e-10)
+    for got, want in zip(
+        torch.autograd.grad(mean, arguments),
+        torch.autograd.grad(expected.mean(), arguments),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-9)
+
+
+@TWO_MODES
 def test_mean_from_the_last_layer_by_finite_differences(softmax):
     x, size, arguments = make_last_layer(n_particles=2, n_cells=3, n_hidden=2)
 
@@ -427,12 +449,11 @@ def test_an_accelerator_is_asked_nothing(softmax, monkeypatch):
     with FakeTensorMode() as without_values:
         x, size = (without_values.from_tensor(value) for value in real[:2])
         arguments = [without_values.from_tensor(value) for value in real[2]]
-        mean, each = mean_decoded_log_prob(x, *arguments, size, softmax=softmax)
+        mean, each = mean_decoded_log_prob(
+            x, *arguments, size, softmax=softmax, largest=np.linspace(0, 2 * TABLE_SIZE, 10)
+        )
         gradients = torch.autograd.grad(mean, arguments)
         assert each.shape == (3, 7)
         assert [g.shape for g in gradients] == [a.shape for a in arguments]
-        logits = torch.empty(2, 7, 10, requires_grad=True)
-        log_prob = negative_binomial_log_prob(x, logits, arguments[-1], size if softmax else None)
-        assert torch.autograd.grad(log_prob.sum(), logits)[0].shape == logits.shape
         with pytest.raises(DataDependentOutputException):
             int(x.amax())

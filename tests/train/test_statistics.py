@@ -65,7 +65,8 @@ def test_normalised_values_of_cells_that_sum_to_zero():
     statistics = compute(adata, counts=False)
     np.testing.assert_allclose(statistics.input_sd, dense(adata)[TRAIN].std(0), rtol=1e-5)
     values = {name: value for name, value in vars(statistics).items() if value is not None}
-    assert values.keys() == vars(statistics).keys() - {"cells_per_pair"}  # there are no contexts
+    # There are no contexts and no counts.
+    assert values.keys() == vars(statistics).keys() - {"cells_per_pair", "largest_counts"}
     assert all(np.isfinite(np.asarray(value)).all() for value in values.values())
 
 
@@ -95,6 +96,30 @@ def test_only_training_cells_count(form):
     actual = compute(other, size_factor_key="factor")
     for name, value in vars(expected).items():
         np.testing.assert_array_equal(getattr(actual, name), value, err_msg=name)
+
+
+@FORMS
+def test_largest_counts_of_training_cells(form):
+    adata = make_counts(form=form)
+    expected = dense(adata)[TRAIN].max(axis=0)
+    np.testing.assert_array_equal(compute(adata).largest_counts, expected)
+    assert compute(adata, counts=False).largest_counts is None
+
+
+def test_a_module_knows_largest_counts_in_training_alone(monkeypatch):
+    """Of other cells they would be wrong."""
+    seen = []
+
+    def spy(self, statistics):
+        original(self, statistics)
+        seen.append(self.likelihood.largest_counts)
+
+    model = make_model(make_counts())
+    original = type(model.module).set_training_statistics
+    monkeypatch.setattr(type(model.module), "set_training_statistics", spy)
+    model.train(max_epochs=1, accelerator="cpu", train_size=1.0, enable_progress_bar=False)
+    np.testing.assert_array_equal(seen[0], dense(model.adata).max(axis=0))
+    assert model.module.likelihood.largest_counts is None
 
 
 def test_order_of_training_cells_plays_no_part():

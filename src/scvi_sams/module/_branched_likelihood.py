@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -40,12 +41,13 @@ def mean_over_branches(
     of_branches: Tensor,
     *,
     softmax: bool,
+    largest: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihood of counts in both branches, and its mean over their posterior.
 
     Parameters
     ----------
-    x, weight, bias, log_theta, size, softmax
+    x, weight, bias, log_theta, size, softmax, largest
         As in :func:`~scvi_sams.module._negative_binomial.mean_decoded_log_prob`.
     hidden
         Of cells that respond, then of the same if they do not, ``(2 P, n_cells, n_hidden)``.
@@ -71,6 +73,7 @@ def mean_over_branches(
             of_branches.detach(),
             softmax,
             torch.is_grad_enabled(),
+            largest,
         )
     return result
 
@@ -91,13 +94,14 @@ class _MeanOverBranches(torch.autograd.Function):
         of_branches: Tensor,
         softmax: bool,
         with_gradient: bool,
+        largest: np.ndarray | None,
     ) -> tuple[Tensor, Tensor]:
         theta = inverse_dispersion(log_theta)
         each = theta.new_zeros(hidden.shape[:-1])
         total = theta.new_zeros(())
         grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
         grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
-        table = rising_factorial_table(theta, x)
+        table = rising_factorial_table(theta, x, largest)
         n_values = each.numel() // N_BRANCHES
         for cells, chunk in chunks_with_counts(x, theta, size if softmax else None):
             rising, slopes_of_theta = table.read(chunk.counts)
@@ -134,7 +138,7 @@ class _MeanOverBranches(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * saved for saved in ctx.saved_tensors), *[None] * 6
+        return *(grad * saved for saved in ctx.saved_tensors), *[None] * 7
 
 
 def _rows(has_branch: Tensor) -> tuple[Tensor, ...]:

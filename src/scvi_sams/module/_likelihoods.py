@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,9 @@ class Likelihood(nn.Module, ABC):
     """Numbers that the decoder says of each gene: ``n_outputs = outputs_per_gene * n_genes``.
 
     The first ``n_genes`` of them are logits of the mean, to which direct effects are added."""
+    largest_counts: np.ndarray | None = None
+    """Of each gene in the cells that are trained on, ``(G,)``, while they are: with it, no step
+    waits for an accelerator to say which counts are large."""
 
     def __init__(self, n_genes: int, *, uses_size_factor: bool) -> None:
         super().__init__()
@@ -167,9 +171,12 @@ class NegativeBinomialLikelihood(Likelihood):
         """See :func:`mean_decoded_log_prob`: the logits of all genes never exist at once."""
         layer = (to_genes.weight, to_genes.bias, self.log_inverse_dispersion, size, direct)
         softmax = not self.uses_size_factor
+        largest = self.largest_counts if self.training else None
         if of_branches is not None:
-            return mean_over_branches(x, hidden, *layer, of_branches, softmax=softmax)
-        return mean_decoded_log_prob(x, hidden, *layer, softmax=softmax)
+            return mean_over_branches(
+                x, hidden, *layer, of_branches, softmax=softmax, largest=largest
+            )
+        return mean_decoded_log_prob(x, hidden, *layer, softmax=softmax, largest=largest)
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
         """Draw counts as a Poisson with a Gamma-distributed rate."""

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -74,6 +75,7 @@ def mean_decoded_log_prob(
     direct: Tensor | None = None,
     *,
     softmax: bool,
+    largest: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihood of counts, given what the decoder's last layer reads instead of its output.
 
@@ -97,6 +99,9 @@ def mean_decoded_log_prob(
         without a gradient.
     softmax
         Whether a softmax over genes shares out the size; otherwise rates are multiplied with it.
+    largest
+        The largest count of each gene that ``x`` may have, ``(n_genes,)``. Without it, an
+        accelerator must be waited for.
 
     Returns
     -------
@@ -115,6 +120,7 @@ def mean_decoded_log_prob(
             direct,
             softmax,
             torch.is_grad_enabled(),
+            largest,
         )
     return result
 
@@ -176,13 +182,14 @@ class _MeanOfDecoded(torch.autograd.Function):
         direct: Tensor | None,
         softmax: bool,
         with_gradient: bool,
+        largest: np.ndarray | None,
     ) -> tuple[Tensor, Tensor]:
         theta = inverse_dispersion(log_theta)
         each = theta.new_empty(hidden.shape[:-1])
         share = torch.full_like(each, 1 / each.numel())
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
         grad_bias, grad_log_theta = torch.zeros_like(bias), torch.zeros_like(theta)
-        table = rising_factorial_table(theta, x)
+        table = rising_factorial_table(theta, x, largest)
         beta = 0.0
         for cells, chunk in chunks_with_counts(x, theta, size if softmax else None):
             rising, slopes_of_theta = table.read(chunk.counts)
@@ -214,7 +221,7 @@ class _MeanOfDecoded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * saved for saved in ctx.saved_tensors), None, None, None, None, None
+        return *(grad * saved for saved in ctx.saved_tensors), *[None] * 6
 
 
 @dataclass(frozen=True)
@@ -341,12 +348,17 @@ def _sum_over_cells(values: Tensor, weights: Tensor) -> Tensor:
     return weights.reshape(-1) @ values.reshape(-1, values.shape[-1])
 
 
-def rising_factorial_table(theta: Tensor, x: Tensor) -> _TableOfLoops | _TableOfTensors:
+def rising_factorial_table(
+    theta: Tensor, x: Tensor, largest: np.ndarray | None = None
+) -> _TableOfLoops | _TableOfTensors:
     """Table of ``rising - log(x!)`` and its slope in log(theta), for all counts ``x``.
 
-    ``read`` returns the sum over genes per cell, and the slope of every entry.
+    ``read`` returns the sum over genes per cell, and the slope of every entry. ``largest`` as in
+    :func:`mean_decoded_log_prob`.
     """
-    return (_TableOfTensors if _devices.is_accelerator(x.device) else _TableOfLoops)(theta, x)
+    if _devices.is_accelerator(x.device):
+        return _TableOfTensors(theta, x.amax(0).cpu().numpy() if largest is None else largest)
+    return _TableOfLoops(theta, x)
 
 
 class _TableOfLoops:
@@ -379,26 +391,38 @@ class _TableOfLoops:
 
 
 class _TableOfTensors:
-    """Of one size for all, so that nothing need be asked of the data; for accelerators."""
+    """As long for all genes as the largest count needs; for accelerators.
 
-    def __init__(self, theta: Tensor, x: Tensor) -> None:
+    To counts beyond it Stirling's series adds, in the genes that may have some.
+    """
+
+    def __init__(self, theta: Tensor, largest: np.ndarray) -> None:
         self.theta = theta
+        device = theta.device
+        # Not a number is beyond too, so that its value is not a number.
+        beyond = np.flatnonzero(~(largest < TABLE_SIZE))
+        self.genes_beyond = torch.as_tensor(beyond, device=device) if len(beyond) else None
+        self.length = int(np.nan_to_num(largest).max().clip(0, TABLE_SIZE - 1)) + 1
         # Entry x sums over k < x: column x adds k = x - 1, and column 0 zero, as k = 0 does.
-        steps = torch.arange(-1, TABLE_SIZE - 1, device=x.device, dtype=theta.dtype).clamp_(min=0)
+        steps = torch.arange(-1, self.length - 1, device=device, dtype=theta.dtype).clamp_(min=0)
         of_gene = theta[:, None]
         self.values = (steps / of_gene).log1p_().sub_(steps.log1p()).cumsum_(1).flatten()
         # d/d log(theta) log1p(k / theta) = -k / (k + theta)
         self.slopes = (steps + of_gene).reciprocal_().mul_(-steps).cumsum_(1).flatten()
-        self.first = torch.arange(len(theta), device=x.device, dtype=torch.int32) * TABLE_SIZE
+        self.first = torch.arange(len(theta), device=device, dtype=torch.int32) * self.length
 
     def read(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        within = counts.clamp(0, TABLE_SIZE - 1).nan_to_num_(0)
+        within = counts.clamp(0, self.length - 1).nan_to_num_(0)
         entries = within.int().add_(self.first).flatten()
-        values = self.values.index_select(0, entries).view(counts.shape)
+        sums = self.values.index_select(0, entries).view(counts.shape).sum(-1)
         slopes = self.slopes.index_select(0, entries).view(counts.shape)
-        # Computed for all, and zero for nearly all: which are beyond, only the device knows.
-        value, slope = _beyond_table(counts.clamp(min=TABLE_SIZE - 1), self.theta)
-        return (values + value).sum(-1), slopes + slope
+        if self.genes_beyond is not None:
+            # Zero for most: which counts of these genes are beyond, only the device knows.
+            some = counts[:, self.genes_beyond].clamp(min=TABLE_SIZE - 1)
+            value, slope = _beyond_table(some, self.theta[self.genes_beyond])
+            sums += value.sum(-1)
+            slopes.index_add_(1, self.genes_beyond, slope)
+        return sums, slopes
 
 
 def _beyond_table(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -227,6 +227,7 @@ class PerturbationModule(Plates):
         """
         self.cells_per_perturbation.copy_(statistics.cells_per_perturbation)
         self.cell_sizes.copy_(statistics.cell_sizes)
+        self.likelihood.largest_counts = statistics.largest_counts
         if self.responses is not None:
             self.responses.n_cells.fill_(statistics.n_cells)
         if self.is_initialised:

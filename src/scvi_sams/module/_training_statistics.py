@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 
@@ -26,6 +27,8 @@ class TrainingStatistics:
     cell_sizes
         Sizes that stand for those of the control cells (of all, where none is a control cell), and
         the share of cells that each stands for, ``(2, 3)``.
+    largest_counts
+        Largest count of each gene in training cells, ``(G,)``; ``None`` for a normal likelihood.
     cells_per_pair
         Training cells of each pair of a perturbation and a context that registered cells have;
         ``None`` where no contexts are registered.
@@ -39,4 +42,5 @@ class TrainingStatistics:
     scaled_variance: Tensor
     inverse_size_mean: float
     cell_sizes: Tensor
+    largest_counts: np.ndarray | None = None
     cells_per_pair: Tensor | None = None

@@ -249,6 +249,7 @@ class PerturbationTrainingPlan(TrainingPlan):
     def on_train_end(self) -> None:
         """End with the best weights where they are kept, with masks, and with latents in order."""
         super().on_train_end()
+        self.module.likelihood.largest_counts = None  # they are of these cells alone
         if self._held_out is not None:
             self._held_out.restore_best(self.module)
         if self._cells_may_escape:  # the best weights may be those from before they could

@@ -50,12 +50,14 @@ def training_statistics(
     codes = labels.codes[train_indices]
     n_perturbations = manager.summary_stats.n_perturbations
     inputs, scaled = _Moments(), _Moments()
+    largest = np.zeros(manager.summary_stats.n_vars)
     sizes: list[np.ndarray] = []
     for x, size in chunks_of_cells(manager, train_indices):
         if counts:
             inputs.add(x.log1p())
             scaled.add(sparse.diags_array(1 / size) @ x)
             sizes.append(size)
+            np.maximum.at(largest, x.indices, x.data)
         else:
             inputs.add(x)
             scaled.add(x)
@@ -72,6 +74,7 @@ def training_statistics(
         scaled_variance=_float(scaled.variance),
         inverse_size_mean=float((1 / size_of_cell).mean()),
         cell_sizes=_float(few_sizes(typical)),
+        largest_counts=largest if counts else None,
         cells_per_pair=_cells_per_pair(manager, train_indices),
     )
 
