@@ -25,31 +25,32 @@ SECTIONS: dict[str, list[Case]] = {
     "Dosage matrices": dose_cases.GIVEN,
     "Guides": guide_cases.CASES,
     "Contexts": context_cases.CASES,
-    "The AnnData": data_cases.TABLE,
+    "AnnData": data_cases.TABLE,
     "Batches, covariates and size factors": data_cases.COLUMNS,
     "Expression": expression_cases.CASES,
-    "Settings of models": argument_cases.SETTINGS,
+    "Model settings": argument_cases.SETTINGS,
     "Training": argument_cases.TRAIN,
-    "Perturbations and doses that are asked for": method_cases.UNKNOWN,
-    "Draws and other numbers": method_cases.DRAWS,
-    "Cells and genes that are asked for": cell_cases.CELLS,
-    "Other data": cell_cases.OTHER_DATA,
-    "Tables of features": feature_cases.TABLES,
-    "Features that a model is given": feature_cases.OF_MODELS,
-    "Files of features, and their perturbations": feature_cases.FILES,
+    "Requested perturbations and doses": method_cases.UNKNOWN,
+    "Number of samples and other numbers": method_cases.DRAWS,
+    "Requested cells and genes": cell_cases.CELLS,
+    "New data": cell_cases.OTHER_DATA,
+    "Feature tables": feature_cases.TABLES,
+    "Features passed to a model": feature_cases.OF_MODELS,
+    "Feature files and matching of perturbations": feature_cases.FILES,
     "Saving and loading": file_cases.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_input.md"
-_INTRODUCTION = """# Bad input, and what comes of it
+_INTRODUCTION = """# Input validation and errors
 
-What is wrong is refused before training, with an error that names the offending values and what to
-do. All errors are of `scvi_sams.exceptions` and subclasses of `SAMSError`, which is a `ValueError`.
-Where only the type is wrong, such as text in place of axes, Python's own error says so.
-After an error the AnnData, the files and the model are as they were (where training diverges the
-model has its last good weights). Unusual but legal input is said to be so, and what happens is
-told; warnings are logged by the logger `scvi.sams`.
+Invalid input raises an error before training that names the values and the fix. All errors are in
+`scvi_sams.exceptions` and are subclasses of `SAMSError`, which is a `ValueError`. If only the type
+is wrong, such as text instead of axes, Python's own error is raised. After an error the AnnData,
+the files and the model are unchanged (if training diverges, the model has its last good weights).
 
-Each row is a test (`tests/bad_input`), from which this page is written:
+Unusual but valid input is accepted, and the tables say what happens. Warnings are logged by the
+logger `scvi.sams`.
+
+Each row is a test (`tests/bad_input`), and this page is generated from the tests:
 `PYTHONPATH=tests python -m bad_input.table`.
 """
 
@@ -57,7 +58,7 @@ Each row is a test (`tests/bad_input`), from which this page is written:
 def page() -> str:
     """Return the page, as it must be in the repository."""
     sections = [
-        f"## {title}\n\n| Input | What happens | Named in the message |\n|---|---|---|\n"
+        f"## {title}\n\n| input | what happens | named in the message |\n|---|---|---|\n"
         + "".join(map(_row, cases))
         for title, cases in SECTIONS.items()
     ]
