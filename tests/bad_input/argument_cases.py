@@ -60,7 +60,7 @@ def is_whole_split(situation: Situation, model: Any) -> None:
 
 SETTINGS: list[Case] = [
     refused(
-        "an AnnData that is not registered",
+        "an unregistered AnnData",
         lambda situation: SAMSVAE(situation.adata),
         RegistrationError,
         "SAMSVAE.setup_anndata",
@@ -73,7 +73,7 @@ SETTINGS: list[Case] = [
     ),
     *(
         refused(
-            f"a setting that the model has not: `{name}`",
+            f"an unknown model setting: `{name}`",
             built(name, 3),
             InvalidArgumentError,
             f"SAMSVAE has no setting `{name}`",
@@ -88,7 +88,7 @@ SETTINGS: list[Case] = [
         )
     ),
     refused(
-        "settings without their names",
+        "positional settings",
         lambda situation: SAMSVAE(situation.adata, 3, 8),
         InvalidArgumentError,
         "too many positional arguments",
@@ -154,7 +154,9 @@ TRAIN: list[Case] = [
         wrong("batch_size", value, "a whole number of at least 1", trained(batch_size=value))
         for value in (0, -1, 2.5, "10")
     ),
-    legal("`batch_size` is above the number of cells", trained(batch_size=10**6), "one step each"),
+    legal(
+        "`batch_size` is above the number of cells", trained(batch_size=10**6), "one step per epoch"
+    ),
     *(
         refused(
             f"`train_size` is {value}",
@@ -167,7 +169,7 @@ TRAIN: list[Case] = [
     ),
     wrong("train_size", "most", "a number", trained(train_size="most")),
     refused(
-        "shares of training and validation cells above 1",
+        "proportions of training and validation cells above 1",
         trained(train_size=0.9, validation_size=0.5),
         InvalidSplitError,
         "(0.9, 0.5, -0.4)",
@@ -202,7 +204,7 @@ TRAIN: list[Case] = [
         "get_indexer",
     ),
     refused(
-        "text in place of a split",
+        "text instead of a split",
         trained(datasplitter_kwargs={"external_indexing": "random"}),
         InvalidSplitError,
         "`external_indexing` must be a list",
@@ -214,7 +216,12 @@ TRAIN: list[Case] = [
         InvalidSplitError,
         "4 parts",
     ),
-    legal("a split that leaves cells out", alone, "they are the test set", is_whole_split),
+    legal(
+        "a split that leaves cells out",
+        alone,
+        "the remaining cells are the test set",
+        is_whole_split,
+    ),
     refused(
         "`early_stopping` without validation cells",
         trained(early_stopping=True),
@@ -237,7 +244,7 @@ TRAIN: list[Case] = [
         "`lr_schedule`",
     ),
     refused(
-        "a `datamodule` that is none",
+        "a `datamodule` that is not one",
         trained(datamodule=3),
         InvalidArgumentError,
         "`datamodule`",
@@ -258,7 +265,7 @@ TRAIN: list[Case] = [
     ),
     wrong("optimizer", "SGD", "['Adam', 'AdamW', 'Custom']", planned(optimizer="SGD")),
     refused(
-        "an argument of the training plan that there is not",
+        "an unknown argument of the training plan",
         planned(table_rate=0.1),
         InvalidArgumentError,
         "`table_rate`",
@@ -270,7 +277,11 @@ TRAIN: list[Case] = [
     ),
     *(
         refused(
-            f"`train` is given `{name}`", trained(**{name: 1}), InvalidArgumentError, name, advice
+            f"`train` with the unknown argument `{name}`",
+            trained(**{name: 1}),
+            InvalidArgumentError,
+            name,
+            advice,
         )
         for name, advice in (
             ("lr", "plan_kwargs={'lr': ...}"),
@@ -285,7 +296,7 @@ TRAIN: list[Case] = [
         )
     ),
     refused(
-        "an argument of the split that there is not",
+        "an unknown argument of the split",
         trained(datasplitter_kwargs={"num_worker": 1}),
         InvalidArgumentError,
         "`datasplitter_kwargs`",
@@ -312,7 +323,7 @@ TRAIN: list[Case] = [
     wrong("checkpoint_path", "", "the path of a file", trained(checkpoint_path="")),
     wrong("data_on_device", "yes", "True or False", trained(data_on_device="yes")),
     legal(
-        "numbers of numpy in place of Python's",
+        "numpy numbers instead of Python numbers",
         trained(
             max_epochs=np.int64(2),
             batch_size=np.int32(8),
@@ -322,17 +333,17 @@ TRAIN: list[Case] = [
             shuffle_set_split=np.bool_(True),
             plan_kwargs={"lr": np.float32(2e-3), "dense_fraction": np.float64(0.5)},
         ),
-        "the same training",
+        "identical training",
         trains_alike,
     ),
     legal(
-        "booleans of pandas in place of positions in the split",
+        "pandas booleans instead of positions in the split",
         lambda situation: situation.train(
             datasplitter_kwargs={
                 "external_indexing": [pd.Series([True] * 20 + [False] * 4, dtype="boolean")]
             }
         ),
-        "the cells for which they are true",
+        "the cells where they are true",
         is_whole_split,
     ),
     refused(

@@ -32,7 +32,7 @@ CELLS: list[Case] = [
     ),
     *(
         refused(
-            f"`{method}`: a position where there is no cell",
+            f"`{method}`: a position out of range",
             asked(method, indices=[99]),
             InvalidArgumentError,
             "`indices`",
@@ -56,7 +56,7 @@ CELLS: list[Case] = [
         "get_indexer",
     ),
     refused(
-        "a mask of another length",
+        "a mask with another length",
         asked("get_elbo", indices=[True, False]),
         InvalidArgumentError,
         "2 booleans for 24 cells",
@@ -83,7 +83,7 @@ CELLS: list[Case] = [
         no_rows,
     ),
     refused(
-        "`differential_expression`: a position where there is no cell",
+        "`differential_expression`: a position out of range",
         asked("differential_expression", idx1=[99]),
         InvalidArgumentError,
         "`idx1`",
@@ -91,7 +91,7 @@ CELLS: list[Case] = [
     ),
     *(
         refused(
-            f"genes that the model does not know ({what})",
+            f"genes unknown to the model ({what})",
             asked("get_normalized_expression", gene_list=genes),
             error,
             shown,
@@ -103,7 +103,7 @@ CELLS: list[Case] = [
         )
     ),
     refused(
-        "a batch that the model does not know",
+        "a batch unknown to the model",
         asked("get_normalized_expression", transform_batch="z"),
         MissingKeyError,
         "'z'",
@@ -172,7 +172,7 @@ class Lazy:
 
 OTHER_DATA: list[Case] = [
     refused(
-        "other data that are no AnnData",
+        "new data that are not an AnnData",
         asked("get_elbo", "screen.h5ad"),
         RegistrationError,
         "`adata` must be an AnnData",
@@ -210,7 +210,7 @@ OTHER_DATA: list[Case] = [
         data=other(lambda adata: adata.obs.pop("perturbation") is None or None),
     ),
     refused(
-        "a perturbation that the model does not know",
+        "a perturbation unknown to the model",
         scored,
         UnknownPerturbationError,
         "'Q'",
@@ -218,7 +218,7 @@ OTHER_DATA: list[Case] = [
         data=column("perturbation", "Q"),
     ),
     refused(
-        "a batch that the model does not know",
+        "a batch unknown to the model",
         scored,
         InvalidCovariateError,
         "'z'",
@@ -226,7 +226,7 @@ OTHER_DATA: list[Case] = [
         data=column("batch", "z"),
     ),
     refused(
-        "a category that the model does not know",
+        "a category unknown to the model",
         scored,
         InvalidCovariateError,
         "'z'",
@@ -265,14 +265,14 @@ OTHER_DATA: list[Case] = [
     legal(
         "a view of the same cells",
         scored,
-        "is copied; same numbers",
+        "copied; same results",
         as_trained,
         data=other(lambda adata: adata[:]),
     ),
     legal(
         "a view of a backed file",
         of_file(scored_view),
-        "is read into memory; same numbers",
+        "read into memory; same results",
         as_half,
     ),
     refused(
@@ -290,7 +290,7 @@ OTHER_DATA: list[Case] = [
         data=other(lambda adata: adata.obs.drop(columns="perturbation", inplace=True)),
     ),
     refused(
-        "control cells that are called otherwise",
+        "control cells with another label",
         scored,
         UnknownPerturbationError,
         "'DMSO'",
@@ -300,7 +300,7 @@ OTHER_DATA: list[Case] = [
     legal(
         "no control cells",
         scored,
-        "is scored",
+        "scored",
         finite,
         data=other(lambda adata: adata[adata.obs["perturbation"] == "A"].copy()),
     ),

@@ -60,21 +60,21 @@ PLAIN = [0] * 12 + [1] * 12
 
 CASES: list[Case] = [
     refused(
-        "the column of contexts does not exist",
+        "the context column does not exist",
         registered(context_key="celltype"),
         MissingKeyError,
         "'celltype'",
         "'perturbation'",
     ),
     refused(
-        "a list as column of contexts",
+        "a list as context column",
         registered(context_key=["line"]),
         InvalidArgumentError,
         "`context_key`",
         "['line']",
     ),
     refused(
-        "two columns of contexts of the same name",
+        "two context columns with the same name",
         by_line,
         RegistrationError,
         "'line'",
@@ -82,7 +82,7 @@ CASES: list[Case] = [
         data=two_columns,
     ),
     refused(
-        "contexts in a model in which effects are the same in all",
+        "contexts in a model with the same effects in all contexts",
         lambda situation: CPAVAE.setup_anndata(situation.adata, context_key="line"),
         InvalidArgumentError,
         "`context_key`",
@@ -91,13 +91,13 @@ CASES: list[Case] = [
         data=of(LINES),
     ),
     refused(
-        "contexts that are the perturbations",
+        "a context column equal to the perturbations",
         registered(context_key="perturbation"),
         InvalidArgumentError,
         "`context_key` and `perturbation_key` are one column, 'perturbation'",
     ),
     refused(
-        "contexts that are the guides",
+        "a context column equal to the guides",
         registered(context_key="line", guide_key="line"),
         InvalidArgumentError,
         "`context_key` and `guide_key` are one column, 'line'",
@@ -131,7 +131,7 @@ CASES: list[Case] = [
         data=of(["K"] * 24),
     ),
     refused(
-        "a column of names of cells as contexts",
+        "cell names as contexts",
         by_line,
         InvalidCovariateError,
         "24 levels in 24 cells",
@@ -139,7 +139,7 @@ CASES: list[Case] = [
         data=of([f"AAA{i}" for i in range(24)]),
     ),
     refused(
-        "a measurement as contexts",
+        "a numeric measurement as contexts",
         by_line,
         InvalidCovariateError,
         "24 levels in 24 cells",
@@ -156,14 +156,14 @@ CASES: list[Case] = [
     legal(
         "numbers as contexts",
         registers,
-        "are read as text, 7.0 as '7'",
+        "read as text, 7.0 as '7'",
         finds([1] * 12 + [0] * 12, "12", "7"),
         data=of([7.0] * 12 + [12.0] * 12),
     ),
     legal(
         "a context without control cells",
         registers,
-        "is allowed, with a warning",
+        "accepted, with a warning",
         finds(PLAIN, "K", "T"),
         warns=("1 of 2 contexts", "'T'", "no control cells"),
         data=of(LINES, [*LABELS[:12], *["A", "B"] * 6]),
@@ -171,23 +171,23 @@ CASES: list[Case] = [
     legal(
         "every perturbation in one context only",
         registers,
-        "is allowed, with a warning",
+        "accepted, with a warning",
         finds(PLAIN, "K", "T"),
         warns=("Every perturbation was measured in one context", "Leave `context_key` out"),
         data=of(LINES, ["control", "A"] * 6 + ["control", "B"] * 6),
     ),
     legal(
-        "contexts that the training data lack, or none, in other data",
+        "unknown or missing contexts, in new data",
         then_read(line=["K", "X", "T", None] * 6),
-        "are read as of no known context, with a warning",
+        "treated as an unknown context, with a warning",
         finds([0, 2, 1, 2] * 6, "K", "T"),
         warns=("1 context", "'X'"),
         data=of(LINES),
     ),
     legal(
-        "no column of contexts, in other data",
+        "no context column, in new data",
         then_read(),
-        "cells are read as of no known context, which is logged",
+        "treated as an unknown context, which is logged",
         finds([2] * 24, "K", "T"),
         data=of(LINES),
     ),

@@ -54,7 +54,7 @@ by_batch = registered(batch_key="column")
 TABLE: list[Case] = [
     *(
         refused(
-            f"{what} in place of an AnnData",
+            f"{what} instead of an AnnData",
             lambda situation, other=other: SAMSVAE.setup_anndata(other),
             RegistrationError,
             "`adata` must be an AnnData",
@@ -68,7 +68,7 @@ TABLE: list[Case] = [
         )
     ),
     refused(
-        "a MuData in place of an AnnData",
+        "a MuData instead of an AnnData",
         lambda situation: SAMSVAE.setup_anndata(
             MuData({"guides": screen(), "rna": screen(n_genes=3)})
         ),
@@ -92,7 +92,7 @@ TABLE: list[Case] = [
     ),
     legal("one gene", registered(), "trains", data=lambda: screen(n_genes=1)),
     refused(
-        "two genes of one name",
+        "two genes with the same name",
         registered(),
         RegistrationError,
         "'g0'",
@@ -100,9 +100,9 @@ TABLE: list[Case] = [
         data=renamed("var_names"),
     ),
     legal(
-        "two cells of one name",
+        "two cells with the same name",
         registered(),
-        "same numbers: results follow the order of cells",
+        "same results, in the order of cells",
         keeps_names,
         data=renamed("obs_names"),
     ),
@@ -161,9 +161,9 @@ COLUMNS: list[Case] = [
     ),
     legal("one batch only", by_batch, "trains", data=in_first_cell("x", "x")),
     legal(
-        "batches that are the perturbations",
+        "a batch column equal to the perturbations",
         registered(batch_key="perturbation"),
-        "trains (nothing tells the two apart)",
+        "trains (batch and perturbation are confounded)",
     ),
     refused(
         "a categorical covariate does not exist",
@@ -179,7 +179,7 @@ COLUMNS: list[Case] = [
         "'perturbation'",
     ),
     refused(
-        "covariates that are no names",
+        "covariates that are not column names",
         registered(categorical_covariate_keys=3),
         InvalidArgumentError,
         "`categorical_covariate_keys`",

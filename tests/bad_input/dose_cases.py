@@ -89,7 +89,7 @@ COLUMN = [
         data=dosed([1]),
     ),
     refused(
-        "two doses for a label of one name",
+        "two doses for a label with one perturbation",
         by_column,
         InvalidDosageError,
         "'1+2'",
@@ -97,7 +97,7 @@ COLUMN = [
         data=dosed("1+2"),
     ),
     refused(
-        "doses joined by another delimiter than labels",
+        "doses with another delimiter than labels",
         by_column,
         InvalidDosageError,
         "'1;2'",
@@ -114,7 +114,7 @@ COLUMN = [
     legal(
         "dose 0 of a perturbation",
         by_column,
-        "was not given: such cells do not count",
+        "the perturbation counts as not given",
         same_sizes_after,
         data=labelled(LABELS, dose=["0", "0", "1", "1+1"] * 6),
     ),
@@ -126,16 +126,16 @@ COLUMN = [
         data=dosed(150.0),
     ),
     legal(
-        "doses of control cells, whatever they are",
+        "doses of control cells",
         by_column,
-        "are not read",
+        "ignored",
         trains_alike,
         data=labelled(LABELS, dose=["none", 1, 1, 1] * 6),
     ),
     legal(
         "doses that are all 1, as numbers, text or categories",
         by_column,
-        "same numbers as without doses",
+        "same results as without doses",
         trains_alike,
         data=labelled(LABELS, dose=pd.Categorical(["1", "1.0", "1", "1+1"] * 6)),
     ),
@@ -186,7 +186,7 @@ GIVEN = [
         data=with_matrix(ONES),
     ),
     refused(
-        "names that are no list",
+        "names that are not a list",
         matrix(3),
         InvalidArgumentError,
         "`perturbation_names`",
@@ -194,7 +194,7 @@ GIVEN = [
         data=with_matrix(ONES),
     ),
     refused(
-        "two columns of one name",
+        "two columns with the same name",
         matrix(["A", "A "]),
         InvalidDosageError,
         "'A'",
@@ -285,7 +285,7 @@ GIVEN = [
         legal(
             f"a dosage matrix as {what}",
             matrix(names),
-            "same numbers as with labels",
+            "same results as with labels",
             trains_alike,
             data=with_matrix(values),
         )

@@ -16,7 +16,7 @@ from scvi_sams import SAMSVAE, evaluation
 from scvi_sams.exceptions import InvalidCountsError, MissingKeyError, UnreadableDataError
 
 COUNTS = screen().X.toarray()
-SAME = "same numbers as csr of float32"
+SAME = "same results as csr of float32"
 
 
 def with_x(values: Any) -> Callable[[], AnnData]:
@@ -135,12 +135,12 @@ CASES: list[Case] = [
     legal(
         "a gene without counts",
         registered(),
-        "trains, and is expected to stay without",
+        "trains; its expected count is zero",
         flat,
         data=zero_gene,
     ),
     legal(
-        "a gene of the same count in all cells",
+        "a gene with the same count in all cells",
         registered(),
         "trains",
         data=with_x(np.where(np.arange(4) == 1, 3, COUNTS)),
@@ -157,7 +157,7 @@ CASES: list[Case] = [
         )
     ),
     refused(
-        "a sparse matrix whose indices lead out of it",
+        "a sparse matrix with indices out of range",
         registered(),
         UnreadableDataError,
         "adata.X",
@@ -196,11 +196,11 @@ CASES: list[Case] = [
     legal(
         "X on disk (backed)",
         from_file,
-        "is streamed: mini-batches come in blocks, so numbers are others",
+        "streamed: mini-batches come in blocks, so results differ",
         finite_number,
     ),
     refused(
-        "X on disk by columns (csc)",
+        "X on disk as csc",
         from_csc_file,
         UnreadableDataError,
         "csc",

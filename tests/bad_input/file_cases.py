@@ -147,14 +147,14 @@ def relabelled(adata: Any) -> Any:
 
 CASES: list[Case] = [
     refused(
-        "saving in a folder that exists",
+        "saving to an existing folder",
         save_again,
         SavingError,
         "already exists",
         "overwrite=True",
     ),
     refused(
-        "`save`: an argument that it has not",
+        "`save`: an unknown argument",
         lambda situation: situation.shared.save(
             situation.folder / "model", save_anndata=True, as_dense="X"
         ),
@@ -162,7 +162,7 @@ CASES: list[Case] = [
         "`save` has no argument `as_dense`",
     ),
     refused(
-        "saving where no folder can be made",
+        "saving where no folder can be created",
         save_below_a_file,
         SavingError,
         "file/model",
@@ -205,7 +205,7 @@ CASES: list[Case] = [
         "fractional",
     ),
     refused(
-        "saving again in a folder that is read-only",
+        "saving again to a read-only folder",
         save_read_only,
         SavingError,
         "model",
@@ -227,7 +227,7 @@ CASES: list[Case] = [
     ),
     *(
         refused(
-            f"a file cut short to {share:.0%}",
+            f"a file truncated to {share:.0%}",
             after(lambda folder, share=share: cut(folder / "model.pt", share)),
             UnreadableDataError,
             "model.pt",
@@ -236,7 +236,7 @@ CASES: list[Case] = [
         for share in (0.0, 0.01, 0.5, 0.99)
     ),
     refused(
-        "a text file by the name of a model",
+        "a text file named like a model",
         after(lambda folder: (folder / "model.pt").write_text("hello")),
         UnreadableDataError,
         "model.pt",
@@ -266,7 +266,7 @@ CASES: list[Case] = [
         "SAMSVAE.load",
     ),
     refused(
-        "loading with something that is no AnnData",
+        "loading with an object that is not an AnnData",
         load_with(lambda adata: "screen.h5ad"),
         RegistrationError,
         "`adata` must be an AnnData",
@@ -284,18 +284,18 @@ CASES: list[Case] = [
         "'Q'",
     ),
     refused(
-        "saved data that are damaged",
+        "damaged saved data",
         after(lambda folder: (folder / "adata.h5ad").write_text("hello"), adata=None),
         UnreadableDataError,
         "cannot be read",
         "`adata`",
     ),
     legal(
-        "loading without data where none were saved",
+        "loading without data if none were saved",
         after(lambda folder: None, adata=None),
         "the model has no data, with a warning",
         has_no_data,
         warns=("no saved anndata",),
     ),
-    legal("loading with the training data", load_with(lambda a: a), "same numbers", same_numbers),
+    legal("loading with the training data", load_with(lambda a: a), "same results", same_numbers),
 ]

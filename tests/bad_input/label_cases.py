@@ -39,7 +39,7 @@ def validation_only(situation: Situation) -> Any:
     return situation.train(datasplitter_kwargs={"external_indexing": split})
 
 
-ALIKE = "counts as the same; same numbers as with the plain spelling"
+ALIKE = "equivalent; same results as with the plain spelling"
 WITH_HOLE = ["control", None, "A", "B"] * 6
 SINGLES = ["control", "A", "B", "C"] * 6
 
@@ -100,7 +100,7 @@ CASES: list[Case] = [
     legal(
         "the text 'nan' as a label",
         registered(),
-        "is a perturbation of that name, with a warning",
+        "a perturbation of that name, with a warning",
         learns("A", "B", "nan"),
         warns=("'nan'", "drop these cells"),
         data=labelled(["control", "nan", "A", "B"] * 6),
@@ -114,7 +114,7 @@ CASES: list[Case] = [
         data=labelled(["control", "", "A", "B"] * 6),
     ),
     refused(
-        "a label of blanks",
+        "a label of spaces",
         registered(),
         InvalidPerturbationLabelError,
         "' '",
@@ -130,7 +130,7 @@ CASES: list[Case] = [
         data=labelled(["control", "A++B", "A", "B"] * 6),
     ),
     refused(
-        "a perturbation twice in a label",
+        "a perturbation that occurs twice in a label",
         registered(),
         InvalidPerturbationLabelError,
         "'A+A'",
@@ -146,7 +146,7 @@ CASES: list[Case] = [
         data=lambda: screen([["A"], ["B"], ["control"], ["A"]] * 6),
     ),
     legal(
-        "blanks around labels and names",
+        "spaces around labels and names",
         registered(),
         ALIKE,
         trains_alike,
@@ -160,9 +160,9 @@ CASES: list[Case] = [
         data=labelled(["control", "A", "B", "A+B"] * 6),
     ),
     legal(
-        "a categorical column with levels that no cell has",
+        "a categorical column with unused levels",
         registered(),
-        "those levels are not learned about; same numbers",
+        "unused levels are ignored; same results",
         trains_alike,
         data=labelled(pd.Categorical(LABELS, ["Z", "control", "A", "B", "B+A"])),
     ),
@@ -175,7 +175,7 @@ CASES: list[Case] = [
         data=labelled(["control", "ABC", "Abc", "B"] * 6),
     ),
     legal(
-        "a perturbation that is the control label but for case",
+        "a perturbation that differs from the control label only by case",
         registered(),
         "a perturbation of its own, with a warning",
         learns("A", "B", "Control"),
@@ -183,7 +183,7 @@ CASES: list[Case] = [
         data=labelled(["control", "Control", "A", "B"] * 6),
     ),
     legal(
-        "one letter encoded in two ways (composed, decomposed)",
+        "one letter in two Unicode forms (composed, decomposed)",
         registered(),
         "two perturbations, with a warning",
         learns("B", "e\u0301", "\u00e9"),
@@ -193,7 +193,7 @@ CASES: list[Case] = [
     legal(
         "a name that contains the delimiter",
         registered(delimiter="-"),
-        "is split; a warning says which parts occur only together",
+        "split; a warning names parts that occur only together",
         learns("A", "B", "C", "HLA"),
         warns=("'A' and 'HLA'", "`delimiter`"),
         data=labelled(["control", "HLA-A", "B", "C"] * 6),
@@ -201,19 +201,19 @@ CASES: list[Case] = [
     legal(
         "the same with delimiter=None",
         registered(delimiter=None),
-        "is one perturbation",
+        "one perturbation",
         learns("B", "C", "HLA-A"),
         data=labelled(["control", "HLA-A", "B", "C"] * 6),
     ),
     legal(
         "a control label that contains the delimiter",
         registered(control="non-targeting", delimiter="-"),
-        "is control, alone and in a combination",
+        "control, alone and in combinations",
         learns("A", "B"),
         data=labelled(["non-targeting", "A-non-targeting", "B", "A-B"] * 6),
     ),
     refused(
-        "a delimiter that is no text",
+        "a delimiter that is not text",
         registered(delimiter=3),
         InvalidArgumentError,
         "`delimiter`",
@@ -230,7 +230,7 @@ CASES: list[Case] = [
     legal(
         "integer labels with an integer control",
         registered(control=0),
-        "are read as text",
+        "read as text",
         learns("1", "2", "3"),
         data=labelled([0, 1, 2, 3] * 6),
     ),
@@ -256,20 +256,20 @@ CASES: list[Case] = [
         trains_alike,
     ),
     legal(
-        "booleans of cells as control",
+        "booleans per cell as control",
         registered(control=np.array([True, False, False, False] * 6)),
         ALIKE,
         trains_alike,
     ),
     legal(
-        "a column of booleans as control",
+        "a boolean column as control",
         registered(control="is_control"),
         ALIKE,
         trains_alike,
         data=labelled(LABELS, is_control=[True, False, False, False] * 6),
     ),
     refused(
-        "booleans of cells as control, against the labels",
+        "booleans per cell as control that contradict the labels",
         registered(control=np.array([True, False, True, False] * 3 + [False] * 12)),
         InvalidPerturbationLabelError,
         "`control`",
@@ -282,7 +282,7 @@ CASES: list[Case] = [
         "`control` is <NA>",
     ),
     legal(
-        "labels of control cells as a generator",
+        "control labels as a generator",
         lambda situation: situation.train({"control": (name for name in ["control"])}),
         ALIKE,
         trains_alike,
@@ -323,7 +323,7 @@ CASES: list[Case] = [
         data=labelled(pd.Categorical(["A", "B"] * 12, ["control", "A", "B"])),
     ),
     refused(
-        "no control cells by the given name, but others that sound like it",
+        "no control cells with the given name, but with a similar one",
         registered(),
         MissingControlError,
         "'NT1'",
@@ -360,7 +360,7 @@ CASES: list[Case] = [
     legal(
         "perturbations that occur only together",
         registered(),
-        "trains, with a warning that their effects cannot be told apart",
+        "trains, with a warning that their effects are not identifiable separately",
         learns("A", "B"),
         warns=("only together", "'A' and 'B'"),
         data=labelled(["control", "A+B"] * 12),

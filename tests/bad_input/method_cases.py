@@ -112,7 +112,7 @@ UNKNOWN: list[Case] = [
         "'A+Q'",
     ),
     refused(
-        "`tl.observed_interactions`: a number in place of combinations",
+        "`tl.observed_interactions`: a number instead of combinations",
         lambda situation: tl.observed_interactions(situation.adata, 3),
         InvalidArgumentError,
         "`combinations` must be names, not 3",
@@ -160,7 +160,7 @@ UNKNOWN: list[Case] = [
         )
     ),
     refused(
-        "`pl.direct_effects`: one of the tables in place of all",
+        "`pl.direct_effects`: one of the tables instead of all",
         lambda situation: pl.direct_effects(
             situation.shared.get_direct_effects(key_added=None).mean
         ),
@@ -215,7 +215,7 @@ UNKNOWN: list[Case] = [
         "context_key",
     ),
     refused(
-        "`pl.context_effects`: data in place of a table or a model",
+        "`pl.context_effects`: data instead of a table or a model",
         lambda situation: pl.context_effects(situation.adata),
         InvalidArgumentError,
         "`effects`",
@@ -230,7 +230,7 @@ UNKNOWN: list[Case] = [
         "tl.context_effects(model)",
     ),
     refused(
-        "`pl.guide_efficacy`: data in place of a table or a model",
+        "`pl.guide_efficacy`: data instead of a table or a model",
         lambda situation: pl.guide_efficacy(situation.adata),
         InvalidArgumentError,
         "`guides`",
@@ -271,7 +271,7 @@ UNKNOWN: list[Case] = [
         "['mine']",
     ),
     refused(
-        "`tl.top_genes`: an array in place of the programs",
+        "`tl.top_genes`: an array instead of the programs",
         lambda situation: tl.top_genes(np.ones((3, 2))),
         InvalidArgumentError,
         "`programs` must be a DataFrame, not ndarray",
@@ -298,7 +298,7 @@ UNKNOWN: list[Case] = [
         )
     ),
     refused(
-        "`evaluation.observed_ate`: a matrix in place of the AnnData",
+        "`evaluation.observed_ate`: a matrix instead of the AnnData",
         lambda situation: evaluation.observed_ate(situation.adata.X),
         InvalidArgumentError,
         "`adata` must be an AnnData",
@@ -330,7 +330,7 @@ UNKNOWN: list[Case] = [
         "'Q'",
     ),
     refused(
-        "an unknown perturbation that is written like a known one",
+        "an unknown perturbation with a name similar to a known one",
         asked("predict_ate", ["a"]),
         UnknownPerturbationError,
         "'a'",
@@ -338,7 +338,7 @@ UNKNOWN: list[Case] = [
     ),
     *(
         refused(
-            f"`{name}`: a number in place of perturbations",
+            f"`{name}`: a number instead of perturbations",
             lambda situation, take=take: take(situation.shared, 3),
             InvalidArgumentError,
             "must be names, not 3",
@@ -346,7 +346,7 @@ UNKNOWN: list[Case] = [
         for name, take in TAKE_PERTURBATIONS.items()
     ),
     refused(
-        "`predict`: None in place of perturbations",
+        "`predict`: None instead of perturbations",
         asked("predict", None),
         InvalidArgumentError,
         "`perturbations`",
@@ -398,7 +398,7 @@ UNKNOWN: list[Case] = [
     ),
     *(
         refused(
-            f"`{name}`: dose {dose} is asked for",
+            f"`{name}`: dose {dose} is requested",
             asked(name, ["A"], **{argument: [dose]}),
             InvalidDosageError,
             str(dose),
@@ -413,7 +413,7 @@ UNKNOWN: list[Case] = [
     legal(
         "`predict_ate`: a dose larger than those measured",
         asked("predict_ate", ["A"], dosages=[50.0], key_added=None, **FEW),
-        "is extrapolated, with a warning",
+        "extrapolated, with a warning",
         finite_effects,
         warns=("outside the measured range", "A at 50"),
     ),
@@ -470,7 +470,7 @@ DRAWS: list[Case] = [
         "`group1`",
     ),
     refused(
-        "`differential_expression`: no groups of a column",
+        "`differential_expression`: no groups for a column",
         asked("differential_expression", groupby="batch", group1=[]),
         InvalidArgumentError,
         "`group1` is empty",
@@ -491,7 +491,7 @@ DRAWS: list[Case] = [
         "'lane'",
     ),
     refused(
-        "`differential_expression`: a group that no cell is in",
+        "`differential_expression`: a group without cells",
         asked("differential_expression", groupby="batch", group1="z"),
         UnknownPerturbationError,
         "'z'",
