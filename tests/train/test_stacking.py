@@ -33,7 +33,7 @@ EQUAL = np.full(3, 1 / 3)
 ROWS = range(1)
 
 
-def block_of(observed, error, of_model=0.0):
+def block_of(observed, error, of_model=0.0, of_controls=0.0):
     observed = np.atleast_2d(np.asarray(observed, dtype=float))
     error, of_model = (np.broadcast_to(part, observed.shape) for part in (error, of_model))
     return Block(
@@ -41,6 +41,7 @@ def block_of(observed, error, of_model=0.0):
         np.ones((len(observed), 1)),
         observed,
         error,
+        np.full((len(observed), 1), of_controls),
         of_model,
         of_model,
         np.zeros_like(observed),
@@ -220,6 +221,34 @@ def test_effects_of_other_cells_are_weighed_by_their_errors():
         by_error.append(stacking_weights([Scored(training, held_out, ROWS, lambda _: found)]))
     assert by_error[0][0] > by_error[0][1] + 0.1
     assert by_error[1][1] > by_error[1][0] + 0.1
+
+
+def test_the_error_of_control_cells_is_one_error():
+    """Weights are those of generalised least squares with the covariance written out."""
+    rng = np.random.default_rng(4)
+    slope, of_controls = np.array([1.0, 0.4, 2.0]), 0.7
+    means = rng.normal(size=(3, 6, 3))
+    error = rng.uniform(0.2, 0.6, size=(6, 3))
+    observed = 0.5 * means[0] + 0.5 * means[2] + rng.normal(size=3) + rng.normal(size=(6, 3)) / 5
+    held_out = cells_that_show(block_of(observed, error, of_controls=of_controls), slope=slope)
+    training = cells_that_show(block_of(means[0], 0.1), slope=slope)
+    found = components_of(means, np.ones(means.shape))
+    weights = stacking_weights([Scored(training, held_out, ROWS, lambda _: found)])
+    signal = np.square(slope * means.mean(axis=0)).mean()
+    products, targets = np.eye(3) / 0.5**2, np.full(3, 1 / 3 / 0.5**2)
+    for gene in range(3):
+        sd = slope[gene] * error[:, gene]
+        covariance = np.diag((1 - of_controls) * sd**2 + signal)
+        covariance += of_controls * np.outer(sd, sd)
+        columns = slope[gene] * means[..., gene].T
+        products += columns.T @ np.linalg.solve(covariance, columns)
+        targets += columns.T @ np.linalg.solve(covariance, slope[gene] * observed[:, gene])
+    # At the minimum over weights that add up to one, the slope is the same for all that are on.
+    gradient = products @ weights - targets
+    on = weights > 1e-6
+    assert on.sum() >= 2
+    np.testing.assert_allclose(gradient[on], gradient[on].mean(), atol=1e-3)
+    assert (gradient[~on] >= gradient[on].mean() - 1e-3).all()
 
 
 def few_cells(n_perturbations, *, without, is_count):

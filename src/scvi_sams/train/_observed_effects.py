@@ -124,6 +124,9 @@ class Block(NamedTuple):
     """As effects are compared."""
     error: np.ndarray
     """Standard error of the observed effects; infinite where there are no cells."""
+    of_controls: np.ndarray
+    """Proportion of the squared error that is of the control cells, ``(rows, 1)``: it is the same
+    error in all rows."""
     of_model: np.ndarray
     """On the log rate, as are the next."""
     model_at_mean: np.ndarray
@@ -223,6 +226,7 @@ class ObservedEffects:
                 self._expected.dose[rows, None],
                 np.where(has_cells, observed, 0),
                 np.where(has_cells, np.sqrt(variance), np.inf),
+                1 - 1 / np.maximum(self._n[rows], 1) / self._per_cell(rows),
                 np.where(has_cells, self._change_of_model(1, rows), 0),
                 np.where(has_cells, self._change_of_model(2, rows), 0),
                 self._expected.variance[rows],

@@ -137,26 +137,39 @@ def stacking_weights(scored: Sequence[Scored], *, has_contexts: bool = False) ->
     They are not negative and add up to one; a priori they are normal around equal ones.
     """
     n = len(equal_weights(has_contexts))
-    products, targets = np.zeros((n, n)), np.zeros(n)
-    for part in scored:
-        slope = part.trained.scale.slope
-        for found, of_held_out in part.blocks():
-            means, error = found.means, of_held_out.error
-            signal = np.square(slope * means.mean(axis=0)).mean()
-            precision = np.square(slope) / (
-                np.square(slope * error) + signal + np.finfo(float).tiny
-            )
-            precision = np.where(np.isfinite(error), precision, 0)
-            products += np.einsum("itg,jtg,tg->ij", means, means, precision)
-            targets += np.einsum("itg,tg->i", means, precision * of_held_out.observed)
-    products += np.eye(n) / _WEIGHT_SD**2
-    targets += 1 / n / _WEIGHT_SD**2
+    of_all = np.sum([_products(part) for part in scored], axis=0)
+    products = of_all[:n, :n] + np.eye(n) / _WEIGHT_SD**2
+    targets = of_all[:n, n] + 1 / n / _WEIGHT_SD**2
     factor = np.linalg.cholesky(products)
     firm = _FIRM * np.sqrt(products.max())
     weights, _ = nnls(
         np.vstack([factor.T, np.full(n, firm)]), np.append(np.linalg.solve(factor, targets), firm)
     )
     return weights / weights.sum()
+
+
+def _products(part: Scored) -> np.ndarray:
+    """Generalised products of the components and of held-out effects, which come last.
+
+    Held-out effects are differences to the same control cells, few of which are held out: the
+    errors of all perturbations on a gene have a part in common. Were it taken for that of each, the
+    weights would follow it. The inverse of their covariance is that of Sherman and Morrison.
+    """
+    slope = part.trained.scale.slope
+    products, common, of_common = 0.0, 0.0, 0.0
+    for found, of_held_out in part.blocks():
+        known = np.isfinite(of_held_out.error)
+        error = np.where(known, slope * of_held_out.error, 0)
+        signal = np.square(slope * found.means.mean(axis=0)).mean()
+        of_controls = of_held_out.of_controls
+        own = (1 - of_controls) * np.square(error) + signal + np.finfo(float).tiny
+        precision = np.where(known, 1 / own, 0)
+        values = slope * np.concatenate([found.means, of_held_out.observed[None]])
+        shared = np.sqrt(of_controls) * error
+        products = products + np.einsum("itg,jtg,tg->ij", values, values, precision)
+        common = common + np.einsum("itg,tg->ig", values, precision * shared)
+        of_common = of_common + (precision * np.square(shared)).sum(axis=0)
+    return products - np.einsum("ig,jg->ij", common, common / (1 + of_common))
 
 
 def inflation_of_variance(scored: Sequence[Scored], weights: np.ndarray) -> float:
@@ -167,6 +180,7 @@ def inflation_of_variance(scored: Sequence[Scored], weights: np.ndarray) -> floa
     errors = variances = noise = of_held_out_cells = 0.0
     for part in scored:
         scale = np.square(part.trained.scale.slope)
+        shared = np.zeros(len(scale))
         for found, of_held_out in part.blocks():
             whole, variance = stacked(found, weights)
             known = np.isfinite(of_held_out.error)
@@ -174,8 +188,11 @@ def inflation_of_variance(scored: Sequence[Scored], weights: np.ndarray) -> floa
             squared = np.where(known, np.square(of_held_out.observed - whole), 0)
             errors += float((scale * (squared - own)).sum())
             variances += float((scale * np.where(known, variance, 0)).sum())
-            noise += float((2 * np.square(scale * own)).sum())
+            of_controls = of_held_out.of_controls * scale * own
+            noise += float(2 * (np.square(scale * own) - np.square(of_controls)).sum())
+            shared += of_controls.sum(axis=0)
             of_held_out_cells += float((scale * own).sum())
+        noise += float(2 * np.square(shared).sum())
     if variances <= 0:
         return PRIOR_INFLATION
     noise += (_OFF_BY * of_held_out_cells) ** 2
