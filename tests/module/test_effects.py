@@ -1,5 +1,8 @@
 """Effects of perturbations: their posteriors, what these cost, and the moments of shifts."""
 
+import pickle
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -96,10 +99,100 @@ def test_moments_of_shifts_do_not_depend_on_what_else_is_asked_for(correlated, r
     """Nor on how many perturbations are in memory at once."""
     module = make_module(correlated_effects=correlated)
     everything = module.shift_moments(torch.arange(5))
-    monkeypatch.setattr("scvi_sams.module._masked_effects._ROWS_PER_CHUNK", 2)
-    some = module.shift_moments(torch.tensor(rows, dtype=torch.long))
+    monkeypatch.setattr("scvi_sams.module._effect_moments._ROWS_PER_CHUNK", 2)
+    some = deepcopy(module).shift_moments(torch.tensor(rows, dtype=torch.long))
     for whole, part in zip(everything, some, strict=True):
         np.testing.assert_allclose(part, whole[rows], rtol=1e-5, atol=1e-7)
+
+
+def plain_moments(module, n_samples=500):
+    """Means and sds over all draws of masks, one after the other, in double precision."""
+    on = module.masks.inclusion_probability
+    same = torch.Generator().manual_seed(11027)
+    uniform = torch.rand((n_samples, 1, module.n_latent), generator=same)
+    mean = second = 0.0
+    with torch.no_grad():
+        for draw in uniform:
+            m = (draw < on).float()
+            q_e = module.effects(torch.arange(len(on)), m[None])
+            mean = mean + (m * q_e.loc[0]).double() / n_samples
+            second = second + (m * (q_e.loc[0].square() + q_e.variance[0])).double() / n_samples
+    return mean.float(), (second - mean.square()).clamp(min=0).sqrt().float()
+
+
+@pytest.mark.parametrize("n_latent", [3, 70], ids=["one word of bits", "two words of bits"])
+def test_moments_of_distinct_masks_are_those_of_all_draws(n_latent):
+    module = make_module(correlated_effects=True, n_latent=n_latent)
+    with torch.no_grad():
+        module.masks.logits[1], module.masks.logits[2] = 30.0, -30.0
+        module.masks.logits[3] = torch.linspace(-8, 8, n_latent)
+    found = module.shift_moments(torch.arange(5))
+    for actual, expected in zip(found, plain_moments(module), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert (found[0][2] == 0).all()
+
+
+def changed_by_hand(module):
+    # Which torch's count of changes does not notice.
+    module.masks.logits.data[0] = -50.0
+
+
+def changed_by_a_step(module):
+    optimiser = torch.optim.Adam(module.effects.parameters(), lr=0.1)
+    module.effects(torch.arange(5), torch.ones(1, 5, 3)).loc.sum().backward()
+    optimiser.step()
+
+
+def changed_by_loading(module):
+    other = deepcopy(module)
+    changed_by_a_step(other)
+    module.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [changed_by_hand, changed_by_a_step, changed_by_loading, lambda m: m.masks.switch_all_on(True)],
+    ids=["by hand", "a step", "loading", "all masks on"],
+)
+def test_moments_are_those_of_the_weights_of_now(change):
+    module = make_module(correlated_effects=True)
+    rows = torch.arange(5)
+    before = module.shift_moments(rows)[0]
+    change(module)
+    after = module.shift_moments(rows)
+    assert not torch.allclose(before, after[0])
+    for actual, expected in zip(after, plain_moments(module), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_moments_are_computed_once_for_each_perturbation_and_set_of_weights(monkeypatch):
+    module = make_module(correlated_effects=True)
+    asked = []
+    forward = module.effects.forward
+    monkeypatch.setattr(
+        module.effects, "forward", lambda rows, m: asked.extend(rows.tolist()) or forward(rows, m)
+    )
+    first = module.shift_moments(torch.tensor([1, 3]))[0]
+    assert set(asked) == {1, 3}
+    asked.clear()
+    assert torch.equal(module.shift_moments(torch.tensor([3, 1]))[0], first[[1, 0]])
+    assert asked == []
+    module.shift_moments(torch.tensor([3, 4]))
+    assert set(asked) == {4}
+    module.shift_moments(torch.tensor([4]), n_samples=20)
+    assert len(asked) > 1
+
+
+def test_kept_moments_are_not_saved_and_are_of_use_in_training():
+    module = make_module(correlated_effects=True)
+    size, names = len(pickle.dumps(module)), set(module.state_dict())
+    with torch.inference_mode():
+        module.shift_moments(torch.arange(5))
+    assert len(pickle.dumps(module)) == size
+    assert set(module.state_dict()) == names
+    mean, _ = module.shift_moments(torch.arange(5))
+    (mean * module.masks.logits).sum().backward()
+    assert torch.equal(module.masks.logits.grad, mean)
 
 
 @BOTH

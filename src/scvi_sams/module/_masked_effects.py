@@ -11,6 +11,7 @@ from torch.distributions import Normal
 
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.module._contexts import OWN, ContextEffects, chance_of_effect
+from scvi_sams.module._effect_moments import MomentsOfWeights, moments_over_masks
 from scvi_sams.module._feature_prior import FeaturePrior, PriorOfEffects
 from scvi_sams.module._latent_shift import LatentShiftModule
 from scvi_sams.module._masks import (
@@ -35,9 +36,6 @@ _SHARE_OF_OWN = 0.5
 _SMALLEST_PROBABILITY = 1e-6
 
 _MOMENTS_SEED = 11027
-
-_ROWS_PER_CHUNK = 32
-"""Perturbations whose draws are in memory at once: 13 MB for 500 draws and 200 hidden units."""
 
 
 class MaskedEffectsModule(LatentShiftModule):
@@ -104,6 +102,7 @@ class MaskedEffectsModule(LatentShiftModule):
             if correlated_effects
             else MeanFieldEffects(n_perturbations, n_latent)
         )
+        self._moments = MomentsOfWeights()
         self.features = None if features is None else self._prior_given(features)
         self.contexts = (
             ContextEffects(
@@ -239,29 +238,30 @@ class MaskedEffectsModule(LatentShiftModule):
             mean[~is_measured] = first * is_on
             sd[~is_measured] = (second - first.square()).clamp(min=0).sqrt() * is_on
             return mean, sd
-        on = self.masks.inclusion_probability[rows]
+        on = self.masks.inclusion_probability
         if isinstance(self.effects, MeanFieldEffects):
-            q_e = self.effects(rows, on[None])
-            mean = on * q_e.loc[0]
-            second = on * (q_e.loc[0].square() + q_e.scale[0].square())
+            q_e = self.effects(rows, on[rows][None])
+            mean = on[rows] * q_e.loc[0]
+            second = on[rows] * (q_e.loc[0].square() + q_e.scale[0].square())
         else:
+            mean, second = self._moments_over_masks(rows, on, n_samples)
+        sd = (second - mean.square()).clamp(min=0).sqrt()
+        return mean.to(on.dtype), sd.to(on.dtype)
+
+    def _moments_over_masks(
+        self, rows: Tensor, on: Tensor, n_samples: int
+    ) -> tuple[Tensor, Tensor]:
+        """First and second moment of m * e, from draws of masks that are on with ``on``."""
+
+        def compute(some: Tensor) -> tuple[Tensor, Tensor]:
             # The same numbers for every row, so that no row depends on which others are asked for.
             same = torch.Generator(on.device).manual_seed(_MOMENTS_SEED)
             shape = (n_samples, 1, self.n_latent)
             uniform = torch.rand(shape, generator=same, device=on.device)
-            chunks = zip(rows.split(_ROWS_PER_CHUNK), on.split(_ROWS_PER_CHUNK), strict=True)
-            moments = [self._moments_over_masks(some, of_some, uniform) for some, of_some in chunks]
-            mean, second = (torch.cat(parts) for parts in zip(*moments, strict=True))
-        return mean, (second - mean.square()).clamp(min=0).sqrt()
+            return moments_over_masks(self.effects, some, on[some], uniform)
 
-    def _moments_over_masks(
-        self, rows: Tensor, on: Tensor, uniform: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """First and second moment of m * e; masks are on where ``uniform`` is below ``on``."""
-        m = (uniform < on).to(on.dtype)
-        q_e = self.effects(rows, m)
-        mean = (m * q_e.loc).mean(0)
-        return mean, (m * (q_e.loc.square() + q_e.scale.square())).mean(0)
+        weights = [torch.tensor(n_samples), on, *self.effects.parameters()]
+        return self._moments.of(rows, weights, on, compute)
 
     def full_effects(self) -> Normal:
         """Posterior of the effects of all measured rows, all masks on; ``(1, R, L)``."""
