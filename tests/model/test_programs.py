@@ -21,6 +21,7 @@ from model.builders import (
 )
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.module._likelihoods import Likelihood
 
 
 def programs(model, *args, **kwargs):
@@ -78,6 +79,36 @@ def test_programs_are_small_differences(setup):
         [((expression(z + s) - expression(z - s)) / (2 * step)).mean(axis=0) for s in steps], axis=1
     )
     np.testing.assert_allclose(programs(model), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lograte", "mean"])
+@pytest.mark.parametrize(
+    ("kind", "clamped"),
+    [("nb", False), ("size factor", False), ("size factor", True), ("normal", False)],
+    ids=["shares", "rates", "rates at their bound", "values"],
+)
+def test_programs_summed_over_cells_first_are_those_of_the_whole(
+    kind, clamped, method, monkeypatch
+):
+    """Both ways that programs are computed in are the derivative of the same function."""
+    adata = small_screen()
+    if kind == "normal":
+        model, _ = linear_normal(SAMSVAE)
+    else:
+        setup = {}
+        if kind == "size factor":
+            adata.obs["size"] = np.asarray(adata.X.sum(axis=1)).ravel()
+            setup = {"size_factor_key": "size"}
+        model = train_small(adata, setup, direct_effects=True)
+    if clamped:
+        with torch.no_grad():
+            model.module.decoder.to_genes.bias[:5] = 1e3
+    found = programs(model, method=method)
+    monkeypatch.setattr(Likelihood, "has_rate_slope", False)
+    expected = programs(model, method=method)
+    assert (expected.abs().max() > 0).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().max())
+    assert bool((found.iloc[:5] == 0).all(axis=None)) == clamped
 
 
 def test_the_order_and_number_of_batches_of_cells_play_no_part(default_model):

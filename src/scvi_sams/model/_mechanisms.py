@@ -14,10 +14,9 @@ from anndata import AnnData
 from scvi_sams._checks import as_names, check_choice, check_integer, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
-from scvi_sams.model._cells import CellReader
 from scvi_sams.model._contexts import chances_of_effects, codes_of, moments_of_perturbations
-from scvi_sams.model._contrast import expected_expression
 from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.model._program_slopes import summed_slopes
 
 _SUBSET_SEED = 4021
 
@@ -149,7 +148,7 @@ class LatentShiftMixin(PerturbationModel):
         with torch.no_grad(), warnings.catch_warnings():
             # Of torch's own doing, where forward mode is used for the first time.
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
-            slopes = _summed_slopes(cells, method, target_sum)
+            slopes = summed_slopes(cells, method, target_sum)
         programs = pd.DataFrame(
             (slopes / len(cells)).T.float().cpu().numpy(),
             index=cells.adata.var_names,
@@ -224,35 +223,3 @@ def _mechanism_table(
         index=pd.Index(names, name="perturbation"),
         columns=[f"latent_{dimension}" for dimension in range(values.shape[1])],
     )
-
-
-def _summed_slopes(cells: CellReader, method: ProgramScale, target_sum: float) -> torch.Tensor:
-    """Sum over cells of the derivatives, ``(n_latent, n_genes)``, one direction at a time.
-
-    In forward mode: there are fewer latent dimensions than genes, and no more than cells x
-    genes is held in memory.
-    """
-    module = cells.module
-    shifts = module.shift_moments(cells.effects)[0][None]
-    # In double precision, so that the order of cells plays no part.
-    total = torch.zeros(
-        module.n_latent, cells.adata.n_vars, dtype=torch.float64, device=module.device
-    )
-    for _, read, shift, qz, direct in cells.encoded(shifts):
-        z_basal = qz.loc
-
-        def expression(
-            z: torch.Tensor,
-            shift: torch.Tensor = shift,
-            covariates: torch.Tensor | None = read.covariates,
-            direct: torch.Tensor | None = direct,
-        ) -> torch.Tensor:
-            logits = module.decode(z, shift, covariates, direct)
-            return expected_expression(module.likelihood, logits, method, target_sum)
-
-        for dimension in range(module.n_latent):
-            direction = torch.zeros_like(z_basal)
-            direction[..., dimension] = 1
-            slope = torch.func.jvp(expression, (z_basal,), (direction,))[1]
-            total[dimension] += slope.sum(dim=(0, 1))
-    return total

@@ -134,6 +134,28 @@ class Likelihood(nn.Module, ABC):
             return logits.clamp(-MAX_LOG_MEAN, MAX_LOG_MEAN).exp()
         return torch.softmax(logits, dim=-1)
 
+    def rate_slope(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Derivative of rates by logits, as ``slope`` and ``share`` of genes.
+
+        The rate of gene g changes with the logit of gene k by ``slope_g (1[g = k] - share_k)``;
+        ``share`` is ``None`` where rates do not compete. Of use only beside the :meth:`rate` that
+        it is the derivative of (:attr:`has_rate_slope`).
+        """
+        if self.uses_size_factor:
+            rate = self.rate(logits)
+            return torch.where(logits.abs() <= MAX_LOG_MEAN, rate, 0), None
+        rate = self.rate(logits)
+        return rate, rate
+
+    @property
+    def has_rate_slope(self) -> bool:
+        """Whether the class that defines :meth:`rate` defines :meth:`rate_slope` as well."""
+        rate, slope = (
+            next(part for part in type(self).__mro__ if name in vars(part))
+            for name in ("rate", "rate_slope")
+        )
+        return rate is slope
+
     def log_rate(self, logits: Tensor) -> Tensor:
         """Logarithm of :meth:`rate`."""
         if self.uses_size_factor:
@@ -259,6 +281,10 @@ class NormalLikelihood(Likelihood):
     def rate(self, logits: Tensor) -> Tensor:
         """The decoder's output is the mean itself."""
         return logits
+
+    def rate_slope(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Means change as the decoder's output does."""
+        return torch.ones_like(logits), None
 
     def mean(self, logits: Tensor, size: Tensor) -> Tensor:
         """The decoder's output is the mean itself."""
