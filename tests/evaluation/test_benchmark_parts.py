@@ -202,6 +202,45 @@ def test_a_model_predicts_from_control_cells_of_the_group(grouped):
     assert {frozenset(lines) for lines in asked} == {frozenset("a"), frozenset("b")}
 
 
+class PredictsTogether(FakeModel):
+    """Counts that depend on the label and the cell; may not know a label."""
+
+    asked: ClassVar[list[list[str]]] = []
+    unknown: ClassVar[str | None] = None
+
+    def predict(self, perturbations, indices, output):
+        self.asked.append(list(perturbations))
+        if self.unknown in perturbations:
+            raise KeyError(self.unknown)
+        noise = torch.rand(len(indices), self.adata.n_vars).numpy()
+        counts = [np.floor(noise * (3 + sum(map(ord, label)) % 7)) for label in perturbations]
+        return ad.AnnData(np.concatenate(counts).astype(np.float32))
+
+
+@pytest.mark.parametrize("unknown", [None, "P005+P006"])
+def test_cells_of_many_perturbations_are_predicted_at_once_as_of_each(screen, unknown, monkeypatch):
+    method = ModelMethod(PredictsTogether, n_samples=30, n_posterior_samples=4)
+    monkeypatch.setattr(PredictsTogether, "unknown", unknown)
+    tables, calls = [], []
+    for most in (2**26, 1):
+        monkeypatch.setattr("scvi_sams.benchmark._model._VALUES_AT_ONCE", most)
+        monkeypatch.setattr(PredictsTogether, "asked", [])
+        tables.append(run(screen, {"model": method}, modes=("perturbench", "distances")).scores)
+        calls.append(PredictsTogether.asked)
+    pd.testing.assert_frame_equal(*tables)
+    together, each = calls
+    names = sorted({label for labels in each for label in labels})
+    assert all(len(labels) == 1 for labels in each)
+    of_model = tables[0][tables[0]["method"] == "model"]
+    failed = of_model[of_model["status"] == "failed"]
+    if unknown is None:
+        assert together == [names] * 4
+        assert failed.empty
+    else:
+        assert [label for label in names if label > unknown] in together
+        assert set(failed["perturbation"]) - {"all"} == {unknown}
+
+
 def test_a_model_of_contexts_takes_groups_for_contexts_unless_told_otherwise(grouped):
     registered = []
 

@@ -22,6 +22,9 @@ from scvi_sams.metrics._recovery import mask_recovery, mean_correlation_coeffici
 
 _PREDICTION_SEED = 20231
 
+_VALUES_AT_ONCE = 2**26
+"""Cells x genes that are predicted in one go, of which counts are kept sparse."""
+
 EFFECT_THRESHOLD = 0.5
 """An effect is called active from this size on, in standard deviations of basal states.
 
@@ -211,19 +214,15 @@ class _TrainedModel:
     method: ModelMethod
     fold: Fold
     seed: int
+    _sampled: dict[tuple[str, str | None], list[Any]] = field(default_factory=dict, init=False)
+    """Cells of perturbations that will be asked for next."""
 
     def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
         """Predict cells: training control cells of a level, had they been perturbed."""
         sources = self._sources(level)
-        # The same numbers for every perturbation, whichever were asked for before.
-        with _seeded(_PREDICTION_SEED + self.seed):
-            samples = [
-                self.model.predict(
-                    [perturbation], indices=part, output="counts", **self._among_all
-                ).X
-                for part in np.array_split(sources, self.method.n_posterior_samples)
-                if len(part)
-            ]
+        if (perturbation, level) not in self._sampled:
+            self._sampled = self._sample_block(perturbation, level, sources)
+        samples = self._sampled.pop((perturbation, level))
         labels = {self.fold.columns.perturbation_key: perturbation}
         if level is not None:
             labels[str(self.fold.columns.covariate_key)] = level
@@ -232,6 +231,47 @@ class _TrainedModel:
             obs=pd.DataFrame(labels, index=[str(row) for row in range(len(sources))]),
             var=pd.DataFrame(index=self.fold.train.var_names.copy()),
         )
+
+    def _sample_block(
+        self, perturbation: str, level: str | None, sources: np.ndarray
+    ) -> dict[tuple[str, str | None], list[Any]]:
+        """Sample cells of a perturbation, and of those that are asked for after it in its level.
+
+        What a call costs beside its cells is then shared by many perturbations. Where not all can
+        be predicted, of this one only.
+        """
+        known = [label for of_level, label in self.fold.perturbations if of_level == level]
+        after = known[known.index(perturbation) :] if perturbation in known else [perturbation]
+        per_label = len(sources) * self.fold.train.n_vars
+        block = after[: max(1, _VALUES_AT_ONCE // per_label)]
+        try:
+            samples = self._samples_of(block, sources)
+        except Exception:  # whatever a model raises may be of one perturbation
+            if block == [perturbation]:
+                raise
+            block = [perturbation]
+            samples = self._samples_of(block, sources)
+        return {(label, level): parts for label, parts in zip(block, samples, strict=True)}
+
+    def _samples_of(self, labels: list[str], sources: np.ndarray) -> list[list[Any]]:
+        """Sampled cells of each label, by posterior sample."""
+        samples: list[list[Any]] = [[] for _ in labels]
+        # The same numbers for every perturbation, whichever were asked for before.
+        with _seeded(_PREDICTION_SEED + self.seed):
+            for part in np.array_split(sources, self.method.n_posterior_samples):
+                if not len(part):
+                    continue
+                cells = self.model.predict(
+                    labels, indices=part, output="counts", **self._among_all
+                ).X
+                if cells.shape[0] != len(labels) * len(part):
+                    raise SAMSError(
+                        f"`predict` gave {cells.shape[0]} rows for {len(labels)} perturbations of "
+                        f"{len(part)} cells each."
+                    )
+                for place, of_label in enumerate(samples):  # labels slowest
+                    of_label.append(cells[place * len(part) : (place + 1) * len(part)])
+        return samples
 
     @property
     def _among_all(self) -> dict[str, str]:
