@@ -6,6 +6,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import kstest, norm
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from model.builders import TRAINING, VARIANTS, set_effects, small_screen, train_small
 from scvi_sams import SAMSVAE
@@ -71,6 +75,25 @@ def test_the_auc_of_a_known_shift(large_screen, score_known):
     expected = [norm.cdf(abs(d) / 2**0.5) for d in (0, 1, 2)]
     np.testing.assert_allclose(found["auc_basal"].iloc[:3], expected, atol=0.03)
     np.testing.assert_allclose(found["auc_total"], found["auc_basal"], atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0], ids=["alike", "on scales of their own"])
+def test_aucs_are_those_of_scikit_learn(large_screen, score_known, scale):
+    """Of the same folds, with its own solver to convergence."""
+    labels = large_screen.obs["perturbation"].to_numpy()
+    rng = np.random.default_rng(4)
+    states = rng.normal(size=(len(labels), 3))
+    states[labels == "P001", 0] += 1
+    states[labels == "P002"] += 5  # apart altogether
+    states = (states * [1, scale, 1 / scale]).astype(np.float32)
+    found = score_known(registered(large_screen), states, indices=list(range(len(labels))))
+    for label in ("P001", "P002"):
+        cells = np.isin(labels, [label, "control"])
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10_000, tol=1e-10))
+        folds = StratifiedKFold(5, shuffle=True, random_state=0)
+        x, y = states[cells].astype(np.float64), labels[cells] == label
+        expected = cross_val_score(classifier, x, y, cv=folds, scoring="roc_auc").mean()
+        assert found.loc[label, "auc_basal"] == pytest.approx(expected, abs=2e-4)
 
 
 def test_true_basal_states_do_not_leak_and_true_states_show_the_effects(large_screen, score_known):

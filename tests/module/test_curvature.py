@@ -67,6 +67,31 @@ def test_what_groups_have_in_common_does_not_count():
     )
 
 
+@pytest.mark.parametrize("n_latent", [1, 2, 7])
+def test_each_dimension_is_left_out_of_its_own_regression(n_latent):
+    """Against one regression after the other."""
+    generator = torch.Generator().manual_seed(3)
+    basal = torch.randn(300, n_latent, generator=generator)
+    basal[:, 0] += basal.square().sum(dim=1)
+    shift = torch.randn(300, n_latent, generator=generator)
+    found = curvature(basal, shift, groups_of(300, 1))
+    state = (basal + shift).double()
+    target, predictors = basal.double(), torch.cat([state, state.square()], dim=1)
+    target, predictors = target - target.mean(dim=0), predictors - predictors.mean(dim=0)
+    predictors = predictors / predictors.square().mean(dim=0).sqrt()
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    first, second = order[:150], order[150:]
+    for latent in range(n_latent):
+        errors = []
+        for n_columns in (n_latent, 2 * n_latent):
+            kept = [c for c in range(n_columns) if c % n_latent != latent]
+            x, y = predictors[first][:, kept], target[first, latent]
+            weights = torch.linalg.solve(x.T @ x + 0.15 * torch.eye(len(kept)).double(), x.T @ y)
+            residual = target[second, latent] - predictors[second][:, kept] @ weights
+            errors.append(residual.square().mean())
+        assert found[latent].item() == pytest.approx(1 - (errors[1] / errors[0]).item(), abs=1e-5)
+
+
 def test_dimensions_that_never_vary_are_no_bends():
     basal = independent_states(n_cells=500)
     basal[:, 2] = 0.25

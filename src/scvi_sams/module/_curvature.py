@@ -97,18 +97,34 @@ def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
     gram = gram + _RIDGE * len(first) * torch.eye(2 * n_latent, dtype=gram.dtype)
     moments = predictors[first].T @ target[first]
 
-    def unexplained(latent: int, columns: Tensor) -> Tensor:
-        weights = torch.linalg.solve(gram[columns][:, columns], moments[columns, latent])
-        residual = target[second, latent] - predictors[second][:, columns] @ weights
-        return residual.square().mean()
+    n_second = len(second)
+    held_out, observed = predictors[second], target[second]
 
-    shares = []
-    for latent in range(n_latent):
-        others = torch.arange(n_latent)[torch.arange(n_latent) != latent]
-        linear = unexplained(latent, others)
-        curved = unexplained(latent, torch.cat([others, others + n_latent]))
-        shares.append((linear - curved) / linear.clamp(min=1e-12))
-    return torch.stack(shares).to(basal.dtype)
+    def unexplained(n_columns: int) -> Tensor:
+        weights = _without_own(gram[:n_columns, :n_columns], moments[:n_columns])
+        return (observed - held_out[:, :n_columns] @ weights).square().sum(dim=0) / n_second
+
+    linear, curved = unexplained(n_latent), unexplained(2 * n_latent)
+    return ((linear - curved) / linear.clamp(min=1e-12)).to(basal.dtype)
+
+
+def _without_own(gram: Tensor, moments: Tensor) -> Tensor:
+    """Ridge weights of every dimension on the columns that are not its own, ``(n_columns, L)``.
+
+    Its own are column ``l`` and, where there are squares, ``l + L``. One inverse serves all: with
+    ``P`` that of ``gram`` and ``u = P m``, ``m`` being 0 in own columns ``K``, the weights without
+    these are ``u - P[:, K] P[K, K]^-1 u[K]``.
+    """
+    n_columns, n_latent = moments.shape
+    own = torch.arange(n_columns, device=gram.device).view(-1, n_latent)
+    each = torch.arange(n_latent, device=gram.device).expand_as(own)
+    others = moments.clone()
+    others[own, each] = 0
+    inverse = torch.linalg.inv(gram)
+    weights = inverse @ others
+    of_own = inverse[own.T[:, :, None], own.T[:, None, :]]
+    excess = torch.linalg.solve(of_own, weights[own, each].T)
+    return weights - torch.einsum("ckl,lk->cl", inverse[:, own], excess)
 
 
 def following(effects: Tensor) -> Tensor:
