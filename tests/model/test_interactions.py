@@ -17,6 +17,7 @@ from model.builders import (
 )
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.exceptions import SAMSError, UnknownPerturbationError
+from scvi_sams.model._contrast import Contrast
 
 EFFECTS = np.random.default_rng(5).normal(scale=1.5, size=(4, N_LATENT))
 PAIRS = {"P001+P002": (0, 1), "P003+P004": (2, 3)}
@@ -123,6 +124,23 @@ def test_the_order_of_names_and_the_size_of_chunks_play_no_part(known, monkeypat
     assert list(swapped.obs_names) == ["P001+P002", "P003+P004"]
     monkeypatch.setattr("scvi_sams.model._counterfactual._PAIRS_PER_CHUNK", 1)
     np.testing.assert_allclose(interactions(known, list(PAIRS)).X, found.X, atol=1e-3)
+
+
+@pytest.mark.parametrize(("n_kept", "n_effects"), [(2**26, 4 + 3), (1, 5 + 3)])
+def test_effects_of_single_perturbations_are_kept_for_later_pairs(
+    known, n_kept, n_effects, monkeypatch
+):
+    pairs = ["P001+P002", "P003+P004", "P001+P003"]
+    expected = interactions(known, pairs, n_samples=200)
+    asked = []
+    effect = Contrast.effect
+    monkeypatch.setattr(Contrast, "effect", lambda *args: asked.append(1) or effect(*args))
+    monkeypatch.setattr("scvi_sams.model._counterfactual._PAIRS_PER_CHUNK", 1)
+    monkeypatch.setattr("scvi_sams.model._counterfactual._VALUES_KEPT", n_kept)
+    found = interactions(known, pairs, n_samples=200)
+    assert len(asked) == n_effects
+    np.testing.assert_allclose(found.X, expected.X, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.obs["score_low"], expected.obs["score_low"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("model_cls", [SAMSVAE, CPAVAE, ConditionalVAE, SVAEPlus])

@@ -56,7 +56,10 @@ _SHIFTS_AT_ONCE = 2**20
 """Numbers in an array (labels x draws x latent dimensions): four megabytes."""
 
 _PAIRS_PER_CHUNK = 32
-"""Combinations whose single effects are held in memory at a time."""
+"""Combinations whose single effects are needed at a time."""
+
+_VALUES_KEPT = 2**26
+"""Samples of effects of single perturbations that are kept for later pairs: 256 MB."""
 
 
 def encode_requested(
@@ -290,9 +293,10 @@ def interactions_of_labels(
     genes = pd.Index(model.get_var_names())
     tables = {name: np.empty((len(labels), len(genes)), np.float32) for name in names}
     rows, seed = [], new_seed()
+    of_single: dict[str, torch.Tensor] = {}
     for start in range(0, len(labels), _PAIRS_PER_CHUNK):
         chunk = slice(start, start + _PAIRS_PER_CHUNK)
-        found = _drawn_interactions(model, contrast, labels[chunk], parts[chunk], seed)
+        found = _drawn_interactions(model, contrast, labels[chunk], parts[chunk], seed, of_single)
         for place, drawn in enumerate(found, start):
             mean, *uncertainty = summary(drawn.effect - drawn.additive, interval)
             means = (mean, drawn.effect.mean(0), drawn.additive.mean(0))
@@ -309,16 +313,25 @@ def interactions_of_labels(
 
 
 def _drawn_interactions(
-    model: CellModel, contrast: Contrast, labels: list[str], parts: list[list[str]], seed: int
+    model: CellModel,
+    contrast: Contrast,
+    labels: list[str],
+    parts: list[list[str]],
+    seed: int,
+    of_single: dict[str, torch.Tensor],
 ) -> list[Interaction]:
-    singles = sorted({name for names in parts for name in names})
+    """Interactions of a chunk; ``of_single``, effects of earlier ones, is brought up to date."""
+    wanted = {name for names in parts for name in names}
+    n_kept = max(len(wanted), _VALUES_KEPT // contrast.control.numel())
+    others = [name for name in of_single if name not in wanted]
+    for name in others[: max(0, len(others) + len(wanted) - n_kept)]:
+        del of_single[name]
+    singles = sorted(wanted - set(of_single))
     requested = encode_requested(model, [*singles, *labels])
     n_draws = len(contrast.z_basal)
     drawn = drawn_effects(model.module, requested, n_draws, seed, contrast.contexts)
-    of_single = {
-        name: contrast.effect(single)
-        for name, single in zip(singles, islice(drawn, len(singles)), strict=True)
-    }
+    for name, single in zip(singles, islice(drawn, len(singles)), strict=True):
+        of_single[name] = contrast.effect(single)
     return [
         Interaction(contrast.effect(joint), torch.stack([of_single[p] for p in names]).sum(0))
         for names, joint in zip(parts, drawn, strict=True)
