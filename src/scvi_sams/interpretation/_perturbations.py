@@ -25,6 +25,7 @@ from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._calls import called_masks
 from scvi_sams.interpretation._confounding import confounding_columns
+from scvi_sams.interpretation._row_order import MOST_FOR_OPTIMAL_ORDER
 from scvi_sams.model._doses import doses_to_report
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ _NO_NORM = 0.01
 _SCALE = ("method", "units", "target_sum", "size_factor_key")
 SURE = 2
 """Posterior standard deviations between an effect and zero, for a gene to be named."""
-_MOST_FOR_OPTIMAL_ORDER = 1000
-"""Optimal ordering of leaves takes minutes for more."""
 
 
 def perturbation_hits(
@@ -259,6 +258,9 @@ def perturbation_similarity(
 def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
     """Order rows by average linkage of 1 - similarity, for a symmetric matrix.
 
+    Of up to 500 rows, branches are turned so that neighbours are most similar; of more, that takes
+    minutes and is left out.
+
     Examples
     --------
     >>> similarity = np.array([[1.0, 0.0, 0.9], [0.0, 1.0, 0.0], [0.9, 0.0, 1.0]])
@@ -271,7 +273,7 @@ def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
         return np.arange(len(similarity))
     distance = np.clip(1 - (similarity + similarity.T) / 2, 0, None)
     np.fill_diagonal(distance, 0)
-    optimal = len(similarity) <= _MOST_FOR_OPTIMAL_ORDER
+    optimal = len(similarity) <= MOST_FOR_OPTIMAL_ORDER
     return leaves_list(linkage(squareform(distance), method="average", optimal_ordering=optimal))
 
 

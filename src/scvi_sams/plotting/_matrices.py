@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
-from scipy.cluster.hierarchy import leaves_list, linkage
 
 from scvi_sams._checks import check_integer, check_number, check_table
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.interpretation._perturbations import cosine_similarity, hierarchical_order
 from scvi_sams.interpretation._programs import aligned_effects
+from scvi_sams.interpretation._row_order import order_of_rows
 from scvi_sams.labels._names import check_has
 from scvi_sams.model._direct_effects import DirectEffectTables
 from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, new_axes
@@ -52,8 +52,8 @@ def masks(
         Axes to draw on; ``None`` makes a figure of fitting size.
     order
         Put perturbations with similar rows next to each other (average linkage, Euclidean
-        distance) and the most active latent dimensions first. ``False`` keeps the order of
-        ``masks``.
+        distance; more than 500 in groups of k-means, the same in every call) and the most active
+        latent dimensions first. ``False`` keeps the order of ``masks``.
 
     Returns
     -------
@@ -82,10 +82,7 @@ def masks(
     if threshold is not None:
         table = table.where(masks > threshold, 0)
     if order:
-        rows = table.to_numpy()
-        leaves = np.arange(len(rows))
-        if len(rows) > 2:
-            leaves = leaves_list(linkage(rows, method="average", optimal_ordering=True))
+        leaves = order_of_rows(table.to_numpy(np.float64))
         table = table.iloc[leaves, np.argsort(-table.abs().sum().to_numpy(), kind="stable")]
     n_rows, n_columns = table.shape
     ax = new_axes(
@@ -175,9 +172,8 @@ def direct_effects(
     rows = _strongest(strength.max(axis=1), n_perturbations)
     columns = _strongest(strength[rows].max(axis=0), n_genes)
     values = mean.to_numpy()[np.ix_(rows, columns)]
-    if len(rows) > 2:
-        leaves = leaves_list(linkage(values, method="average", optimal_ordering=True))
-        rows, values = rows[leaves], values[leaves]
+    leaves = order_of_rows(values)
+    rows, values = rows[leaves], values[leaves]
     along = np.argsort(strength[np.ix_(rows, columns)].argmax(axis=0), kind="stable")
     columns, values = columns[along], values[:, along]
     table = pd.DataFrame(values, index=mean.index[rows], columns=mean.columns[columns])
