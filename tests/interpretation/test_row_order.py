@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from scvi_sams import pl, tl
+from scvi_sams import tl
 from scvi_sams.interpretation._row_order import order_of_rows
 
 
@@ -64,11 +64,3 @@ def test_rows_that_are_all_alike_and_rows_of_zeros():
     rows[::2, 1] = 1
     order = order_of_rows(rows)
     assert (np.diff(rows[order, 1]) != 0).sum() == 1
-
-
-def test_the_heatmap_of_many_perturbations_shows_them_in_that_order():
-    _, rows = blocks(600)
-    masks = pd.DataFrame(np.clip(rows / 4, 0, 1), index=[f"P{row}" for row in range(600)])
-    image = pl.masks(masks).images[0].get_array()
-    columns = np.argsort(-masks.abs().sum().to_numpy(), kind="stable")
-    np.testing.assert_allclose(image, masks.to_numpy()[order_of_rows(masks.to_numpy())][:, columns])

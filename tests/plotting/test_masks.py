@@ -9,6 +9,7 @@ import pytest
 
 from scvi_sams import plotting
 from scvi_sams.exceptions import MissingKeyError
+from scvi_sams.interpretation._row_order import order_of_rows
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +138,11 @@ def test_the_title_says_how_many_entries_are_called_and_how_many_may_be_false(ma
     used = called[["z0", "z1"]]
     assert plotting.masks(used, effects=masks).get_title().startswith("4 entries called")
     assert plotting.masks(masks).get_title() == ""
+
+
+def test_more_rows_than_can_be_ordered_optimally_are_ordered_by_groups():
+    rows = np.random.default_rng(0).random((600, 5))
+    many = pd.DataFrame(rows, index=[f"P{row}" for row in range(600)])
+    image = plotting.masks(many).images[0].get_array()
+    columns = np.argsort(-rows.sum(axis=0), kind="stable")
+    np.testing.assert_allclose(image, rows[order_of_rows(rows)][:, columns])
