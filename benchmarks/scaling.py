@@ -1,0 +1,103 @@
+"""How the time of public functions grows with cells, perturbations, genes and latent dimensions.
+
+One size at a time is made four times as large as in a small screen; printed are CPU seconds
+of one thread at each size, and the exponent of the largest against the smallest. Constant costs
+pull exponents down where times are small.
+
+    python benchmarks/scaling.py
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+
+import scvi_sams
+
+SMALL = {"cells": 2000, "perturbations": 50, "genes": 200, "latent": 10}
+FACTORS = (1, 4)
+AXES = ("cells", "perturbations", "genes", "latent")
+
+
+def model_of(sizes: dict[str, int]) -> Any:
+    """Train for one epoch; half of the cells are controls."""
+    half = sizes["cells"] // 2
+    adata = scvi_sams.datasets.simulate_screen(
+        n_genes=sizes["genes"],
+        n_controls=half,
+        n_perturbations=sizes["perturbations"],
+        cells_per_perturbation=max(4, half // sizes["perturbations"]),
+        n_combinations=0,
+    )
+    scvi_sams.SAMSVAE.setup_anndata(adata)
+    model = scvi_sams.SAMSVAE(adata, n_latent=sizes["latent"])
+    model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+def calls(model: Any) -> dict[str, Callable[[], object]]:
+    """Public functions, with few samples: their number plays no part in exponents."""
+    names = model.perturbations
+    first = names[:5]
+    pairs = [f"{a}+{b}" for a, b in pairwise(names[:21])]
+    effects = model.get_perturbation_effects(key_added=None).mean
+    every_cell = list(range(model.adata.n_obs))
+    few = {"n_samples": 200, "n_posterior_samples": 20}
+    return {
+        "get_latent_representation": lambda: model.get_latent_representation(key_added=None),
+        "get_elbo": lambda: model.get_elbo(n_samples=1, key_added=None),
+        "get_normalized_expression": lambda: model.get_normalized_expression(return_numpy=True),
+        "get_perturbation_masks": lambda: model.get_perturbation_masks(key_added=None),
+        "get_perturbation_effects": lambda: model.get_perturbation_effects(key_added=None),
+        "get_latent_programs": lambda: model.get_latent_programs(n_cells=None, key_added=None),
+        "predict_ate, all": lambda: model.predict_ate(key_added=None, **few),
+        "predict, 5 labels": lambda: model.predict(first),
+        "predict_interactions, 20 pairs": lambda: model.predict_interactions(pairs, **few),
+        "basal_leakage": lambda: scvi_sams.evaluation.basal_leakage(model, indices=every_cell),
+        "perturbation_similarity": lambda: scvi_sams.tl.perturbation_similarity(effects),
+        "pl.masks": lambda: scvi_sams.pl.masks(effects.abs().clip(0, 1)),
+    }
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """CPU seconds, the least of two."""
+    found = []
+    for _ in range(2):
+        start = time.process_time()
+        call()
+        found.append(time.process_time() - start)
+        plt.close("all")
+    return min(found)
+
+
+def main() -> None:
+    """Print a table for each axis."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    scvi.settings.seed = 0
+    base = {name: seconds(call) for name, call in calls(model_of(SMALL)).items()}
+    for axis in AXES:
+        columns = {FACTORS[0] * SMALL[axis]: base}
+        for factor in FACTORS[1:]:
+            sizes = SMALL | {axis: factor * SMALL[axis]}
+            columns[sizes[axis]] = {
+                name: seconds(call) for name, call in calls(model_of(sizes)).items()
+            }
+        table = pd.DataFrame(columns)
+        ratio = table.iloc[:, -1] / table.iloc[:, 0]
+        table["exponent"] = np.log(ratio) / np.log(FACTORS[-1])
+        print(f"\n{axis}\n{table.round(3).to_string()}", flush=True)
+
+
+if __name__ == "__main__":
+    plt.switch_backend("agg")
+    main()
