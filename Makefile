@@ -5,8 +5,9 @@
 #   make demo DEMO_ARGS=--quick   pass further arguments to demo/run.py
 #   make test PYTEST_ARGS="-k ate"
 #   make coverage                 the tests, and which lines and branches they take; below 95 % it fails
-#   make lint                     ruff, mypy and the layers; `make format` repairs what ruff can
+#   make lint                     ruff, mypy, spelling and the layers; `make format` repairs what ruff can
 #   make docs                     the documentation, in docs/_build/html
+#   make linkcheck                links within the documentation and between files; asks no network
 #   make setup                    only the environment, with all that development needs
 #   make audit                    known vulnerabilities of what is installed (asks a database over the network)
 #   make build                    source distribution and wheel, in dist/
@@ -50,7 +51,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test coverage docs lint format audit build clean distclean
+.PHONY: help setup demo test coverage docs linkcheck lint format audit build clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -77,10 +78,17 @@ docs: $(DOC_STAMP)
 	rm -rf docs/_build docs/api/generated docs/tutorials
 	$(ONE_THREAD) $(VENV_PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
+# A link to a page, heading or object that is not there is a warning, and so an error.
+linkcheck: $(DOC_STAMP)
+	rm -rf docs/_build/links docs/api/generated docs/tutorials
+	$(ONE_THREAD) $(VENV_PYTHON) -m sphinx -W --keep-going -b dummy docs docs/_build/links
+	$(ONE_THREAD) $(VENV_PYTHON) -m pytest tests/test_links.py
+
 lint: $(DEV_STAMP)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
+	$(VENV)/bin/codespell
 	$(VENV)/bin/lint-imports --no-logo
 
 format: $(DEV_STAMP)

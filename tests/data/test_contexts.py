@@ -45,7 +45,9 @@ def measured(model, adata=None):
 
 
 def told(caplog, level):
-    return [r.message for r in caplog.records if r.levelname == level and "ontext" in r.message]
+    return [
+        r.message for r in caplog.records if r.levelname == level and "context" in r.message.lower()
+    ]
 
 
 @pytest.fixture
