@@ -114,6 +114,26 @@ def of_contexts() -> dict[str, Axes]:
     return {"context_effects": pl.context_effects(train(adata, context_key="cell_type"))}
 
 
+def of_features() -> dict[str, Axes]:
+    """Weights of features, a third of which tell of mechanisms."""
+    adata = scvi_sams.datasets.simulate_screen(
+        n_genes=200,
+        n_perturbations=80,
+        cells_per_perturbation=40,
+        n_combinations=0,
+        n_latent=8,
+        mask_probability=0.3,
+        n_features=5,
+        n_noise_features=10,
+        feature_share=0.8,
+    )
+    scvi_sams.SAMSVAE.setup_anndata(adata)
+    table = adata.uns["perturbation_features"]
+    model = scvi_sams.SAMSVAE(adata, n_latent=12, perturbation_features=table)
+    model.train(enable_progress_bar=False)
+    return {"feature_importance": pl.feature_importance(tl.feature_importance(model))}
+
+
 def of_benchmark(adata: AnnData) -> dict[str, Axes]:
     """Baselines beside each other."""
     labels = adata.obs["perturbation"]
@@ -161,6 +181,7 @@ def main() -> None:
     save(of_targets())
     save(of_guides())
     save(of_contexts())
+    save(of_features())
     save(of_benchmark(adata))
     save(of_learning_curve(adata))
 
