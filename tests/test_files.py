@@ -40,7 +40,7 @@ def test_a_full_disk_is_an_error_and_does_not_end_python(tmp_path, limit):
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_what_is_written_is_what_anndata_reads(tmp_path, compression):
-    values = sparse.random(40, 7, 0.3, "csr", rng=np.random.default_rng(0))
+    values = sparse.random(40, 7, 0.3, "csr", random_state=np.random.default_rng(0))
     written = ad.AnnData(values, obsm={"Z": np.eye(40, 3)}, uns={"a": {"b": 1.5}})
     write_h5ad(written, tmp_path / "a.h5ad", compression=compression)
     found = ad.read_h5ad(tmp_path / "a.h5ad")
