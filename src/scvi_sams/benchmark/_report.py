@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import math
-import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from scvi_sams._files import write_whole
 from scvi_sams.benchmark._definitions import AXES, HEADLINES, define_metrics
 from scvi_sams.benchmark._methods import NEGATIVE_CONTROL, NO_CHANGE, POSITIVE_CONTROL
+from scvi_sams.pages._page import drawn, write_page
 from scvi_sams.plotting._benchmark import (
     benchmark_metric,
     benchmark_perturbations,
@@ -27,7 +19,6 @@ from scvi_sams.plotting._benchmark import (
 
 _CONTROLS = (NO_CHANGE, NEGATIVE_CONTROL, POSITIVE_CONTROL)
 _MOST_FAILURES = 50
-_NOTHING = "\N{EN DASH}"
 
 
 def write_report(
@@ -41,20 +32,11 @@ def write_report(
     failures: pd.DataFrame,
 ) -> None:
     """Write the tables of a result into the template beside this file."""
-    environment = Environment(
-        loader=PackageLoader("scvi_sams.benchmark", "."),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {
-        "anchor": lambda name: name.lower().replace(" ", "-"),
-        "as_table": _as_table,
-        "number": _number,
-    }
-    environment.tests["finite"] = math.isfinite
     methods = list(dict.fromkeys(summary["method"]))
-    page = environment.get_template("report.html.jinja").render(
+    write_page(
+        path,
+        "scvi_sams.benchmark",
+        "report.html.jinja",
         title=title,
         settings=settings,
         seconds=runs.groupby("method")["seconds"].mean(),
@@ -74,7 +56,6 @@ def write_report(
         ),
         definitions=_definitions(summary),
     )
-    write_whole(Path(path), lambda partial: partial.write_text(page, encoding="utf-8"))
 
 
 def _headlines(summary: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
@@ -98,13 +79,6 @@ def _headlines(summary: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     return columns
 
 
-def _number(value: float) -> str:
-    if not np.isfinite(value):
-        return _NOTHING
-    text = f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
 def _specificity_figures(summary: pd.DataFrame) -> list[dict[str, str]]:
     figures = []
     for fit, specificity, mode in (
@@ -114,7 +88,7 @@ def _specificity_figures(summary: pd.DataFrame) -> list[dict[str, str]]:
     ):
         if {fit, specificity} <= set(summary.loc[summary["mode"] == mode, "metric"]):
             draw = partial(benchmark_specificity, summary, fit, specificity, mode=mode)
-            figures.append(_svg(draw, (3.9, 5.0), f"{fit} against {specificity} of every method"))
+            figures.append(drawn(draw, (3.9, 5.0), f"{fit} against {specificity} of every method"))
     return figures
 
 
@@ -122,7 +96,7 @@ def _metric_figures(summary: pd.DataFrame) -> list[dict[str, str]]:
     known = summary.groupby(["mode", "metric", "over"])["mean_of_succeeded"]
     n_methods = known.size()[known.count() > 0]
     return [
-        _svg(
+        drawn(
             partial(benchmark_metric, summary, metric, mode=mode),
             (3.9, 0.8 + 0.24 * n_methods[mode, metric, over]),
             f"{metric} ({mode}) of every method",
@@ -138,7 +112,7 @@ def _perturbation_figures(scores: pd.DataFrame, summary: pd.DataFrame) -> list[d
     metric, mode = next((key for key in keys if key in present), ("", None))
     known = scores[(scores["metric"] == metric) & scores["value"].notna()]
     return [
-        _svg(
+        drawn(
             partial(benchmark_perturbations, scores, method, metric, mode=mode),
             (3.0, 3.1),
             f"{metric} of every perturbation, {method} against {NEGATIVE_CONTROL}",
@@ -156,30 +130,3 @@ def _definitions(summary: pd.DataFrame) -> pd.DataFrame:
         .drop(columns="chance")
         .rename(columns={"higher_is_better": "better"})
     )
-
-
-def _as_table(frame: pd.DataFrame, wrap: bool) -> str:
-    with pd.option_context("display.max_colwidth", None):
-        # pandas escapes what is in the cells.
-        return frame.to_html(
-            index=False,
-            border=0,
-            justify="left",
-            classes=["wrap"] * wrap,
-            float_format=_number,
-            na_rep=_NOTHING,
-        )
-
-
-def _svg(draw: Callable[..., Axes], size: tuple[float, float], description: str) -> dict[str, str]:
-    """Draw as SVG, from within its first tag on, and say what it shows."""
-    figure = Figure(figsize=size, layout="constrained")
-    draw(ax=figure.subplots())
-    buffer = io.StringIO()
-    # Without metadata, which would refer to other places by address.
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
-    svg = buffer.getvalue()
-    # Inside HTML the names of the formats are known.
-    svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg[svg.index("<svg") + 4 :])
-    return {"description": description, "svg": svg}
