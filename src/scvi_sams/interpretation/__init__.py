@@ -7,6 +7,7 @@ from scvi_sams.interpretation._calls import called_masks, entry_q_values
 from scvi_sams.interpretation._context_interactions import context_interactions
 from scvi_sams.interpretation._contexts import context_effects
 from scvi_sams.interpretation._decoys import decoy_check
+from scvi_sams.interpretation._export import export
 from scvi_sams.interpretation._features import feature_importance
 from scvi_sams.interpretation._guides import guide_efficacy
 from scvi_sams.interpretation._interactions import genetic_interactions, observed_interactions
@@ -24,6 +25,7 @@ __all__ = [
     "context_interactions",
     "decoy_check",
     "entry_q_values",
+    "export",
     "feature_importance",
     "gene_ranking",
     "genetic_interactions",
