@@ -167,7 +167,7 @@ def _has_names(table: pd.DataFrame) -> bool:
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    label = table.index.name or "gene"
+    label = str(table.index.name or "gene")
     has_names = _has_names(table)
     write_whole(path, lambda part: table.to_csv(part, index=has_names, index_label=label))
 
@@ -176,7 +176,7 @@ def _write_workbook(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
     def write(part: Path) -> None:
         with pd.ExcelWriter(part, engine="openpyxl") as book:
             for name, table in tables.items():
-                label = table.index.name or "gene"
+                label = str(table.index.name or "gene")
                 has_names = _has_names(table)
                 table.to_excel(
                     book, sheet_name=name, index=has_names, index_label=label, freeze_panes=(1, 1)

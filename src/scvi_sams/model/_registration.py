@@ -25,7 +25,7 @@ from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_R
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.counts._validation import validate_expression
 from scvi_sams.data._contexts import ContextField
-from scvi_sams.data._covariates import validate_size_factor
+from scvi_sams.data._covariates import check_genes, validate_size_factor
 from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.data._guides import GuideField
 from scvi_sams.data._manager import ScreenManager
@@ -189,16 +189,30 @@ def check_registered(
         )
 
 
-def data_to_read(own: AnnData | None, adata: AnnData | None) -> AnnData:
-    """Return the cells that a method is to read: those given, or a model's own."""
-    target = own if adata is None else adata
+def data_to_read(model: BaseModelClass, adata: AnnData | None) -> AnnData:
+    """Return the cells that a method is to read: those given, or a model's own.
+
+    The model's own must be unchanged, others must have its genes.
+    """
+    target = model.adata if adata is None else adata
     if target is None:
         raise RegistrationError(
             "The model was loaded without cells. Pass `adata`: cells with the same genes."
         )
     check_anndata(RegistrationError, adata=target)
     # One of a file cannot be copied by anndata.
-    return target.to_memory() if target.is_view and target.isbacked else target
+    target = target.to_memory() if target.is_view and target.isbacked else target
+    if target is model.adata:
+        model._values.check_unchanged(model.adata_manager)
+    else:
+        check_genes(target, model.get_var_names())
+        own_managers = model._per_instance_manager_store.get(model.id, {})
+        model._values.forget_if_changed(own_managers, target)
+    if target.is_view and model.adata_manager is not None:
+        # scvi-tools makes data of its own out of a view before it reads anything.
+        model.adata_manager.check_fields(target, model.adata_manager.registry)
+        model._values.validate(target)
+    return target
 
 
 def validate_values(adata: AnnData, given: dict[str, Any], *, counts: bool) -> None:

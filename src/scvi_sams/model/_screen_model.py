@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
@@ -15,7 +16,6 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._torch import check_single_precision
 from scvi_sams.counts._validation import unchanged_on_error
 from scvi_sams.data._contexts import ContextField
-from scvi_sams.data._covariates import check_genes
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.data._manager import ADATA_LOCK
 from scvi_sams.features._table import FeatureTable
@@ -37,6 +37,7 @@ from scvi_sams.model._registration import (
     sizes_for_module,
 )
 from scvi_sams.model._saving import load_whole, save_whole
+from scvi_sams.model._summary import headline, summary_table
 from scvi_sams.model._training import training_arguments
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import given
@@ -99,9 +100,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             gene_likelihood=gene_likelihood,
             **module_kwargs,
         )
-        of_screen = f"{summary.n_perturbations} perturbations, {summary.n_vars} genes"
-        name = type(self).__name__
-        self._model_summary_string = f"{name}: {of_screen}, likelihood {gene_likelihood}."
+        self._model_summary_string = headline(self)
 
     @property
     def perturbations(self) -> list[str]:
@@ -217,17 +216,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Register other data by name where needed, and check that values are unchanged."""
-        target = data_to_read(self.adata, adata)
-        if target is self.adata:
-            self._values.check_unchanged(self.adata_manager)
-        else:
-            check_genes(target, self.get_var_names())
-            own_managers = self._per_instance_manager_store.get(self.id, {})
-            self._values.forget_if_changed(own_managers, target)
-        if target.is_view and self.adata_manager is not None:
-            # scvi-tools makes data of its own out of a view before it reads anything.
-            self.adata_manager.check_fields(target, self.adata_manager.registry)
-            self._values.validate(target)
+        target = data_to_read(self, adata)
         with ADATA_LOCK, unchanged_on_error(target):
             validated = super()._validate_anndata(target, copy_if_view=copy_if_view)
             self._values.validate_once(self.get_anndata_manager(validated, required=True))
@@ -426,6 +415,16 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     def keep_provenance(self, adata: AnnData, key: str) -> None:
         """Write in ``adata.uns["sams_provenance"]``, as JSON, what made the result ``key``."""
         keep_record(adata, key, self.provenance)
+
+    def summary(self) -> pd.DataFrame:
+        """Tabulate ``"screen"``, ``"model"``, ``"training"``, ``"masks"`` in use and ``"warnings"``.
+
+        Examples
+        --------
+        >>> model.summary().loc[("screen", "control cells"), "value"]
+        '200'
+        """
+        return summary_table(self)
 
     def card(self, *, description: str | None = None, license: str | None = None) -> str:
         """Describe the model in Markdown: data, settings, trainings, versions and limits.

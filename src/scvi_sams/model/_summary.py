@@ -1,0 +1,145 @@
+"""What a model is, how its training went and what to look at, in a table of some lines."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.data._contexts import ContextField
+from scvi_sams.data._field import PerturbationField
+from scvi_sams.data._guides import GuideField
+from scvi_sams.features._table import FeatureTable
+
+if TYPE_CHECKING:
+    from scvi_sams.model._screen_model import ScreenModel
+
+_FEW_CELLS = 50
+"""As ``min_cells`` of ``tl.perturbation_hits``: effects of fewer are shrunken and masks unsure."""
+_COLUMNS = {
+    "labels": "perturbation_key",
+    "labels (matrix)": "dosage_obsm_key",
+    "doses": "dosage_key",
+    "layer": "layer",
+    "batches": "batch_key",
+    "categorical covariates": "categorical_covariate_keys",
+    "continuous covariates": "continuous_covariate_keys",
+    "size factors": "size_factor_key",
+}
+
+
+def headline(model: ScreenModel) -> str:
+    """Say in a line what a model is, as scvi-tools prints it."""
+    sizes = model.summary_stats
+    of_screen = f"{sizes.n_perturbations} perturbations, {sizes.n_vars} genes"
+    return f"{type(model).__name__}: {of_screen}, likelihood {model.gene_likelihood}."
+
+
+def summary_table(model: ScreenModel) -> pd.DataFrame:
+    """Return the lines of a summary, as ``summary`` describes them."""
+    parts = {
+        "screen": _screen(model),
+        "model": _settings(model),
+        "training": _trainings(model),
+        "masks": _masks(model),
+        "warnings": enumerate(_warnings(model), start=1),
+    }
+    rows = [(part, str(item), value) for part, lines in parts.items() for item, value in lines]
+    table = pd.DataFrame(rows, columns=["part", "item", "value"])
+    return table.set_index(["part", "item"])
+
+
+def _screen(model: ScreenModel) -> Iterator[tuple[str, str]]:
+    sizes = model.summary_stats
+    state = model._state(REGISTRY_KEYS.PERTURBATIONS)
+    yield "cells", f"{sizes['n_cells']:,}"
+    yield "genes", f"{sizes['n_vars']:,}"
+    yield "control cells", f"{state[PerturbationField.N_CONTROL_KEY]:,}"
+    counts = np.asarray(state[PerturbationField.CELLS_PER_PERTURBATION_KEY])
+    spread = f"{counts.min():,} / {int(np.median(counts)):,} / {counts.max():,}"
+    yield "perturbations", f"{len(counts):,} ({spread} cells, min / median / max)"
+    yield "combinations", f"{state[PerturbationField.N_COMBINATIONS_KEY]:,}"
+    if model.unmeasured:
+        yield "perturbations without cells", f"{len(model.unmeasured):,}, known by features"
+    setup = model._setup_arguments
+    for item, argument in _COLUMNS.items():
+        if setup[argument]:
+            yield item, _text(setup[argument])
+    guides = model._state(REGISTRY_KEYS.GUIDES)
+    if guides:
+        yield "guides", f"{len(guides[GuideField.NAMES_KEY]):,} ({setup['guide_key']})"
+    if model._state(REGISTRY_KEYS.CONTEXTS).get(ContextField.LEVELS_KEY) is not None:
+        yield "contexts", f"{', '.join(model.contexts)} ({setup['context_key']})"
+
+
+def _settings(model: ScreenModel) -> Iterator[tuple[str, str]]:
+    """Class, size and likelihood, and what else is not as by default."""
+    yield "class", type(model).__name__
+    yield "latent dimensions", str(model.module.n_latent)
+    yield "likelihood", model.gene_likelihood
+    defaults = inspect.signature(type(model).__init__).parameters
+    for name, value in model.provenance["settings"].items():
+        is_default = name in defaults and value == defaults[name].default
+        if not is_default and name not in ("n_latent", "gene_likelihood"):
+            yield name, _text(value)
+
+
+def _trainings(model: ScreenModel) -> Iterator[tuple[str, str]]:
+    if not model.trainings_:
+        yield "state", "trained by an earlier version" if model.is_trained else "not trained"
+        return
+    if len(model.trainings_) > 1:
+        yield "trainings", f"{len(model.trainings_)}, of which this is the last"
+    last = model.trainings_[-1]
+    yield "training cells", f"{last['n_training_cells']:,}"
+    yield "epochs", str(last["n_epochs"])
+    yield "ending", last.get("ending", "not on record")
+    yield "seed", "not set" if last["seed"] is None else str(last["seed"])
+    for name, value in last["settings"].items():
+        yield name, _text(value)
+
+
+def _masks(model: ScreenModel) -> Iterator[tuple[str, str]]:
+    """How many entries are more likely on than off; nothing of models that have no masks."""
+    if not model.is_trained or not hasattr(model, "get_perturbation_masks"):
+        return
+    is_on = model.get_perturbation_masks(key_added=None).to_numpy() > 0.5
+    yield "entries more likely on than off", f"{is_on.sum():,} of {is_on.size:,}"
+    yield "latent dimensions in use", f"{is_on.any(axis=0).sum()} of {is_on.shape[1]}"
+    yield "perturbations with an entry", f"{is_on.any(axis=1).sum():,} of {len(is_on):,}"
+
+
+def _warnings(model: ScreenModel) -> Iterator[str]:
+    if not model.is_trained:
+        yield "The model is not trained: what it says means nothing yet."
+        return
+    if model.trainings_ and "Interrupted." in model.trainings_[-1].get("ending", ""):
+        yield "Training was interrupted: masks and effects are less trained than they should be."
+    counts = model.module.cells_per_perturbation.cpu().numpy()
+    without, few = int((counts == 0).sum()), int(((counts > 0) & (counts < _FEW_CELLS)).sum())
+    if without:
+        yield f"{without:,} perturbations have no training cells: nothing is known of them."
+    if few:
+        yield (
+            f"{few:,} perturbations have fewer than {_FEW_CELLS} training cells: their effects are "
+            "shrunken and their masks unsure."
+        )
+    share = model.module.diagnostics().get("active_masks")
+    if share == 0:
+        yield "All masks are off: the model has found no effect of any perturbation."
+    elif share == 1:
+        yield "All masks are on: they tell no perturbation from another."
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, FeatureTable):
+        return f"{len(value):,} perturbations x {value.n_features:,} features"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {_text(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple | np.ndarray):
+        return ", ".join(map(str, value))
+    return str(value)
