@@ -105,6 +105,8 @@ build: $(DEV_STAMP)
 	$(VENV_PYTHON) -m build
 	$(VENV_PYTHON) -m zipfile -l dist/*.whl | grep scvi_sams/py.typed
 	$(VENV_PYTHON) -m zipfile -l dist/*.whl | grep scvi_sams/benchmark/report.html.jinja
+	$(VENV_PYTHON) -m zipfile -l dist/*.whl | grep scvi_sams/pages/page.html.jinja
+	$(VENV_PYTHON) -m zipfile -l dist/*.whl | grep scvi_sams/cli/summary.html.jinja
 
 $(VENV_PYTHON):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -146,3 +146,11 @@ def test_more_rows_than_can_be_ordered_optimally_are_ordered_by_groups():
     image = plotting.masks(many).images[0].get_array()
     columns = np.argsort(-rows.sum(axis=0), kind="stable")
     np.testing.assert_allclose(image, rows[order_of_rows(rows)][:, columns])
+
+
+def test_as_many_perturbations_as_dimensions_of_which_none_is_called():
+    """A square of zeros is no table of distances."""
+    nothing = pd.DataFrame(np.zeros((4, 4), dtype=bool), index=list("ABCD"), columns=list("wxyz"))
+    table = shown(plotting.masks(nothing))
+    assert sorted(table.index) == list("ABCD")
+    assert (table == 0).all(axis=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import pdist
 from sklearn.cluster import KMeans
 
 MOST_FOR_OPTIMAL_ORDER = 500
@@ -21,7 +22,8 @@ def order_of_rows(rows: np.ndarray) -> np.ndarray:
     if len(rows) < 3:
         return np.arange(len(rows))
     if len(rows) <= MOST_FOR_OPTIMAL_ORDER:
-        return leaves_list(linkage(rows, method="average", optimal_ordering=True))
+        # Distances first: a square table of zeros would be taken for distances itself.
+        return leaves_list(linkage(pdist(rows), method="average", optimal_ordering=True))
     n_groups = min(_N_GROUPS, len(np.unique(rows, axis=0)))
     groups = KMeans(n_groups, n_init=1, random_state=_SEED).fit(rows)
     along = order_of_rows(groups.cluster_centers_)

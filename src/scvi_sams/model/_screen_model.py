@@ -417,7 +417,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         keep_record(adata, key, self.provenance)
 
     def summary(self) -> pd.DataFrame:
-        """Tabulate ``"screen"``, ``"model"``, ``"training"``, ``"masks"`` in use and ``"warnings"``.
+        """Tabulate the ``"screen"``, ``"model"``, ``"training"``, ``"masks"`` and ``"warnings"``.
 
         Examples
         --------

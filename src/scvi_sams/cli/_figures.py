@@ -1,0 +1,209 @@
+"""The figures of a run, as files and as parts of its summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scvi_sams._constants import RESULT_KEYS
+from scvi_sams._fdr import within
+from scvi_sams._files import write_whole
+from scvi_sams.data._field import registered_labels
+from scvi_sams.exceptions import SAMSError
+from scvi_sams.model._mechanisms import LatentShiftMixin
+from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.pages._page import as_svg
+from scvi_sams.plotting._contexts import context_effects
+from scvi_sams.plotting._diagnostics import training_curves
+from scvi_sams.plotting._genes import effect_volcano, program_genes
+from scvi_sams.plotting._guides import guide_efficacy
+from scvi_sams.plotting._latent import latent
+from scvi_sams.plotting._matrices import direct_effects, masks
+
+logger = logging.getLogger("scvi.sams")
+
+_NAMES = (
+    "volcanoes", "masks", "programs", "direct_effects", "guides", "contexts", "latent", "training",
+)  # fmt: skip
+_MOST_CELLS = 5000
+"""In a UMAP: more take minutes and look the same."""
+_MOST_PANELS = 6
+_MOST_COLOURS = 8
+_SEED = 0
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+class RunFigure(NamedTuple):
+    """A figure, and what it shows."""
+
+    name: str
+    caption: str
+    svg: dict[str, str]
+
+
+def draw_figures(
+    model: PerturbationModel, tables: Tables, fdr: float, folder: Path
+) -> list[RunFigure]:
+    """Draw what a model and its tables can fill, write it as PNG, and return it for the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _NAMES:  # of an earlier run
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    drawn = []
+    for name, caption, draw in _drawings(model, tables, fdr):
+        try:
+            figure = draw()
+        except SAMSError as error:  # no guide, context or direct effect is called
+            logger.info(f"There is no figure {name!r}: {error}")
+            continue
+        write_whole(
+            folder / f"{name}.png",
+            lambda partial, one=figure: one.savefig(partial, dpi=150, bbox_inches="tight"),
+        )
+        drawn.append(RunFigure(name, caption, as_svg(figure, caption)))
+        plt.close(figure)
+    return drawn
+
+
+def _drawings(
+    model: PerturbationModel, tables: Tables, fdr: float
+) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
+    """Names of figures, what they show, and how they are drawn."""
+    names = tables["hits"].index
+    yield (
+        "volcanoes",
+        "Effects on genes of the perturbations with the largest effects; coloured genes are surer "
+        "than two posterior standard deviations.",
+        lambda: _volcanoes(model.adata, names),
+    )
+    if "masks" in tables:
+        called = called_entries(tables, fdr)
+        yield (
+            "masks",
+            "Effects on latent dimensions, entries called by the masks and by a test on the cells.",
+            lambda: _figure(masks(called, effects=tables["effects_mean"])),
+        )
+    if "programs" in tables:
+        yield (
+            "programs",
+            "Genes that change most with the latent dimensions that perturbations move most.",
+            lambda: _programs(tables, fdr),
+        )
+    if "direct_effects" in tables:
+        yield (
+            "direct_effects",
+            "Effects on single genes beside the latent state; a dot marks a sure sign.",
+            lambda: _figure(direct_effects(model.get_direct_effects(key_added=None))),  # type: ignore[attr-defined]
+        )
+    if "guides" in tables:
+        yield (
+            "guides",
+            "Guides, those of a perturbation together.",
+            lambda: _figure(guide_efficacy(tables["guides"])),
+        )
+    if "contexts" in tables:
+        yield (
+            "contexts",
+            "Sizes of effects in contexts; a dot marks where one differs from the others.",
+            lambda: _figure(context_effects(tables["contexts"])),
+        )
+    yield (
+        "latent",
+        "UMAP of the cells, without and with the effects of their perturbations.",
+        lambda: _latent(model, names),
+    )
+    yield (
+        "training",
+        "Terms of the objective over the epochs.",
+        lambda: _figure(training_curves(model.history)[0]),
+    )
+
+
+def called_entries(tables: Tables, fdr: float) -> pd.DataFrame:
+    """Mask entries that masks and test call, as ``tl.called_masks`` does."""
+    q_values, probability = tables["mask_q_values"], tables["masks"].to_numpy()
+    called = within(q_values.to_numpy(), fdr)
+    table = pd.DataFrame(called, index=q_values.index, columns=q_values.columns)
+    table.attrs["expected_false"] = float(1 - probability[called].mean()) if called.any() else 0.0
+    return table
+
+
+def strongest_latents(tables: Tables, fdr: float) -> list[str]:
+    """Latent dimensions that change genes, in the order of the effects that are called on them.
+
+    All effects count where a model has no masks.
+    """
+    effects = tables["effects_mean"].abs()
+    size = (effects.where(called_entries(tables, fdr), 0) if "masks" in tables else effects).sum()
+    is_used = (size > 0) & (tables["programs"].abs().sum() > 0)
+    return [str(name) for name in size[is_used].sort_values(ascending=False).index]
+
+
+def _figure(ax: Axes) -> Figure:
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def _panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    n_columns = min(n, 3)
+    n_rows = -(-n // n_columns)
+    figure = Figure(figsize=(width * n_columns, height * n_rows), layout="constrained")
+    panels = list(np.ravel(figure.subplots(n_rows, n_columns, squeeze=False)))
+    for unused in panels[n:]:
+        figure.delaxes(unused)
+    return figure, panels[:n]
+
+
+def _volcanoes(adata: AnnData, names: pd.Index) -> Figure:
+    stored = adata.uns[RESULT_KEYS.ATE]
+    chosen = names[:_MOST_PANELS]
+    rows = pd.Index(stored["perturbations"]).get_indexer(chosen)
+    ate = AnnData(
+        stored["effect"][rows],
+        obs=pd.DataFrame(index=chosen.astype(str)),
+        var=pd.DataFrame(index=stored["genes"]),
+        layers={"standard_error": stored["standard_error"][rows]},
+        uns={"ate": {key: stored[key] for key in ("units", "n_posterior_samples")}},
+    )
+    figure, panels = _panels(len(chosen), 3.6, 3.4)
+    for ax, name in zip(panels, ate.obs_names, strict=True):
+        effect_volcano(ate, name, label_top=8, ax=ax)
+    return figure
+
+
+def _programs(tables: Tables, fdr: float) -> Figure:
+    chosen = strongest_latents(tables, fdr)[:_MOST_PANELS]
+    if not chosen:
+        raise SAMSError("Perturbations move no latent dimension that changes a gene.")
+    figure, panels = _panels(len(chosen), 3.0, 3.4)
+    for ax, name in zip(panels, chosen, strict=True):
+        program_genes(tables["programs"], name, n_genes=15, ax=ax)
+    return figure
+
+
+def _latent(model: PerturbationModel, names: pd.Index) -> Figure:
+    adata = model.adata
+    basis = [RESULT_KEYS.LATENT]
+    if isinstance(model, LatentShiftMixin):
+        basis.append(RESULT_KEYS.LATENT_PERTURBED)
+    labels = registered_labels(model.adata_manager)
+    n_shown = min(_MOST_CELLS, adata.n_obs)
+    cells = np.random.default_rng(_SEED).choice(adata.n_obs, n_shown, replace=False)
+    shown = AnnData(
+        obs=pd.DataFrame({"perturbation": labels.canonical[cells]}, index=cells.astype(str)),
+        obsm={key: adata.obsm[key][cells] for key in basis},
+    )
+    carried = set(shown.obs["perturbation"])
+    strongest = [name for name in names if name in carried][:_MOST_COLOURS]
+    highlight = [labels.control] * (labels.control in carried) + strongest
+    return _figure(latent(shown, basis=basis, highlight=highlight or None)[0])
