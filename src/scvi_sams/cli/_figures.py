@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,10 +66,8 @@ def draw_figures(
         except SAMSError as error:  # no guide, context or direct effect is called
             logger.info(f"There is no figure {name!r}: {error}")
             continue
-        write_whole(
-            folder / f"{name}.png",
-            lambda partial, one=figure: one.savefig(partial, dpi=150, bbox_inches="tight"),
-        )
+        settings = {"dpi": 150, "bbox_inches": "tight"}
+        write_whole(folder / f"{name}.png", partial(figure.savefig, **settings))
         drawn.append(RunFigure(name, caption, as_svg(figure, caption)))
         plt.close(figure)
     return drawn
@@ -102,7 +101,7 @@ def _drawings(
         yield (
             "direct_effects",
             "Effects on single genes beside the latent state; a dot marks a sure sign.",
-            lambda: _figure(direct_effects(model.get_direct_effects(key_added=None))),  # type: ignore[attr-defined]
+            lambda: _figure(direct_effects(model.get_direct_effects(key_added=None))),
         )
     if "guides" in tables:
         yield (

@@ -16,6 +16,7 @@ from scvi_sams.pages._page import write_page
 
 _MOST_ROWS = 50
 _MOST_LATENTS = 12
+_MOST_GENES = 8
 _HITS = {
     "is_hit": "hit",
     "n_cells": "cells",
@@ -101,9 +102,9 @@ def _mechanisms(tables: Mapping[str, pd.DataFrame], fdr: float) -> pd.DataFrame 
         movers = effects.loc[called[name], name].sort_values(key=abs, ascending=False)
         row: dict[str, Any] = {"latent": name.replace("_", " ")}
         row["perturbations"] = ", ".join(f"{who} ({by:+.1f})" for who, by in movers.items())
-        for title, direction in (("genes up", "up"), ("genes down", "down")):
-            genes = top_genes(tables["programs"][[name]], 8, direction=direction)
-            row[title] = ", ".join(genes["gene"])
+        program = tables["programs"][[name]]
+        row["genes up"] = ", ".join(top_genes(program, _MOST_GENES, direction="up")["gene"])
+        row["genes down"] = ", ".join(top_genes(program, _MOST_GENES, direction="down")["gene"])
         rows.append(row)
     columns = ["latent", "perturbations", "genes up", "genes down"]
     return pd.DataFrame(rows, columns=columns)

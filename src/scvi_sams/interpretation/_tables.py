@@ -82,7 +82,7 @@ def _filled(
     def key(name: str) -> str | None:
         return name if keep else None
 
-    draws = {
+    draws: dict[str, Any] = {
         "n_samples": sampling.n_samples,
         "n_posterior_samples": sampling.n_posterior_samples,
     }

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scvi.model.base import BaseModelClass
 
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.data._contexts import ContextField
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.data._guides import GuideField
 from scvi_sams.features._table import FeatureTable
-
-if TYPE_CHECKING:
-    from scvi_sams.model._screen_model import ScreenModel
 
 _FEW_CELLS = 50
 """As ``min_cells`` of ``tl.perturbation_hits``: effects of fewer are shrunken and masks unsure."""
@@ -32,14 +30,14 @@ _COLUMNS = {
 }
 
 
-def headline(model: ScreenModel) -> str:
+def headline(model: BaseModelClass) -> str:
     """Say in a line what a model is, as scvi-tools prints it."""
     sizes = model.summary_stats
     of_screen = f"{sizes.n_perturbations} perturbations, {sizes.n_vars} genes"
     return f"{type(model).__name__}: {of_screen}, likelihood {model.gene_likelihood}."
 
 
-def summary_table(model: ScreenModel) -> pd.DataFrame:
+def summary_table(model: BaseModelClass) -> pd.DataFrame:
     """Return the lines of a summary, as ``summary`` describes them."""
     parts = {
         "screen": _screen(model),
@@ -53,7 +51,7 @@ def summary_table(model: ScreenModel) -> pd.DataFrame:
     return table.set_index(["part", "item"])
 
 
-def _screen(model: ScreenModel) -> Iterator[tuple[str, str]]:
+def _screen(model: BaseModelClass) -> Iterator[tuple[str, str]]:
     sizes = model.summary_stats
     state = model._state(REGISTRY_KEYS.PERTURBATIONS)
     yield "cells", f"{sizes['n_cells']:,}"
@@ -76,7 +74,7 @@ def _screen(model: ScreenModel) -> Iterator[tuple[str, str]]:
         yield "contexts", f"{', '.join(model.contexts)} ({setup['context_key']})"
 
 
-def _settings(model: ScreenModel) -> Iterator[tuple[str, str]]:
+def _settings(model: BaseModelClass) -> Iterator[tuple[str, str]]:
     """Class, size and likelihood, and what else is not as by default."""
     yield "class", type(model).__name__
     yield "latent dimensions", str(model.module.n_latent)
@@ -88,7 +86,7 @@ def _settings(model: ScreenModel) -> Iterator[tuple[str, str]]:
             yield name, _text(value)
 
 
-def _trainings(model: ScreenModel) -> Iterator[tuple[str, str]]:
+def _trainings(model: BaseModelClass) -> Iterator[tuple[str, str]]:
     if not model.trainings_:
         yield "state", "trained by an earlier version" if model.is_trained else "not trained"
         return
@@ -103,7 +101,7 @@ def _trainings(model: ScreenModel) -> Iterator[tuple[str, str]]:
         yield name, _text(value)
 
 
-def _masks(model: ScreenModel) -> Iterator[tuple[str, str]]:
+def _masks(model: BaseModelClass) -> Iterator[tuple[str, str]]:
     """How many entries are more likely on than off; nothing of models that have no masks."""
     if not model.is_trained or not hasattr(model, "get_perturbation_masks"):
         return
@@ -113,7 +111,7 @@ def _masks(model: ScreenModel) -> Iterator[tuple[str, str]]:
     yield "perturbations with an entry", f"{is_on.any(axis=1).sum():,} of {len(is_on):,}"
 
 
-def _warnings(model: ScreenModel) -> Iterator[str]:
+def _warnings(model: BaseModelClass) -> Iterator[str]:
     if not model.is_trained:
         yield "The model is not trained: what it says means nothing yet."
         return
