@@ -82,6 +82,7 @@ def test_genes_are_those_called_and_the_best_founded_of_them(model, tmp_path):
     listed = genes.groupby("perturbation")["rank"].max().reindex(n_called.index).fillna(0)
     assert listed.tolist() == n_called.clip(upper=3).tolist()
     assert genes["proba_de"].min() > 0.5
+    assert genes["adj_p_value"].max() <= 0.1 + 1e-6
     for _, of_one in genes.groupby("perturbation"):
         assert of_one["rank"].tolist() == list(range(1, len(of_one) + 1))
         assert of_one["proba_de"].is_monotonic_decreasing

@@ -51,6 +51,7 @@ _OF_GENES = {
     "lfc_std": "log_fc_sd",
     "lfc_error": "log_fc_error",
     "proba_de": "proba_de",
+    "adj_p_value": "adj_p_value",
     "scale1": "mean_perturbed",
     "scale2": "mean_control",
 }

@@ -22,7 +22,7 @@ from scvi_sams._checks import (
     check_number,
 )
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams._fdr import active_at_fdr
+from scvi_sams._fdr import mask_q_values, within
 from scvi_sams._torch import fixed_seed
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import (
@@ -262,6 +262,22 @@ def check_groups(
         raise SAMSError("Pass either `idx1` (and `idx2`) or groups, not both.")
 
 
+def check_none_of_cells(
+    mode: str,
+    batch_correction: bool,
+    batchid1: Sequence[str] | None,
+    batchid2: Sequence[str] | None,
+    further: dict[str, Any],
+) -> None:
+    """Raise an error if perturbations are compared with arguments that are of groups of cells."""
+    if mode == "vanilla" or further or batch_correction or batchid1 or batchid2:
+        raise SAMSError(
+            "`mode='vanilla'`, batches and arguments for scvi-tools "
+            f"({', '.join(further) or 'none were given'}) are of comparisons of cells: pass "
+            "`groupby` or `idx1`."
+        )
+
+
 def groups_of_cells(
     adata: AnnData,
     groupby: str | None,
@@ -319,8 +335,11 @@ def table_of_comparisons(
             table = table.sort_values("lfc_z", key=np.abs, ascending=False, kind="stable")
         table = table.sort_values(key, ascending=False, kind="stable")
         if mode == "change":
-            active = active_at_fdr(table["proba_de"].to_numpy(), fdr_target)
-            table[f"is_de_fdr_{fdr_target}"] = active
+            q_values = mask_q_values(table["proba_de"].to_numpy())
+            table[f"is_de_fdr_{fdr_target}"] = within(q_values, fdr_target)
+            table["log_fc"] = table["lfc_mean"]
+            table["adj_p_value"] = q_values
+        table["variable"] = table.index
         comparison = f"{name1} vs {name2}"
         tables.append(table.assign(comparison=comparison, group1=name1, group2=name2))
     return pd.concat(tables)

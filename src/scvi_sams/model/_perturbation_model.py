@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 
 from scvi_sams._checks import as_names, check_choice, check_key, check_number
-from scvi_sams._constants import REGISTRY_KEYS, RESULT_KEYS
+from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._rows import rows_as_asked
 from scvi_sams.model._average_effects import EffectSettings, average_effects, keep_effects
@@ -26,15 +26,9 @@ from scvi_sams.model._counterfactual import (
     measured_combinations,
 )
 from scvi_sams.model._descriptions import cells_with_effects, control_cells, description_of_cells
-from scvi_sams.model._differential import (
-    check_comparison,
-    check_groups,
-    compare_cells,
-    compare_perturbations,
-    groups_of_cells,
-    table_of_comparisons,
-)
+from scvi_sams.model._differential_table import differential_table
 from scvi_sams.model._responses import Among, response_rates
+from scvi_sams.module._settings import given
 
 
 class PerturbationModel(CellModel):
@@ -336,6 +330,7 @@ class PerturbationModel(CellModel):
         fdr_target: float = 0.05,
         pseudocounts: float | None = None,
         n_samples: int = 5000,
+        key_added: str | None = None,
         **kwargs: Any,
     ) -> pd.DataFrame:
         """Find genes whose expression differs between two perturbations, or two groups of cells.
@@ -390,6 +385,11 @@ class PerturbationModel(CellModel):
         n_samples
             For perturbations: draws of a control cell, ten for each draw of masks and effects.
             Where a mask's probability is near ``1 - fdr_target``, calls vary; with more draws less.
+        key_added
+            Key of ``adata.uns`` for what scanpy's ``rank_genes_groups`` functions read; their
+            default is ``"rank_genes_groups"``. ``scores`` are ``lfc_z``. ``pvals`` are **no
+            frequentist p-values** but posterior errors, ``proba_not_de``, the probability that the
+            gene does not change so in this direction, and ``pvals_adj`` is ``adj_p_value``.
         **kwargs
             For groups of cells: to ``scvi.model.base.DifferentialComputation.get_bayes_factors``.
 
@@ -401,7 +401,10 @@ class PerturbationModel(CellModel):
         ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``; ``lfc_error``, the standard error
         that (Poisson) counts in so many cells leave a log2 fold change, and ``lfc_z``, ``lfc_mean``
         in units of it; ``raw_mean1``, ``raw_mean2``, ``non_zeros_proportion1``,
-        ``non_zeros_proportion2``; ``is_de_fdr_0.05``, ``comparison``, ``group1``, ``group2``. With
+        ``non_zeros_proportion2``; ``is_de_fdr_0.05``, ``comparison``, ``group1``, ``group2``. For
+        pertpy ``variable`` (gene), ``log_fc`` (``lfc_mean``) and ``adj_p_value``: the mean
+        posterior error of all genes at least as likely, and so the smallest false discovery rate
+        at which the gene is called, from posterior probabilities and not from a test. With
         ``mode="vanilla"`` ``proba_m1`` and ``proba_m2`` in place of probabilities of a change.
 
         Raises
@@ -424,27 +427,6 @@ class PerturbationModel(CellModel):
         >>> genes["proba_de"].is_monotonic_decreasing
         True
         """
-        check_comparison(self.module.likelihood, mode, delta, fdr_target, pseudocounts, n_samples)
-        check_groups(groupby, group1, group2, idx1, idx2)
-        self._check_if_trained(warn=True)
-        adata = self._validate_anndata(adata)
-        if groupby is None and idx1 is None:
-            if mode == "vanilla" or kwargs or batch_correction or batchid1 or batchid2:
-                raise SAMSError(
-                    "`mode='vanilla'`, batches and arguments for scvi-tools "
-                    f"({', '.join(kwargs) or 'none were given'}) are of comparisons of cells: pass "
-                    "`groupby` or `idx1`."
-                )
-            found = compare_perturbations(
-                self, adata, group1, group2, delta, pseudocounts, n_samples
-            )
-        else:
-            if pseudocounts is not None:
-                kwargs["pseudocounts"] = pseudocounts
-            kwargs |= {"mode": mode, "delta": delta, "batchid1": batchid1, "batchid2": batchid2}
-            kwargs["use_observed_batches"] = not batch_correction
-            groups = groups_of_cells(adata, groupby, group1, group2, idx1, idx2)
-            found = compare_cells(self, adata, groups, batch_size, kwargs)
-        manager = self.get_anndata_manager(adata, required=True)
-        expression = manager.get_from_registry(REGISTRY_KEYS.X) if all_stats else None
-        return table_of_comparisons(found, adata.var_names, expression, mode, fdr_target)
+        asked = given(locals())
+        asked["of_cells"] = asked.pop("kwargs")
+        return differential_table(self, asked)
