@@ -164,19 +164,10 @@ def _panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _volcanoes(adata: AnnData, names: pd.Index) -> Figure:
-    stored = adata.uns[RESULT_KEYS.ATE]
     chosen = names[:_MOST_PANELS]
-    rows = pd.Index(stored["perturbations"]).get_indexer(chosen)
-    ate = AnnData(
-        stored["effect"][rows],
-        obs=pd.DataFrame(index=chosen.astype(str)),
-        var=pd.DataFrame(index=stored["genes"]),
-        layers={"standard_error": stored["standard_error"][rows]},
-        uns={"ate": {key: stored[key] for key in ("units", "n_posterior_samples")}},
-    )
     figure, panels = _panels(len(chosen), 3.6, 3.4)
-    for ax, name in zip(panels, ate.obs_names, strict=True):
-        effect_volcano(ate, name, label_top=8, ax=ax)
+    for ax, name in zip(panels, chosen, strict=True):
+        effect_volcano(adata, name, label_top=8, ax=ax)
     return figure
 
 

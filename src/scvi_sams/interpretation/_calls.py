@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from scvi_sams._checks import as_numbers, check_key, check_number, check_table
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import active_at_fdr, mask_q_values, within
+from scvi_sams.interpretation._stored import MASKS, TESTS, result_of
 from scvi_sams.labels._names import check_has
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ _FEW_OF_THEM = 0.1
 
 
 def entry_q_values(
-    model: MaskMixin,
+    model: MaskMixin | AnnData,
     *,
     masks: pd.DataFrame | None = None,
     tests: pd.DataFrame | None = None,
@@ -39,7 +41,8 @@ def entry_q_values(
     Parameters
     ----------
     model
-        Trained model with masks.
+        Trained model with masks; or an AnnData in whose ``uns`` its masks and tests are stored, to
+        which nothing is written.
     masks
         Inclusion probabilities in place of the model's, such as the consensus of several runs
         (:func:`scvi_sams.evaluation.consensus_masks`).
@@ -61,7 +64,8 @@ def entry_q_values(
     Raises
     ------
     MissingKeyError
-        If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks.
+        If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks, or the
+        AnnData does not hold them.
     SAMSError
         If ``masks`` holds no probabilities.
 
@@ -75,10 +79,10 @@ def entry_q_values(
     """
     check_key(key_added=key_added)
     if masks is None:
-        masks = model.get_perturbation_masks(key_added=None)
+        masks = result_of(model, MASKS)
     check_table(masks=masks)
     if tests is None:
-        tests = model.test_perturbations(key_added=None)
+        tests = result_of(model, TESTS)
     check_table(tests=tests)
     check_has("`tests` has no column", ["q_value"], tests.columns)
     untested = masks.index.difference(tests.index)
@@ -87,14 +91,14 @@ def entry_q_values(
     of_test = tests["q_value"].loc[masks.index].fillna(1).to_numpy(dtype=np.float64)
     values = np.maximum(of_masks, of_test[:, None])
     q_values = pd.DataFrame(values, index=masks.index, columns=masks.columns)
-    if key_added is not None and model.adata is not None:
+    if key_added is not None and not isinstance(model, AnnData) and model.adata is not None:
         model.adata.uns[key_added] = q_values.copy()
         model.keep_provenance(model.adata, key_added)
     return q_values
 
 
 def called_masks(
-    model: MaskMixin,
+    model: MaskMixin | AnnData,
     *,
     fdr: float = 0.05,
     masks: pd.DataFrame | None = None,
@@ -110,7 +114,7 @@ def called_masks(
     Parameters
     ----------
     model
-        Trained model with masks.
+        Trained model with masks; or an AnnData, as for :func:`entry_q_values`.
     fdr
         False discovery rate over all entries, and over all perturbations.
     masks, tests
@@ -127,7 +131,8 @@ def called_masks(
     Raises
     ------
     MissingKeyError
-        If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks.
+        If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks, or the
+        AnnData does not hold them.
     SAMSError
         If ``fdr`` is not between 0 and 1, or ``masks`` holds no probabilities.
 
@@ -144,7 +149,7 @@ def called_masks(
     """
     check_number(fdr=fdr, above=0, below=1)
     if masks is None:
-        masks = model.get_perturbation_masks(key_added=None)
+        masks = result_of(model, MASKS)
     q_values = entry_q_values(model, masks=masks, tests=tests, key_added=None)
     is_called = within(q_values.to_numpy(), fdr)
     called = pd.DataFrame(is_called, index=masks.index, columns=masks.columns)

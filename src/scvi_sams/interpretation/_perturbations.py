@@ -25,7 +25,9 @@ from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._calls import called_masks
 from scvi_sams.interpretation._confounding import confounding_columns
+from scvi_sams.interpretation._programs import means_of_effects
 from scvi_sams.interpretation._row_order import MOST_FOR_OPTIMAL_ORDER
+from scvi_sams.interpretation._stored import MASKS, Source, is_ate, result_of
 from scvi_sams.model._doses import doses_to_report
 
 if TYPE_CHECKING:
@@ -196,7 +198,7 @@ def _strongest(ate: AnnData, n_genes: int, *, sign: int) -> list[str]:
 
 
 def perturbation_similarity(
-    table: pd.DataFrame | AnnData,
+    table: Source,
     *,
     metric: Literal["cosine", "jaccard"] = "cosine",
     order: bool = True,
@@ -208,7 +210,9 @@ def perturbation_similarity(
     table
         One row per perturbation: effects on genes (an ATE table of ``predict_ate``) or on latents
         (the ``mean`` of ``get_perturbation_effects``) for ``"cosine"``; masks
-        (``get_perturbation_masks``, or the booleans of :func:`called_masks`) for ``"jaccard"``.
+        (``get_perturbation_masks``, or the booleans of :func:`called_masks`) for ``"jaccard"``. Or
+        a model, or a screen in whose ``uns`` results are stored: of these, effects on latents for
+        ``"cosine"`` and masks for ``"jaccard"``.
     metric
         ``"cosine"``: x.y over the product of norms, 1 for the same direction, -1 for opposite ones.
         ``"jaccard"``: sum of min(x, y) / sum of max(x, y), which for booleans is the share of
@@ -238,6 +242,8 @@ def perturbation_similarity(
     C  0.0  0.0  1.0
     """
     check_choice("metric", metric, ("cosine", "jaccard"))
+    if not isinstance(table, AnnData) or not is_ate(table):
+        table = means_of_effects(table) if metric == "cosine" else result_of(table, MASKS)
     if isinstance(table, AnnData):
         check_ate(table=table)
         names, values = table.obs_names, np.asarray(table.X, dtype=np.float64)

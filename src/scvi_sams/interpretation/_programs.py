@@ -10,20 +10,23 @@ import pandas as pd
 from scvi_sams._checks import check_choice, check_integer, check_table
 from scvi_sams._fdr import active_at_fdr
 from scvi_sams.exceptions import SAMSError
+from scvi_sams.interpretation._stored import EFFECTS, MASKS, PROGRAMS, Source, result_of
 from scvi_sams.labels._names import check_has
+from scvi_sams.model._mechanisms import Effects
 
 Direction = Literal["both", "up", "down"]
 
 
 def top_genes(
-    programs: pd.DataFrame, n_genes: int = 10, *, direction: Direction = "both"
+    programs: Source, n_genes: int = 10, *, direction: Direction = "both"
 ) -> pd.DataFrame:
     """Name the genes that change most with each latent dimension.
 
     Parameters
     ----------
     programs
-        Genes x latent dimensions, of ``get_latent_programs``.
+        Genes x latent dimensions, of ``get_latent_programs``; or the model, or an AnnData in whose
+        ``varm`` they are stored.
     n_genes
         At most so many genes per latent dimension.
     direction
@@ -40,6 +43,8 @@ def top_genes(
     ------
     SAMSError
         If ``direction`` is unknown, or ``programs`` holds NaN.
+    MissingKeyError
+        If the AnnData does not hold them; the message says which call of the model writes them.
 
     Examples
     --------
@@ -52,6 +57,7 @@ def top_genes(
     1  latent_0     2    C     1.0
     2  latent_1     1    C     0.3
     """
+    programs = result_of(programs, PROGRAMS)
     check_table(programs=programs)
     check_integer(n_genes=n_genes)
     check_choice("direction", direction, get_args(Direction))
@@ -76,9 +82,9 @@ def top_genes(
 
 
 def latent_perturbations(
-    masks: pd.DataFrame,
+    masks: Source,
     *,
-    effects: pd.DataFrame | None = None,
+    effects: Source | None = None,
     fdr: float = 0.05,
 ) -> pd.DataFrame:
     """List which perturbations share each latent dimension.
@@ -87,9 +93,11 @@ def latent_perturbations(
     ----------
     masks
         Perturbations x latent: the booleans of :func:`called_masks`, which count as they are, or
-        inclusion probabilities, of ``get_perturbation_masks``.
+        inclusion probabilities, of ``get_perturbation_masks``; or the model, or an AnnData in whose
+        ``uns`` these are stored.
     effects
-        Masked effects of the same perturbations, the ``mean`` of ``get_perturbation_effects``.
+        Masked effects of the same perturbations, the ``mean`` of ``get_perturbation_effects``; or
+        a model or an AnnData that has them.
     fdr
         Of probabilities, entries are called active at this false discovery rate, by the masks alone
         (:func:`scvi_sams.evaluation.active_at_fdr`).
@@ -117,6 +125,7 @@ def latent_perturbations(
     0  latent_0       IFNGR1                2
     1  latent_0         JAK2                2
     """
+    masks = result_of(masks, MASKS)
     check_table(masks=masks)
     probability = masks.to_numpy(dtype=np.float64)
     active = active_at_fdr(probability, fdr)
@@ -136,8 +145,9 @@ def latent_perturbations(
     return table.iloc[np.lexsort((-strength, columns))].reset_index(drop=True)
 
 
-def aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
+def aligned_effects(effects: Source, masks: pd.DataFrame) -> pd.DataFrame:
     """Rows and columns of ``effects`` in the order of ``masks``; an error if one is not there."""
+    effects = means_of_effects(effects)
     check_table(effects=effects, masks=masks)
     for wanted, present in zip(masks.axes, effects.axes, strict=True):
         absent = wanted.difference(present)
@@ -145,14 +155,21 @@ def aligned_effects(effects: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
     return effects.loc[masks.index, masks.columns]
 
 
-def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
+def means_of_effects(effects: Source) -> pd.DataFrame:
+    """Return means of masked effects, given, stored or asked for."""
+    found = result_of(effects, EFFECTS)
+    return found.mean if isinstance(found, Effects) else found
+
+
+def gene_ranking(programs: Source, latent: str) -> pd.Series:
     """Rank all genes by their change with one latent dimension, for gene-set enrichment.
 
     Parameters
     ----------
     programs
-        Genes x latent dimensions, of ``get_latent_programs``. For decoupler, which takes samples x
-        genes, ``programs.T`` is the whole hand-over.
+        Genes x latent dimensions, of ``get_latent_programs``; or a model or an AnnData, as for
+        :func:`top_genes`. For decoupler, which takes samples x genes, ``programs.T`` is the whole
+        hand-over; :func:`enrichment` does both.
     latent
         Which latent dimension, such as ``"latent_0"``.
 
@@ -180,6 +197,7 @@ def gene_ranking(programs: pd.DataFrame, latent: str) -> pd.Series:
     >>> gseapy.prerank(rnk=ranking, gene_sets={"interferon": ["A", "B"]})  # doctest: +SKIP
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
     """
+    programs = result_of(programs, PROGRAMS)
     check_table(programs=programs)
     check_has("There is no latent dimension", [latent], programs.columns)
     _check_not_nan(programs)

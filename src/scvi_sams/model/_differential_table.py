@@ -104,7 +104,7 @@ def check_can_be_ranked(key_added: str | None, mode: str, idx1: object) -> None:
         )
     if idx1 is not None:
         raise InvalidArgumentError(
-            "`key_added` needs groups that have names: pass a column of obs as `groupby` instead of "
+            "`key_added` needs groups that have names: pass a column of obs as `groupby`, not "
             "`idx1`."
         )
 

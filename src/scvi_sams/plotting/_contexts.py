@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from scvi_sams._checks import as_names
+from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 from scvi_sams.interpretation._contexts import context_effects as table_of_pairs
+from scvi_sams.interpretation._stored import Slot, Source, result_of
 from scvi_sams.labels._names import check_has
-from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.plotting._matrices import heatmap
 from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, lay_out, new_axes
 
@@ -33,10 +36,16 @@ _DOT = 2.6
 """Points across."""
 _SHARE_OF_ROW = 0.6
 """That a dot takes at most."""
+_SLOT = Slot(
+    "uns",
+    RESULT_KEYS.CONTEXT_EFFECTS,
+    "scvi_sams.tl.context_effects(model)",
+    partial(table_of_pairs, key_added=None),
+)
 
 
 def context_effects(
-    effects: pd.DataFrame | PerturbationModel,
+    effects: Source,
     *,
     perturbations: Sequence[str] | None = None,
     order: bool = True,
@@ -48,7 +57,7 @@ def context_effects(
     ----------
     effects
         Of :func:`scvi_sams.tl.context_effects`, or a model, for which that is called with its
-        defaults (nothing is written).
+        defaults (nothing is written), or an AnnData in whose ``uns`` it is stored.
     perturbations
         Names, which are drawn whatever they do; ``None`` for those of which something is called.
     order
@@ -125,9 +134,8 @@ def context_effects(
     return ax
 
 
-def _table(effects: object) -> pd.DataFrame:
-    if isinstance(effects, PerturbationModel):
-        return table_of_pairs(effects, key_added=None)
+def _table(effects: Any) -> pd.DataFrame:
+    effects = result_of(effects, _SLOT)
     if not isinstance(effects, pd.DataFrame):
         raise InvalidArgumentError(
             "`effects` must be what tl.context_effects(model) returned, or a model, not "

@@ -14,8 +14,10 @@ from scvi_sams._checks import as_names, check_ate, check_integer, check_number, 
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 from scvi_sams.interpretation._perturbations import SURE
 from scvi_sams.interpretation._programs import top_genes
+from scvi_sams.interpretation._stored import PROGRAMS, Source, ate_of, result_of
 from scvi_sams.labels._names import check_has
 from scvi_sams.metrics._ate import align_ate, effect_metrics
+from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.plotting._style import (
     COLOURS,
     FONT_SIZE,
@@ -37,14 +39,14 @@ _MANY = 3000
 
 
 def program_genes(
-    programs: pd.DataFrame, latent: str, *, n_genes: int = 20, ax: Axes | None = None
+    programs: Source, latent: str, *, n_genes: int = 20, ax: Axes | None = None
 ) -> Axes:
     """Bars of the genes that change most with a latent dimension, increases above decreases.
 
     Parameters
     ----------
     programs
-        Of ``get_latent_programs``.
+        Of ``get_latent_programs``; or a model, or an AnnData in whose ``varm`` they are stored.
     latent
         Which latent dimension, such as ``"latent_0"``.
     n_genes
@@ -67,6 +69,7 @@ def program_genes(
     --------
     >>> ax = scvi_sams.pl.program_genes(model.get_latent_programs(), "latent_0")
     """
+    programs = result_of(programs, PROGRAMS)
     check_table(programs=programs)
     check_has("There is no latent dimension", [latent], programs.columns)
     genes = top_genes(programs[[latent]], n_genes).sort_values("change", kind="stable")
@@ -86,7 +89,7 @@ def program_genes(
 
 
 def effect_volcano(
-    ate: ad.AnnData,
+    ate: ad.AnnData | PerturbationModel,
     perturbation: str,
     *,
     min_effect: float = 0.1,
@@ -99,7 +102,8 @@ def effect_volcano(
     ----------
     ate
         ATE table: of ``predict_ate`` (best with ``method="lograte"``, without the noise of counts)
-        or of :func:`scvi_sams.evaluation.observed_ate`.
+        or of :func:`scvi_sams.evaluation.observed_ate`. Or a screen in whose ``uns`` a prediction
+        is stored, or a model, whose ``predict_ate`` is called with its defaults.
     perturbation
         Row of the table.
     min_effect
@@ -126,6 +130,8 @@ def effect_volcano(
     >>> ate = model.predict_ate(["P001"], method="lograte", n_samples=200)
     >>> ax = scvi_sams.pl.effect_volcano(ate, "P001")
     """
+    if isinstance(ate, ad.AnnData | PerturbationModel):
+        ate = ate_of(ate)
     check_ate(ate=ate)
     check_number(min_effect=min_effect, at_least=0)
     check_integer(at_least=0, label_top=label_top)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from scvi_sams._checks import as_names, check_choice, check_integer
+from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 from scvi_sams.interpretation._guides import guide_efficacy as table_of_guides
+from scvi_sams.interpretation._stored import Slot, Source, result_of
 from scvi_sams.labels._names import check_has
-from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.plotting._style import FONT_SIZE, literal, new_axes, tidy
 
 _SHOWN = {
@@ -30,10 +32,16 @@ _KINDS = {
 _UNKNOWN = "0.6"
 _GAP = 0.6
 """Rows between perturbations."""
+_SLOT = Slot(
+    "uns",
+    RESULT_KEYS.GUIDES,
+    "scvi_sams.tl.guide_efficacy(model)",
+    partial(table_of_guides, key_added=None),
+)
 
 
 def guide_efficacy(
-    guides: pd.DataFrame | PerturbationModel,
+    guides: Source,
     *,
     value: Literal["response_rate", "effect_size"] | None = None,
     perturbations: Sequence[str] | None = None,
@@ -46,7 +54,7 @@ def guide_efficacy(
     ----------
     guides
         Of :func:`scvi_sams.tl.guide_efficacy`, or a model, for which that is called with its
-        defaults (nothing is written).
+        defaults (nothing is written), or an AnnData in whose ``uns`` it is stored.
     value
         What is drawn; ``None`` for the rate, or the size of the effect where there are no rates.
     perturbations
@@ -119,9 +127,8 @@ def guide_efficacy(
     return ax
 
 
-def _table(guides: object) -> pd.DataFrame:
-    if isinstance(guides, PerturbationModel):
-        return table_of_guides(guides, key_added=None)
+def _table(guides: Any) -> pd.DataFrame:
+    guides = result_of(guides, _SLOT)
     if not isinstance(guides, pd.DataFrame):
         raise InvalidArgumentError(
             "`guides` must be what tl.guide_efficacy(model) returned, or a model, not "

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 
 from scvi_sams._checks import check_integer, check_number, check_table
+from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
-from scvi_sams.interpretation._perturbations import cosine_similarity, hierarchical_order
+from scvi_sams.interpretation._interactions import genetic_interactions
+from scvi_sams.interpretation._perturbations import (
+    cosine_similarity,
+    hierarchical_order,
+    perturbation_similarity,
+)
 from scvi_sams.interpretation._programs import aligned_effects
 from scvi_sams.interpretation._row_order import order_of_rows
+from scvi_sams.interpretation._stored import DIRECT_EFFECTS, MASKS, Slot, Source, result_of
 from scvi_sams.labels._names import check_has
 from scvi_sams.model._direct_effects import DirectEffectTables
+from scvi_sams.model._perturbation_model import PerturbationModel
 from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, new_axes
 
 _NOT_KNOWN = "0.88"
+_INTERACTIONS = Slot(
+    "uns",
+    RESULT_KEYS.INTERACTIONS,
+    "scvi_sams.tl.genetic_interactions(model)",
+    partial(genetic_interactions, key_added=None),
+)
 _SHOWN = 0.99
 """Share of the interactions within the range of colours, where there are many."""
 _MANY = 100
@@ -25,9 +42,9 @@ _ROUNDING = 1e-6
 
 
 def masks(
-    masks: pd.DataFrame,
+    masks: Source,
     *,
-    effects: pd.DataFrame | None = None,
+    effects: Source | None = None,
     threshold: float | None = None,
     ax: Axes | None = None,
     order: bool = True,
@@ -39,11 +56,12 @@ def masks(
     masks
         Posterior inclusion probabilities, perturbations x latent, or the booleans of
         :func:`scvi_sams.tl.called_masks`, of which the others are left blank; the title then says
-        how many are called, and which share of them is expected to be false.
+        how many are called, and which share of them is expected to be false. Or a model, or an
+        AnnData in whose ``uns`` the probabilities are stored.
     effects
         Masked effects of the same perturbations on the same latent dimensions, as the ``mean`` of
-        ``get_perturbation_effects``. If given, they are shown in colours centred on 0, instead of
-        the probability.
+        ``get_perturbation_effects``; or a model or an AnnData that has them. If given, they are
+        shown in colours centred on 0, instead of the probability.
     threshold
         Leave entries blank (0) whose inclusion probability is not greater than this; ``None``
         shows all. A threshold has no error rate: to show what to believe, pass what
@@ -71,6 +89,7 @@ def masks(
     >>> ax.get_ylabel()
     'perturbation (8)'
     """
+    masks = result_of(masks, MASKS)
     check_table(masks=masks)
     if threshold is not None:
         check_number(threshold=threshold)
@@ -112,7 +131,7 @@ def _rate(called: pd.DataFrame) -> str:
 
 
 def direct_effects(
-    effects: DirectEffectTables,
+    effects: DirectEffectTables | AnnData | PerturbationModel,
     *,
     max_lfsr: float = 0.05,
     n_perturbations: int = 40,
@@ -124,7 +143,7 @@ def direct_effects(
     Parameters
     ----------
     effects
-        Of ``get_direct_effects``.
+        Of ``get_direct_effects``; or a model, or an AnnData in whose ``uns`` they are stored.
     max_lfsr
         Effects whose local false sign rate is below this are marked.
     n_perturbations, n_genes
@@ -154,6 +173,7 @@ def direct_effects(
     >>> ax.get_xlabel()
     'gene (20)'
     """
+    effects = result_of(effects, DIRECT_EFFECTS)
     if not isinstance(effects, DirectEffectTables):
         raise InvalidArgumentError(
             "`effects` is what model.get_direct_effects() returns, not of type "
@@ -212,13 +232,14 @@ def _strongest(strength: np.ndarray, n: int) -> np.ndarray:
     return order[strength[order] > 0]
 
 
-def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None = None) -> Axes:
+def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None) -> Axes:
     """Heatmap of the similarity of every two perturbations: pathways are blocks on the diagonal.
 
     Parameters
     ----------
     similarity
-        Of :func:`scvi_sams.tl.perturbation_similarity`.
+        Of :func:`scvi_sams.tl.perturbation_similarity`; or a model, or an AnnData with its results,
+        for which that is called with its defaults.
     order
         Put similar perturbations next to each other (average linkage of 1 - similarity); ``False``
         keeps the order of the table.
@@ -239,6 +260,8 @@ def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None 
     >>> table = scvi_sams.tl.perturbation_similarity(model.get_perturbation_effects().mean)
     >>> ax = scvi_sams.pl.similarity(table)
     """
+    if isinstance(similarity, AnnData | PerturbationModel):
+        similarity = perturbation_similarity(similarity)
     check_table(similarity=similarity)
     if not similarity.index.equals(similarity.columns):
         raise SAMSError(
@@ -254,7 +277,7 @@ def similarity(similarity: pd.DataFrame, *, order: bool = True, ax: Axes | None 
 
 
 def interaction_matrix(
-    interactions: pd.DataFrame,
+    interactions: Source,
     score: str = "score",
     *,
     lower: str | None = None,
@@ -269,7 +292,8 @@ def interaction_matrix(
     interactions
         One row per pair: ``obs`` of ``predict_interactions``, or the table of
         ``rank_unseen_pairs`` or :func:`scvi_sams.tl.genetic_interactions`. Larger
-        combinations are left out.
+        combinations are left out. Or an AnnData in whose ``uns`` the last is stored, or a model, of
+        which it is asked; then name a ``score``, such as ``"observed_relative"``.
     score
         Column to show; symmetric, unless ``lower`` is given.
     lower
@@ -298,6 +322,7 @@ def interaction_matrix(
     >>> table = scvi_sams.tl.genetic_interactions(model, n_samples=200)
     >>> ax = scvi_sams.pl.interaction_matrix(table, "observed_relative", lower="predicted_relative")
     """
+    interactions = result_of(interactions, _INTERACTIONS)
     columns = (score,) if lower is None else (score, lower)
     check_has("The table has no column", columns, interactions.columns)
     labels = interactions.get("combination", interactions.index)
