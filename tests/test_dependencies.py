@@ -13,8 +13,8 @@ SOURCES = sorted((ROOT / "src" / "scvi_sams").rglob("*.py"))
 MODULES = {"scikit-learn": "sklearn", "scvi-tools": "scvi"}
 # Held below a version for scanpy's sake.
 NOT_IMPORTED = {"pynndescent"}
-# Beside scvi-tools' own, for types or where it is installed, and an extra: no dependencies.
-OPTIONAL = {"cupy", "mlflow", "rdkit"}
+# Beside scvi-tools' own, for types or where it is installed, and extras: no dependencies.
+OPTIONAL = {"cupy", "decoupler", "gseapy", "mlflow", "rdkit"}
 EXECUTING = {"eval", "exec", "compile", "__import__"}
 
 

@@ -30,7 +30,8 @@ NAMESPACES = {"tl": tl, "pl": pl, "evaluation": evaluation, "features": features
 ANY_VALUE = {"argument", "control", "covariate", "n_components", "indices"}
 """Labels and words may be anything; the others are not read by every call."""
 OTHERWISE_TESTED = {
-    "tl": {"export"},  # writes files; see tests/interpretation
+    # Writes files, and needs an extra; see tests/interpretation.
+    "tl": {"export", "enrichment"},
     "pl": {"latent"},  # a UMAP takes seconds: rows of the table
     "evaluation": {"benchmark", "learning_curve"}  # rows of their own
     | {"describe_metrics"}  # takes nothing

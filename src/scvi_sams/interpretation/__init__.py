@@ -7,6 +7,7 @@ from scvi_sams.interpretation._calls import called_masks, entry_q_values
 from scvi_sams.interpretation._context_interactions import context_interactions
 from scvi_sams.interpretation._contexts import context_effects
 from scvi_sams.interpretation._decoys import decoy_check
+from scvi_sams.interpretation._enrichment import enrichment
 from scvi_sams.interpretation._export import export
 from scvi_sams.interpretation._features import feature_importance
 from scvi_sams.interpretation._guides import guide_efficacy
@@ -24,6 +25,7 @@ __all__ = [
     "context_effects",
     "context_interactions",
     "decoy_check",
+    "enrichment",
     "entry_q_values",
     "export",
     "feature_importance",
