@@ -82,6 +82,7 @@ def tables_of_models(model: Any) -> dict[str, Call]:
         "tl.latent_perturbations": (tl.latent_perturbations, {"masks": masks, "effects": masks}),
         "tl.perturbation_similarity": (tl.perturbation_similarity, {"table": masks}),
         "tl.hierarchical_order": (tl.hierarchical_order, {"similarity": np.eye(3)}),
+        "tl.cell_counts": (tl.cell_counts, {"model": model}),
         "tl.called_masks": (tl.called_masks, {"model": model}),
         "tl.entry_q_values": (tl.entry_q_values, {"model": model, "key_added": None}),
         "tl.decoy_check": (tl.decoy_check, {"model": model, "n_decoys": 2, "n_cells": 2}),

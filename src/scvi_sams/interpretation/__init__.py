@@ -4,6 +4,7 @@ Plain functions on the tables that models return, or on trained models; also as 
 """
 
 from scvi_sams.interpretation._calls import called_masks, entry_q_values
+from scvi_sams.interpretation._cell_counts import cell_counts
 from scvi_sams.interpretation._context_interactions import context_interactions
 from scvi_sams.interpretation._contexts import context_effects
 from scvi_sams.interpretation._decoys import decoy_check
@@ -22,6 +23,7 @@ from scvi_sams.interpretation._targets import target_knockdown
 
 __all__ = [
     "called_masks",
+    "cell_counts",
     "context_effects",
     "context_interactions",
     "decoy_check",

@@ -80,6 +80,7 @@ def export(
     - ``direct_effects``: one row per effect whose local false sign rate is below .05
     - ``knockdown``: :func:`target_knockdown`; ``guides``: :func:`guide_efficacy`; ``contexts``:
       :func:`context_effects`
+    - ``cells``: :func:`cell_counts`
     - ``settings``: ``model.provenance``, one row per setting
 
     Raises

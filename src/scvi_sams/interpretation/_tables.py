@@ -13,6 +13,7 @@ from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.data._guides import registered_guides
 from scvi_sams.exceptions import MissingKeyError
 from scvi_sams.interpretation._calls import entry_q_values
+from scvi_sams.interpretation._cell_counts import cell_counts
 from scvi_sams.interpretation._contexts import context_effects
 from scvi_sams.interpretation._guides import guide_efficacy
 from scvi_sams.interpretation._perturbations import perturbation_hits
@@ -38,6 +39,7 @@ MEANINGS = {
     "knockdown": "how far each perturbation changes the gene that bears its name",
     "guides": "how well each guide works",
     "contexts": "in which contexts each perturbation acts, and where it differs",
+    "cells": "number of cells of each perturbation, and of its rarest guide",
     "settings": "settings of the model, registration, trainings and versions",
 }
 """What tables are called, in the order in which they are written, and what they hold."""
@@ -88,6 +90,7 @@ def _filled(
         "n_posterior_samples": sampling.n_posterior_samples,
     }
     yield "settings", settings_table(model.provenance)
+    yield "cells", cell_counts(model)
     hits = perturbation_hits(model, fdr=sampling.fdr, **draws, key_added=key(RESULT_KEYS.HITS))
     yield "hits", hits
     yield from _of_latents(model, key)
