@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -66,7 +66,7 @@ def draw_figures(
         except SAMSError as error:  # no guide, context or direct effect is called
             logger.info(f"There is no figure {name!r}: {error}")
             continue
-        settings = {"dpi": 150, "bbox_inches": "tight"}
+        settings: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight"}
         write_whole(folder / f"{name}.png", partial(figure.savefig, **settings))
         drawn.append(RunFigure(name, caption, as_svg(figure, caption)))
         plt.close(figure)

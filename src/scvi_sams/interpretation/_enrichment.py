@@ -173,7 +173,8 @@ def _measured(
     """Genes of each set that are among those measured; sets of the right size."""
     if not isinstance(gene_sets, Mapping):
         members = from_gmt(gene_sets, genes=genes, min_genes=min_genes, max_genes=max_genes)
-        matrix = members.sparse.to_coo().tocsc()
+        sparse: Any = members.sparse
+        matrix = sparse.to_coo().tocsc()
         return {
             str(name): members.index[matrix[:, [column]].indices].tolist()
             for column, name in enumerate(members.columns)

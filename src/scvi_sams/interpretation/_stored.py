@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from scvi_sams.model._direct_effects import DirectEffectTables
 from scvi_sams.model._mechanisms import Effects
 from scvi_sams.model._perturbation_model import PerturbationModel
 
-Source = pd.DataFrame | AnnData | PerturbationModel
+Source: TypeAlias = pd.DataFrame | AnnData | PerturbationModel
 """A table, a screen in which it is stored, or a model that it is asked of."""
 _TABLES_OF_EFFECTS = ("standard_error", "interval_low", "interval_high")
 

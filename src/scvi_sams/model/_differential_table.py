@@ -139,10 +139,11 @@ def keep_ranked_genes(
 
 def _warn_of_many(groups: Iterable[str], key_added: str) -> None:
     """Log a warning if an h5ad file cannot hold so many groups, as scanpy's form has them."""
-    fields = np.dtype([(name, h5py.string_dtype()) for name in groups])
+    names = list(groups)
+    fields = np.dtype([(name, h5py.string_dtype()) for name in names])
     if len(h5py.h5t.py_create(fields, logical=True).encode()) > _LARGEST_HEADER:
         logger.warning(
-            f"adata.uns[{key_added!r}] has {len(fields)} groups, more than an h5ad file can hold "
+            f"adata.uns[{key_added!r}] has {len(names)} groups, more than an h5ad file can hold "
             "in the form that scanpy reads: write_h5ad will fail. Compare fewer at a time "
             f"(`group1`), or delete it before (del adata.uns[{key_added!r}]) and keep the table "
             "that is returned."

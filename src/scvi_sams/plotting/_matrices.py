@@ -267,7 +267,7 @@ def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None
         raise SAMSError(
             "Rows and columns of a similarity are the same perturbations; these differ."
         )
-    table = similarity
+    table: pd.DataFrame = similarity
     if order:
         leaves = hierarchical_order(table.to_numpy(np.float64))
         table = table.iloc[leaves, leaves]
