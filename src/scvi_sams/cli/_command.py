@@ -21,8 +21,7 @@ from scvi_sams.exceptions import SAMSError
 _USAGE, _INTERRUPTED = 2, 130
 _NOISY = ("lightning.pytorch", "lightning.fabric")
 _OTHERS = r"(anndata|lightning|numba|scanpy|scvi|sklearn|torch|umap)(\.|$)"
-"""Modules whose warnings are notes for developers; a reader of results can do nothing about them.
-"""
+"""Modules whose warnings are addressed to developers."""
 
 
 class Messages(logging.Handler):

@@ -1,4 +1,4 @@
-"""``fit``: from a file with counts to everything that a model says of it."""
+"""``fit``: from a file with counts to all results of a model."""
 
 from __future__ import annotations
 

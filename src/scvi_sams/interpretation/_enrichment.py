@@ -1,4 +1,4 @@
-"""Gene sets among what latent dimensions or perturbations do."""
+"""Gene set enrichment of latent dimensions and perturbations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def enrichment(
     n_permutations: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Find gene sets that go up or down with latent dimensions, or with perturbations.
+    """Find gene sets that increase or decrease with latent dimensions or perturbations.
 
     Needs decoupler or gseapy: ``pip install "scvi-sams[enrichment]"``.
 
@@ -94,10 +94,9 @@ def enrichment(
 
     Warnings
     --------
-    Either test takes genes as independent, and genes that are regulated together change together:
-    p-values are too small. Read them as a ranking of sets, best beside that of other latent
-    dimensions. The genes compared with are those measured: in a panel that was chosen for a
-    pathway that pathway is not enriched.
+    Both tests assume independent genes, but co-regulated genes change together, so p-values are
+    too small: use them to rank sets. The background is the measured genes: in a panel that was
+    selected for a pathway, this pathway is not enriched.
 
     Examples
     --------

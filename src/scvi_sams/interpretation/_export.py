@@ -1,4 +1,4 @@
-"""Results as files that spreadsheets and other languages read."""
+"""Results as files for spreadsheets and other languages."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def export(
         Where files are written; it is made if need be.
     formats
         ``"csv"``: a file for each table. ``"xlsx"``: ``results.xlsx`` with a sheet for each table,
-        which needs openpyxl (``pip install "scvi-sams[excel]"``). In a workbook names of genes such
-        as SEPT2 stay what they are; of a csv file Excel makes dates of them.
+        which needs openpyxl (``pip install "scvi-sams[excel]"``). Gene names such as SEPT2 stay
+        text in a workbook; Excel converts them to dates when it opens a csv file.
     fdr
         False discovery rate at which perturbations, mask entries and genes are called.
     n_genes
-        At most so many differential genes of each perturbation.
+        Maximum number of differential genes per perturbation.
     n_samples, n_posterior_samples
         Of :func:`perturbation_hits`, :func:`target_knockdown`, :func:`guide_efficacy` and
         ``differential_expression``.
     overwrite
-        Whether tables of an earlier export may be replaced. Those that this model does not have
-        are removed then. Other files in the folder are left alone.
+        Whether to replace the tables of an earlier export; those that this model does not have
+        are then removed. Other files in the folder are kept.
 
     Returns
     -------

@@ -156,7 +156,7 @@ def aligned_effects(effects: Source, masks: pd.DataFrame) -> pd.DataFrame:
 
 
 def means_of_effects(effects: Source) -> pd.DataFrame:
-    """Return means of masked effects, given, stored or asked for."""
+    """Return means of masked effects, as they were passed, from a slot or from a model."""
     found = result_of(effects, EFFECTS)
     return found.mean if isinstance(found, Effects) else found
 

@@ -1,4 +1,4 @@
-"""Results as tables, whether they are given, stored in an AnnData, or asked of a model."""
+"""Results as tables: passed as such, stored in an AnnData, or computed by a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scvi_sams.model._mechanisms import Effects
 from scvi_sams.model._perturbation_model import PerturbationModel
 
 Source: TypeAlias = pd.DataFrame | AnnData | PerturbationModel
-"""A table, a screen in which it is stored, or a model that it is asked of."""
+"""A table, a screen in which it is stored, or the model that computes it."""
 _TABLES_OF_EFFECTS = ("standard_error", "interval_low", "interval_high")
 
 
@@ -26,7 +26,7 @@ def _as_stored(stored: Any, _: AnnData) -> Any:
 
 
 class Slot(NamedTuple):
-    """Where a model writes a result, and how it is had again."""
+    """Where a model writes a result, and how to read it back."""
 
     place: str
     """``"uns"`` or ``"varm"``."""
@@ -34,9 +34,9 @@ class Slot(NamedTuple):
     call: str
     """What writes it, for errors."""
     ask: Callable[[Any], Any]
-    """Have it of a model; nothing is written."""
+    """Compute it from a model, without writing anything."""
     read: Callable[[Any, AnnData], Any] = _as_stored
-    """Make what the call returns of what is stored, after a round through a file too."""
+    """Convert what is stored, also after writing and reading a file, to what the call returns."""
 
 
 def _effects(stored: Any, _: AnnData) -> Effects:
@@ -96,7 +96,7 @@ TESTS = _of_method("uns", RESULT_KEYS.TESTS, "test_perturbations")
 
 
 def result_of(source: Any, slot: Slot) -> Any:
-    """Return a result that a model writes: of the model, of an AnnData, or as it is given.
+    """Return a result of a model, read it from an AnnData, or return it as it was passed.
 
     Raises
     ------
@@ -122,5 +122,5 @@ def is_ate(adata: AnnData) -> bool:
 
 
 def ate_of(source: AnnData | PerturbationModel) -> AnnData:
-    """Return a table of effects, given, stored or asked for."""
+    """Return a table of effects, as it was passed, from a slot or from a model."""
     return source if isinstance(source, AnnData) and is_ate(source) else result_of(source, ATE)

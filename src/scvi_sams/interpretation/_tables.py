@@ -1,4 +1,4 @@
-"""Everything that a trained model says, as tables for files."""
+"""All results of a trained model as tables."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ MEANINGS = {
     "cells": "number of cells of each perturbation, and of its rarest guide",
     "settings": "settings of the model, registration, trainings and versions",
 }
-"""What tables are called, in the order in which they are written, and what they hold."""
+"""Names of the tables, in the order in which they are written, and their content."""
 _AT_ONCE = 100
-"""Perturbations that are compared with control cells in one call: all genes of all others would
-have to be held too, which in large screens is gigabytes."""
+"""Perturbations that are compared with control cells in one call. The table of all genes for all
+perturbations of a large screen would take gigabytes."""
 _SURE_SIGN = 0.05
 """Local false sign rate below which a direct effect is listed, as in ``pl.direct_effects``."""
 _OF_GENES = {
@@ -60,7 +60,7 @@ _OF_GENES = {
 
 
 class Sampling(NamedTuple):
-    """How precisely tables are computed, and at which false discovery rate things are called."""
+    """Numbers of samples, and the false discovery rate of calls."""
 
     fdr: float = 0.05
     n_genes: int = 50

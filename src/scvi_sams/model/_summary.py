@@ -1,4 +1,4 @@
-"""What a model is, how its training went and what to look at, in a table of some lines."""
+"""A short table of what a model is, how its training ended, and what to check."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def _masks(model: BaseModelClass) -> Iterator[tuple[str, str]]:
 
 def _warnings(model: BaseModelClass) -> Iterator[str]:
     if not model.is_trained:
-        yield "The model is not trained: what it says means nothing yet."
+        yield "The model is not trained: its results mean nothing yet."
         return
     if model.trainings_ and "Interrupted." in model.trainings_[-1].get("ending", ""):
-        yield "Training was interrupted: masks and effects are less trained than they should be."
+        yield "Training was interrupted: masks and effects may not have converged."
     counts = model.module.cells_per_perturbation.cpu().numpy()
     without, few = int((counts == 0).sum()), int(((counts > 0) & (counts < _FEW_CELLS)).sum())
     if without:
-        yield f"{without:,} perturbations have no training cells: nothing is known of them."
+        yield f"{without:,} perturbations have no training cells: nothing is known about them."
     if few:
         yield (
             f"{few:,} perturbations have fewer than {_FEW_CELLS} training cells: their effects are "
