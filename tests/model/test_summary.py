@@ -79,7 +79,7 @@ def test_warnings_name_what_to_look_at(model):
     assert few.startswith("4 perturbations have fewer than 50 training cells")
     untrained = SAMSVAE(model.adata, n_latent=3)
     assert of(untrained, "training") == {"state": "not trained"}
-    assert "means nothing yet" in of(untrained, "warnings")["1"]
+    assert "mean nothing yet" in of(untrained, "warnings")["1"]
     assert "masks" not in untrained.summary().index.get_level_values("part")
 
 
