@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import scvi
 import torch
@@ -31,7 +32,7 @@ from anndata import AnnData
 
 import scvi_sams
 from scvi_sams.model._training import _default_max_epochs
-from scvi_sams.module import _negative_binomial
+from scvi_sams.module import _negative_binomial, _rising_factorial
 
 SCREENS: dict[str, tuple[Callable[[], AnnData], dict[str, Any], dict[str, Any]]] = {
     "papalexi21": (
@@ -44,16 +45,19 @@ SCREENS: dict[str, tuple[Callable[[], AnnData], dict[str, Any], dict[str, Any]]]
 """How to get it, arguments of ``setup_anndata`` and of the model."""
 
 
-class FewBeyondTable(_negative_binomial._TableOfTensors):
+class FewBeyondTable(_rising_factorial._TableOfTensors):
     """Stirling's series for counts beyond the table alone: a processor can ask which they are."""
 
+    def __init__(self, theta: torch.Tensor, x: torch.Tensor) -> None:
+        super().__init__(theta, np.full(len(theta), _rising_factorial.TABLE_SIZE - 1))
+
     def read(self, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        last = _negative_binomial.TABLE_SIZE - 1
+        last = _rising_factorial.TABLE_SIZE - 1
         entries = counts.clamp(max=last).int().add_(self.first).flatten()
         values = self.values.index_select(0, entries).view(counts.shape)
         slopes = self.slopes.index_select(0, entries).view(counts.shape)
         cells, genes = (counts > last).nonzero(as_tuple=True)
-        value, slope = _negative_binomial._beyond_table(counts[cells, genes], self.theta[genes])
+        value, slope = _rising_factorial._beyond_table(counts[cells, genes], self.theta[genes])
         values[cells, genes] += value
         slopes[cells, genes] += slope
         return values.sum(-1), slopes
@@ -62,7 +66,7 @@ class FewBeyondTable(_negative_binomial._TableOfTensors):
 def switch_off_kernels() -> None:
     """Let torch do in this process what compiled loops do."""
     _negative_binomial._ChunkOfLoops = _negative_binomial._ChunkOfTensors
-    _negative_binomial._TableOfLoops = FewBeyondTable
+    _rising_factorial._TableOfLoops = FewBeyondTable
 
 
 @contextmanager

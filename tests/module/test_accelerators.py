@@ -27,7 +27,7 @@ from scvi_sams.module import (
     SVAEPlusModule,
     perturbations_of_batch,
 )
-from scvi_sams.module._negative_binomial import TABLE_SIZE
+from scvi_sams.module._rising_factorial import TABLE_SIZE
 
 ONE_EACH = [[-1], [0], [1], [3], [4], [2]]
 MODELS = {

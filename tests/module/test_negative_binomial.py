@@ -10,10 +10,10 @@ from torch.distributions import NegativeBinomial, Poisson
 
 from module.reference import negative_binomial_log_pmf
 from scvi_sams.module._negative_binomial import (
-    TABLE_SIZE,
     mean_decoded_log_prob,
     negative_binomial_log_prob,
 )
+from scvi_sams.module._rising_factorial import TABLE_SIZE
 
 COUNTS = [0, 1, 2, 17, 126, 127, 128, 129, 130, 5000]
 """Around the end of the table, and far beyond it."""

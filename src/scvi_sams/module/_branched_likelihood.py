@@ -15,12 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scvi_sams import _torch as _devices
-from scvi_sams.module._negative_binomial import (
-    chunks_with_counts,
-    inverse_dispersion,
-    rising_factorial_table,
-)
+from scvi_sams.module._negative_binomial import chunks_with_counts, inverse_dispersion
 from scvi_sams.module._responses import N_BRANCHES, posterior_of_branches
+from scvi_sams.module._rising_factorial import rising_factorial_table
 
 _IMPOSSIBLE = -1e20
 """Log-probability below which a cell does not have a branch: below any divergence, as where early
