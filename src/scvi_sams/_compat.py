@@ -12,6 +12,7 @@ from scvi.data._constants import _STATE_REGISTRY_KEY as STATE_REGISTRY_KEY
 from scvi.model._utils import parse_device_args
 from scvi.model.base._constants import SAVE_KEYS
 from scvi.train._logger import SimpleLogger
+from scvi.train._metrics import ElboMetric
 
 MODEL_FILE_NAME = SAVE_KEYS.MODEL_FNAME
 DATA_FILE_NAME = SAVE_KEYS.ADATA_FNAME
@@ -25,6 +26,7 @@ __all__ = [
     "MODEL_NAME_KEY",
     "SETUP_ARGUMENTS_KEY",
     "STATE_REGISTRY_KEY",
+    "ElboMetric",
     "SimpleLogger",
     "parse_device_args",
 ]

@@ -34,7 +34,7 @@ adata = open_screen(path) if place == "disk" else anndata.read_h5ad(path)
 adata.obs["number"] = np.arange(adata.n_obs) / 10
 SAMSVAE.setup_anndata(adata, continuous_covariate_keys=["number"])
 model = SAMSVAE(adata, n_latent=4, n_hidden=16, effect_n_hidden=8)
-losses = []
+losses, steps = [], []
 read = {"train": [], "validation": []}
 
 
@@ -47,6 +47,7 @@ def cells_of(batch):
 
 
 def record_cells(trainer, plan, outputs, batch, number):
+    steps.append((trainer.current_epoch, float(outputs["loss"]), len(batch["X"])))
     if trainer.current_epoch == 0:
         read["train"] += cells_of(batch)
 
@@ -87,6 +88,7 @@ report = {
     "n_batches": len(model.trainer.train_dataloader),
     "counts": counts.tolist(),
     "losses": losses,
+    "steps": steps,
     "read": read,
     "state": state,
 }
@@ -129,6 +131,12 @@ def test_two_processes_train_one_model(place, tmp_path):
         assert np.isfinite(report["losses"]).all()
         assert len(report["losses"]) == 12
         assert np.mean(report["losses"][-3:]) < report["losses"][0] - 0.3
+    # What is logged is the mean over the cells of both processes.
+    steps = first["steps"] + second["steps"]
+    for epoch, loss in enumerate(first["losses"]):
+        of_epoch = np.array([(loss, n_cells) for at, loss, n_cells in steps if at == epoch])
+        assert loss == pytest.approx(np.average(of_epoch[:, 0], weights=of_epoch[:, 1]), rel=1e-5)
+    assert second["losses"] == first["losses"]
     assert first["train"] == second["train"]
     assert first["validation"] == second["validation"]
     for name, value in first["state"].items():

@@ -24,6 +24,7 @@ from scvi_sams.module._settings import NotNegative, check_settings, given, numbe
 from scvi_sams.train._checkpoint import ResumableCheckpoint, keep_state, restore_state
 from scvi_sams.train._dense_phase import end_dense_phase
 from scvi_sams.train._direct_effects import fit_direct_effects_of
+from scvi_sams.train._epoch_log import EpochLogPlan
 from scvi_sams.train._held_out import HeldOutCells
 from scvi_sams.train._identity import Identity, data_identity, plain_settings
 from scvi_sams.train._interruption import (
@@ -46,7 +47,7 @@ _STEPS_BETWEEN_LOOKS = 50
 """After which an accelerator is waited for, to see whether training diverged."""
 
 
-class PerturbationTrainingPlan(TrainingPlan):
+class PerturbationTrainingPlan(EpochLogPlan):
     """Training plan of scvi-tools with defaults that suit global latent variables.
 
     Besides what scvi-tools logs, ``history`` has every divergence, and for models with masks, per
@@ -205,6 +206,7 @@ class PerturbationTrainingPlan(TrainingPlan):
 
     def on_train_epoch_start(self) -> None:
         """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""
+        super().on_train_epoch_start()
         if self._cells_may_escape:
             begin_responses(self.module, self.trainer)
         if self._rotation_epoch is None:
