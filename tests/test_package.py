@@ -1,6 +1,9 @@
 """What a user sees of the package before calling anything."""
 
 import inspect
+import json
+import subprocess
+import sys
 from importlib import metadata, resources
 from types import ModuleType
 
@@ -39,3 +42,31 @@ def test_namespaces_are_modules_whose_names_all_resolve(name: str):
     missing = [member for member in namespace.__all__ if not hasattr(namespace, member)]
     assert namespace.__all__
     assert missing == []
+
+
+IMPORTED = """
+import json, sys
+import scvi_sams
+loaded = [name for name in sys.modules if name.startswith("scvi_sams.")]
+listed = dir(scvi_sams)
+from scvi_sams import *
+same = [pl is scvi_sams.plotting, tl is scvi_sams.interpretation]
+print(json.dumps({"loaded": loaded, "listed": listed, "same": same}))
+"""
+
+
+def test_namespaces_are_imported_when_they_are_first_used():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True, timeout=300
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "scvi_sams.model._sams_vae" in found["loaded"]
+    slow = {"evaluation", "benchmark", "plotting", "interpretation", "metrics", "baselines"}
+    assert {name.split(".")[1] for name in found["loaded"]}.isdisjoint(slow)
+    assert set(found["listed"]) >= MODELS | NAMESPACES
+    assert found["same"] == [True, True]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'scvi_sams' has no attribute 'evaluate'"):
+        scvi_sams.evaluate  # noqa: B018

@@ -1,12 +1,19 @@
 """Sparse additive mechanism shift variational autoencoders for perturbation screens."""
 
-from scvi_sams import data, datasets, evaluation, features
-from scvi_sams import interpretation as tl
-from scvi_sams import plotting as pl
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from scvi_sams import data
 from scvi_sams._versions import __version__
 from scvi_sams.model._comparators import CPAVAE, ConditionalVAE, SVAEPlus
 from scvi_sams.model._paper import paper_settings
 from scvi_sams.model._sams_vae import SAMSVAE
+
+if TYPE_CHECKING:
+    from scvi_sams import datasets, evaluation, features
+    from scvi_sams import interpretation as tl
+    from scvi_sams import plotting as pl
 
 __all__ = [
     "CPAVAE",
@@ -22,3 +29,24 @@ __all__ = [
     "pl",
     "tl",
 ]
+
+_NAMESPACES = {
+    "datasets": "datasets",
+    "evaluation": "evaluation",
+    "features": "features",
+    "pl": "plotting",
+    "tl": "interpretation",
+}
+"""Namespaces that are imported when they are first used: models need none of them, and together
+they take longer to import than models do."""
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in _NAMESPACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = globals()[name] = import_module(f"{__name__}.{_NAMESPACES[name]}")
+    return module
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMESPACES})

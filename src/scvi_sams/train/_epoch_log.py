@@ -55,7 +55,7 @@ class EpochLogPlan(TrainingPlan):
         finally:
             self._n_cells = None
 
-    def log(self, name: str, value: Any, **how: Any) -> None:  # type: ignore[override]
+    def log(self, name: str, value: Any, **how: Any) -> None:
         """Log as Lightning does; a mean over the cells of an epoch once in the epoch."""
         # In a mini-batch, training and validation may log different values by the same name.
         key = name, self.training
