@@ -2,7 +2,7 @@
 
 Registration, training with default settings, masks, predicted effects of all perturbations with
 intervals, latent states, hits, and three differential expressions. Every path runs in a process of
-its own, one after the other, so that each pays for compiling its loops; on one thread. "Without" is
+its own, one after the other, so that each pays for loading its loops; on one thread. "Without" is
 torch, as on an accelerator.
 
     python benchmarks/whole_path.py [--screens papalexi21 simulated] [--rounds 1]
@@ -87,7 +87,7 @@ def path(screen: str, kernels: str, n_epochs: int | None) -> dict[str, float]:
     load, registration, settings = SCREENS[screen]
     adata = load()
     seconds: dict[str, float] = {}
-    with timed(seconds, "an epoch of 500 cells: compiling"):
+    with timed(seconds, "an epoch of 500 cells: loading"):
         some = adata[::40].copy()
         scvi_sams.SAMSVAE.setup_anndata(some, **registration)
         scvi_sams.SAMSVAE(some, **settings).train(max_epochs=1, enable_progress_bar=False)

@@ -14,10 +14,10 @@ without      178                        36.5
 
 ``_negative_binomial`` has the likelihood with its gradient in one pass, and the tables of rising
 factorials. Without it a step of training on 2,000 genes takes 9 % longer (without the likelihood
-alone 5 %, without the tables 4 %), on 299 genes 4 %. Compiling takes 1.5 s in each process: more
-than is saved where there are few genes.
+alone 5 %, without the tables 4 %), on 299 genes 4 %. Compiling takes 1.5 s, once per installation:
+later processes load what was compiled.
 
-``_math`` is what makes it so fast: ``exp`` and ``log1p`` take .21 and .32 ns a value. The C
+What makes it so fast are its own ``exp`` and ``log1p``, which take .21 and .32 ns a value. The C
 library's, as numba calls them, take 2.3 and 6.9, and the loops would be slower than torch.
 
 Nothing here knows of models: arrays go in, and are written to.
