@@ -6,6 +6,7 @@ from numbers import Number
 from typing import Any
 
 import torch
+from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from scvi_sams._constants import REGISTRY_KEYS
 class EpochLogPlan(TrainingPlan):
     """Training plan of scvi-tools that logs the same values, by the same names, at less cost.
 
-    Each call of Lightning's ``log`` takes some 200 µs. Those of scvi-tools in every step were half
-    of a step on few genes. Here what is averaged over the cells of an epoch is summed, and
+    Each call of Lightning's ``log`` takes some 200 µs. Those of scvi-tools in every step were 40 %
+    of a step on 50 genes. Here what is averaged over the cells of an epoch is summed, and
     Lightning is given the sum in the first step of the epoch. It asks for the mean over all
     processes when the epoch ends. What is logged per step (``on_step=True``) goes to Lightning
     as it is.
@@ -55,6 +56,19 @@ class EpochLogPlan(TrainingPlan):
         finally:
             self._n_cells = None
 
+    def compute_and_log_metrics(
+        self, loss_output: LossOutput, metrics: dict[str, Any], mode: str
+    ) -> None:
+        """Add the terms of a mini-batch to the sums of the epoch, which the first step logs."""
+        is_logged = (f"elbo_{mode}", self.training) in self._logged_names
+        if self.on_step or not is_logged or loss_output.extra_metrics_keys:
+            super().compute_and_log_metrics(loss_output, metrics, mode)
+            return
+        with torch.no_grad():
+            for name in ("reconstruction_loss", "kl_local", "kl_global"):
+                total = getattr(loss_output, f"{name}_sum")
+                _add(metrics[f"{name}_{mode}"], total, loss_output.n_obs_minibatch)
+
     def log(self, name: str, value: Any, **how: Any) -> None:
         """Log as Lightning does; a mean over the cells of an epoch once in the epoch."""
         # In a mini-batch, training and validation may log different values by the same name.
@@ -79,8 +93,18 @@ class EpochLogPlan(TrainingPlan):
             self._sums[key] = ElboMetric(key[0], mode, "obs").to(self.device)
         total = self._sums[key]
         of_cells = mean.detach() * n_cells if isinstance(mean, Tensor) else mean * n_cells
-        total.update(**{key[0]: of_cells, "n_obs_minibatch": n_cells})
+        if total.update_called:
+            _add(total, of_cells, n_cells)
+        else:
+            total.update(**{key[0]: of_cells, "n_obs_minibatch": n_cells})
         return total
+
+
+def _add(metric: ElboMetric, total: Any, n_cells: int) -> None:
+    """Do what ``update`` does, in a third of its time, once it was called in this epoch."""
+    metric.elbo_component.add_(total)
+    metric.n_obs.add_(n_cells)
+    metric.n_batches.add_(1)
 
 
 def _is_mean_over_epoch(how: dict[str, Any]) -> bool:
