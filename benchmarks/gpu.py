@@ -30,7 +30,7 @@ from step_time import simulated_counts
 
 WIDTHS = {"n_hidden": 400, "n_latent": 50, "n_layers": 1}
 PASSES = 128
-"""Over the values of a mini-batch, read or written, in a step: counted for 512 cells x 500 genes."""
+"""Over the values of a mini-batch, read or written, in a step: as counted for 512 x 500."""
 CELLS_MADE = 8192
 """Of which the screen is made up by repetition: values differ enough for a timing."""
 SETTINGS = [
