@@ -105,15 +105,15 @@ def test_a_split_by_hand_is_checked_for_whole_perturbations():
         make_split(labels, [0, 1, 3], [], [2, 4], **arguments)
     with pytest.raises(InvalidSplitError, match="validation cells labelled 'B'"):
         make_split(labels, [0, 1], [2], [3, 4], **arguments)
-    with pytest.raises(InvalidSplitError, match="No cell carries the held-out 'Z'"):
+    with pytest.raises(InvalidSplitError, match="No cell has the held-out 'Z'"):
         make_split(labels, [0, 1], [], [2], name="by hand", held_out_perturbations=["Z"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"perturbations": ["A+B"]}, InvalidSplitError, r"'A\+B' is no single perturbation"),
-        ({"perturbations": ["Z"]}, InvalidSplitError, "No cell carries the held-out 'Z'"),
+        ({"perturbations": ["A+B"]}, InvalidSplitError, r"'A\+B' is not a single perturbation"),
+        ({"perturbations": ["Z"]}, InvalidSplitError, "No cell has the held-out 'Z'"),
         ({"perturbations": ["control"]}, InvalidSplitError, "control .* cannot be held out"),
         ({"perturbations": []}, InvalidSplitError, "`perturbations` is empty"),
         ({"perturbations": list("ABCDE")}, InvalidSplitError, "none would be left to train"),

@@ -263,15 +263,15 @@ def test_files_that_hold_no_split_are_refused(labels, tmp_path):
     whole = (tmp_path / "whole.npz").read_bytes()
     for size in (0, len(whole) // 2, len(whole) - 30):
         (tmp_path / "cut.npz").write_bytes(whole[:size])
-        with pytest.raises(InvalidSplitError, match="holds no split"):
+        with pytest.raises(InvalidSplitError, match="is not a split"):
             Split.load(tmp_path / "cut.npz")
     for content in ("{", json.dumps({"train": [0]}), "[]"):
         (tmp_path / "split.json").write_text(content)
-        with pytest.raises(InvalidSplitError, match="holds no split"):
+        with pytest.raises(InvalidSplitError, match="is not a split"):
             Split.load(tmp_path / "split.json")
     pickled = tmp_path / "split.npz"
     np.savez(pickled, record=np.array([{"name": "x"}], dtype=object))
-    with pytest.raises(InvalidSplitError, match="holds no split"):
+    with pytest.raises(InvalidSplitError, match="is not a split"):
         Split.load(pickled)
 
 
@@ -281,8 +281,8 @@ LABELS = ["control", "control", "A", "B", "A+B", "B+A", "A+C", "control"]
 @pytest.mark.parametrize(
     ("train", "validation", "test", "held_out", "message"),
     [
-        ([0, 2, 5], [1], [4], ["A+B"], r"training cells carry the held-out 'A\+B'"),
-        ([0, 2, 3], [5], [4], ["A+B"], r"validation and test cells both carry.*'A\+B'"),
+        ([0, 2, 5], [1], [4], ["A+B"], r"training cells have the held-out 'A\+B'"),
+        ([0, 2, 3], [5], [4], ["A+B"], r"validation and test cells both have.*'A\+B'"),
         ([0, 2, 4, 6], [1], [3], ["B", "C+A", "B+A"], r"held-out 'A\+B', 'A\+C'"),
         ([2, 3], [0], [4, 5], ["A+B"], "No training cell is labelled 'control'"),
         ([0, 2, 3], [2], [4, 5], [], "1 cells are in both train and validation.*position 2"),
@@ -290,7 +290,7 @@ LABELS = ["control", "control", "A", "B", "A+B", "B+A", "A+C", "control"]
         ([0, 2], [1], [], [], "No cell is tested"),
         ([0, 2], [1], [8], [], "test has position 8, but there are 8 cells"),
         ([0, 2], [-1], [4], [], "validation has position -1"),
-        ([0, 2], [1], [4], ["A+Z"], r"No cell carries the held-out 'A\+Z'"),
+        ([0, 2], [1], [4], ["A+Z"], r"No cell has the held-out 'A\+Z'"),
         ([0, 2], [1], [4], ["control"], r"control \('control'\) cannot be held out"),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_leak_in_a_level_is_refused_by_name():
     held_out = {"held_out": ["B+A"], "covariate": levels, "name": "by hand"}
     split = make_split(LABELS, *cells, held_out_levels=["T"], **held_out)
     assert split.held_out_levels == ("T",)
-    with pytest.raises(InvalidSplitError, match=r"training cells carry.*'A\+B' in 'U'"):
+    with pytest.raises(InvalidSplitError, match=r"training cells have.*'A\+B' in 'U'"):
         make_split(LABELS, *cells, held_out_levels=["U"], **held_out)
 
 

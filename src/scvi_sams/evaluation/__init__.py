@@ -1,14 +1,14 @@
-"""Splits, observed effects, baselines and metrics, and what can be asked of trained models.
+"""Splits, observed effects, baselines and metrics, and diagnostics of trained models.
 
-Splits, effects, baselines and metrics know no model.
+Splits, effects, baselines and metrics do not depend on any model.
 :func:`mask_stability`, :func:`consensus_masks` and :func:`basal_leakage` take trained models;
 :func:`mask_calibration` takes simulated truth.
 
 An *ATE table*, which models predict and these functions make and compare, is an
 :class:`~anndata.AnnData` of perturbations x genes: ``X`` is the average treatment effect,
 ``obs_names`` and ``obs["perturbation"]`` the canonical labels, ``obs["dosage"]`` their doses,
-``layers["standard_error"]`` its uncertainty, ``obs["n_cells"]`` the cells behind an observation,
-and ``uns["ate"]`` names ``method``, ``target_sum``, ``size_factor_key`` and ``units``.
+``layers["standard_error"]`` the standard error, ``obs["n_cells"]`` the number of observed cells,
+and ``uns["ate"]`` contains ``method``, ``target_sum``, ``size_factor_key`` and ``units``.
 """
 
 from scvi_sams._fdr import active_at_fdr

@@ -1,1 +1,1 @@
-"""Which cells train and which are predicted: seeded, pure functions of the labels."""
+"""Splits into training, validation and test cells: seeded, pure functions of the labels."""

@@ -1,4 +1,4 @@
-"""Which combinations are held out and which cells train: seeded, pure functions of the labels."""
+"""Hold out combinations and split cells: seeded, pure functions of the labels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from scvi_sams.labels._parsing import read_labels
 from scvi_sams.labels._stratified import stratified_split
 
 CellLabels: TypeAlias = Labels | Sequence[str] | np.ndarray | pd.Series
-"""One label per cell, as users write them or read already."""
+"""One label per cell, as text or already parsed."""
 
 Shares: TypeAlias = tuple[float, float, float]
-"""Of training, validation and test cells."""
+"""Fractions of training, validation and test cells."""
 
 
 def canonical_labels(
@@ -27,7 +27,7 @@ def canonical_labels(
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
 ) -> np.ndarray:
-    """Spell the label of every cell in one way, so that ``"B+A"`` and ``"A+B"`` are one group.
+    """Bring labels to one spelling, so that ``"B+A"`` and ``"A+B"`` are the same group.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ def canonical_labels(
     control
         Label or labels of the control cells.
     delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
+        Separator between the perturbations of a combination; ``None`` to never split labels.
 
     Returns
     -------
-    Strings of shape ``(n_cells,)``; control cells carry the first control label.
+    Strings of shape ``(n_cells,)``; control cells get the first control label.
 
     Raises
     ------
@@ -66,9 +66,9 @@ def hold_out_combinations(
 ) -> list[str]:
     """Choose combinations to hold out of training.
 
-    The choice depends on the set of labels and the seed only: not on the order of the cells, nor
-    on how a combination is spelled. With the same seed, fewer held-out combinations are a subset
-    of more.
+    The choice depends only on the set of labels and the seed, not on the order of the cells or the
+    spelling of combinations. With the same seed, a smaller set of held-out combinations is a subset
+    of a larger one.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ def hold_out_combinations(
     seed
         Seed of the choice.
     require_singles
-        Choose only among combinations each of whose perturbations has cells that carry it alone,
-        so that its effect can be learned whichever other combinations are held out.
+        Choose only combinations all of whose perturbations also have cells with that perturbation
+        alone, so that each effect can be learned whichever other combinations are held out.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def hold_out_combinations(
     Raises
     ------
     InvalidSplitError
-        If fewer combinations are available than were asked for.
+        If fewer combinations are available than requested.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def hold_out_combinations(
         condition = " whose perturbations all occur alone as well" if require_singles else ""
         raise InvalidSplitError(
             f"{n_held_out} combinations cannot be held out: the labels have {len(combinations)} "
-            f"combinations{condition}. Ask for fewer, or check `delimiter` and `require_singles`."
+            f"combinations{condition}. Hold out fewer, or check `delimiter` and `require_singles`."
         )
     return sorted(combinations[:n_held_out])
 
@@ -113,34 +113,34 @@ def hold_out_combinations(
 def read_seeded(
     labels: CellLabels, control: str | Sequence[str], delimiter: str | None, seed: int
 ) -> Labels:
-    """Check the seed and read the labels, which all splits are given."""
+    """Check the seed and parse the labels."""
     check_integer(at_least=0, seed=seed)
     return read_labels(labels, control, delimiter)
 
 
 def check_held_out(labels: Labels, held_out: Iterable[str], absent: Iterable[str]) -> None:
-    """Raise an error if the control is held out, or what no cell carries, as it is shown."""
+    """Raise if the control is held out, or a label without cells (named in the message)."""
     if labels.control in held_out:
         raise InvalidSplitError(
-            f"The control ({labels.control!r}) cannot be held out: without control cells in "
-            "training no effect is defined. Remove it from `held_out`."
+            f"The control ({labels.control!r}) cannot be held out: effects are undefined without "
+            "control cells in training. Remove it from `held_out`."
         )
     shown = ", ".join(sorted(absent))
     if shown:
         raise InvalidSplitError(
-            f"No cell carries the held-out {shown}, so there would be nothing to test on. Hold out "
-            "labels that occur."
+            f"No cell has the held-out {shown}, so there would be nothing to test on. Hold out "
+            "labels that occur in the data."
         )
 
 
 def parts_of_combinations(labels: Labels) -> dict[str, list[str]]:
-    """Perturbations of every combination that cells carry; combinations are sorted."""
+    """Perturbations of every combination in the data; combinations are sorted."""
     parts = {name: labels.spelling.perturbations(name) for name in labels.perturbed_names}
     return {name: names for name, names in parts.items() if len(names) > 1}
 
 
 def labels_with(labels: Labels, perturbations: Iterable[str]) -> dict[str, set[str]]:
-    """Canonical labels that carry one of some perturbations, and which of them each carries."""
+    """Canonical labels that contain some of the perturbations, and which of them."""
     wanted = set(perturbations)
     carried = {
         name: wanted.intersection(labels.spelling.perturbations(name))
@@ -150,9 +150,9 @@ def labels_with(labels: Labels, perturbations: Iterable[str]) -> dict[str, set[s
 
 
 def shuffled_combinations(labels: Labels, seed: int, *, require_singles: bool = False) -> list[str]:
-    """Return the combinations that cells carry, sorted and then shuffled by the seed.
+    """Return the combinations in the data, sorted and then shuffled by the seed.
 
-    With ``require_singles`` only those each of whose perturbations has cells of its own.
+    With ``require_singles`` only those all of whose perturbations have cells of their own.
     """
     parts = parts_of_combinations(labels)
     combinations = list(parts)
@@ -164,14 +164,14 @@ def shuffled_combinations(labels: Labels, seed: int, *, require_singles: bool = 
 
 
 def cells_of(labels: Labels, names: Sequence[str]) -> np.ndarray:
-    """Which cells carry one of some canonical labels: boolean, shape ``(n_cells,)``."""
+    """Which cells have one of some canonical labels: boolean, shape ``(n_cells,)``."""
     return np.isin(labels.names, list(names))[labels.name_of_cell]
 
 
 def split_within_labels(
     labels: Labels, cells: np.ndarray, fractions: Shares, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split cells, given by position, at random within each label; see :func:`stratified_split`."""
+    """Split cells, given by position, at random within labels; see :func:`stratified_split`."""
     parts = stratified_split(labels.name_of_cell[cells], fractions, seed=seed)
     return cells[parts[0]], cells[parts[1]], cells[parts[2]]
 
@@ -187,9 +187,8 @@ def split_cells(
 ) -> dict[str, np.ndarray]:
     """Split cells into training, validation, test and held-out cells, stratified by label.
 
-    Within each label the counts are its share of the fractions, rounded up or down at random so
-    that the fractions also hold over many small labels. Every label that is not held out keeps at
-    least one training cell.
+    Within each label the fractions are rounded up or down at random, so that they also hold over
+    many small labels. Every label that is not held out keeps at least one training cell.
 
     Parameters
     ----------
@@ -199,7 +198,7 @@ def split_cells(
         Labels, in any spelling, whose cells are all held out, for example those of
         :func:`hold_out_combinations`.
     fractions
-        Shares of training, validation and test cells among the cells that are not held out.
+        Fractions of training, validation and test cells among the cells that are not held out.
     seed
         Seed of the split.
 

@@ -33,40 +33,41 @@ def norman_ood(
     control: str | Sequence[str] = "control",
     delimiter: str = "+",
 ) -> Split:
-    """Test on a quarter of the combinations; let a fraction of all combinations train.
+    """Test on a quarter of the combinations and train on a fraction of all combinations.
 
-    The n combinations are sorted and shuffled by the seed. The first ``int(fraction * n)`` train,
-    the last ``ceil(n / 4)`` are tested with all their cells; the cells of combinations
-    between the two are not used. Cells of singles, controls and training combinations are split
-    80/20 into training and validation within each label, and never tested.
+    The n combinations are sorted, then shuffled by the seed. The first ``int(fraction * n)`` are
+    training combinations; the last ``ceil(n / 4)`` are test combinations with all their cells;
+    the combinations in between are not used. Cells of singles, controls and training combinations
+    are split 80/20 into training and validation within each label, and are never test cells.
 
     Parameters
     ----------
     labels, control, delimiter
         As for :func:`canonical_labels`.
     fraction
-        Of all combinations, from 0 (training on singles only) to 0.75 (all that are not tested).
+        Fraction of all combinations that train, from 0 (only singles) to 0.75 (all but the test
+        combinations).
     seed
-        Of the order of the combinations and of the cells. With the same seed the tested
-        combinations are the same for every fraction, and those that train are nested.
+        Seed of the order of combinations and cells. With the same seed, test combinations are the
+        same for every fraction, and training combinations are nested.
 
     Returns
     -------
-    The split; ``held_out`` are the tested combinations.
+    The split; ``held_out`` are the test combinations.
 
     Raises
     ------
     InvalidSplitError
-        If there are no combinations, no training control, or the fraction leaves too few to test.
+        If there are no combinations, no training control, or no test combination is left.
 
     Notes
     -----
-    Norman-OOD of Bereket & Karaletsos, NeurIPS 2023. Their "100 % of the combinations" are those
-    that are not tested: a fraction of 0.75 here.
+    Norman-OOD of Bereket & Karaletsos, NeurIPS 2023. Their "100 % of the combinations" are all
+    but the test combinations: a fraction of 0.75 here.
 
     Examples
     --------
-    Six combinations: two are tested, three train, one is not used.
+    Six combinations: two test, three training, one not used.
 
     >>> split = scvi_sams.evaluation.norman_ood(adata.obs["perturbation"], fraction=0.5)
     >>> len(split.held_out), len(split.test)
@@ -107,24 +108,24 @@ def norman_data_efficiency(
     control: str | Sequence[str] = "control",
     delimiter: str = "+",
 ) -> Split:
-    """Test every combination; keep a fraction of the combinations' other cells.
+    """Test every combination after training on a fraction of its other cells.
 
-    The cells of each combination are split into training, validation and test cells; of
-    its training and of its validation cells the fraction is kept (at least one each, where there
-    are any and the fraction is above 0), the others are not used. Cells of singles and controls
-    are split 80/20 into training and validation within each label, and never tested.
+    The cells of each combination are split into training, validation and test cells. Only a
+    fraction of its training and validation cells is kept (at least one of each, where there are
+    any and the fraction is above 0). Cells of singles and controls are split 80/20 into training
+    and validation within each label, and are never test cells.
 
     Parameters
     ----------
     labels, control, delimiter
         As for :func:`canonical_labels`.
     fraction
-        Of the training and validation cells of each combination that is kept, from 0 to 1.
+        Fraction of the training and validation cells of each combination to keep, from 0 to 1.
     fractions
-        Shares of training, validation and test cells among the cells of each combination.
+        Fractions of training, validation and test cells among the cells of each combination.
     seed
-        Of the order of the cells. With the same seed the tested cells are the same for every
-        fraction, and those that train are nested.
+        Seed of the order of the cells. With the same seed, test cells are the same for every
+        fraction, and training cells are nested.
 
     Returns
     -------
@@ -133,7 +134,7 @@ def norman_data_efficiency(
     Raises
     ------
     InvalidSplitError
-        If there are no combinations, no training control, or a share is not possible.
+        If there are no combinations, no training control, or a fraction is out of range.
 
     Notes
     -----
@@ -184,15 +185,15 @@ def random_cells(
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
 ) -> Split:
-    """Split cells at random; every perturbation may train and is tested.
+    """Split cells at random; every perturbation may train, validate and test.
 
     Parameters
     ----------
     labels, fractions, seed, control, delimiter
         As for :func:`split_cells`.
     stratified
-        Whether the shares hold within each label, so that every label keeps a training cell. Else
-        only among all cells, as in the paper, where a rare label may be absent from a part.
+        Whether fractions hold within each label, so that every label keeps a training cell.
+        ``False``: only over all cells, as in the paper; a rare label may then be missing in a part.
 
     Returns
     -------
@@ -201,7 +202,7 @@ def random_cells(
     Raises
     ------
     InvalidSplitError
-        If the shares do not sum to 1, no control cell trains, or no cell is tested.
+        If the fractions do not sum to 1, there is no training control cell, or no test cell.
 
     Notes
     -----

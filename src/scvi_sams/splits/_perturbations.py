@@ -1,4 +1,4 @@
-"""Whole perturbations held out, with every combination and dose in which they stand."""
+"""Hold out whole perturbations, with all of their combinations and doses."""
 
 from __future__ import annotations
 
@@ -35,35 +35,34 @@ def perturbation_hold_out(
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
 ) -> Split:
-    """Hold out whole perturbations: what the model is to predict is known by features only.
+    """Hold out whole perturbations, of which only features are known in training.
 
-    Every cell that carries one of them is tested, alone or in a combination and at any dose. The
-    other cells are split into training and validation within each label, and never tested: no
-    training and no validation cell carries a held-out perturbation.
+    All cells with one of them, alone or in a combination and at any dose, are test cells. The
+    other cells are split into training and validation within each label, and are never test cells.
 
     Parameters
     ----------
     labels, control, delimiter
-        As for :func:`canonical_labels`. Doses that are written into labels (``"drug@0.5"``) are
-        perturbations of their own: name all of them, or pass labels without doses.
+        As for :func:`canonical_labels`. Doses within labels (``"drug@0.5"``) count as separate
+        perturbations: name all of them, or pass labels without doses.
     perturbations
-        Names to hold out; ``None`` draws them.
+        Names to hold out; ``None`` samples them.
     fraction
         ``int(fraction * n)`` of the n perturbations are held out, at least one; ``None`` is 0.2.
         With the same seed, fewer are a subset of more.
     fold
-        ``(k, n)``: of n parts of all perturbations, as equal as can be and drawn by the seed, the
-        one of number k, from 0 to n - 1, is held out. With as many parts as perturbations each is
-        left out in turn.
+        ``(k, n)``: hold out part number k, from 0 to n - 1, of n parts of all perturbations. Parts
+        are as equal as possible and sampled by the seed. With as many parts as perturbations, each
+        is held out once.
     validation_fraction
-        Share of the other cells of each label that validates.
+        Fraction of the other cells of each label used for validation.
     seed
-        Of the perturbations and of the cells.
+        Seed of the choice of perturbations and of validation cells.
 
     Returns
     -------
-    The split; ``held_out_perturbations`` are the perturbations, ``held_out`` their labels:
-    themselves and combinations.
+    The split; ``held_out_perturbations`` are the perturbations, ``held_out`` all labels with them,
+    including combinations.
 
     Raises
     ------
@@ -71,12 +70,12 @@ def perturbation_hold_out(
         If more than one of ``perturbations``, ``fraction`` and ``fold`` is given, or ``fold`` is
         not two whole numbers.
     InvalidSplitError
-        If a name is that of the control, a combination or carried by no cell, a fraction is out of
-        range, there is no such fold, or no perturbed cell would train.
+        If a name is that of the control, a combination or has no cells, a fraction is out of
+        range, there is no such fold, or no perturbed cell is left for training.
 
     Notes
     -----
-    A perturbation that stands in combinations with held-out ones only has no training cells either.
+    A perturbation that occurs only in combinations with held-out ones has no training cells either.
 
     Examples
     --------
@@ -87,7 +86,7 @@ def perturbation_hold_out(
     >>> bool(labels.iloc[split.train].str.contains("P002").any())
     False
 
-    Each perturbation in one of four folds:
+    Every perturbation is in one of four folds:
 
     >>> splits = [scvi_sams.evaluation.perturbation_hold_out(labels, fold=(k, 4)) for k in range(4)]
     >>> sum(len(split.held_out_perturbations) for split in splits)
@@ -97,7 +96,7 @@ def perturbation_hold_out(
     several = [name for name, value in given.items() if value is not None]
     if len(several) > 1:
         raise InvalidArgumentError(
-            f"`{several[0]}` and `{several[1]}` both say what is held out. Pass one of them."
+            f"`{several[0]}` and `{several[1]}` both set what is held out. Pass one of them."
         )
     check_number(at_least=0, below=1, validation_fraction=validation_fraction)
     labels = read_seeded(labels, control, delimiter, seed)
@@ -111,7 +110,7 @@ def perturbation_hold_out(
         if not chosen:
             raise InvalidSplitError(
                 f"Fold {number} of {n_folds} is empty: there are {len(_shuffled(labels, seed))} "
-                "perturbations. Ask for fewer folds."
+                "perturbations. Use fewer folds."
             )
     else:
         share = _FRACTION if fraction is None else fraction
@@ -128,8 +127,8 @@ def perturbation_hold_out(
     is_tested = cells_of(labels, held_out)
     if not (~is_tested & ~labels.is_control).any():
         raise InvalidSplitError(
-            f"Every perturbed cell carries one of {listing(sorted(chosen))}: none would be left to "
-            "train. Hold out fewer perturbations."
+            f"Every perturbed cell has one of {listing(sorted(chosen))}: none would be left to "
+            "train on. Hold out fewer perturbations."
         )
     shares = (1 - validation_fraction, validation_fraction, 0.0)
     train, validation, _ = split_within_labels(
@@ -149,15 +148,15 @@ def perturbation_hold_out(
 
 
 def _named(labels: Labels, names: Sequence[str]) -> list[str]:
-    """Names as they stand in the vocabulary; an error if one is not of one perturbation."""
+    """Names as in the vocabulary; an error if one is not a single perturbation."""
     parts = {name: labels.spelling.perturbations(name) for name in names}
     combined = [name for name, found in parts.items() if len(found) > 1]
     if combined or not names:
         raise InvalidSplitError(
-            f"{listing(combined)} is no single perturbation. Name single ones, which are held out "
-            "with their combinations, or hold out combinations with combination_hold_out."
+            f"{listing(combined)} is not a single perturbation. Name single ones, which are held "
+            "out with their combinations, or hold out combinations with combination_hold_out."
             if combined
-            else "`perturbations` is empty: name at least one, or pass None to draw them."
+            else "`perturbations` is empty: name at least one, or pass None to sample them."
         )
     chosen = {labels.spelling.canonical(name) for name in names}
     check_held_out(labels, chosen, map(repr, chosen.difference(labels.carried)))

@@ -1,4 +1,4 @@
-"""PerturBench's splits: combinations, their single perturbations, or levels of a covariate."""
+"""PerturBench's splits: hold out combinations, single perturbations or levels of a covariate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def combination_hold_out(
     control: str | Sequence[str] = "control",
     delimiter: str = "+",
 ) -> Split:
-    """Hold out a fraction of the combinations, half of them for validation, half for the test.
+    """Hold out a fraction of the combinations, half of them for validation, half for testing.
 
     All cells of singles and of the other combinations train. Control cells are in all three parts.
 
@@ -40,12 +40,12 @@ def combination_hold_out(
     labels, control, delimiter
         As for :func:`canonical_labels`.
     fraction
-        ``int(fraction * n)`` of the n combinations are held out. With an odd number, the test has
-        one more than validation.
+        ``int(fraction * n)`` of the n combinations are held out. If the number is odd, one more is
+        for testing than for validation.
     control_fraction
-        Share of the control cells that train; the others are halved between validation and test.
+        Fraction of control cells that train; the others are divided between validation and test.
     seed
-        Of the choice and of the control cells.
+        Seed of the choice of combinations and of control cells.
 
     Returns
     -------
@@ -58,8 +58,8 @@ def combination_hold_out(
 
     Notes
     -----
-    PerturBench (Wu et al., arXiv 2408.10609v4), task "combine"; 70 % is their Norman19. The draw
-    is this package's own: the same seed holds out other combinations than their code.
+    PerturBench (Wu et al., arXiv 2408.10609v4), task "combine"; 70 % is their Norman19. Sampling
+    differs from their code: the same seed holds out other combinations.
 
     Examples
     --------
@@ -94,10 +94,10 @@ def single_hold_out(
     control: str | Sequence[str] = "control",
     delimiter: str = "+",
 ) -> Split:
-    """Hold out single perturbations that train in combinations: the inverse problem.
+    """Hold out single perturbations that are in training combinations: the inverse problem.
 
-    Of the perturbations of one combination at most one is held out alone. The held-out ones are
-    halved between validation and test; all other perturbed cells train.
+    At most one perturbation of each combination is held out. Held-out perturbations are divided
+    between validation and test; all other perturbed cells train.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def single_hold_out(
         As for :func:`combination_hold_out`.
     fraction
         ``int(fraction * n)`` of the n single perturbations that also occur in a combination are
-        held out, or fewer if all others share a combination with one of them.
+        held out, or fewer if all others are in a combination with one of them.
 
     Returns
     -------
@@ -119,8 +119,8 @@ def single_hold_out(
     Notes
     -----
     PerturBench (Wu et al., arXiv 2408.10609v4), task "combine_inverse". Their code also holds
-    out singles that occur in no combination, about which training cells say nothing; these are
-    not chosen here.
+    out singles that occur in no combination, which cannot be learned from training cells; these
+    are not held out here.
 
     Examples
     --------
@@ -163,12 +163,12 @@ def covariate_transfer(
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
 ) -> Split:
-    """Hold out perturbations in some levels of a covariate that train in other levels.
+    """Hold out perturbations in some levels of a covariate; they train in other levels.
 
-    Perturbations with the most levels come first, in random order among equals. Each is held out
-    in 1 to ``most_levels`` levels drawn at random, at least one of its levels always trains, and in
-    no level more than ``int(fraction * n)`` of its n perturbations are held out. Those of a level
-    are halved between validation and test. Control cells of each level are in all three parts.
+    Perturbations with the most levels come first, in random order among ties. Each is held out in
+    1 to ``most_levels`` random levels, but always keeps at least one level in training, and in each
+    level at most ``int(fraction * n)`` of its n perturbations are held out. Those of a level are
+    divided between validation and test. Control cells of each level are in all three parts.
 
     Parameters
     ----------
@@ -177,11 +177,11 @@ def covariate_transfer(
     covariate
         Level of each cell, for example its cell type.
     fraction
-        Largest share of the perturbations of a level that is held out in it.
+        Largest fraction of the perturbations of a level that is held out in it.
     most_levels
-        Largest number of levels that a perturbation is held out in.
+        Largest number of levels in which a perturbation is held out.
     control_fraction
-        Share of the control cells of each level that train; the others are halved.
+        Fraction of the control cells of each level that train; the others are divided.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def covariate_transfer(
 
     Notes
     -----
-    PerturBench (Wu et al., arXiv 2408.10609v4), task "transfer"; the draw is this package's own.
+    PerturBench (Wu et al., arXiv 2408.10609v4), task "transfer"; sampling differs from their code.
 
     Examples
     --------
@@ -235,12 +235,12 @@ def _hold_out(
 ) -> Split:
     """Test the first half of the held-out pairs of each level, validate the others.
 
-    Pairs are of a label and a level, ``""`` without a covariate. The control cells are spread over
+    A pair is a label and a level (``""`` without a covariate). Control cells are distributed over
     the parts within each level.
     """
     if not held_out:
         raise InvalidSplitError(
-            f"Nothing would be held out with {settings}. Ask for a larger fraction; check that the "
+            f"Nothing would be held out with {settings}. Use a larger fraction; check that the "
             "data has combinations (or, for covariate_transfer, perturbations in several levels) "
             "and that `delimiter` is right."
         )
@@ -279,7 +279,7 @@ def _hold_out(
 
 
 def _check_fractions(fraction: float, control_fraction: float) -> None:
-    """Raise an error unless both fractions are above 0 and at most 1."""
+    """Raise unless both fractions are above 0 and at most 1."""
     check_number(fraction=fraction, control_fraction=control_fraction)
     if not 0 < fraction <= 1 or not 0 < control_fraction <= 1:
         raise InvalidSplitError(
@@ -291,7 +291,7 @@ def _check_fractions(fraction: float, control_fraction: float) -> None:
 def _draw_pairs(
     pairs: list[tuple[str, str]], fraction: float, most_levels: int, rng: np.random.Generator
 ) -> list[tuple[str, str]]:
-    """Draw the pairs of perturbation and level to hold out, in random order."""
+    """Sample the pairs of perturbation and level to hold out, in random order."""
     levels_of: dict[str, list[str]] = defaultdict(list)
     for label, level in pairs:
         levels_of[label].append(level)

@@ -1,4 +1,4 @@
-"""A split as a value: checked for leaks, saved beside the result, loaded for the same data only."""
+"""A split as a value: checked for leaks, saved and loaded, valid only for the data it came from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scvi_sams.labels._parsing import read_labels
 from scvi_sams.splits._combinations import CellLabels, check_held_out, labels_with
 
 Levels: TypeAlias = Sequence[str] | np.ndarray | pd.Series
-"""Level of a covariate, such as a cell type, of every cell."""
+"""Level of a covariate, such as the cell type, of every cell."""
 
 Cells: TypeAlias = Sequence[int] | Sequence[bool] | np.ndarray | pd.Series
 """Positions of cells, or a boolean for every cell."""
@@ -34,32 +34,32 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which cells train, validate and test, and what was held out of training.
+    """Training, validation and test cells, and what was held out of training.
 
-    A cell may be in none of the three. Make one with a function of this package or with
-    :func:`make_split`, which check it.
+    A cell may be in none of the three. Make a split with a function of this package or with
+    :func:`make_split`; both check it.
 
     Attributes
     ----------
     train, validation, test
         Positions of cells.
     held_out
-        Canonical labels that no training cell carries.
+        Canonical labels of which there is no training cell.
     held_out_levels
         Level of the covariate in which each label of ``held_out`` is held out; training cells may
-        carry it in other levels. ``None`` if labels are held out everywhere.
+        have it in other levels. ``None`` if labels are held out everywhere.
     held_out_perturbations
-        Perturbations that no training and no validation cell carries, alone or in a combination.
+        Perturbations without any training or validation cell, alone or in a combination.
     name
-        Of the kind of split.
+        Kind of split.
     seed
-        It was made with; ``None`` if it was not drawn.
+        Seed it was made with; ``None`` if it was not sampled.
     settings
         Other arguments it was made with.
     control
         Labels of the control cells.
     delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
+        Separator between the perturbations of a combination; ``None`` if labels are never split.
     fingerprint
         SHA-256 of the canonical labels (and levels) of all cells in their order.
     """
@@ -78,19 +78,19 @@ class Split:
     held_out_perturbations: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> None:
-        """Write the split to a file that is read without pickle.
+        """Write the split to a file, without pickle.
 
         Parameters
         ----------
         path
-            Ends in ``.json``, or in ``.npz`` where cells are many.
+            File ending in ``.json``, or in ``.npz`` for many cells.
 
         Raises
         ------
         InvalidSplitError
-            If the path ends otherwise.
+            If the path has another ending.
         SavingError
-            If it cannot be written; what was there before is as it was.
+            If it cannot be written; an existing file is then unchanged.
         """
         path = _checked_path(path)
         record = {key: value for key, value in vars(self).items() if key not in PARTS}
@@ -117,10 +117,10 @@ class Split:
         Parameters
         ----------
         path
-            Of the file, ending in ``.json`` or ``.npz``.
+            File ending in ``.json`` or ``.npz``.
         labels, covariate
-            Of the cells that the split is to be used on, as for :func:`check_split`, which is
-            called if there are labels.
+            Labels and levels of the cells on which the split will be used. With labels the split
+            is checked by :func:`check_split`.
 
         Returns
         -------
@@ -129,7 +129,7 @@ class Split:
         Raises
         ------
         InvalidSplitError
-            If the file holds no split, or the split does not fit the labels.
+            If the file does not contain a split, or the split does not fit the labels.
         """
         path = _checked_path(path)
         try:
@@ -141,14 +141,14 @@ class Split:
                 fields = json.loads(path.read_text(encoding="utf-8"))
             for part in PARTS:
                 fields[part] = np.asarray(fields[part], dtype=np.int64)
-            # Files of earlier versions hold no whole perturbations out.
+            # Files of earlier versions do not have held-out perturbations.
             fields.setdefault("held_out_perturbations", ())
             for key in ("held_out", "held_out_levels", "held_out_perturbations", "control"):
                 fields[key] = fields[key] if fields[key] is None else tuple(fields[key])
             split = cls(**fields)
         except (KeyError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
             raise InvalidSplitError(
-                f"{str(path)!r} holds no split ({error}). Load a file that Split.save wrote."
+                f"{str(path)!r} is not a split ({error}). Load a file that Split.save wrote."
             ) from error
         if labels is not None:
             check_split(split, labels, covariate=covariate)
@@ -171,22 +171,23 @@ def make_split(
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
 ) -> Split:
-    """Make a split of given cells, for example of those that :func:`split_cells` returns.
+    """Make a split from given cells, for example those that :func:`split_cells` returns.
 
     Parameters
     ----------
     labels, control, delimiter
         As for :func:`canonical_labels`.
     train, validation, test
-        Positions of cells, or a boolean for every cell, as ``adata.obs["split"] == "train"``.
+        Positions of cells, or a boolean for every cell, such as ``adata.obs["split"] == "train"``.
     name, seed, settings
-        How the split came about; ``settings`` holds what JSON can hold.
+        Description of the split; ``settings`` may contain anything that JSON can store.
     held_out
-        Labels, in any spelling, that no training cell may carry.
+        Labels, in any spelling, of which there must be no training cell.
     held_out_levels
         Level in which each of them is held out, if not in all.
     held_out_perturbations
-        Perturbations that no training and no validation cell may carry, alone or in a combination.
+        Perturbations of which there must be no training or validation cell, alone or in a
+        combination.
     covariate
         One level per cell, needed with ``held_out_levels``.
 
@@ -197,7 +198,7 @@ def make_split(
     Raises
     ------
     InvalidSplitError
-        If it leaks or cannot be used (:func:`check_split`).
+        If it leaks or is otherwise invalid (:func:`check_split`).
 
     Examples
     --------
@@ -236,7 +237,7 @@ def make_split(
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are when they come back from a file: numbers and arrays are plain ones."""
+    """Settings as they come back from a file: NumPy numbers and arrays become plain values."""
 
     def plain(value: Any) -> Any:
         if hasattr(value, "tolist"):
@@ -248,7 +249,7 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(
             "`settings` must be a dict of text, numbers, booleans, lists and dicts, which JSON can "
-            f"hold: {error}."
+            f"store: {error}."
         ) from error
 
 
@@ -262,25 +263,25 @@ def _checked_path(path: str | Path) -> Path:
 
 
 def check_split(split: Split, labels: CellLabels, *, covariate: Levels | None = None) -> None:
-    """Raise an error if a split leaks, or was made for other data.
+    """Raise if a split leaks, or was made for other data.
 
     Parameters
     ----------
     split
-        To check.
+        Split to check.
     labels
         One label per cell of the data.
     covariate
-        One level per cell, needed if the split holds labels out in some levels only.
+        One level per cell, required if the split holds labels out in some levels only.
 
     Raises
     ------
     InvalidSplitError
         If the split was made for other labels (or for another order of the cells); a cell is in
-        two parts, or twice in one; no control cell trains, or no cell is tested; a held-out label
-        is the control, has no cells, is carried by training cells, or by both validation and test
-        cells; a perturbation that is held out as a whole is carried by a training or validation
-        cell, alone or in a combination, or by no cell. Messages name the labels.
+        two parts, or twice in one; there is no training control cell or no test cell; a held-out
+        label is the control, has no cells, has training cells, or has both validation and test
+        cells; a perturbation that is held out as a whole has no cells, or has training or
+        validation cells, alone or in a combination. Messages name the labels.
     InvalidCovariateError
         If levels are needed but missing.
 
@@ -310,12 +311,12 @@ def check_split(split: Split, labels: CellLabels, *, covariate: Levels | None = 
     _check_positions(split, len(labels))
     if not labels.is_control[split.train].any():
         raise InvalidSplitError(
-            f"No training cell is labelled {labels.control!r}: without control cells in training "
-            "no effect is defined. Put control cells into training, or pass their label as "
+            f"No training cell is labelled {labels.control!r}: effects are undefined without "
+            "control cells in training. Put control cells into training, or pass their label as "
             "`control`."
         )
     if len(split.test) == 0:
-        raise InvalidSplitError("No cell is tested. Hold out more, or ask for a larger test share.")
+        raise InvalidSplitError("No cell is tested. Hold out more, or use a larger test fraction.")
     _check_no_leaks(split, labels, levels)
     _check_no_perturbation_leaks(split, labels)
 
@@ -357,7 +358,7 @@ def _check_positions(split: Split, n_cells: int) -> None:
 
 
 def _check_no_leaks(split: Split, labels: Labels, levels: np.ndarray | None) -> None:
-    """Compare what is held out with what cells carry, both as they are written in messages."""
+    """Compare what is held out with the labels of the cells, both as in messages."""
     if split.held_out_levels is not None and len(split.held_out) != len(split.held_out_levels):
         raise InvalidSplitError(
             f"{len(split.held_out)} labels are held out in {len(split.held_out_levels)} levels"
@@ -369,15 +370,15 @@ def _check_no_leaks(split: Split, labels: Labels, levels: np.ndarray | None) -> 
     groups = {part: held_out.intersection(group_of_cell[getattr(split, part)]) for part in PARTS}
     if groups["train"]:
         raise InvalidSplitError(
-            "The split leaks: training cells carry the held-out "
+            "The split leaks: training cells have the held-out "
             f"{', '.join(sorted(groups['train']))}. Remove these cells from training."
         )
     both = groups["validation"] & groups["test"]
     if both:
         raise InvalidSplitError(
-            "The split leaks: validation and test cells both carry the held-out "
-            f"{', '.join(sorted(both))}, so that what is tested also chooses the model. Leave it "
-            "in one of the two."
+            "The split leaks: validation and test cells both have the held-out "
+            f"{', '.join(sorted(both))}, so that the model would be selected on test labels. Leave "
+            "it in one of the two."
         )
 
 
@@ -391,8 +392,8 @@ def _check_no_perturbation_leaks(split: Split, labels: Labels) -> None:
         if leaking:
             found = sorted(set().union(*(carriers[label] for label in leaking)))
             raise InvalidSplitError(
-                f"The split leaks: {part} cells labelled {listing(leaking)} carry "
-                f"{listing(found)}, which is to be unmeasured. Remove every cell that carries it, "
+                f"The split leaks: {part} cells labelled {listing(leaking)} have "
+                f"{listing(found)}, which is held out as a whole. Remove every cell with it, "
                 f"alone or in a combination, from {part}."
             )
 
