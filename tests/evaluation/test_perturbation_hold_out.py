@@ -83,7 +83,7 @@ def test_a_leak_is_found_in_a_split_read_from_a_file(labels, tmp_path, suffix):
             **{part: np.append(getattr(split, part), cell)},
         )
         leaking.save(path)
-        with pytest.raises(InvalidSplitError, match=rf"{part} cells labelled 'A\+D\+E' carry 'A'"):
+        with pytest.raises(InvalidSplitError, match=rf"{part} cells labelled 'A\+D\+E' have 'A'"):
             Split.load(path, labels)
 
 
@@ -101,7 +101,7 @@ def test_a_split_by_hand_is_checked_for_whole_perturbations():
     arguments = {"name": "by hand", "held_out_perturbations": ["B"]}
     split = make_split(labels, [0, 1], [], [2, 3, 4], **arguments)
     check_split(split, labels)
-    with pytest.raises(InvalidSplitError, match=r"train cells labelled 'A\+B' carry 'B'"):
+    with pytest.raises(InvalidSplitError, match=r"train cells labelled 'A\+B' have 'B'"):
         make_split(labels, [0, 1, 3], [], [2, 4], **arguments)
     with pytest.raises(InvalidSplitError, match="validation cells labelled 'B'"):
         make_split(labels, [0, 1], [2], [3, 4], **arguments)

@@ -1,1 +1,1 @@
-"""Predictions without a model, or with a very small one: what any model has to beat."""
+"""Baselines: predictions without a model, or with a very small one, that a model has to beat."""

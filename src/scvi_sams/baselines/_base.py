@@ -1,4 +1,4 @@
-"""What all baseline methods share: the training cells they read and the profiles they return."""
+"""Base of all baselines: the training cells they read and the profiles they return."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_expression(adata: ad.AnnData) -> Expression:
     adata = adata.to_memory() if adata.isbacked else adata
     if adata.X is None:
         raise MissingKeyError("X is empty. Put the log-normalised expression there.")
-    # scanpy aggregates the matrices of scipy, not yet its sparse arrays; this copies no values.
+    # scanpy aggregates scipy matrices, but not yet sparse arrays; this copies no values.
     expression = sparse.csr_matrix(adata.X) if sparse.issparse(adata.X) else np.asarray(adata.X)
     if not np.isfinite(expression.data if sparse.issparse(expression) else expression).all():
         raise InvalidCountsError("X has values that are not finite. Normalise the counts again.")
@@ -96,11 +96,11 @@ class BaselineMethod(ABC):
     control
         Label or labels of the control cells.
     delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
+        Separator between the perturbations of a combination; ``None`` if labels are never split.
 
     Examples
     --------
-    All baselines work alike. They take log-normalised expression:
+    All baselines are used in the same way, with log-normalised expression:
 
     >>> import scanpy as sc
     >>> cells = adata.copy()
@@ -139,7 +139,7 @@ class BaselineMethod(ABC):
         InvalidPerturbationLabelError
             If a label is missing or malformed.
         InvalidCountsError
-            If ``X`` holds values that are not finite.
+            If ``X`` has values that are not finite.
         SAMSError
             If there are only control cells.
         """
@@ -148,7 +148,7 @@ class BaselineMethod(ABC):
         return self._fit(expression, labels, train_adata.var_names)
 
     def _fit(self, expression: Expression, labels: Labels, genes: pd.Index) -> Self:
-        """Learn from cells whose labels were read already."""
+        """Learn from cells whose labels are already parsed."""
         if not labels.is_control.any():
             raise MissingControlError(
                 f"No training cell is labelled {labels.control!r}. Pass the label of the control "
@@ -171,13 +171,13 @@ class BaselineMethod(ABC):
         Returns
         -------
         One row per perturbation, in the units of the training ``X``, genes as in training.
-        ``obs_names`` are the labels as they were asked for, ``obs[perturbation_key]`` their
-        canonical spelling.
+        ``obs_names`` are the labels as passed, ``obs[perturbation_key]`` their canonical
+        spelling.
 
         Raises
         ------
         UnknownPerturbationError
-            If the method has not learned what a label needs, or a label is that of the control.
+            If a label requires something that was not learned, or is that of the control.
         SAMSError
             If the method was not fitted, or a perturbation is named twice.
         """
@@ -188,21 +188,21 @@ class BaselineMethod(ABC):
         )
 
     def _requested(self, perturbations: Sequence[str]) -> tuple[list[str], Labels, pd.Index]:
-        """Labels as they were asked for, the same as a value, and the genes of training."""
+        """Labels as passed, the same labels parsed, and the genes of training."""
         if self._genes is None:
-            raise SAMSError(f"{type(self).__name__} has learned nothing yet: call fit first.")
+            raise SAMSError(f"{type(self).__name__} is not fitted yet: call fit first.")
         names = as_names("perturbations", perturbations)
         labels = encode_labels(pd.Series(names, dtype=object), spelling=self._spelling)
         check_unique(labels.canonical.tolist())
         if labels.is_control.any():
             raise UnknownPerturbationError(
-                f"{labels.control!r} is the control, not a perturbation to predict: leave it out."
+                f"{labels.control!r} is the control, not a perturbation to predict: remove it."
             )
         return names, labels, self._genes
 
     @abstractmethod
     def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
-        """Learn from cells of which some, but not all, are controls."""
+        """Learn from cells; some, but not all, are controls."""
 
     @abstractmethod
     def _profiles(self, labels: Labels) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Baselines for perturbations that nobody measured: effects predicted from features."""
+"""Baselines for unmeasured perturbations: effects predicted from features."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from scvi_sams.features._table import FeatureTable, Values, as_feature_table
 from scvi_sams.labels._labels import Labels
 
 _STRENGTHS = np.logspace(-3, 5, 33)
-"""Penalties to choose from, for each column; the last leaves nothing but the mean effect."""
+"""Candidate penalties, per column; the largest leaves only the mean effect."""
 _VARIES = 1e-9
-"""Of the largest value of a column: a standard deviation below it is 0 but for rounding."""
+"""Relative to the largest value of a column: a smaller standard deviation is 0 up to rounding."""
 
 
 @dataclass(eq=False)
@@ -30,22 +30,22 @@ class FeatureBaseline(MeanBaseline):
     """A baseline that predicts perturbations without training cells from their features.
 
     It learns from the mean effects of perturbations that were measured alone and have features.
-    Columns are standardised over these; those that are the same for all are left out. Predicted is
-    the control mean plus the sum of the effects of the perturbations of a label: that of its own
-    cells for one that was measured alone, that of its features for any other. One that has neither
-    raises :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
+    Features are standardised over these; constant columns are removed. The prediction is the
+    control mean plus the sum of the effects of the perturbations of a label: the observed effect
+    if a perturbation was measured alone, otherwise the effect predicted from its features. A
+    perturbation with neither raises :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
 
     Parameters
     ----------
     features
-        Perturbations x features, as a DataFrame or whatever else
-        :func:`scvi_sams.features.as_feature_table` reads. A benchmark sets them if there are none.
+        Perturbations x features, as a DataFrame or any other input of
+        :func:`scvi_sams.features.as_feature_table`. A benchmark sets them if there are none.
     shuffled
-        Give every perturbation the features of another one, drawn by ``seed``
-        (:meth:`FeatureTable.shuffled <scvi_sams.features.FeatureTable.shuffled>`): what is
-        predicted then owes nothing to features, as a negative control. A benchmark sets the seed.
+        Give every perturbation the features of another one, sampled by ``seed``
+        (:meth:`FeatureTable.shuffled <scvi_sams.features.FeatureTable.shuffled>`): a negative
+        control whose predictions do not depend on features. A benchmark sets the seed.
     seed
-        Of that draw.
+        Seed of the shuffling.
     perturbation_key, control, delimiter
         As for :class:`BaselineMethod`.
 
@@ -57,8 +57,8 @@ class FeatureBaseline(MeanBaseline):
     Raises
     ------
     InvalidArgumentError
-        If features are no table of finite numbers; by ``fit``, if there are none, fewer than two
-        perturbations were measured alone and have features, or these are all the same.
+        If features are not a table of finite numbers; by ``fit``, if there are none, fewer than two
+        perturbations were measured alone and have features, or their features are all the same.
     """
 
     features: Any = None
@@ -85,8 +85,8 @@ class FeatureBaseline(MeanBaseline):
         known = [name for name in measured if name in self._table]
         if len(known) < 2:
             raise InvalidArgumentError(
-                f"Of {len(measured)} perturbations with training cells of their own {len(known)} "
-                "have features; at least 2 are needed to learn from."
+                f"Only {len(known)} of {len(measured)} perturbations with training cells of their "
+                "own have features; at least 2 are required."
                 + self._table.transposed_hint(measured)
             )
         self._set_scale(_dense(self._table.rows(known)))
@@ -102,12 +102,12 @@ class FeatureBaseline(MeanBaseline):
         if not len(self._columns):
             raise InvalidArgumentError(
                 "Features of all perturbations with training cells of their own are the same, so "
-                "that nothing can be learned from them. Pass others."
+                "nothing can be learned from them. Pass other features."
             )
         self._centre, self._spread = rows.mean(axis=0)[self._columns], spread[self._columns]
 
     def _standardised(self, names: list[str]) -> np.ndarray:
-        """Features of some perturbations, in standard deviations from the mean of training."""
+        """Features of some perturbations, in SD from the mean of training."""
         rows = _dense(self._table.rows(names)[:, self._columns])
         return (rows - self._centre) / self._spread
 
@@ -127,7 +127,7 @@ class FeatureBaseline(MeanBaseline):
     ) -> None:
         """Learn from standardised features and effects, perturbations x columns and x genes.
 
-        ``weights`` say how far each perturbation is to be counted; their mean is 1.
+        ``weights`` are the weights of perturbations; their mean is 1.
         """
 
     @abstractmethod
@@ -144,13 +144,13 @@ class FeatureRidge(FeatureBaseline):
 
         B, e = argmin  sum_t w_t |e_t - e - B f_t|^2  +  alpha * |B|^2
 
-    and predicts ``e + B f`` for an unmeasured perturbation: features without a message leave the
-    mean effect. ``alpha`` is that of 33 values with the least squared error where each
-    perturbation is left out in turn, which has a closed form; the cost is that of the smaller of
-    perturbations x perturbations and columns x columns. Effects of few cells are noisy, and of many
-    cells still differ from what features say of them, so weights are those of a random effect,
-    ``w_t = 1 / (between + within / n_t)``, with the variance between measured effects, that
-    within perturbations, and cells ``n_t``.
+    and predicts ``e + B f`` for an unmeasured perturbation; uninformative features leave the mean
+    effect. ``alpha`` minimises the squared error over 33 values when each perturbation is left out
+    in turn, which has a closed form; the cost is that of the smaller of perturbations x
+    perturbations and columns x columns. Effects of few cells are noisy, and even with many cells
+    effects differ from what features predict, so weights are those of a random effect,
+    ``w_t = 1 / (between + within / n_t)``, with the variance between measured effects, the
+    variance within perturbations, and the number of cells ``n_t``.
 
     Parameters
     ----------
@@ -160,11 +160,11 @@ class FeatureRidge(FeatureBaseline):
     Attributes
     ----------
     alpha
-        Penalty on squared weights that was chosen.
+        Selected penalty on squared weights.
 
     Notes
     -----
-    Hoerl and Kennard (1970), Technometrics 12, 55-67; leaving one out in closed form: Golub, Heath
+    Hoerl and Kennard (1970), Technometrics 12, 55-67; leave-one-out in closed form: Golub, Heath
     and Wahba (1979), Technometrics 21, 215-223; weights: DerSimonian and Laird (1986), Controlled
     Clinical Trials 7, 177-188. A linear map from embeddings of genes to effects is the baseline
     that deep models of unseen perturbations did not beat (Ahlmann-Eltze, Huber and Anders, Nature
@@ -204,7 +204,7 @@ class FeatureRidge(FeatureBaseline):
 class FeatureNeighbours(FeatureBaseline):
     """Predict the mean effect of the measured perturbations with the most similar features.
 
-    Similar is what has a large cosine of standardised features.
+    Similarity is the cosine of standardised features.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def _variance_within(perturbed: Expression, control_mean: np.ndarray, effects: A
 
 
 def _random_effects_weights(effects: np.ndarray, n_cells: np.ndarray, within: float) -> np.ndarray:
-    """Weigh effects by how well each tells of all: the inverse of its variance, of mean 1."""
+    """Weights of effects: the inverse of their variance, with mean 1."""
     of_errors = within / n_cells
     total = np.square(effects - effects.mean(axis=0)).sum() / (len(effects) - 1)
     variances = max(total - of_errors.mean(), 0.0) + of_errors

@@ -1,4 +1,4 @@
-"""Baselines that carry a perturbation over to a level of a covariate from the other levels."""
+"""Baselines that transfer a perturbation to a level of a covariate from the other levels."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from scvi_sams.metrics._observed import labels_of, levels_of
 
 @dataclass(kw_only=True, eq=False)
 class LevelBaseline(BaselineMethod):
-    """A baseline for covariate transfer: a level is predicted from what the others show.
+    """A baseline for covariate transfer: a level is predicted from the other levels.
 
-    A label, single or combination, is predicted from cells of that very label, and in no level
-    from its own cells of that level, so that the prediction is of the same kind whether or not
-    they were held out.
+    A label, single or combination, is predicted from cells with the same label, but never from
+    cells of the predicted level, so that predictions are comparable whether or not these cells
+    were held out.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ class LevelBaseline(BaselineMethod):
     Attributes
     ----------
     means
-        Of each level, the mean of ``X`` by label: labels x genes, ``obs["n_cells"]``.
+        Mean of ``X`` by label for each level: labels x genes, ``obs["n_cells"]``.
 
     Examples
     --------
-    Cells of two types, of which the second has not been perturbed with ``P001``:
+    Cells of two types; B cells with ``P001`` are held out:
 
     >>> import scanpy as sc
     >>> cells = adata.copy()
@@ -100,7 +100,7 @@ class LevelBaseline(BaselineMethod):
     def _fit_levels(
         self, expression: Expression, labels: Labels, levels: np.ndarray | None, genes: pd.Index
     ) -> Self:
-        """Learn from cells whose labels and levels were read already."""
+        """Learn from cells whose labels and levels are already parsed."""
         if levels is None:
             raise InvalidArgumentError(
                 "`covariate_key` is None: pass the column of obs with the level of each cell, "
@@ -125,22 +125,22 @@ class LevelBaseline(BaselineMethod):
         perturbations
             Labels to predict, combinations in any spelling.
         levels
-            Levels to predict; ``None`` for all that are in training.
+            Levels to predict; ``None`` for all levels in training.
 
         Returns
         -------
         One row per perturbation and level, perturbations slowest, in the units of the training
         ``X``, genes as in training. ``obs[perturbation_key]``: the canonical label;
-        ``obs[covariate_key]``: the level. ``obs_names`` join what was asked for: ``"A in T cell"``.
+        ``obs[covariate_key]``: the level. ``obs_names`` join both: ``"A in T cell"``.
 
         Raises
         ------
         UnknownPerturbationError
-            If no training cell of another level carries a label, or a label is the control.
+            If no training cell of another level has a label, or a label is the control.
         InvalidCovariateError
-            If no training cell is of a level.
+            If a level has no training cells.
         MissingControlError
-            If the prediction starts from control cells of the level and there are none.
+            If the prediction requires control cells of the level and there are none.
         SAMSError
             If the method was not fitted, or a perturbation is named twice.
         """
@@ -149,8 +149,8 @@ class LevelBaseline(BaselineMethod):
         unknown = sorted(set(asked) - set(self.means))
         if unknown:
             raise InvalidCovariateError(
-                f"No training cell is of level {unknown[0]!r} of {self.covariate_key!r}; there "
-                f"are {', '.join(map(repr, self.means))}."
+                f"There are no training cells of level {unknown[0]!r} of {self.covariate_key!r}; "
+                f"levels in training are {', '.join(map(repr, self.means))}."
             )
         table = profile_table(
             np.reshape(self._profiles(labels, asked), (len(labels) * len(asked), len(genes))),
@@ -171,7 +171,7 @@ class LevelBaseline(BaselineMethod):
         """Predict expression, shape ``(n_genes,)``, of a label in a level."""
 
     def _elsewhere(self, level: str, *labels: str) -> list[ad.AnnData]:
-        """Means of the other levels where there are cells of all of the labels: at least one."""
+        """Means of the other levels that have cells of all of the labels: at least one."""
         found = [
             means
             for other, means in self.means.items()
@@ -180,8 +180,8 @@ class LevelBaseline(BaselineMethod):
         if not found:
             raise UnknownPerturbationError(
                 f"No level other than {level!r} has training cells of "
-                f"{' and '.join(map(repr, labels))}. Ask for labels and levels that other levels "
-                "tell of."
+                f"{' and '.join(map(repr, labels))}. Pass labels and levels for which other "
+                "levels have cells."
             )
         return found
 
@@ -194,13 +194,13 @@ class VectorArithmetic(LevelBaseline):
     """Predict the control mean of a level plus the mean effect of the label in the other levels.
 
     ``c_l + mean over levels k other than l of (t_k - c_k)``, with ``t_k`` the mean of the cells of
-    the label in level k and ``c_k`` that of its control cells. All levels where there are both
-    have the same weight whatever their number of cells. This is what a perturbation whose effect
-    does not depend on the level would show.
+    the label in level k and ``c_k`` that of its control cells. All levels with both have the same
+    weight, whatever their number of cells. The prediction is correct if the effect of a
+    perturbation does not depend on the level.
 
     Notes
     -----
-    Vector arithmetic in gene expression, which scGen is compared with (Lotfollahi et al., Nature
+    Vector arithmetic in gene expression, to which scGen is compared (Lotfollahi et al., Nature
     Methods 2019); the baseline of perturbation means of State (Adduri et al., bioRxiv 2025).
     """
 
@@ -218,8 +218,8 @@ class VectorArithmetic(LevelBaseline):
 class OtherLevelsMean(LevelBaseline):
     """Predict the mean of the cells of the label in the other levels.
 
-    Each cell has the same weight. It ignores what the level is like without a perturbation: a
-    prediction that is no better does not know the level.
+    Each cell has the same weight. Differences between unperturbed cells of the levels are ignored:
+    a method that is no better does not capture the level.
     """
 
     def _profile(self, label: str, level: str) -> np.ndarray:

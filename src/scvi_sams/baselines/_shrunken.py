@@ -1,4 +1,4 @@
-"""Baselines of shrunken means: what the cells of a perturbation say, as far as errors allow."""
+"""Baselines of shrunken means: mean effects, shrunken by their standard errors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._labels import Labels
 
 _ROUNDING = 1e-12
-"""Of a mean square: a variance below it is 0 but for rounding."""
+"""Relative to the mean square: a smaller variance is 0 up to rounding."""
 
 
 class Spread(NamedTuple):
-    """How expression varies between cells of one label.
+    """Variation of expression between cells of one label.
 
     Attributes
     ----------
     variance
         Sample variances, perturbations x genes; NaN for a single cell.
     n_cells
-        Cells of each perturbation.
+        Number of cells of each perturbation.
     control_variance, control_kurtosis
         Sample variance and excess kurtosis over the control cells, shape ``(n_genes,)``.
     n_controls
@@ -45,10 +45,10 @@ class Spread(NamedTuple):
 class ShrunkenMean(MeanBaseline):
     """A baseline that shrinks the mean effects in training by their standard errors.
 
-    The squared error of an effect is ``var_t / n_t + var_c / n_c``, of the cells of the
-    perturbation and of the control cells. A label seen in training is predicted by its own cells,
-    a combination that was not by the control mean plus the sum of the shrunken effects of its
-    single perturbations. A perturbation that has no training cells of its own raises
+    The squared error of an effect is ``var_t / n_t + var_c / n_c``, from the cells of the
+    perturbation and the control cells. A label in training is predicted from its own cells; any
+    other combination by the control mean plus the sum of the shrunken effects of its single
+    perturbations. A perturbation without training cells of its own raises
     :class:`~scvi_sams.exceptions.UnknownPerturbationError`. A single control cell has no variance:
     :meth:`fit` then raises a :class:`~scvi_sams.exceptions.SAMSError`.
 
@@ -80,7 +80,7 @@ class ShrunkenMean(MeanBaseline):
 
     @abstractmethod
     def _variance(self, spread: Spread) -> np.ndarray:
-        """Variances between cells that errors are made of, perturbations x genes."""
+        """Variances between cells used for standard errors, perturbations x genes."""
 
     @abstractmethod
     def _shrink(self, effect: np.ndarray, error: np.ndarray) -> np.ndarray:
@@ -90,12 +90,12 @@ class ShrunkenMean(MeanBaseline):
 class EBMean(ShrunkenMean):
     """Predict the control mean plus the mean training effect, shrunken as a whole.
 
-    The effect of a perturbation is scaled by one number, ``max(0, 1 - sum(se^2) / sum(effect^2))``
-    with sums over genes and ``se`` the standard error: the part of its squared size that is not
-    error, the empirical Bayes estimate under a normal prior. It is hard to beat where effects are
-    spread over many genes; effects on a few genes pay for the noise of all others (see
-    :class:`AshMean`). A perturbation of a single cell takes the variances of the controls.
-    Other labels are predicted as :class:`ShrunkenMean` says.
+    The effect of a perturbation is multiplied by ``max(0, 1 - sum(se^2) / sum(effect^2))`` with
+    sums over genes and ``se`` the standard error: the proportion of its squared size that is not
+    error, the empirical Bayes estimate under a normal prior. It is hard to beat if effects are
+    spread over many genes; effects on a few genes are shrunken too much because of the noise of
+    all others (see :class:`AshMean`). A perturbation with a single cell uses the variances of the
+    controls. Other labels are predicted as in :class:`ShrunkenMean`.
 
     Notes
     -----
@@ -123,11 +123,11 @@ class EBMean(ShrunkenMean):
 class AshMean(ShrunkenMean):
     """Predict the control mean plus the mean training effect, shrunken gene by gene.
 
-    The effects of a perturbation are thought to follow a mixture of normal distributions around 0,
-    one of them of width 0, which its own genes determine. Large effects then stay as they are and
-    small ones vanish (adaptive shrinkage). Variances over few cells are moderated: drawn towards
-    those of the control cells. A combination that was seen in training is predicted by its own
-    cells (see :class:`ShrunkenAdditive`), other labels as :class:`ShrunkenMean` says.
+    The effects of a perturbation are modelled as a mixture of normal distributions around 0, one
+    of them a point mass, fitted to its genes. Large effects are then hardly changed and small ones
+    vanish (adaptive shrinkage). Variances over few cells are moderated: shrunken towards those of
+    the control cells. A combination in training is predicted from its own cells (see
+    :class:`ShrunkenAdditive`), other labels as in :class:`ShrunkenMean`.
 
     Notes
     -----
@@ -163,14 +163,14 @@ class AshMean(ShrunkenMean):
 class ShrunkenAdditive(Additive, AshMean):
     """Predict the control mean plus the sum of the shrunken effects of the single perturbations.
 
-    :class:`Additive`, with effects of the singles as :class:`AshMean` shrinks them: the errors of
-    two effects add up in a combination, those of genes that neither changes most of all.
-    Combinations are predicted from their singles also where their own cells were in training.
+    :class:`Additive` with effects of singles shrunken as in :class:`AshMean`: in a combination the
+    errors of two effects add up, above all for genes that neither changes. Combinations are
+    predicted from singles even if their own cells were in training.
     """
 
 
 def _spread(expression: Expression, labels: Labels, genes: pd.Index) -> Spread:
-    """Variances of every label but the control's, and variance and kurtosis of the controls."""
+    """Variances of every label but the control, and variance and kurtosis of the controls."""
     expression = expression.astype(np.float64)
     means = label_means(expression, labels, genes)
     n_cells = means.obs["n_cells"].to_numpy()
@@ -178,8 +178,8 @@ def _spread(expression: Expression, labels: Labels, genes: pd.Index) -> Spread:
     n_controls = int(n_cells[is_control][0])
     if n_controls < 2:
         raise SAMSError(
-            "There is a single control cell in training: its errors, which effects are shrunken "
-            "by, are not known. Put more control cells into training."
+            "There is a single control cell in training, so standard errors, which effects are "
+            "shrunken by, are unknown. Put more control cells into training."
         )
     second = np.asarray(label_means(_power(expression, 2), labels, genes).X)
     biased = second - np.square(means.X)
@@ -195,7 +195,7 @@ def _spread(expression: Expression, labels: Labels, genes: pd.Index) -> Spread:
 
 
 def _kurtosis(cells: Expression, variance: np.ndarray) -> np.ndarray:
-    """Excess kurtosis of every gene; 0 where the cells are all the same."""
+    """Excess kurtosis of every gene; 0 if all cells are the same."""
     first, second, third, fourth = (
         np.asarray(_power(cells, power).mean(axis=0)).ravel() for power in (1, 2, 3, 4)
     )

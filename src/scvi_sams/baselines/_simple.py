@@ -1,4 +1,4 @@
-"""Baselines of means and of linear regression, of effects or of cells, and a positive control."""
+"""Baselines of means and linear regression, of effects or cells, and a positive control."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def additive_ate(
     Parameters
     ----------
     singles
-        ATE table that holds every single perturbation of the combinations, as
-        :func:`observed_ate` returns it.
+        ATE table with every single perturbation of the combinations, as returned by
+        :func:`observed_ate`.
     combinations
         Labels to predict, in any spelling. A single perturbation predicts itself.
     control, delimiter
@@ -50,10 +50,10 @@ def additive_ate(
 
     Returns
     -------
-    An ATE table, combinations x genes, in the units and at the doses of ``singles``. Where
-    ``singles`` has standard errors, ``layers["standard_error"]`` combines them in quadrature. That
-    ignores that observed singles share their control cells, so it is too small by the part that
-    their error has in common.
+    An ATE table, combinations x genes, in the units and at the doses of ``singles``. If
+    ``singles`` has standard errors, ``layers["standard_error"]`` combines them in quadrature. This
+    ignores that singles share their control cells, so it is too small by the shared part of their
+    error.
 
     Raises
     ------
@@ -87,13 +87,13 @@ def additive_ate(
 def sum_of_effects(
     singles: ad.AnnData, rows: Sequence[str], combinations: Sequence[str], parts: list[list[str]]
 ) -> ad.AnnData:
-    """Add up the effects of the parts of each combination; ``rows`` are canonical names."""
+    """Sum the effects of the parts of each combination; ``rows`` are canonical names."""
     check_unique(rows)
     missing = sorted({name for names in parts for name in names}.difference(rows))
     if missing:
         raise UnknownPerturbationError(
-            f"The single effect of {', '.join(map(repr, missing))} is needed but not in the table. "
-            "Estimate it first (observed_ate), or leave out its combinations."
+            f"The single effect of {', '.join(map(repr, missing))} is required but not in the "
+            "table. Estimate it first (observed_ate), or remove its combinations."
         )
     positions = [pd.Index(rows).get_indexer(pd.Index(names)) for names in parts]
 
@@ -110,21 +110,21 @@ def mean_ate(ate: ad.AnnData, perturbations: Sequence[str]) -> ad.AnnData:
     """Predict the same effect for every perturbation: the mean over those of a table.
 
     A model that does not beat this baseline may have learned what perturbed cells have in common,
-    but not what tells perturbations apart.
+    but not how perturbations differ.
 
     Parameters
     ----------
     ate
-        ATE table whose rows are averaged, each with the same weight: those of the training
-        perturbations, as :func:`observed_ate` returns it.
+        ATE table whose rows are averaged with equal weights: those of the training perturbations,
+        as returned by :func:`observed_ate`.
     perturbations
         Labels to predict; they need not be in ``ate``.
 
     Returns
     -------
-    An ATE table, perturbations x genes, in the units of ``ate``. Where ``ate`` has standard errors,
-    ``layers["standard_error"]`` is their mean: an upper bound that holds however much of their
-    error the rows share through their control cells.
+    An ATE table, perturbations x genes, in the units of ``ate``. If ``ate`` has standard errors,
+    ``layers["standard_error"]`` is their mean: an upper bound, whatever part of their error the
+    rows share through their control cells.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def _in_units_of(
     effect: Callable[[np.ndarray], np.ndarray],
     standard_error: Callable[[np.ndarray], np.ndarray],
 ) -> ad.AnnData:
-    """Make an ATE table of the effects of another one, and of their errors where it has them."""
+    """Make an ATE table of effects in the units of another one, with errors if it has them."""
     layers = {}
     if "standard_error" in table.layers:
         layers["standard_error"] = standard_error(table.layers["standard_error"])
@@ -171,15 +171,15 @@ def _in_units_of(
 
 @dataclass(kw_only=True, eq=False)
 class MeanBaseline(BaselineMethod):
-    """A baseline that knows the mean of the control cells and the mean effects in training.
+    """A baseline that learns the mean of the control cells and the mean effects in training.
 
     Attributes
     ----------
     control_mean
         Mean of the training control cells, shape ``(n_genes,)``.
     effects
-        ATE table of the training cells in the units of ``X``: per label, the mean of its cells
-        minus ``control_mean``; ``obs["n_cells"]`` counts the cells.
+        ATE table of the training cells in the units of ``X``: for each label, the mean of its cells
+        minus ``control_mean``; ``obs["n_cells"]`` is the number of cells.
     """
 
     control_mean: np.ndarray = field(init=False, repr=False)
@@ -209,7 +209,7 @@ class ControlMean(MeanBaseline):
 class PerturbationMean(MeanBaseline):
     """Predict the control mean plus the mean training effect, the same for every perturbation.
 
-    Every training label, single or combination, has the same weight whatever its number of cells
+    Every training label, single or combination, has the same weight, whatever its number of cells
     (see :func:`mean_ate`).
     """
 
@@ -218,18 +218,18 @@ class PerturbationMean(MeanBaseline):
 
 
 class TrainingMean(MeanBaseline):
-    """Predict the mean of the training cells with the very same label.
+    """Predict the mean of the training cells with the same label.
 
-    It says how well perturbations seen in training can be predicted without a model. Other labels
-    raise :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
+    It shows how well seen perturbations can be predicted without a model. Other labels raise
+    :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
     """
 
     def _profiles(self, labels: Labels) -> np.ndarray:
         unseen = sorted(set(labels.names).difference(self.effects.obs_names))
         if unseen:
             raise UnknownPerturbationError(
-                f"No training cell carries {', '.join(map(repr, unseen))}, so there is no mean to "
-                "predict. Ask for labels of the training cells only."
+                f"No training cell has the label {', '.join(map(repr, unseen))}, so there is no "
+                "mean to predict. Pass only labels of training cells."
             )
         return self.control_mean + np.asarray(self.effects[labels.canonical.tolist()].X)
 
@@ -238,8 +238,8 @@ class Additive(MeanBaseline):
     """Predict the control mean plus the sum of the effects of the single perturbations.
 
     A single perturbation is predicted by its own training mean. A combination is predicted from
-    its singles also where its own cells were in training, so that the deviation from additivity is
-    the same quantity for every combination. A perturbation that has no training cells of its own
+    its singles even if its own cells were in training, so that the deviation from additivity is
+    defined in the same way for every combination. A perturbation without training cells of its own
     raises :class:`~scvi_sams.exceptions.UnknownPerturbationError` (see :func:`additive_ate`).
     """
 
@@ -252,15 +252,15 @@ class Additive(MeanBaseline):
 class MatchingMean(MeanBaseline):
     """Predict a combination by the mean of the centroids of its single perturbations.
 
-    A perturbation without training cells of its own counts with the perturbed centroid: the mean
-    over all training cells that are not controls. A single perturbation is predicted by its
-    own centroid, or by the perturbed centroid. Cells of combinations enter the latter only.
+    A perturbation without training cells of its own is replaced by the perturbed centroid: the
+    mean over all training cells that are not controls. A single perturbation is predicted by its
+    own centroid, or by the perturbed centroid. Cells of combinations affect only the latter.
 
     Notes
     -----
-    Matching mean of Systema (Vinas Torne et al., Nature Biotechnology 2025). Where their code is
-    asked for a single perturbation that was in training it averages its centroid with the
-    perturbed centroid; here the centroid itself is taken.
+    Matching mean of Systema (Vinas Torne et al., Nature Biotechnology 2025). For a single
+    perturbation in training, their code averages its centroid with the perturbed centroid; here
+    the centroid itself is used.
     """
 
     def _profiles(self, labels: Labels) -> np.ndarray:
@@ -293,19 +293,19 @@ class PCARidge(MeanBaseline):
     n_components
         Number of principal components; at most one fewer than cells and than genes are used.
     alpha
-        Penalty on squared effects, in numbers of cells: with all cells of a perturbation alone,
-        its n cells are shrunken by ``n / (n + alpha)``.
+        Penalty on squared effects, in numbers of cells: the effect of a perturbation with n cells
+        of its own, and none in combinations, is shrunken by ``n / (n + alpha)``.
     seed
-        Of the solver for principal components, where it is a randomised one.
+        Seed of the solver for principal components, if it is randomised.
     perturbation_key, control, delimiter
         As for :class:`BaselineMethod`.
 
     Notes
     -----
-    After the linear baseline of Ahlmann-Eltze, Huber & Anders (Nature Methods 2025), which
+    Based on the linear baseline of Ahlmann-Eltze, Huber & Anders (Nature Methods 2025), which
     regresses changes from control on ``G W P^T`` with ridge penalties. There ``P`` embeds the
-    perturbed gene; here it is the perturbations themselves, so that drugs and genes outside the
-    panel can be used too, and unseen perturbations cannot.
+    perturbed gene; here it is the indicator of perturbations, so that drugs and genes outside the
+    panel can be used too, but unseen perturbations cannot.
     """
 
     n_components: int = 50
@@ -315,7 +315,7 @@ class PCARidge(MeanBaseline):
     def __post_init__(self) -> None:
         if self.n_components < 1 or self.alpha < 0:
             raise SAMSError(
-                f"n_components is {self.n_components} and alpha {self.alpha}; give at least one "
+                f"n_components is {self.n_components} and alpha {self.alpha}; pass at least one "
                 "component and a penalty that is not negative."
             )
 
@@ -325,8 +325,8 @@ class PCARidge(MeanBaseline):
         if n_components < 1:
             raise SAMSError("Principal components need at least two cells and two genes.")
         axes = PCA(n_components, random_state=self.seed).fit(expression).components_
-        # All cells of a label share one row of the regression, so their mean, weighted by their
-        # number, has the same solution as the cells themselves.
+        # All cells of a label share one row of the regression, so regression on their mean,
+        # weighted by their number, has the same solution.
         rows = labels[np.unique(labels.name_of_cell, return_index=True)[1]]
         self._vocabulary = rows.carried
         ridge = Ridge(self.alpha, fit_intercept=False).fit(
@@ -350,25 +350,25 @@ def split_half(
 ) -> tuple[ad.AnnData, np.ndarray]:
     """Predict one half of the observed cells of each perturbation by the other half.
 
-    The positive control: how well anybody could do who knows the truth but for the sampling of
-    cells. It is not fitted to training cells. Compared with a prediction that is scored on all
-    cells, both its sides rest on half as many.
+    The positive control: the score of a method that knows the truth up to the sampling of cells.
+    It is not fitted to training cells. Both sides have half as many cells as for a prediction
+    that is scored on all cells.
 
     Parameters
     ----------
     test_adata
         Observed cells x genes, perturbed and, if there are any, control cells. Not changed.
     seed
-        Of the halves.
+        Seed of the halves.
     perturbation_key, control, delimiter
         As for :class:`BaselineMethod`.
 
     Returns
     -------
-    The prediction, one row per perturbation (labels sorted), as :meth:`BaselineMethod.predict`
-    returns it, and the ascending positions in ``test_adata`` of the cells to score it on: the
-    other half of each perturbation and all control cells. With an odd number of cells, either half
-    may have the additional one.
+    The prediction, one row per perturbation (labels sorted), as returned by
+    :meth:`BaselineMethod.predict`, and the ascending positions in ``test_adata`` of the cells to
+    score it on: the other half of each perturbation and all control cells. If the number of cells
+    is odd, either half may have one more.
 
     Raises
     ------
@@ -410,7 +410,7 @@ def mean_of_halves(
     if (n_cells == 1).any():
         alone = [name for name, n in zip(labels.names, n_cells, strict=True) if n == 1]
         raise SAMSError(
-            f"{', '.join(map(repr, alone))} has a single cell, which has no half. Leave out "
+            f"{', '.join(map(repr, alone))} has a single cell and cannot be halved. Remove "
             "perturbations with fewer than two cells."
         )
     half, _, _ = stratified_split(labels.name_of_cell[perturbed], (0.5, 0, 0.5), seed=seed)

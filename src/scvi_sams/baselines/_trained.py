@@ -24,9 +24,9 @@ from scvi_sams.labels._labels import Labels
 class NetworkBaseline(BaselineMethod):
     """A network of control expression and perturbations, trained on the squared error.
 
-    Each perturbed training cell is paired in every epoch with a control cell drawn at random; the
-    network turns the control cell and the perturbations into the perturbed cell. The prediction is
-    the mean of its outputs over all training control cells.
+    Each perturbed training cell is paired in every epoch with a random control cell; the network
+    maps the control cell and the perturbations to the perturbed cell. The prediction is the mean of
+    its outputs over all training control cells.
     """
 
     epochs: int = 100
@@ -40,17 +40,18 @@ class NetworkBaseline(BaselineMethod):
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise SAMSError(
-                f"epochs is {self.epochs} and batch_size {self.batch_size}; both are at least 1."
+                f"epochs is {self.epochs} and batch_size {self.batch_size}; both must be at least "
+                "1."
             )
         self.device = torch.device(self.device)
 
     @abstractmethod
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
-        """Make the network before training."""
+        """Build the network before training."""
 
     @abstractmethod
     def _combine(self, network: Any, controls: Tensor, indicators: Tensor) -> Tensor:
-        """Turn control cells and perturbations into perturbed cells, before softplus."""
+        """Map control cells and perturbations to perturbed cells, before softplus."""
 
     def _learn(self, expression: Expression, labels: Labels, genes: pd.Index) -> None:
         self._controls = expression[labels.is_control]
@@ -115,12 +116,12 @@ class LinearAdditive(NetworkBaseline):
     batch_size
         Cells per step.
     learning_rate, weight_decay
-        Of Adam.
+        Parameters of Adam.
     softplus
-        Whether the output passes through softplus, as PerturBench's does, which keeps it positive.
+        Whether the output passes through softplus, as in PerturBench, which keeps it positive.
         Without it the model is exactly linear in the expression.
     seed
-        Of initial weights, batches and control cells. The global random state is not changed.
+        Seed of initial weights, batches and control cells. The global random state is unchanged.
     device
         Where to train, for example ``"cuda"``.
     perturbation_key, control, delimiter
@@ -128,8 +129,8 @@ class LinearAdditive(NetworkBaseline):
 
     Notes
     -----
-    PerturBench (Wu et al., arXiv 2408.10609v4). Control cells are drawn from all of training,
-    not from the same covariate level: fit one model per level where there are several.
+    PerturBench (Wu et al., arXiv 2408.10609v4). Control cells are sampled from all training cells,
+    not from the same covariate level: fit one model per level if there are several.
     """
 
     def _build(self, n_genes: int, n_perturbations: int) -> nn.Module:
@@ -157,7 +158,7 @@ class LatentAdditive(NetworkBaseline):
     n_layers
         Hidden layers of each perceptron: linear, layer norm, ReLU, dropout.
     dropout
-        Share of hidden units dropped in training.
+        Dropout rate of hidden units in training.
     epochs, batch_size, learning_rate, weight_decay, softplus, seed, device
         As for :class:`LinearAdditive`.
     perturbation_key, control, delimiter
@@ -165,8 +166,8 @@ class LatentAdditive(NetworkBaseline):
 
     Notes
     -----
-    PerturBench (Wu et al., arXiv 2408.10609v4). The defaults are quick. Their best on Norman
-    has ``n_hidden=5376, n_latent=64, n_layers=1, dropout=0.1, learning_rate=6.8e-5,
+    PerturBench (Wu et al., arXiv 2408.10609v4). The defaults train quickly. Their best model for
+    Norman has ``n_hidden=5376, n_latent=64, n_layers=1, dropout=0.1, learning_rate=6.8e-5,
     weight_decay=1e-8`` and up to 500 epochs with early stopping. Control cells as for
     :class:`LinearAdditive`.
     """
@@ -194,12 +195,11 @@ class LatentAdditive(NetworkBaseline):
 
 @dataclass(kw_only=True, eq=False)
 class DecoderOnly(NetworkBaseline):
-    """PerturBench's decoder-only model: the perturbations alone, decoded; no control cell is seen.
+    """PerturBench's decoder-only model: the perturbations alone, decoded, without control cells.
 
     ``softplus(decoder(d))``, one multilayer perceptron of the perturbations ``d`` of a cell, 0 or 1
-    each. It shows what knowing control cells buys: a model that does not beat it has not used
-    them. All perturbations of a cell enter together, so that effects need not add up. A
-    perturbation in no training label raises
+    each. It shows the benefit of control cells: a model that does not beat it makes no use of them.
+    All perturbations of a cell enter together, so that effects need not add up. A
     :class:`~scvi_sams.exceptions.UnknownPerturbationError`.
 
     Parameters
@@ -209,7 +209,7 @@ class DecoderOnly(NetworkBaseline):
     n_layers
         Hidden layers: linear, layer norm, ReLU, dropout.
     dropout
-        Share of hidden units dropped in training.
+        Dropout rate of hidden units in training.
     epochs, batch_size, learning_rate, weight_decay, softplus, seed, device
         As for :class:`LinearAdditive`.
     perturbation_key, control, delimiter
@@ -217,8 +217,8 @@ class DecoderOnly(NetworkBaseline):
 
     Notes
     -----
-    The ablation of PerturBench (Wu et al., arXiv 2408.10609v4). Theirs gets the covariate level
-    of a cell as well: fit one model per level where there are several.
+    The ablation of PerturBench (Wu et al., arXiv 2408.10609v4). Theirs also receives the covariate
+    level of a cell: fit one model per level if there are several.
     """
 
     n_hidden: int = 256

@@ -1,1 +1,1 @@
-"""Metrics, each by the definition of its source: fit, specificity and distribution."""
+"""Metrics of fit, specificity and distribution, each as defined by its source."""

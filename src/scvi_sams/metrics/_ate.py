@@ -31,41 +31,41 @@ def compare_ate(
 ) -> pd.DataFrame:
     """Compare predicted with observed effects, per perturbation and over all of them.
 
-    A perturbation of ``observed`` that ``predicted`` lacks, or whose prediction has an entry that
-    is not finite, is a failed prediction. It is never skipped: it is scored as if no effect at all
-    had been predicted, in its own row and in ``"all"``, and counted in ``missing``.
+    A perturbation that is missing in ``predicted``, or has a value there that is not finite, is a
+    failed prediction. It is not skipped: it is scored as a prediction of no effect, in its own row and in
+    ``"all"``, and counted in ``missing``.
 
     Parameters
     ----------
     predicted
-        ATE table of predictions. Genes and perturbations that ``observed`` lacks are ignored.
+        ATE table of predictions. Genes and perturbations that are not in ``observed`` are ignored.
     observed
         ATE table of observations, for example of :func:`observed_ate`.
     n_top_genes
-        Number of genes with the largest absolute observed effect, chosen for each perturbation
-        anew, that the ``_top`` columns use (all genes if there are fewer).
+        Number of genes with the largest absolute observed effect, chosen separately for each
+        perturbation, used in the ``_top`` columns (all genes if there are fewer).
     control, delimiter
         How labels are written: ``"B+A"`` is scored against ``"A+B"``, and ``"A+control"`` against
         ``"A"``.
 
     Returns
     -------
-    One row per row of ``observed``, in its order (where both tables say their doses, rows of one
-    perturbation and dose are compared), and the row ``"all"``, which flattens perturbations x
-    genes into one vector (the number that the paper reports). Columns, with ``x``
-    the predicted and ``y`` the observed effects:
+    One row per row of ``observed``, in its order (where both tables have doses, rows of the same
+    perturbation and dose are compared), and a row ``"all"``, which flattens perturbations x genes
+    into one vector (the value reported in the paper). Columns, with ``x`` the predicted and ``y``
+    the observed effects:
 
     - ``pearson``, ``r2``, ``slope``, ``cosine``, ``rmse``: see :func:`effect_metrics`.
     - ``pearson_top``, ``r2_top``: the same over the top genes of each perturbation; in ``"all"``
       flattened over perturbations x top genes.
-    - ``n_cells``: observed cells (their sum in ``"all"``); NaN if ``observed`` does not say.
+    - ``n_cells``: observed cells (their sum in ``"all"``); NaN if not in ``observed``.
     - ``missing``: number of failed predictions in the row (0 or 1; their sum in ``"all"``).
 
     Raises
     ------
     ScaleMismatchError
-        If the tables are of different methods, target sums or size factors, or a perturbation was
-        predicted at other doses than observed. What a table does not say is not compared.
+        If the tables have different methods, target sums or size factors, or a perturbation was
+        predicted at other doses than observed. What a table does not record is not compared.
     SAMSError
         If a row occurs twice, an observed effect is not finite, or there are no perturbations or
         fewer than two genes to compare.
@@ -121,12 +121,12 @@ def effect_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, flo
     - ``cosine``: ``sum(x * y) / (|x| * |y|)``.
     - ``rmse``: ``sqrt(mean((x - y)^2))``, in the units of the effects.
 
-    Where a ratio has no value because a side is constant (or zero, for ``cosine``), it is 0: no
-    relation was shown (``r2`` is 1 if the prediction is exact). None of the values is ever NaN.
+    Ratios that are undefined because one side is constant (or zero, for ``cosine``) are 0
+    (``r2`` is 1 if the prediction is exact). No value is ever NaN.
 
     Examples
     --------
-    A prediction of half the effects correlates perfectly and is half too small:
+    Predicting half of each effect correlates perfectly but is too small by half:
 
     >>> observed = np.array([1.0, -2.0, 3.0])
     >>> metrics = scvi_sams.evaluation.effect_metrics(observed / 2, observed)
@@ -163,7 +163,7 @@ def align_ate(
     Returns
     -------
     Predicted and observed effects, both perturbations x genes in the order of ``observed``, and
-    which perturbations have no finite prediction (boolean). The predicted effect of those is zero.
+    which perturbations have no finite prediction (boolean). Their predicted effect is zero.
 
     Raises
     ------
@@ -194,7 +194,7 @@ def _check_described(predicted: ad.AnnData, observed: ad.AnnData) -> None:
     for name, table in (("predicted", predicted), ("observed", observed)):
         if "ate" not in table.uns:
             raise MissingKeyError(
-                f"The {name} table has no uns['ate'] that says what its effects are. Make it with "
+                f"The {name} table has no uns['ate'] that describes its effects. Make it with "
                 "observed_ate or predict_ate."
             )
 
@@ -202,7 +202,7 @@ def _check_described(predicted: ad.AnnData, observed: ad.AnnData) -> None:
 def _rows_to_match(
     predicted: ad.AnnData, observed: ad.AnnData, spelling: Spelling
 ) -> tuple[list[str], list[str]]:
-    """Rows by label and dosage where both tables say them, otherwise by their names."""
+    """Rows by label and dosage where both tables have them, otherwise by name."""
     if not all({"perturbation", "dosage"} <= set(table.obs) for table in (predicted, observed)):
         rows = [[spelling.canonical(n) for n in table.obs_names] for table in (predicted, observed)]
         return rows[0], rows[1]
@@ -221,7 +221,7 @@ def _rows_to_match(
 
 
 def _check_same_doses(predicted: pd.DataFrame, observed: pd.DataFrame) -> None:
-    """Raise an error if a perturbation has a prediction, but of other doses."""
+    """Raise if a perturbation was predicted only at other doses."""
     doses = predicted.groupby("label")["dosage"].agg(list)
     for label, dosage in zip(observed["label"], observed["dosage"], strict=True):
         if label in doses and dosage not in doses[label]:
@@ -234,7 +234,7 @@ def _check_same_doses(predicted: pd.DataFrame, observed: pd.DataFrame) -> None:
 
 
 def _over_top_genes(x: np.ndarray, y: np.ndarray, n_top_genes: int) -> Pair:
-    """Effects on the genes with the largest observed ones, for each perturbation anew."""
+    """Effects on the genes with the largest observed effects, separately per perturbation."""
     n_top = min(n_top_genes, y.shape[1])
     if n_top < 2:
         raise SAMSError(f"At least two genes are needed to compare effects, not {n_top}.")
@@ -243,7 +243,7 @@ def _over_top_genes(x: np.ndarray, y: np.ndarray, n_top_genes: int) -> Pair:
 
 
 def _effects(group: Comparison) -> Pair:
-    """The paper's effects, differences of mean log2(1 + x); none where a prediction failed."""
+    """The paper's effects, differences of mean log2(1 + x); zero where a prediction failed."""
     x, y = ((means - group.control_mean) / np.log(2) for means in (group.predicted, group.observed))
     return np.where(group.succeeded[:, None], x, 0), y
 
@@ -256,7 +256,7 @@ def _flattened(
     similarity: Callable[[np.ndarray, np.ndarray], np.ndarray],
     effects: Callable[[Comparison], Pair] = _effects,
 ) -> dict[str, Any]:
-    """A similarity per perturbation, and of everything flattened into one vector."""
+    """A similarity per perturbation, and one of everything flattened into one vector."""
 
     def pooled(groups: Sequence[Comparison]) -> float:
         sides = zip(*(group.once(effects) for group in groups), strict=True)
@@ -283,7 +283,7 @@ METRICS = (
     ),
     Metric(
         _MODE, "pearson_top", "fit", "pearson over the genes with the largest |observed ATE| of "
-        "each perturbation (20 unless asked otherwise)",
+        "each perturbation (20 by default)",
         _SOURCE, True, **_flattened(pearson, _top_effects), is_headline=True,
     ),
     Metric(

@@ -17,7 +17,7 @@ from scvi_sams.metrics._profiles import Matrix, mae, not_finite, own_positions, 
 FDR = 0.05
 """False discovery rate below which a gene is differentially expressed."""
 _GENES_AT_ONCE = 500
-"""Genes tested together: bounds the memory for dense values."""
+"""Genes tested together, to limit the memory for dense values."""
 
 
 def discrimination_scores(
@@ -26,20 +26,20 @@ def discrimination_scores(
     *,
     target_genes: Sequence[Sequence[int] | np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Perturbation discrimination score (PDS): how near each prediction is to its own observation.
+    """Perturbation discrimination score (PDS): how close a prediction is to its own observation.
 
     ``1 - position / n``, with the position, from 0, of the true effect among the ``n`` observed
-    effects sorted by their L1 distance to the predicted one. It is PerturBench's rank with the
-    sides exchanged.
+    effects sorted by their L1 distance to the predicted one. It is PerturBench's rank with
+    predictions and observations exchanged.
 
     Parameters
     ----------
     predicted, observed
         Effects (or means: the control cancels), perturbations x genes, in the same order. A row of
-        ``predicted`` with NaN is a failed prediction and takes the last position.
+        ``predicted`` with NaN is a failed prediction and gets the last position.
     target_genes
-        For each perturbation the positions of genes that are left out of its distances, its own
-        targets: they are too easy. ``None`` leaves out nothing.
+        For each perturbation, positions of genes excluded from its distances: its own targets,
+        which are too easy to predict. ``None`` excludes nothing.
 
     Returns
     -------
@@ -47,12 +47,11 @@ def discrimination_scores(
 
     Notes
     -----
-    Ties take their mean position; cell-eval breaks them by the order in which perturbations are
-    sorted.
+    Ties get their mean position; cell-eval breaks them by the order of perturbations.
 
     Examples
     --------
-    Of three perturbations the predictions of the last two are swapped:
+    The predictions of the last two of three perturbations are swapped:
 
     >>> observed = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 7.0]])
     >>> scvi_sams.evaluation.discrimination_scores(observed[[0, 2, 1]], observed).round(2).tolist()
@@ -70,8 +69,8 @@ def discrimination_scores(
 def log2_fold_change(mean: np.ndarray, control_mean: np.ndarray) -> np.ndarray:
     """Log fold change of geometric means, ``log2(expm1(mean)) - log2(expm1(control_mean))``.
 
-    Of mean log1p expression. Infinite where only one side is expressed, 0 where none is (as pdex
-    with ``epsilon=0``, which cell-eval calls). Means below 0 count as not expressed.
+    Inputs are mean log1p expression. Infinite where only one side is expressed, 0 where neither is
+    (as in pdex with ``epsilon=0``, which cell-eval calls). Means below 0 count as not expressed.
     """
     perturbed, control = (np.expm1(np.maximum(means, 0)) for means in (mean, control_mean))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -82,11 +81,10 @@ def log2_fold_change(mean: np.ndarray, control_mean: np.ndarray) -> np.ndarray:
 def wilcoxon_fdr(groups: Sequence[Matrix], control_cells: Matrix) -> np.ndarray:
     """False discovery rate of each gene's difference between groups of cells and control cells.
 
-    Wilcoxon rank-sum (Mann-Whitney) test, two-sided, by its normal approximation with corrections
-    for ties and continuity, adjusted over the genes of each group by Benjamini and Hochberg. It
-    gives the p-values of :func:`scipy.stats.mannwhitneyu` (``method="asymptotic"``) and of pdex,
-    which cell-eval calls; scanpy's test has no correction for continuity, and none for ties unless
-    asked.
+    Two-sided Wilcoxon rank-sum (Mann-Whitney) test by normal approximation with corrections for
+    ties and continuity, adjusted over the genes of each group by Benjamini and Hochberg. P-values
+    equal those of :func:`scipy.stats.mannwhitneyu` (``method="asymptotic"``) and of pdex, which
+    cell-eval calls; scanpy's test does not correct for continuity, and for ties only on request.
 
     Parameters
     ----------
@@ -102,8 +100,8 @@ def wilcoxon_fdr(groups: Sequence[Matrix], control_cells: Matrix) -> np.ndarray:
     p_values = np.ones((len(groups), control_cells.shape[1]))
     for start in range(0, control_cells.shape[1], _GENES_AT_ONCE):
         genes = slice(start, start + _GENES_AT_ONCE)
-        # Control cells are sorted once, not again with each group as in scipy's test: 25 times as
-        # fast for groups of 400 cells beside 8,000 control cells.
+        # Control cells are sorted once, not for each group as in scipy's test: 25 times as fast
+        # for groups of 400 cells with 8,000 control cells.
         control = np.ascontiguousarray(np.sort(to_dense(control_cells[:, genes]), axis=0).T)
         control_ties = np.array([_ties(np.unique(x, return_counts=True)[1]) for x in control])
         for row, cells in enumerate(groups):
@@ -120,10 +118,10 @@ def de_overlap(
     predicted_fdr: np.ndarray | None = None,
     fdr: float = FDR,
 ) -> float:
-    """Share of the differentially expressed (DE) genes that the prediction finds: overlap at N.
+    """Proportion of differentially expressed (DE) genes that the prediction finds: overlap at N.
 
-    With ``N`` observed genes below ``fdr``: how many of the ``N`` predicted genes with the largest
-    absolute fold change are among them, over ``N``.
+    ``N`` observed genes are below ``fdr``. The result is the number of these among the ``N``
+    predicted genes with the largest absolute fold change, divided by ``N``.
 
     Parameters
     ----------
@@ -133,15 +131,15 @@ def de_overlap(
         False discovery rates of the observed cells, genes (:func:`wilcoxon_fdr`).
     predicted_fdr
         Those of predicted cells: only predicted genes below ``fdr`` are candidates, as in
-        cell-eval. ``None``, for a predicted profile that cannot be tested, makes every gene that
-        changes a candidate.
+        cell-eval. ``None``, for predicted profiles, which cannot be tested: every gene that
+        changes is a candidate.
     fdr
         Threshold on the false discovery rate.
 
     Returns
     -------
-    From 0 to 1; 0 too if no observed gene is DE, as in cell-eval. Genes are chosen among equal
-    fold changes in their order.
+    From 0 to 1; also 0 if no observed gene is DE, as in cell-eval. Among equal fold changes, genes
+    are chosen in their order.
 
     Examples
     --------
@@ -169,13 +167,13 @@ def _rank_sum_p_values(
     product, n = n_cells * n_control, n_cells + n_control
     deviation = np.sqrt(product / 12 * (n + 1 - (control_ties + ties) / (n * (n - 1))))
     excess = np.abs(u - product / 2) - 0.5
-    # A gene that is the same in all cells has no deviation, and no difference either.
+    # A gene with the same value in all cells has SD 0, and no difference either.
     z = np.divide(excess, deviation, out=np.zeros_like(excess), where=deviation > 0)
     return np.minimum(2 * norm.sf(z), 1)
 
 
 def _rank_sum(x: np.ndarray, control: np.ndarray) -> tuple[float, float]:
-    """Mann-Whitney U of ``x``, and what its cells add to the ties of the sorted control cells."""
+    """Mann-Whitney U of ``x``, and the ties that its cells add to the sorted control cells."""
     values, counts = np.unique(x, return_counts=True)
     below = np.searchsorted(control, values, side="left")
     shared = np.searchsorted(control, values, side="right") - below
@@ -183,7 +181,7 @@ def _rank_sum(x: np.ndarray, control: np.ndarray) -> tuple[float, float]:
 
 
 def _ties(counts: np.ndarray) -> float:
-    """Sum of ``t^3 - t`` over the values that ``t`` cells share."""
+    """Sum of ``t^3 - t`` over values, with ``t`` the number of cells that have the value."""
     sizes = counts.astype(np.float64)
     return float(np.sum(sizes**3 - sizes))
 
@@ -199,7 +197,7 @@ def _discrimination(group: Comparison) -> Scores:
 
 
 def _targets(perturbation: str, group: Comparison) -> np.ndarray:
-    """Positions of the genes that a perturbation targets; those not measured are left out."""
+    """Positions of the measured genes that a perturbation targets."""
     if group.options.target_genes is not None:
         named = group.options.target_genes.get(perturbation, ())
         targets = [named] if isinstance(named, str) else list(named)

@@ -1,4 +1,4 @@
-"""Whether predicted and observed cells are on one scale, and of the same doses."""
+"""Checks that predicted and observed cells have the same scale and doses."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from scvi_sams.labels._rows import dosage_text, groups_of_cells
 
 _CELLS_LOOKED_AT = 200
 _SAME_TOTAL = 0.01
-"""Totals that differ by less, relative to one another, are one: values are in single precision."""
+"""Totals with a smaller relative difference are equal: values have single precision."""
 _SIMILAR_TOTAL = 1.5
-"""So many times may the totals of predicted cells with a size factor be those of observed ones."""
+"""Largest ratio of totals of predicted cells with a size factor to those of observed cells."""
 
 
 def check_same_cell_scale(predicted: ad.AnnData, observed: ad.AnnData) -> None:
-    """Raise an error if cells of ``predict`` are not normalised as the observed ones are.
+    """Raise if cells of ``predict`` are not normalised like the observed ones.
 
-    The predicted cells say so in ``uns["prediction"]``, or show it if they were normalised later;
-    those without a record are accepted. Observed ones show their total, unless genes were left out
-    after they were normalised.
+    The normalisation of predicted cells is in ``uns["prediction"]``, or is inferred if they were
+    normalised later; cells without a record are accepted. That of observed cells is inferred from
+    their total, unless genes were removed after normalisation.
     """
     record = predicted.uns.get("prediction", {})
     if "output" not in record:
@@ -37,7 +37,7 @@ def check_same_cell_scale(predicted: ad.AnnData, observed: ad.AnnData) -> None:
     if base is not None and not np.isclose(base, np.e):
         raise ScaleMismatchError(
             f"The observed cells are logarithms to the base {base:g}, the predicted ones natural "
-            "logarithms. Leave `base` out of scanpy.pp.log1p."
+            "logarithms. Omit `base` in scanpy.pp.log1p."
         )
     total = _common_total(observed)
     if total is None or target_sum is None:
@@ -47,25 +47,25 @@ def check_same_cell_scale(predicted: ad.AnnData, observed: ad.AnnData) -> None:
     if size_factor == NO_SIZE_FACTOR or record["output"] != "lognorm":
         if abs(total / target_sum - 1) > _SAME_TOTAL:
             raise ScaleMismatchError(
-                f"{told}. Normalise alike: scanpy.pp.normalize_total(observed, "
+                f"{told}. Normalise both alike: scanpy.pp.normalize_total(observed, "
                 f"target_sum={target_sum:g}), or predict(target_sum={total:g})."
             )
     elif not 1 / _SIMILAR_TOTAL < np.median(_totals(predicted)) / total < _SIMILAR_TOTAL:
         raise ScaleMismatchError(
             f"{told}, and the size of a cell is {size_factor!r} in the predicted and the sum of "
-            "its counts in the observed ones. Divide observed counts by that size factor, times "
-            f"{target_sum:g}."
+            "its counts in the observed cells. Divide observed counts by that size factor and "
+            f"multiply them by {target_sum:g}."
         )
 
 
 def _total_of_predicted(predicted: ad.AnnData, record: dict[str, Any]) -> float | None:
-    """Total that predicted cells are normalised to; an error if they are not normalised."""
+    """Total to which predicted cells are normalised; an error if they are not normalised."""
     if record["output"] == "lognorm":
         return float(record["target_sum"])
     if "log1p" in predicted.uns:
         return _common_total(predicted)
     raise ScaleMismatchError(
-        f"The predicted cells are of predict(output={record['output']!r}), and the observed ones "
+        f"The predicted cells are from predict(output={record['output']!r}), but observed cells "
         "must be log1p-normalised: use predict(output='lognorm'), or normalise both alike "
         "(scanpy.pp.normalize_total, scanpy.pp.log1p)."
     )
@@ -74,7 +74,7 @@ def _total_of_predicted(predicted: ad.AnnData, record: dict[str, Any]) -> float 
 def check_same_cell_doses(
     predicted: ad.AnnData, observed: ad.AnnData, labels: Labels, observed_labels: Labels
 ) -> None:
-    """Raise an error if both sides say their doses, and these differ."""
+    """Raise if both sides have doses and these differ."""
     if "dosage" not in predicted.obs or REGISTERED_DOSES not in observed.uns:
         return
     texts = predicted.obs["dosage"].map(dosage_text).to_numpy(dtype=object)
@@ -94,7 +94,7 @@ def check_same_cell_doses(
 
 
 def _common_total(cells: ad.AnnData) -> float | None:
-    """Sum of normalised counts of a cell, if it is the same in all; ``None`` otherwise."""
+    """Sum of normalised counts per cell, if equal in all cells; ``None`` otherwise."""
     totals = _totals(cells)
     common = float(np.median(totals)) if len(totals) > 1 else 0.0
     is_common = common > 0 and np.abs(totals / common - 1).max() < _SAME_TOTAL

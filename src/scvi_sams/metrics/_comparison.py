@@ -1,4 +1,4 @@
-"""Predicted beside observed expression, and how a metric of the two is declared."""
+"""Predicted and observed expression of a group of cells, and how a metric is declared."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ RankVersion = Literal["2025", "2024"]
 Derived = TypeVar("Derived")
 
 _LARGEST_LOG1P = 30.0
-"""No natural logarithm of counts comes near it (e^30 is 10^13): such values are not log1p."""
+"""No natural logarithm of counts is near it (e^30 is 10^13): such values are not log1p."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose; see :func:`score_predictions`."""
+    """Options of the user; see :func:`score_predictions`."""
 
     target_genes: Mapping[str, str | Sequence[str]] | None = None
     perturbed_centroid: np.ndarray | None = None
@@ -49,17 +49,17 @@ class Comparison:
     covariate: str | None
     """Name of the group; ``None`` if there is only one."""
     perturbations: list[str]
-    """Observed perturbations, sorted; rows of all that follows."""
+    """Observed perturbations, sorted; rows of all fields below."""
     genes: pd.Index
-    """Genes of the observed data, columns of all that follows."""
+    """Genes of the observed data, columns of all fields below."""
     predicted: np.ndarray
     observed: np.ndarray
     """Mean expression, perturbations x genes; NaN where there is no prediction."""
     control_mean: np.ndarray
     control_variance: np.ndarray
-    """Of the control cells, genes."""
+    """Mean expression of the control cells, genes."""
     n_cells: np.ndarray
-    """Observed cells of each perturbation."""
+    """Number of observed cells of each perturbation."""
     status: np.ndarray
     """``"ok"``, or why there is no prediction: ``"missing"`` or ``"nan"``."""
     predicted_cells: list[Matrix]
@@ -68,11 +68,11 @@ class Comparison:
     control_cells: Matrix
     """Control cells x genes."""
     from_cells: bool
-    """Whether cells are predicted, and not a profile of each perturbation."""
+    """Whether cells are predicted, rather than one profile per perturbation."""
     spelling: Spelling
     """How the names of perturbations are written."""
     options: Options
-    """What the user chose."""
+    """Options of the user."""
     _derived: dict[Callable[..., Any], Any] = field(default_factory=dict)
 
     @property
@@ -81,7 +81,7 @@ class Comparison:
         return self.status == "ok"
 
     def once(self, derive: Callable[[Comparison], Derived]) -> Derived:
-        """What a function makes of this comparison, made once for all metrics that need it."""
+        """Result of a function of this comparison, computed once for all metrics that need it."""
         if derive not in self._derived:
             self._derived[derive] = derive(self)
         return self._derived[derive]
@@ -93,51 +93,51 @@ class Scores(NamedTuple):
     values: np.ndarray
     """One per perturbation."""
     chance: float | np.ndarray | None = None
-    """What a prediction gets that is the same for all perturbations; ``None``: as declared."""
+    """Value of a prediction that is the same for all perturbations; ``None``: as declared."""
     defined: bool | np.ndarray = True
-    """Where the metric has a value at all."""
+    """Where the metric is defined."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: what it is, and how it is computed."""
+    """Definition of a metric and how it is computed."""
 
     mode: str
     metric: str
-    """Where it belongs, and its name."""
+    """Its mode and name."""
     axis: str
     """The question that it answers: ``"fit"``, ``"specificity"``, ``"distribution"`` or
-    ``"truth"``. No answer alone says that a method is good."""
+    ``"truth"``. A good method does well in more than one."""
     definition: str
-    """What is computed; x is the prediction and y the observation."""
+    """Definition; x is the prediction and y the observation."""
     source: str
-    """Who defines it."""
+    """Source of the definition."""
     higher_is_better: bool
     """Its direction."""
     score: Callable[[Comparison], np.ndarray | Scores] | None = None
-    """Values per perturbation of a comparison, NaN for a failed prediction. ``None`` for what
-    :func:`benchmark` scores of a whole fit."""
+    """Values per perturbation of a comparison, NaN for a failed prediction. ``None`` for metrics of
+    a whole fit, which :func:`benchmark` computes."""
     pooled: Callable[[Sequence[Comparison]], float] | None = None
-    """One value of all perturbations and groups, for the row ``"all"``."""
+    """One value over all perturbations and groups, for the row ``"all"``."""
     chance: float = np.nan
-    """What a prediction gets that is the same for all perturbations; NaN where this depends on the
+    """Value of a prediction that is the same for all perturbations; NaN if it depends on the
     data."""
     worst_if_failed: bool = False
-    """Whether ``score`` gives a failed prediction the worst value."""
+    """Whether ``score`` assigns the worst value to a failed prediction."""
     needs: Literal["cells", "profiles"] | None = None
-    """Predicted ``"cells"``, or ``"profiles"``, if it is of one of them only."""
+    """``"cells"`` or ``"profiles"``, if the metric is defined for only one kind of prediction."""
     is_headline: bool = False
-    """Whether a summary begins with it."""
+    """Whether a summary shows it first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Expression of cells (or of profiles), and what they are."""
+    """Expression of cells (or profiles) with their labels and levels."""
 
     expression: Matrix
     """Cells x genes, log1p-normalised."""
     labels: Labels
-    """Of the cells."""
+    """Labels of the cells."""
     levels: np.ndarray | None
     """Level of the covariate of every cell; ``None`` if there is one group."""
 
@@ -154,14 +154,14 @@ class Side:
         return positions
 
     def cells(self, covariate: str | None, perturbation: str) -> Matrix:
-        """Expression of the cells of a level and label."""
+        """Expression of the cells of one level and label."""
         return self.expression[self.positions.get((covariate, perturbation), [])]
 
 
 def compare_sides(
     predicted: Side, observed: Side, genes: pd.Index, options: Options
 ) -> list[Comparison]:
-    """Compare both, group by group; an error if cells are not perturbed or lack a control."""
+    """Compare both sides, group by group; an error without perturbed cells or controls."""
     names: dict[str | None, list[str]] = {}
     for covariate, label in sorted(observed.positions, key=str):
         if label != observed.labels.control:
@@ -179,8 +179,8 @@ def compare_sides(
         if (covariate, control) not in observed.positions:
             group = "" if covariate is None else f" of {covariate!r}"
             raise MissingControlError(
-                f"No observed cell{group} is labelled {control!r}. The observed data must hold the "
-                "control cells of every group beside the held-out cells."
+                f"No observed cell{group} is labelled {control!r}. The observed data must contain "
+                "the control cells of every group in addition to the held-out cells."
             )
         predicted_cells = [predicted.cells(covariate, p) for p in perturbations]
         observed_cells = [observed.cells(covariate, p) for p in perturbations]
@@ -195,7 +195,7 @@ def compare_sides(
                 covariate=covariate,
                 perturbations=perturbations,
                 genes=genes,
-                # An infinite prediction is as much of a failure as NaN.
+                # An infinite prediction is a failure, as NaN is.
                 predicted=np.where(failed[:, None], np.nan, means),
                 observed=np.array([mean_over_cells(cells) for cells in observed_cells]),
                 control_mean=control_mean,
@@ -214,7 +214,7 @@ def compare_sides(
 
 
 def check_predicted_genes(predicted: ad.AnnData, observed: ad.AnnData) -> None:
-    """Raise an error unless genes are unique and every observed gene is predicted."""
+    """Raise unless genes are unique and every observed gene is predicted."""
     for side, data in (("predicted", predicted), ("observed", observed)):
         if not data.var_names.is_unique:
             repeated = data.var_names[data.var_names.duplicated()][0]
@@ -235,7 +235,7 @@ def read_side(
 ) -> Side:
     """Read expression, labels and levels of the predicted or the observed cells.
 
-    Genes are as asked for; an error if the expression cannot be log1p-normalised.
+    Genes in the requested order; an error if the expression cannot be log1p-normalised.
     """
     of = f" of the {side} data"
     labels = read_cells(data, perturbation_key, spelling, of=of)
@@ -250,11 +250,11 @@ def read_side(
     values = matrix if isinstance(matrix, np.ndarray) else matrix.data
     finite = np.isfinite(values)
     if side == "observed" and not finite.all():
-        raise InvalidCountsError("The observed data hold values that are not finite.")
+        raise InvalidCountsError("The observed data contain values that are not finite.")
     highest = np.max(values, where=finite, initial=-np.inf)
     if highest > _LARGEST_LOG1P:
         raise InvalidCountsError(
-            f"X of the {side} data reaches {highest:g}, which log1p-normalised expression cannot. "
-            "Normalise and take logarithms (scanpy.pp.normalize_total, scanpy.pp.log1p)."
+            f"X of the {side} data contains {highest:g}, too large for log1p-normalised "
+            "expression. Normalise and log-transform (scanpy.pp.normalize_total, scanpy.pp.log1p)."
         )
     return Side(matrix, labels, levels)

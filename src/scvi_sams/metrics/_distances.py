@@ -40,10 +40,10 @@ def energy_distance(
     predicted, observed
         Cells x genes (or principal components), dense or sparse.
     metric
-        ``"sqeuclidean"`` is the E-distance of scPerturb (Peidli et al., Nature Methods 2024). It
-        equals twice the squared distance of the means and does not see anything else of the
-        distributions. ``"euclidean"`` is the energy distance of Szekely and Rizzo, which is 0 only
-        if the distributions are the same.
+        ``"sqeuclidean"`` is the E-distance of scPerturb (Peidli et al., Nature Methods 2024), twice
+        the squared distance of the means: it ignores all other aspects of the distributions.
+        ``"euclidean"`` is the energy distance of Szekely and Rizzo, which is 0 only for equal
+        distributions.
     unbiased
         Average over pairs of different cells (``n (n - 1)``, scPerturb's correction); ``False``
         counts each cell's distance of 0 to itself (``n^2``).
@@ -51,7 +51,7 @@ def energy_distance(
     Returns
     -------
     Distance in the units of the input (squared for ``"sqeuclidean"``); 0 is best. An unbiased
-    estimate may fall below 0. NaN if unbiased and one side has a single cell.
+    estimate may be negative. NaN if unbiased and one side has a single cell.
 
     Raises
     ------
@@ -94,13 +94,13 @@ def mmd(
     predicted, observed, unbiased
         As for :func:`energy_distance`.
     bandwidth
-        Of the kernel, in the units of the input; several average their kernels. ``None`` takes the
-        median distance between the observed cells (:func:`median_bandwidth`), which no prediction
-        can change.
+        Bandwidth of the kernel, in the units of the input; for several values, kernels are
+        averaged. ``None`` uses the median distance between observed cells
+        (:func:`median_bandwidth`), which does not depend on the prediction.
 
     Returns
     -------
-    From 0, the best, to 2; an unbiased estimate may fall below 0. NaN if unbiased and one side has
+    From 0, the best, to 2; an unbiased estimate may be negative. NaN if unbiased and one side has
     a single cell.
 
     Raises
@@ -123,7 +123,7 @@ def mmd(
     if not (bandwidths > 0).all():
         raise SAMSError(
             f"The bandwidth of the kernel must be positive, not {bandwidths.min():g}. The median "
-            "distance is 0 where most cells are the same; pass `bandwidth`."
+            "distance is 0 if most cells are identical; pass `bandwidth`."
         )
 
     def kernel(distance: np.ndarray) -> np.ndarray:
@@ -137,16 +137,16 @@ def mmd(
 
 
 def median_bandwidth(cells: Matrix, *, max_cells: int = 2000, seed: int = 0) -> float:
-    """Median Euclidean distance between different cells, the usual bandwidth of a kernel.
+    """Median Euclidean distance between different cells, a common bandwidth of a kernel.
 
     Parameters
     ----------
     cells
         Cells x genes, dense or sparse.
     max_cells
-        A random subset of this size is taken if there are more.
+        If there are more cells, a random subset of this size is used.
     seed
-        Of the subset.
+        Seed of the subset.
 
     Returns
     -------
@@ -178,8 +178,8 @@ def median_bandwidth(cells: Matrix, *, max_cells: int = 2000, seed: int = 0) -> 
 def principal_axes(cells: Matrix, n_components: int, *, seed: int = 0) -> np.ndarray:
     """Directions of the largest variance (:func:`scanpy.pp.pca`), genes x components.
 
-    ``cells @ axes`` are principal components up to the mean, which no distance depends on; there
-    are fewer of them if there are fewer cells or genes.
+    ``cells @ axes`` are principal components up to the mean, which does not affect distances. With
+    fewer cells or genes than components there are fewer of them.
     """
     n_components = min(n_components, min(cells.shape) - 1)
     _, axes, _, _ = sc.pp.pca(
@@ -214,7 +214,7 @@ def _within(x: Matrix, function: Callable[[np.ndarray], np.ndarray], unbiased: b
 
 
 def _chunks(x: Matrix, y: Matrix | None) -> Iterator[np.ndarray]:
-    """Euclidean distances, some rows at a time: memory grows with the cells, not their square."""
+    """Euclidean distances in chunks of rows, so that memory is linear in the number of cells."""
     x = x.astype(np.float64)
     y = None if y is None else y.astype(np.float64)
     return pairwise_distances_chunked(x, y, metric="euclidean", working_memory=_MEGABYTES_AT_ONCE)

@@ -1,4 +1,4 @@
-"""Average treatment effects (ATE) as the cells show them, without any model."""
+"""Average treatment effects (ATE) observed in cells, without any model."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from scvi_sams.metrics._weights import (
 )
 
 Average = Literal["lognorm", "mean"]
-"""What :func:`observed_ate` averages over cells."""
+"""Quantities that :func:`observed_ate` averages over cells."""
 
 _CELLS_AT_ONCE = 16_384
 _ROUNDING = 1e-9
-"""Of effective numbers of cells."""
+"""Relative tolerance for effective numbers of cells."""
 
 
 def observed_ate(
@@ -67,63 +67,64 @@ def observed_ate(
     delimiter: str | None = "+",
     weights: Weights | None = None,
 ) -> ad.AnnData:
-    """Average treatment effect of each perturbation: mean over its cells minus mean over controls.
+    """Observed average treatment effects: mean over perturbed cells minus mean over controls.
 
-    The mean is taken of ``f(x)``, where ``x`` is a count of a cell and ``size`` that cell's size:
+    The mean is of ``f(x)``, where ``x`` is a count of a cell and ``size`` is the cell's size:
 
     - ``"lognorm"``: ``f(x) = log2(1 + target_sum * x / size)``, the effect that the paper reports.
     - ``"mean"``: ``f(x) = target_sum * x / size``, expected counts of a cell of size
-      ``target_sum``. The paper's ``f(x) = x`` compares raw counts and so confounds the effect with
+      ``target_sum``. The paper's ``f(x) = x`` compares raw counts, which confounds the effect with
       sequencing depth; here cells of different depth are comparable.
 
     Parameters
     ----------
     adata
-        Cells x genes counts, dense or sparse. Not changed. Counts on disk (of
+        Counts, cells x genes, dense or sparse. Not changed. Counts on disk (from
         :func:`scvi_sams.data.open_screen`) are read in blocks.
     perturbation_key
         Column of ``adata.obs`` with the label of each cell.
     control
-        Label or labels of the control cells, a pattern of them (``"NT*"``), or what marks these
-        cells: a boolean for each, or the name of a boolean column of ``adata.obs``.
+        Label or labels of the control cells, a pattern (``"NT*"``), a boolean per cell, or the name
+        of a boolean column of ``adata.obs``.
     dosage_key
-        Column of ``adata.obs`` with doses, as in ``setup_anndata``: a cell whose doses are 0 is a
-        control cell, and cells of a label are averaged for each dose. ``None``: the doses that
-        ``adata`` was registered with (also those of a dosage matrix); without any all are 1.
+        Column of ``adata.obs`` with doses, as in ``setup_anndata``: cells whose doses are all 0 are
+        control cells, and cells of a label are averaged for each dose. ``None``: the doses with
+        which ``adata`` was registered (also those of a dosage matrix); without any, all are 1.
     perturbations
-        Labels to report, in any spelling. ``None`` takes every label of the cells used, except
+        Labels to report, in any spelling. ``None``: every label of the cells used, except
         controls, sorted.
     method
-        Which ``f`` to average.
+        Which ``f`` is averaged.
     layer
-        Layer of ``adata`` that holds the counts; ``None`` for ``adata.X``.
+        Layer of ``adata`` with the counts; ``None`` for ``adata.X``.
     size_factor_key
-        Column of ``adata.obs`` with the size of each cell; ``None`` takes the sum of its counts
-        over the genes of ``adata``.
+        Column of ``adata.obs`` with the size of each cell; ``None``: the sum of its counts over
+        the genes of ``adata``.
     indices
-        Positions (or a boolean mask) of the cells to use, for example the held-out ones; ``None``
+        Positions (or a boolean mask) of the cells to use, for example held-out cells; ``None``
         uses all. It must include control cells.
     target_sum
-        Size that cells are scaled to.
+        Size to which cells are scaled.
     delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
+        Separator between the perturbations of a combination; ``None`` if labels are never split.
     weights
         Weight of each cell of ``adata`` in the means, or the name of a column of ``adata.obs`` with
-        it: with ``"sams_response"`` (see :meth:`~scvi_sams.SAMSVAE.get_response_probability`),
-        effects on the cells that responded. NaN counts as 1: control cells, and cells of which it
-        is not known whether they responded, have all of their weight. ``None``: 1 for all.
+        weights: ``"sams_response"`` (see :meth:`~scvi_sams.SAMSVAE.get_response_probability`)
+        gives effects on the cells that responded. NaN counts as 1: control cells, and cells whose
+        response is unknown, have full weight. ``None``: 1 for all.
 
     Returns
     -------
-    An ATE table, perturbations x genes: ``X`` is the effect in the units that ``uns["ate"]`` names,
+    An ATE table, perturbations x genes: ``X`` is the effect in the units of ``uns["ate"]``,
     ``layers["standard_error"]`` its standard error for unequal variances (Welch),
-    ``sqrt(var_t / n_t + var_c / n_c)``, NaN where either side has a single cell. ``obs``: the
-    canonical label as ``"perturbation"``, ``"dosage"``, and ``"n_cells"`` averaged. Rows are called
-    by the label, or ``"A@0.5"`` where a label has several doses. ``uns["ate"]`` holds ``method``,
-    ``target_sum``, ``size_factor_key`` (``"none"``: the sum of the counts) and ``units``.
+    ``sqrt(var_t / n_t + var_c / n_c)``, NaN where either side has a single cell. ``obs`` contains
+    the canonical label ``"perturbation"``, ``"dosage"``, and ``"n_cells"``, the number of cells
+    averaged. Row names are labels, or ``"A@0.5"`` where a label has several doses. ``uns["ate"]``
+    contains ``method``, ``target_sum``, ``size_factor_key`` (``"none"``: sum of the counts) and
+    ``units``.
 
-    With ``weights`` n is the effective number of cells ``sum(w)^2 / sum(w^2)`` (Kish), in
-    ``obs["n_effective"]``, and ``uns["ate"]["weights"]`` the name of the column, or ``"given"``.
+    With ``weights``, n is the effective number of cells ``sum(w)^2 / sum(w^2)`` (Kish), stored in
+    ``obs["n_effective"]``, and ``uns["ate"]["weights"]`` is the name of the column, or ``"given"``.
 
     Raises
     ------
@@ -132,19 +133,19 @@ def observed_ate(
     MissingControlError
         If none of the cells used is a control cell.
     UnknownPerturbationError
-        If none of the cells used carries a label of ``perturbations``.
+        If none of the cells used has a label of ``perturbations``.
     SAMSError
         If ``perturbations`` names a label twice, or ``method`` is unknown.
     InvalidCountsError
-        If counts are negative, fractional (normalised already) or not finite, or a cell's size is
-        not positive.
+        If counts are negative, fractional (already normalised) or not finite, or the size of a
+        cell is not positive.
     InvalidCovariateError
         If sizes of cells are not numbers.
     InvalidDosageError
         If doses are missing or malformed.
     InvalidArgumentError
-        If weights are no numbers or one is negative or infinite, there is not one for each cell, or
-        all of a label (or of the controls) are 0.
+        If weights are not numbers or one is negative or infinite, there is not one for each cell,
+        or all weights of a label (or of the controls) are 0.
 
     Notes
     -----
@@ -173,7 +174,7 @@ def observed_ate(
     for start in range(0, cells.n_obs, _CELLS_AT_ONCE):
         block = slice(start, start + _CELLS_AT_ONCE)
         values = normalised_expression(cells[block], method, layer, size_factor_key, target_sum)
-        # Values stay sparse: sums over cells are products with a groups x cells indicator.
+        # Values stay sparse: sums over cells are products with a groups x cells indicator matrix.
         group = group_of_cell[block]
         used = np.flatnonzero(group >= 0)
         indicator = sparse.csr_array(
@@ -182,7 +183,7 @@ def observed_ate(
         sums += (indicator @ values).toarray()
         sums_of_squares += (indicator @ values.power(2)).toarray()
     mean = sums / total[:, None]
-    # The difference of nearly equal numbers may come out below zero by rounding.
+    # Rounding can make the difference of nearly equal numbers negative.
     biased = np.maximum(sums_of_squares / total[:, None] - mean**2, 0)
     has_several = n_effective > 1 + _ROUNDING
     squared_error = biased / np.where(has_several, n_effective - 1, np.nan)[:, None]
@@ -209,7 +210,7 @@ def observed_ate(
 def spelling_of(
     adata: ad.AnnData, perturbation_key: str, control: Control, delimiter: str | None
 ) -> Spelling:
-    """How the labels of cells are written, by the arguments of a public function."""
+    """Spelling of labels from the arguments of a public function."""
     check_anndata(adata=adata)
     if (adata.obs.columns == perturbation_key).sum() == 1:
         control = named_control(control, adata.obs[perturbation_key], adata.obs)
@@ -219,13 +220,13 @@ def spelling_of(
 def labels_of(
     adata: ad.AnnData, perturbation_key: str, control: Control, delimiter: str | None
 ) -> Labels:
-    """Read a column of labels, whatever the doses, by the arguments of a public function."""
+    """Parse a column of labels, without doses, from the arguments of a public function."""
     spelling = spelling_of(adata, perturbation_key, control, delimiter)
     return encode_labels(obs_column(adata, perturbation_key), spelling=spelling)
 
 
 def registered_levels(cells: ad.AnnData, labels: Labels) -> dict[str, np.ndarray]:
-    """What a table keeps of the batches and covariates of its control cells."""
+    """Batches and covariates of control cells, as stored in a table."""
     keys = [str(key) for key in cells.uns.get(REGISTERED_LEVELS, [])]
     return levels_record(cells.obs[labels.is_control], keys)
 
@@ -239,7 +240,7 @@ def labelled_cells(
 ) -> tuple[ad.AnnData, Labels]:
     """Return the cells to use and their labels; an error if none is a control cell.
 
-    Doses are those of a column, or what the cells were registered with.
+    Doses come from a column, or from the registration of the cells.
     """
     check_anndata(adata=adata)
     if indices is not None:
@@ -261,7 +262,7 @@ def read_cells(
     dosage_key: str | None = None,
     of: str = "",
 ) -> Labels:
-    """Read labels and doses; ``of`` says of which data, in messages."""
+    """Parse labels and doses; ``of`` names the data in messages."""
     check_key(dosage_key=dosage_key)
     registered = cells.uns.get(REGISTERED_DOSES, {})
     if dosage_key is None and registered.get("dosage_obsm_key") in cells.obsm:
@@ -281,13 +282,13 @@ def normalised_expression(
     size_factor_key: str | None,
     target_sum: float,
 ) -> sparse.csr_array:
-    """Return f(x) of every cell, as :func:`observed_ate` averages it."""
+    """Return f(x) of every cell; see :func:`observed_ate`."""
     check_choice("method", method, get_args(Average))
     values = sparse.csr_array(matrix_of_counts(cells, layer), dtype=np.float64)
     location = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if not np.isfinite(values.data).all() or (values.data < 0).any():
         raise InvalidCountsError(
-            "The counts hold negative or non-finite values (smallest: "
+            "The counts contain negative or non-finite values (smallest: "
             f"{values.data.min():g}). Pass the layer that holds the raw counts as `layer`."
         )
     check_counts(values.data, location, normalised="; effects are normalised here")
@@ -299,8 +300,8 @@ def normalised_expression(
         size, is_text = numbers_in(column)
         if is_text.any():
             raise InvalidCovariateError(
-                f"obs[{size_factor_key!r}] holds {column[is_text].iloc[0]!r}, which is no size of "
-                "a cell. Convert the column, or pass another one."
+                f"obs[{size_factor_key!r}] contains {column[is_text].iloc[0]!r}, which is not a "
+                "size of a cell. Convert the column, or pass another one."
             )
         advice = f"Check obs[{size_factor_key!r}]."
     bad = ~(size > 0) | ~np.isfinite(size)
@@ -316,7 +317,7 @@ def normalised_expression(
 
 
 def check_unique(labels: Sequence[str]) -> None:
-    """Raise an error if a label, in its canonical spelling, occurs more than once."""
+    """Raise if a label, in its canonical spelling, occurs more than once."""
     repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
     if repeated:
         raise SAMSError(
@@ -326,12 +327,12 @@ def check_unique(labels: Sequence[str]) -> None:
 
 
 def check_predicted(genes: pd.Index, predicted: pd.Index) -> None:
-    """Raise an error unless every observed gene is predicted."""
+    """Raise unless every observed gene is predicted."""
     absent = genes.difference(predicted)
     if len(absent):
         raise MissingKeyError(
             f"{len(absent)} genes have no prediction, for example {absent[0]!r}. Predict all genes "
-            "of the observed data, or subset these to the predicted genes if you mean to."
+            "of the observed data, or subset the observed data to the predicted genes."
         )
 
 
@@ -343,7 +344,7 @@ def ate_table(
     description: dict[str, Any],
     layers: dict[str, np.ndarray],
 ) -> ad.AnnData:
-    """Build an ATE table: perturbations x genes, with what it means in ``uns["ate"]``."""
+    """Build an ATE table: perturbations x genes, described in ``uns["ate"]``."""
     return ad.AnnData(
         effect,
         obs=rows,
@@ -354,7 +355,7 @@ def ate_table(
 
 
 def obs_column(adata: ad.AnnData, key: str, of: str = "") -> pd.Series:
-    """Column of ``obs``; an error if it is not there, or not the only one of its name."""
+    """Column of ``obs``; an error if it is missing or its name is not unique."""
     if key not in adata.obs:
         columns = ", ".join(map(repr, adata.obs.columns))
         raise MissingKeyError(f"obs{of} has no column {key!r}; its columns are {columns}.")
@@ -364,7 +365,7 @@ def obs_column(adata: ad.AnnData, key: str, of: str = "") -> pd.Series:
 
 
 def levels_of(adata: ad.AnnData, key: str | None, of: str = "") -> np.ndarray | None:
-    """Level of a covariate of every cell, as text; ``None`` without one, an error if it is NaN."""
+    """Level of a covariate of every cell, as text; ``None`` without one, an error for NaN."""
     if key is None:
         return None
     levels = obs_column(adata, key, of)
@@ -377,7 +378,7 @@ def levels_of(adata: ad.AnnData, key: str | None, of: str = "") -> np.ndarray | 
 
 
 def _groups(labels: Labels, perturbations: Sequence[str] | None) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return rows to report, and of each cell 0 for control, 1 + its row, or -1 for neither."""
+    """Return rows to report, and for each cell 0 (control), 1 + its row, or -1 (neither)."""
     names, dosages, group_of_cell = groups_of_cells(labels)
     groups_of: defaultdict[str, list[int]] = defaultdict(list)
     for group, name in enumerate(names):
@@ -392,12 +393,12 @@ def _groups(labels: Labels, perturbations: Sequence[str] | None) -> tuple[pd.Dat
 
 
 def _known(labels: Labels, perturbations: Sequence[str]) -> list[str]:
-    """Canonical spelling of labels; an error if no cell carries one, or one is there twice."""
+    """Canonical spelling of labels; an error if one has no cells, or is named twice."""
     asked = [labels.spelling.canonical(name) for name in as_names("perturbations", perturbations)]
     unknown = sorted(set(asked).difference(labels.perturbed_names))
     if unknown:
         raise UnknownPerturbationError(
-            f"No cell used carries {', '.join(map(repr, unknown))}. Ask for labels of the "
+            f"No cell used has the label {', '.join(map(repr, unknown))}. Pass labels of "
             "perturbed cells, or check `indices` and `delimiter`."
         )
     check_unique(asked)
@@ -405,7 +406,7 @@ def _known(labels: Labels, perturbations: Sequence[str]) -> list[str]:
 
 
 def matrix_of_counts(cells: ad.AnnData, layer: str | None) -> Any:
-    """Return ``X``, or a layer, as it stands or read from disk; an error if it is not there."""
+    """Return ``X`` or a layer, in memory or read from disk; an error if it is missing."""
     if layer is not None and layer not in cells.layers:
         raise MissingKeyError(
             f"There is no layer {layer!r}; the layers are {', '.join(map(repr, cells.layers))}."

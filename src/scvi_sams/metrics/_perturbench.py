@@ -1,4 +1,4 @@
-"""Metrics of PerturBench (Wu et al., arXiv:2408.10609), as its code computes them.
+"""Metrics of PerturBench (Wu et al., arXiv:2408.10609), as computed by its code.
 
 Profiles are means over cells of log1p-normalised expression, perturbations x genes, of one group
 of cells (such as a cell type); :func:`~scvi_sams.metrics._profiles.rmse`, ``mae``,
@@ -28,14 +28,14 @@ from scvi_sams.metrics._profiles import (
 RankMetric = Literal["rmse", "mae", "cosine", "pearson"]
 
 _DISTANCE = {"rmse": "euclidean", "mae": "cityblock", "cosine": "euclidean", "pearson": "euclidean"}
-"""Distances that sort as the metric does; similarities are taken between unit vectors."""
+"""Distances with the same order as the metric; similarities use unit vectors."""
 
 
 def logfc(mean: np.ndarray, control_mean: np.ndarray, *, pseudocount: float = 0.1) -> np.ndarray:
     """Log fold change, ``log2(mean + 0.1) - log2(control_mean + 0.1)``, of means of log1p values.
 
-    The pseudocount is added to means that are logarithms already: that is what PerturBench does
-    (``logFC_adata``, ``exp=False``), and not the log fold change of normalised counts.
+    The pseudocount is added to means that are already logarithms, as in PerturBench
+    (``logFC_adata``, ``exp=False``); this is not the log fold change of normalised counts.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ def logfc(mean: np.ndarray, control_mean: np.ndarray, *, pseudocount: float = 0.
 
     Returns
     -------
-    Effects of the shape of ``mean``. NaN stays NaN; a mean that is so negative that its logarithm
-    is undefined counts as no change (0), as in their code.
+    Effects of the shape of ``mean``. NaN stays NaN; a mean so negative that its logarithm is
+    undefined counts as no change (0), as in their code.
 
     Examples
     --------
@@ -69,22 +69,22 @@ def rank_scores(
     *,
     version: RankVersion = "2025",
 ) -> np.ndarray:
-    """Whether each observation is closer to its own prediction than to the other predictions.
+    """Rank of each perturbation's own prediction among all predictions; 0 is closest.
 
-    Position, from 0, of perturbation ``p``'s prediction among all predictions sorted by their
-    closeness to the observation of ``p``, as a share of the number of perturbations. A model that
-    predicts the same for all of them stands at 0.5, however well it fits.
+    Position, from 0, of the prediction for perturbation ``p`` among all predictions sorted by their
+    closeness to the observation of ``p``, divided by the number of perturbations. A model with the
+    same prediction for all of them scores 0.5, however well it fits.
 
     Parameters
     ----------
     predicted, observed
         Perturbations x genes, in the same order: means, or log fold changes (:func:`logfc`). A row
-        of ``predicted`` with NaN is a failed prediction: it takes the last position, and is farther
-        from the other observations than any prediction.
+        of ``predicted`` with NaN is a failed prediction: it gets the last position, and counts as
+        farther from other observations than any prediction.
     metric
         Closeness of two profiles: distances ``"rmse"`` and ``"mae"``, or similarities ``"cosine"``
-        and ``"pearson"``. A similarity that is undefined because a profile is zero (or constant) is
-        the lowest of all.
+        and ``"pearson"``. A similarity that is undefined because a profile is zero (or constant)
+        counts as the lowest.
     version
         ``"2025"`` divides by ``n - 1``, the ``"2024"`` code by ``n``.
 
@@ -100,12 +100,12 @@ def rank_scores(
 
     Notes
     -----
-    Ties take their mean position. PerturBench's code breaks them at random without a seed, its
+    Ties get their mean position. PerturBench's code breaks them at random without a seed; its
     paper counts them against the model.
 
     Examples
     --------
-    The same prediction for all three is at chance, whatever it is:
+    The same prediction for all three scores at chance level:
 
     >>> observed = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     >>> scvi_sams.evaluation.rank_scores(observed, observed).tolist()
@@ -138,30 +138,30 @@ def deg_recall(
     *,
     n_genes: int = 20,
 ) -> np.ndarray:
-    """Share of the top differentially expressed genes that are among the predicted top genes.
+    """Proportion of the top differentially expressed genes found among the predicted top genes.
 
-    Genes are sorted by the absolute t-statistic whose variance is that of the control cells, as
-    PerturBench takes it. Of one perturbation it is then ``(mean - control_mean) /
-    sqrt(control_variance)`` up to a constant, so no number of cells enters and profiles will do.
+    Genes are sorted by the absolute t-statistic with the variance of the control cells, as in
+    PerturBench. For one perturbation it is ``(mean - control_mean) / sqrt(control_variance)`` up to
+    a constant, so the number of cells does not matter and profiles are sufficient.
 
     Parameters
     ----------
     predicted, observed
         Mean log1p expression, perturbations x genes.
     control_mean, control_variance
-        Of log1p expression over control cells, genes.
+        Mean and variance of log1p expression over control cells, genes.
     n_genes
         Number of top genes: 20 in the paper of 2025, 50 in its code.
 
     Returns
     -------
-    One share per perturbation, from 0 to 1; chance is ``n_genes`` over the number of genes. Genes
-    that do not change are never among the top: predicting no effect recovers nothing. 0 if no
-    observed gene changes.
+    One proportion per perturbation, from 0 to 1; chance is ``n_genes`` over the number of genes.
+    Genes that do not change are never among the top genes: predicting no effect recovers nothing.
+    0 if no observed gene changes.
 
     Notes
     -----
-    Equal t-statistics, such as the infinite ones of genes that no control cell varies in, are
+    Equal t-statistics, such as infinite ones of genes that do not vary over control cells, are
     sorted by the absolute difference.
 
     Examples
@@ -243,20 +243,20 @@ METRICS = (
         True, lambda group: pearson(*group.once(_changes)),
     ),
     Metric(
-        _MODE, "rank_rmse_average", "specificity", "position of the own prediction among all "
+        _MODE, "rank_rmse_average", "specificity", "position of its own prediction among all "
         "predictions by rmse_average to the observation, / (n - 1); ties at their mean", _SOURCE,
         False, lambda group: _ranks(group.predicted, group.observed, "rmse", group),
         chance=0.5, worst_if_failed=True, is_headline=True,
     ),
     Metric(
-        _MODE, "rank_cosine_logfc", "specificity", "position of the own prediction among all "
+        _MODE, "rank_cosine_logfc", "specificity", "position of its own prediction among all "
         "predictions by cosine_logfc to the observation, / (n - 1); ties at their mean", _SOURCE,
         False, lambda group: _ranks(*group.once(_changes), "cosine", group),
         chance=0.5, worst_if_failed=True, is_headline=True,
     ),
     Metric(
-        _MODE, "deg_recall", "fit", "share of the genes with the largest observed |t| (variance "
-        "of control cells; 20 unless asked otherwise) that have the largest predicted |t|",
+        _MODE, "deg_recall", "fit", "proportion of the genes with the largest observed |t| "
+        "(variance of control cells; 20 by default) that have the largest predicted |t|",
         _SOURCE, True, _recall,
     ),
 )  # fmt: skip

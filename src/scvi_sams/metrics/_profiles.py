@@ -15,7 +15,7 @@ Matrix: TypeAlias = np.ndarray | sparse.csr_array
 """Cells x genes, dense or sparse."""
 
 _ROUNDING = 1e-9
-"""Distances that differ by less than this share are equal: predictions of single precision."""
+"""Distances with a smaller relative difference are equal: predictions have single precision."""
 
 
 def to_dense(cells: Matrix) -> np.ndarray:
@@ -45,7 +45,7 @@ def mean_over_cells(cells: Matrix) -> np.ndarray:
 
 
 def ratio(numerator: SupportsFloat, denominator: SupportsFloat) -> float:
-    """Divide; 0 where there is nothing to divide by."""
+    """Divide; 0 if the denominator is 0."""
     divisor = float(denominator)
     return float(numerator) / divisor if divisor > 0 else 0.0
 
@@ -61,12 +61,12 @@ def mae(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def pearson(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Pearson correlation over genes; 0 where a side is constant: no relation was shown."""
+    """Pearson correlation over genes; 0 (no relation) if one side is constant."""
     return cosine(centred(predicted), centred(observed))
 
 
 def cosine(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Cosine similarity, ``x.y / (|x| |y|)``; 0 where a side is zero: no relation was shown."""
+    """Cosine similarity, ``x.y / (|x| |y|)``; 0 (no relation) if one side is zero."""
     product = np.sum(predicted * observed, axis=-1)
     norms = np.linalg.norm(predicted, axis=-1) * np.linalg.norm(observed, axis=-1)
     return np.divide(product, norms, out=np.zeros_like(norms), where=norms > 0)
@@ -75,7 +75,7 @@ def cosine(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
 def centred(values: np.ndarray) -> np.ndarray:
     """Subtract the mean over genes."""
     spread = np.ptp(values, axis=-1, keepdims=True)
-    # The mean of equal numbers may differ from them by rounding, which is no variation.
+    # The mean of equal numbers may differ from them by rounding; this is not variation.
     return np.where(spread == 0, 0, values - values.mean(axis=-1, keepdims=True))
 
 
@@ -85,7 +85,7 @@ def largest(effects: np.ndarray, n_genes: int) -> np.ndarray:
 
 
 def r2(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """``1 - sum((y - x)^2) / sum((y - mean(y))^2)``; where y is constant 1 if x is y, else 0."""
+    """``1 - sum((y - x)^2) / sum((y - mean(y))^2)``; if y is constant, 1 if x equals y, else 0."""
     spread = np.sum(centred(observed) ** 2, axis=-1)
     residual = np.sum((observed - predicted) ** 2, axis=-1)
     exact = (predicted == observed).all(axis=-1)
@@ -95,9 +95,9 @@ def r2(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
 def own_positions(distances: np.ndarray, failed: np.ndarray) -> np.ndarray:
     """Position of each diagonal entry in its column, from 0 (nearest) to ``n - 1``.
 
-    Of candidates x targets; candidate ``i`` is the right one for target ``i``. NaN is farther than
-    any number, and ``failed`` targets have no answer and take the last position. Ties take their
-    mean position, so that answers which are all alike stand at chance, ``(n - 1) / 2``.
+    Entries are candidates x targets; candidate ``i`` is the correct one for target ``i``. NaN is
+    farther than any number, and ``failed`` targets get the last position. Ties get their mean
+    position, so that equal candidates score at chance level, ``(n - 1) / 2``.
     """
     distances = np.where(np.isnan(distances), np.inf, distances)
     own = np.diagonal(distances)
@@ -108,5 +108,5 @@ def own_positions(distances: np.ndarray, failed: np.ndarray) -> np.ndarray:
 
 
 def not_finite(profiles: np.ndarray) -> np.ndarray:
-    """Which rows hold NaN or infinite entries: these predictions failed."""
+    """Which rows have NaN or infinite entries: failed predictions."""
     return ~np.isfinite(profiles).all(axis=1)

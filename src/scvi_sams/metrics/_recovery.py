@@ -1,4 +1,4 @@
-"""How much of the simulated truth was found: masks, latents, and what probabilities promised."""
+"""Recovery of simulated truth: masks, latent dimensions, and calibration of probabilities."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ _NOMINAL_RATES = (0.01, 0.05, 0.1, 0.2)
 
 
 def mask_recovery(masks: Table, true_masks: Table, *, threshold: float = 0.5) -> pd.Series:
-    """Score estimated masks against the true ones of simulated data.
+    """Compare estimated masks with the true masks of simulated data.
 
     Latent dimensions have no order, so they are first matched one to one
-    (:func:`match_latents`). Active entries of estimated dimensions without a partner are false
-    positives, those of true dimensions without a partner false negatives.
+    (:func:`match_latents`). Active entries of unmatched estimated dimensions are false positives;
+    those of unmatched true dimensions are false negatives.
 
     Parameters
     ----------
     masks
-        Perturbations x latent: posterior inclusion probabilities (or masks of 0 and 1).
+        Perturbations x latent: posterior inclusion probabilities (or binary masks).
     true_masks
         Perturbations x true latent: 0 and 1. The numbers of dimensions may differ. Rows are
-        aligned by name where both are DataFrames, else by position.
+        aligned by name if both are DataFrames, otherwise by position.
     threshold
-        An estimated entry is active where it is greater than this; a true one where it is not 0.
+        An estimated entry is active if it is greater than this; a true entry if it is not 0.
 
     Returns
     -------
-    ``precision``, ``recall`` and ``f1`` of the active entries (0 where nothing is active), and
-    ``density`` and ``true_density``, the share of active entries of ``masks`` and ``true_masks``.
+    ``precision``, ``recall`` and ``f1`` of the active entries (0 if nothing is active), and
+    ``density`` and ``true_density``, the proportion of active entries of ``masks`` and
+    ``true_masks``.
 
     Raises
     ------
@@ -51,7 +52,7 @@ def mask_recovery(masks: Table, true_masks: Table, *, threshold: float = 0.5) ->
 
     Examples
     --------
-    The same masks with the latents in another order:
+    The same masks with latent dimensions in another order:
 
     >>> true_masks = np.array([[1, 0, 0], [0, 1, 1]])
     >>> recovery = scvi_sams.evaluation.mask_recovery(true_masks[:, [2, 0, 1]], true_masks)
@@ -78,8 +79,8 @@ def mask_recovery(masks: Table, true_masks: Table, *, threshold: float = 0.5) ->
 def match_latents(masks: Table, true_masks: Table) -> tuple[np.ndarray, np.ndarray]:
     """Match estimated with true latent dimensions one to one.
 
-    Of all matchings it takes one with the largest number of true positives (their expected number,
-    if ``masks`` holds probabilities), by the Hungarian algorithm.
+    The matching has the largest number of true positives (expected number, if ``masks`` are
+    probabilities), by the Hungarian algorithm.
 
     Parameters
     ----------
@@ -88,7 +89,7 @@ def match_latents(masks: Table, true_masks: Table) -> tuple[np.ndarray, np.ndarr
 
     Returns
     -------
-    Positions in the columns of ``masks``, ascending, and of their partners in the columns of
+    Positions in the columns of ``masks``, ascending, and of their matches in the columns of
     ``true_masks``; as many as the smaller number of dimensions.
 
     Raises
@@ -112,25 +113,25 @@ def match_latents(masks: Table, true_masks: Table) -> tuple[np.ndarray, np.ndarr
 def mean_correlation_coefficient(
     latents: Table, true_latents: Table, *, method: Literal["pearson", "spearman"] = "pearson"
 ) -> float:
-    """Mean correlation coefficient (MCC) of estimated latents with the true ones of simulated data.
+    """Mean correlation coefficient (MCC) of estimated with true latents of simulated data.
 
-    Latents have no order and no sign: of all one to one matchings it takes the one with the
-    largest sum of absolute correlations, by the Hungarian algorithm.
+    Latents have no order and no sign: the one-to-one matching has the largest sum of absolute
+    correlations, by the Hungarian algorithm.
 
     Parameters
     ----------
     latents
         Observations x latent: cells with their latent states, or perturbations with their effects.
     true_latents
-        Observations x true latent, of the same observations. Rows are aligned by name where both
-        are DataFrames, else by position.
+        Observations x true latent, for the same observations. Rows are aligned by name if both
+        are DataFrames, otherwise by position.
     method
-        ``"spearman"`` correlates ranks: recovery up to a monotone map of each latent.
+        ``"spearman"`` correlates ranks: recovery up to a monotone function of each latent.
 
     Returns
     -------
-    Mean over the true latents of the absolute correlation with their partner, from 0 to 1. A true
-    latent without a partner, and a constant latent, contribute 0.
+    Mean over true latents of the absolute correlation with their match, from 0 to 1. A true
+    latent without a match, or a constant latent, contributes 0.
 
     Raises
     ------
@@ -143,7 +144,7 @@ def mean_correlation_coefficient(
     Notes
     -----
     Hyvarinen and Morioka (2016), NeurIPS; Khemakhem, Kingma, Monti and Hyvarinen (2020), AISTATS.
-    Chance is not 0: with few observations some column correlates with every true latent.
+    Chance is above 0: with few observations, some column correlates with every true latent.
 
     Examples
     --------
@@ -168,20 +169,20 @@ def mean_correlation_coefficient(
 
 
 class Calibration(NamedTuple):
-    """What inclusion probabilities promise and what they keep, on simulated truth.
+    """Inclusion probabilities compared with observed frequencies on simulated truth.
 
     Attributes
     ----------
     bins
         Reliability: one row per bin of inclusion probability with its bounds ``lower`` and
-        ``upper``, mean probability ``predicted``, share of truly active entries ``observed`` (both
-        NaN in an empty bin) and ``n_entries``.
+        ``upper``, mean probability ``predicted``, proportion of truly active entries ``observed``
+        (both NaN in an empty bin) and ``n_entries``.
     expected_calibration_error
-        Mean over entries of ``|predicted - observed|`` of their bin.
+        Mean over entries of ``|predicted - observed|`` in their bin.
     fdr
-        One row per nominal false discovery rate: ``false_discovery_proportion`` realised,
-        ``n_active`` entries called active, and ``recall`` of the truly active ones (proportion and
-        recall are 0 where there is nothing to divide by).
+        One row per nominal false discovery rate: the actual ``false_discovery_proportion``, the
+        number ``n_active`` of entries called active, and the ``recall`` of truly active entries
+        (proportion and recall are 0 if the denominator is 0).
     """
 
     bins: pd.DataFrame
@@ -192,17 +193,17 @@ class Calibration(NamedTuple):
 def mask_calibration(masks: Table, true_masks: Table, *, n_bins: int = 10) -> Calibration:
     """Compare inclusion probabilities with the true masks of simulated data.
 
-    Latent dimensions are first matched one to one (:func:`match_latents`). Entries of estimated
-    dimensions without a partner are truly inactive; active entries of true dimensions without a
-    partner are in no bin, but are missed in the recall. Of all matchings the best one is taken, so
-    what is reported is slightly optimistic.
+    Latent dimensions are first matched one to one (:func:`match_latents`). Entries of unmatched
+    estimated dimensions are truly inactive; active entries of unmatched true dimensions are in no
+    bin, but count as missed in the recall. Because the best matching is used, results are slightly
+    optimistic.
 
     Parameters
     ----------
     masks, true_masks
         As for :func:`mask_recovery`; ``masks`` are posterior inclusion probabilities.
     n_bins
-        Number of bins of equal width; each holds its lower bound, the last one 1 too.
+        Number of bins of equal width; each includes its lower bound, the last one also 1.
 
     Returns
     -------
@@ -212,8 +213,8 @@ def mask_calibration(masks: Table, true_masks: Table, *, n_bins: int = 10) -> Ca
     Raises
     ------
     UnknownPerturbationError, SAMSError
-        As for :func:`mask_recovery`, or if ``masks`` holds no probabilities, ``true_masks`` other
-        values than 0 and 1, or there is no bin.
+        As for :func:`mask_recovery`, or if ``masks`` are not probabilities, ``true_masks`` has
+        values other than 0 and 1, or there is no bin.
 
     Notes
     -----
@@ -221,7 +222,7 @@ def mask_calibration(masks: Table, true_masks: Table, *, n_bins: int = 10) -> Ca
 
     Examples
     --------
-    Of two entries with a probability of .9 both are true, of two with .2 none:
+    Both entries with a probability of 0.9 are true, and none of the two with 0.2:
 
     >>> masks = np.array([[0.9, 0.2], [0.2, 0.9]])
     >>> calibration = scvi_sams.evaluation.mask_calibration(masks, np.eye(2))
@@ -235,7 +236,7 @@ def mask_calibration(masks: Table, true_masks: Table, *, n_bins: int = 10) -> Ca
     check_probabilities(probability)
     if not np.isin(true, (0, 1)).all():
         raise SAMSError(
-            "The true masks hold values other than 0 and 1. Pass masks, not effects or "
+            "The true masks contain values other than 0 and 1. Pass masks, not effects or "
             "probabilities."
         )
     rows, columns = match_latents(probability, true)
@@ -249,9 +250,9 @@ def mask_calibration(masks: Table, true_masks: Table, *, n_bins: int = 10) -> Ca
 
 
 def check_same_rows(first: pd.Index, second: pd.Index, sides: str, what: str) -> None:
-    """Raise an error if a name is in one index only.
+    """Raise if a name is in one index only.
 
-    The message says what the two are (``"run 0 and run 1"``), and what a row is.
+    The message contains ``sides`` (``"run 0 and run 1"``) and what a row is.
     """
     unshared = first.symmetric_difference(second)
     if len(unshared):
@@ -264,7 +265,7 @@ def check_same_rows(first: pd.Index, second: pd.Index, sides: str, what: str) ->
 def _aligned_rows(
     estimated: Table, true: Table, *, table: str = "masks", what: str = "perturbations"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bring an estimated table to the rows of the true one: by name if both have names."""
+    """Align the rows of an estimated table with the true one: by name if both have names."""
     if isinstance(estimated, pd.DataFrame) and isinstance(true, pd.DataFrame):
         sides = f"the estimated and the true {table}"
         check_same_rows(estimated.index, true.index, sides, what)

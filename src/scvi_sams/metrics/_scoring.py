@@ -35,7 +35,7 @@ from scvi_sams.metrics._comparison import (
 from scvi_sams.metrics._observed import registered_levels, spelling_of
 
 Value: TypeAlias = float | np.ndarray | pd.Series
-"""Of a metric, one or several."""
+"""One metric or several."""
 
 _COLUMNS = ["perturbation", "covariate", "mode", "metric", "value", "n_cells", "higher_is_better"]
 _COLUMNS += ["chance", "status"]
@@ -50,11 +50,11 @@ METRICS: dict[tuple[str, str], Metric] = {
         *_distances.METRICS,
     )
 }
-"""In the order of tables. A new metric is declared in a file of its own and added here."""
+"""In the order of tables. A new metric is declared in its own file and added here."""
 
 
 def metrics_by_mode() -> dict[str, list[Metric]]:
-    """Metrics of every mode."""
+    """Metrics by mode."""
     modes: dict[str, list[Metric]] = {}
     for metric in METRICS.values():
         modes.setdefault(metric.mode, []).append(metric)
@@ -67,9 +67,9 @@ def describe_metrics() -> pd.DataFrame:
     Returns
     -------
     One row per metric: ``mode``, ``metric``, ``definition`` (``x`` is the prediction, ``y`` the
-    observation), ``source``, ``higher_is_better``, and ``chance``, the value of predicting the same
-    for all perturbations where it does not depend on the data (NaN elsewhere; for many
-    perturbations, :func:`score_predictions` states the exact one).
+    observation), ``source``, ``higher_is_better``, and ``chance``: the value of the same prediction
+    for all perturbations, if it does not depend on the data (otherwise NaN; it is for many
+    perturbations, :func:`score_predictions` returns the exact value).
 
     Examples
     --------
@@ -99,62 +99,63 @@ def score_predictions(
 ) -> pd.DataFrame:
     """Score predicted against observed expression, per perturbation and with every metric.
 
-    Fit alone says little: a model that predicts the mean of all perturbations fits well. Read it
-    beside the metrics of specificity (``rank_*``, ``discrimination_l1``, ``centroid_accuracy``),
-    where such a model is at chance. :func:`describe_metrics` defines all metrics.
+    Good fit alone is not sufficient: predicting the mean of all perturbations fits well. Also check
+    the metrics of specificity (``rank_*``, ``discrimination_l1``, ``centroid_accuracy``), in which
+    such a model is at chance level. :func:`describe_metrics` defines all metrics.
 
     Parameters
     ----------
     predicted
         Predictions with log1p-normalised expression (natural logarithm) in ``X``, dense or sparse,
-        and labels in ``obs[perturbation_key]``: a single row per perturbation (its mean profile) or
-        many (cells). Control rows and perturbations and genes that ``observed`` lacks are ignored.
+        and labels in ``obs[perturbation_key]``: one row per perturbation (its mean profile) or
+        several (cells). Control rows, and perturbations and genes that are not in ``observed``, are
+        ignored.
     observed
-        Held-out cells and control cells, normalised in the same way. The control cells stand on
-        both sides of every effect; where cells were registered with doses, those of dose 0 are
-        among them. Neither is changed.
+        Held-out cells and control cells, normalised in the same way. The control cells are the
+        reference of both predicted and observed effects; where cells were registered with doses,
+        cells of dose 0 are controls. Neither AnnData is changed.
     modes
-        Which metrics: ``"sams"``, ``"perturbench"``, ``"cell-eval"``, ``"systema"``, and
-        ``"distances"``, which needs predicted cells.
+        Modes to compute: ``"sams"``, ``"perturbench"``, ``"cell-eval"``, ``"systema"``, and
+        ``"distances"``, which requires predicted cells.
     perturbation_key, control, delimiter
         As for :func:`observed_ate`, in both.
     covariate_key
-        Column of ``obs``, in both, with groups such as cell types that are compared one by one,
+        Column of ``obs``, in both, with groups such as cell types, which are compared separately,
         each with its own control cells; ``None`` if there is one group.
     target_genes
-        Genes that each perturbation targets, which the discrimination score leaves out; ``None``
-        takes the names in the label (``"A+B"``: genes ``A`` and ``B``), as far as they are genes.
+        Genes that each perturbation targets, excluded from its discrimination score; ``None``:
+        the names in the label (``"A+B"``: genes ``A`` and ``B``), if they are genes.
     perturbed_centroid
         Reference of mode ``"systema"``: mean over training perturbations of their mean profiles,
-        in the order of the observed genes (a Series is brought to it). ``None`` takes the mean of
-        the observed perturbations of the group.
+        in the order of the observed genes (a Series is aligned). ``None``: the mean of the observed
+        perturbations of the group.
     n_top_genes
         Number of genes for the ``_top`` metrics and the recall of DE genes.
     rank_version
         ``"2025"`` divides PerturBench's ranks by ``n - 1``, ``"2024"`` by ``n``.
     n_components
-        Principal components of the observed test cells that mode ``"distances"`` uses; ``None``
-        takes all genes.
+        Number of principal components of the observed test cells in mode ``"distances"``;
+        ``None``: all genes.
     seed
-        Of the principal components and of the cells whose distances give the bandwidth.
+        Seed of the principal components and of the cells whose distances set the bandwidth.
 
     Returns
     -------
     One row per perturbation, mode and metric, with columns
 
     - ``perturbation``; ``"all"`` in the rows of mode ``"sams"`` that flatten perturbations x genes,
-      the numbers that the paper reports (over all covariates).
+      as reported in the paper (over all covariates).
     - ``covariate``, if there is a ``covariate_key`` (``"all"`` where flattened).
     - ``mode``, ``metric``, ``value``, ``n_cells`` (observed cells), ``higher_is_better``.
-    - ``chance``: what a prediction that is the same for all perturbations gets (ranks), or a random
-      choice of genes (recall and overlap); NaN where there is no such value.
-    - ``status``: ``"ok"``; ``"missing"`` or ``"nan"`` for a perturbation without a prediction or
-      with one that is not finite; ``"undefined"`` where the metric has no value here (a rank among
-      one, no DE gene, a single cell).
+    - ``chance``: value of a prediction that is the same for all perturbations (ranks), or of a
+      random choice of genes (recall and overlap); NaN if there is no such value.
+    - ``status``: ``"ok"``; ``"missing"`` or ``"nan"`` for a perturbation whose prediction is
+      missing or not finite; ``"undefined"`` where the metric is not defined (a rank among one, no
+      DE gene, a single cell).
 
-    A failed prediction is never left out: its ranks take the worst value, its other metrics are
-    NaN, it is farther than others in the ranks of others, and counts as no effect in ``"all"``,
-    whose status then names the failure. Average with ``skipna=False``, or failures go unseen.
+    A failed prediction is never omitted: its ranks have the worst value, its other metrics are
+    NaN, it counts as farther than all others in their ranks, and as no effect in ``"all"``, whose
+    status then names the failure. Average with ``skipna=False`` to keep failures visible.
 
     Raises
     ------
@@ -167,15 +168,15 @@ def score_predictions(
     InvalidCovariateError
         If a cell has no covariate.
     ScaleMismatchError
-        If cells of ``predict`` are of another ``output``, target sum, size factor or dose than the
-        observed ones. What a side does not say, or show, is not compared.
+        If cells of ``predict`` have another ``output``, target sum, size factor or dose than the
+        observed ones. What a side does not record, or does not show, is not compared.
     SAMSError
-        If a mode or version is unknown, ``"distances"`` is asked of profiles, no observed cell is
-        perturbed, or ``perturbed_centroid`` does not fit the genes.
+        If a mode or version is unknown, ``"distances"`` is requested for profiles, no observed
+        cell is perturbed, or ``perturbed_centroid`` does not fit the genes.
 
     Examples
     --------
-    Halves of the cells predict each other:
+    Each half of the cells predicts the other:
 
     >>> import scanpy as sc
     >>> cells = adata.copy()
@@ -226,7 +227,7 @@ def score_predictions(
 
 
 def check_modes(modes: Sequence[str]) -> None:
-    """Raise an error if there is no such mode, or none was given."""
+    """Raise if a mode is unknown, or none was given."""
     known = metrics_by_mode()
     unknown = [mode for mode in modes if mode not in known]
     if unknown or not modes:
@@ -239,11 +240,11 @@ def check_modes(modes: Sequence[str]) -> None:
 def score_sides(
     predicted: Side, observed: Side, genes: pd.Index, modes: Sequence[str], options: Options
 ) -> pd.DataFrame:
-    """Score as :func:`score_predictions` does, with labels that were read already.
+    """Score as :func:`score_predictions` does, with parsed labels.
 
     Returns
     -------
-    Its table, always with ``covariate``; ``None`` there if there is one group.
+    Its table, always with a column ``covariate``, which is ``None`` if there is one group.
     """
     groups = compare_sides(predicted, observed, genes, options)
     given = "cells" if groups[0].from_cells else "profiles"
@@ -253,7 +254,7 @@ def score_sides(
         if not metrics:
             raise SAMSError(
                 f"Mode {mode!r} compares cells with cells, but there is one predicted row per "
-                "perturbation. Predict cells, or leave out this mode."
+                "perturbation. Predict cells, or omit this mode."
             )
         for group in groups:
             tables += [_rows(group, metric) for metric in metrics if metric.pooled is None]
@@ -265,23 +266,23 @@ def score_sides(
 
 
 def position(value: Value, negative: Value, positive: Value) -> Value:
-    """Where a value lies between a negative and a positive control.
+    """Position of a value between a negative and a positive control.
 
     Parameters
     ----------
     value
         Value of a metric, in either direction.
     negative
-        The metric of what a method must beat, such as the mean of the training perturbations.
+        Value that a method must beat, such as that of the mean of the training perturbations.
     positive
-        The metric of what nobody can be expected to beat, such as one half of the observed cells
+        Value that no method can be expected to beat, such as that of one half of the observed cells
         predicting the other.
 
     Returns
     -------
     ``(value - negative) / (positive - negative)``, not clipped: below 0 is worse than the negative
-    control, above 1 better than the positive one. NaN where the controls are equal: the metric
-    tells nothing apart.
+    control, above 1 better than the positive control. NaN if the controls are equal: the metric
+    then does not distinguish methods.
 
     Examples
     --------

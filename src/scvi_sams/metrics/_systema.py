@@ -1,7 +1,7 @@
-"""Metrics of Systema (Vinas Torne et al., Nature Biotechnology 2025), as its code computes them.
+"""Metrics of Systema (Vinas Torne et al., Nature Biotechnology 2025), as computed by its code.
 
-Cells that were perturbed at all differ from controls in a way that is common to most
-perturbations. These metrics ask for what is specific to each.
+Perturbed cells differ from controls in a way that is common to most perturbations. These metrics
+measure what is specific to each perturbation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def perturbed_centroid(profiles: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     profiles
-        Mean expression, perturbations x genes. Systema takes the training perturbations.
+        Mean expression, perturbations x genes. Systema uses the training perturbations.
 
     Returns
     -------
@@ -43,13 +43,13 @@ def pearson_delta(predicted: np.ndarray, observed: np.ndarray, reference: np.nda
     predicted, observed
         Mean expression, perturbations x genes.
     reference
-        Mean expression, genes: the perturbed centroid (:func:`perturbed_centroid`) instead of the
-        control cells that others take.
+        Mean expression, genes: the perturbed centroid (:func:`perturbed_centroid`), not the control
+        cells that other metrics use.
 
     Returns
     -------
-    One correlation per perturbation; 0 where a side has no variation, such as a prediction of the
-    reference itself.
+    One correlation per perturbation; 0 if a side has no variation, such as a prediction equal to
+    the reference.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def pearson_delta_top(
 
 
 def centroid_accuracy(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Share of the other perturbations whose observed centroid is farther from the prediction.
+    """Proportion of other perturbations whose observed centroid is farther from the prediction.
 
     Parameters
     ----------
@@ -88,8 +88,8 @@ def centroid_accuracy(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray
 
     Returns
     -------
-    One share per perturbation, by Euclidean distance: 1 if its own centroid is the nearest; chance
-    is 0.5. NaN for a single perturbation.
+    One proportion per perturbation, by Euclidean distance: 1 if its own centroid is the nearest;
+    chance is 0.5. NaN for a single perturbation.
 
     Notes
     -----
@@ -130,15 +130,15 @@ METRICS = (
     ),
     Metric(
         _MODE, "pearson_delta_top", "specificity", "pearson_delta over the genes with the largest "
-        "|observed - control| (20 unless asked otherwise)", _SOURCE,
+        "|observed - control| (20 by default)", _SOURCE,
         True, lambda group: pearson_delta_top(
             group.predicted, group.observed, _reference(group), group.control_mean,
             n_genes=group.options.n_top_genes,
         ),
     ),
     Metric(
-        _MODE, "centroid_accuracy", "specificity", "share of the other perturbations whose "
-        "observed centroid is farther from the prediction than the own one; ties count half",
+        _MODE, "centroid_accuracy", "specificity", "proportion of other perturbations whose "
+        "observed centroid is farther from the prediction than its own; ties count half",
         _SOURCE, True, lambda group: centroid_accuracy(group.predicted, group.observed),
         chance=0.5, worst_if_failed=True, is_headline=True,
     ),

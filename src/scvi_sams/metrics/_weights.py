@@ -1,4 +1,4 @@
-"""How much each cell counts in a mean over cells."""
+"""Weights of cells in means over cells."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.labels._names import listing, numbers_in
 
 Weights = str | Sequence[float] | np.ndarray | pd.Series
-"""One for each cell, or the name of a column of obs with them."""
+"""One weight per cell, or the name of a column of obs with weights."""
 
 
 def weights_of_cells(
     weights: Weights | None, column: pd.Series | None, cells: pd.Index
 ) -> np.ndarray:
-    """Weights of the cells of these names, 1 where one is missing, ``(n_cells,)``.
+    """Weights of the cells with these names, 1 where missing, ``(n_cells,)``.
 
-    ``column`` holds those that ``weights`` names, if it is a name.
+    ``column`` contains the weights if ``weights`` is a name.
     """
     if weights is None:
         return np.ones(len(cells))
@@ -30,8 +30,8 @@ def weights_of_cells(
         values, is_text = numbers_in(column)
         if is_text.any():
             raise InvalidArgumentError(
-                f"{name} holds {column[is_text].iloc[0]!r}, which is no weight of a cell. Convert "
-                "the column, or name another one in `weights`."
+                f"{name} contains {column[is_text].iloc[0]!r}, which is not a weight of a cell. "
+                "Convert the column, or name another one in `weights`."
             )
     else:
         name = "`weights`"
@@ -39,14 +39,14 @@ def weights_of_cells(
     bad = np.isinf(values) | (values < 0)
     if bad.any():
         raise InvalidArgumentError(
-            f"{name} holds {values[bad][0]:g}, for cell {cells[bad][0]!r} and {bad.sum() - 1} "
-            "more. Weights of cells are numbers from 0 on; NaN counts as 1."
+            f"{name} contains {values[bad][0]:g}, for cell {cells[bad][0]!r} and {bad.sum() - 1} "
+            "more. Weights of cells must be finite and not negative; NaN counts as 1."
         )
     return np.where(np.isnan(values), 1.0, values)
 
 
 def _in_order_of(cells: pd.Index, weights: Any) -> np.ndarray:
-    """Weights that were given themselves, checked to be one for each cell."""
+    """Weights passed as values, checked to be one per cell."""
     if isinstance(weights, pd.Series):
         is_numbered = weights.index.equals(pd.RangeIndex(len(cells)))
         if not weights.index.equals(cells) and not is_numbered:
@@ -58,7 +58,7 @@ def _in_order_of(cells: pd.Index, weights: Any) -> np.ndarray:
     values = as_numbers("weights", weights)
     if values.shape != (len(cells),):
         raise InvalidArgumentError(
-            f"`weights` must be one for each of the {len(cells)} cells of `adata`, also of those "
+            f"`weights` must be one for each of the {len(cells)} cells of `adata`, including those "
             f"that `indices` leaves out, not of shape {values.shape}."
         )
     return values
@@ -78,14 +78,14 @@ def effective_cells(
     if len(empty):
         without = [["control cells", *names][place] for place in empty]
         raise InvalidArgumentError(
-            f"All weights are 0 of {listing(without)}: there is no mean over no cells. Leave these "
-            "labels out (`perturbations`), or check `weights`."
+            f"All weights of {listing(without)} are 0: there is no mean over no cells. Exclude "
+            "these labels (`perturbations`), or check `weights`."
         )
     return total, total**2 / np.bincount(group, weight**2, n_groups)
 
 
 def weights_record(weights: Weights | None) -> dict[str, str]:
-    """State, for ``uns``, how cells were weighted; nothing where all count alike."""
+    """Describe the weights, for ``uns``; empty if all cells count alike."""
     if weights is None:
         return {}
     return {"weights": weights if isinstance(weights, str) else "given"}
