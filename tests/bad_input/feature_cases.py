@@ -274,7 +274,7 @@ FILES: list[Case] = [
         "`from_embedding`: a pickle",
         from_file(features.from_embedding, "genes.pkl", pickle.dumps({"A": [1.0]})),
         InvalidArgumentError,
-        "can run any code",
+        "can run arbitrary code",
         "np.savez",
     ),
     refused(
@@ -326,6 +326,6 @@ FILES: list[Case] = [
         reduce(effects=pd.DataFrame({"g": [1.0, 0.0, 0.2]}, index=TABLE.index)),
         "no columns are kept, with a warning",
         has_no_columns,
-        warns=("clearly better than the mean",),
+        warns=("significantly better than the mean",),
     ),
 ]

@@ -160,8 +160,8 @@ def without_groups(adata):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_one_more, "does not hold the published counts"),
-        (lambda adata: adata[1:].copy(), "does not hold the published counts"),
+        (with_one_more, "does not contain the published counts"),
+        (lambda adata: adata[1:].copy(), "does not contain the published counts"),
         (without_groups, r"has no obs\['group_id'\]"),
     ],
 )

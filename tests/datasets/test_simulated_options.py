@@ -358,7 +358,7 @@ def test_h5ad_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"knockdown": 0.8}, r"`knockdown` must be a smallest and a largest share"),
+        ({"knockdown": 0.8}, r"`knockdown` must be a smallest and a largest fraction"),
         ({"knockdown": (0.9, 0.7)}, "`knockdown`"),
         ({"knockdown": (0.7, 1.0)}, r"`knockdown`.* below 1, not 1\.0"),
         ({"knockdown": "most"}, "`knockdown`"),

@@ -106,7 +106,7 @@ def test_none_of_the_genes_is_told(tmp_path):
 @pytest.mark.parametrize("name", ["e.pkl", "e.pickle", "e.pt", "e.PTH", "e.joblib", "e.pkl.gz"])
 def test_pickles_are_not_opened(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps(dict(zip(NAMES, VALUES, strict=True))))
-    with pytest.raises(InvalidArgumentError, match=r"can run any code .* np.savez"):
+    with pytest.raises(InvalidArgumentError, match=r"can run arbitrary code .* np.savez"):
         from_embedding(tmp_path / name)
 
 
@@ -181,7 +181,7 @@ def test_keys_and_endings_that_do_not_exist_are_told(tmp_path):
         from_embedding(tmp_path / "e.h5ad", key="b")
     with pytest.raises(MissingKeyError, match=r"'genes'. There are 'embedding'"):
         from_embedding(tmp_path / "e.npz", key="genes")
-    with pytest.raises(InvalidArgumentError, match=r"`key` is of \.npz and \.h5ad files; \.csv"):
+    with pytest.raises(InvalidArgumentError, match=r"`key` is for \.npz and \.h5ad files; \.csv"):
         from_embedding(tmp_path / "e.csv", key="a")
     with pytest.raises(InvalidArgumentError, match=r"end in one of '\.csv'.*, not '\.xlsx'"):
         from_embedding(tmp_path / "e.xlsx")

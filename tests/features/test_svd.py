@@ -104,7 +104,7 @@ def test_useless_features_choose_none(seed, n_measured, caplog):
     reduced = svd(random_features(30, seed), effects=effects)
     assert reduced.shape == (60, 0)
     assert reduced.attrs["n_components"] == 0
-    assert f"of the {n_measured} perturbations that have features clearly" in caplog.text
+    assert f"of the {n_measured} perturbations with features significantly" in caplog.text
     with pytest.raises(InvalidArgumentError, match=r"has no columns.*features\.svd returns no"):
         as_feature_table(reduced)
 
@@ -145,8 +145,8 @@ def test_effects_that_are_all_the_same_choose_none():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "Give either `effects`"),
-        ({"n_components": 2, "effects": random_features()}, "Give either `effects`"),
+        ({}, "Pass either `effects`"),
+        ({"n_components": 2, "effects": random_features()}, "Pass either `effects`"),
         ({"n_components": 0}, "`n_components` must be a whole number of at least 1"),
         ({"n_components": 13}, "`n_components` must be at most 12"),
         ({"n_components": 1, "seed": -1}, "`seed`"),

@@ -173,7 +173,7 @@ INFINITE = FRAME.replace(3.5, np.inf).astype(pd.SparseDtype(float, 0.0))
         ({"A": [[1]], "B": [[2]]}, "must have a vector of numbers for each perturbation"),
         ({"A": [None, 2]}, "is nan for 'A'"),
         ({"A": np.ones((1, 2))}, "has ndarray for 'A'"),
-        ({"A": "pathway"}, "has str for 'A'.*one term is a list of one"),
+        ({"A": "pathway"}, "has str for 'A'.*pass one term as a list of one"),
         ({"A": 1.0}, "has float for 'A'"),
         ({"A": {"x": 1}}, "has dict for 'A'"),
         ({"A": {"p"}, "B": [1.0]}, r"mixes terms \(of 'A'\) and vectors of numbers \(of 'B'\)"),

@@ -1,4 +1,4 @@
-"""Screens to try things on: simulated ones with known truth, and three small published ones."""
+"""Example screens: simulated with known truth, and three small published ones."""
 
 from scvi_sams.datasets._fetch import fetch
 from scvi_sams.datasets._kang18 import kang18_subset

@@ -1,4 +1,4 @@
-"""Find published files: downloaded once and proved to be the published ones, or converted."""
+"""Find published files: downloaded once and verified, or converted by the user."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ CACHE_VARIABLE = "SCVI_SAMS_DATA_DIR"
 
 
 class PublishedFile(NamedTuple):
-    """Where a file is published, and the checksum that it must have."""
+    """Address of a published file, and its checksum."""
 
     url: str
     sha256: str
@@ -39,13 +39,13 @@ PUBLISHED_FILES = {
 
 
 class ConvertedFile(NamedTuple):
-    """An object of R's, which its user converts into a file that is read here."""
+    """An R object that the user converts to a file."""
 
     url: str
     sha256: str
-    """Of the published file, not of the converted one, whose bytes depend on what wrote it."""
+    """Checksum of the published file; bytes of the converted file depend on the software."""
     commands: str
-    """In R, after loading the published file."""
+    """R commands to run after loading the published file."""
 
 
 CONVERTED_FILES = {
@@ -59,12 +59,12 @@ CONVERTED_FILES = {
 
 
 def find_converted(name: str) -> Path:
-    """Path of a file in the cache folder of :func:`fetch` that its user has converted.
+    """Path of a file in the cache folder of :func:`fetch` that the user has converted.
 
     Raises
     ------
     DataIntegrityError
-        If it is not there; the message says how to make it.
+        If it is missing; the message describes how to make it.
     """
     folder = Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("scvi_sams"))
     if not (folder / name).is_file():
@@ -73,21 +73,21 @@ def find_converted(name: str) -> Path:
 
 
 def how_to_convert(name: str) -> str:
-    """Say how to make a file that cannot be downloaded as it is."""
+    """Describe how to make a file that cannot be downloaded directly."""
     file = CONVERTED_FILES[name]
     return (
         f"Download {file.url} (sha256 {file.sha256}), convert it in R ({file.commands}) "
-        f"and put {name!r} into the cache folder or a folder that "
-        f"{CACHE_VARIABLE} names."
+        f"and put {name!r} into the cache folder or a folder set by "
+        f"{CACHE_VARIABLE}."
     )
 
 
 def fetch(name: str) -> Path:
-    """Path of a published file, downloaded into the cache folder where it is not there yet.
+    """Path of a published file, downloaded into the cache folder unless it is already there.
 
     The cache folder is the environment variable ``SCVI_SAMS_DATA_DIR``, or the operating system's
-    cache folder for ``scvi_sams``. A file that is already there with the right sha256 is used as
-    it is: no network, and nothing is written, so the folder may be read-only.
+    cache folder for ``scvi_sams``. A file that is already there with the correct sha256 is used
+    without network access or writing, so the folder may be read-only.
 
     Parameters
     ----------
@@ -98,14 +98,14 @@ def fetch(name: str) -> Path:
     Returns
     -------
     pathlib.Path
-        The file in the cache folder. Its sha256 is the published one.
+        The file in the cache folder, with the published sha256.
 
     Raises
     ------
     SAMSError
-        If no file of that name is known.
+        If there is no published file of that name.
     DataIntegrityError
-        If the file is missing or wrong in the cache folder and could not be downloaded, or the
+        If the file is missing or wrong in the cache folder and cannot be downloaded, or the
         download is not the published file.
     """
     check_text(name=name)
@@ -121,11 +121,11 @@ def fetch(name: str) -> Path:
     )
     try:
         return Path(cache.fetch(name))
-    except (OSError, ValueError) as error:  # network and disk errors are OSError in requests too
+    except (OSError, ValueError) as error:  # requests raises OSError for network and disk errors
         state = "is not the published file" if (cache.abspath / name).exists() else "is missing"
         raise DataIntegrityError(
             f"{cache.abspath / name} {state} and could not be downloaded from {file.url} "
-            f"({error}). Check the connection, or download that address by hand, save it as "
-            f"{name!r} in {cache.abspath} (or in a folder that {CACHE_VARIABLE} names); its "
+            f"({error}). Check the connection, or download it from that address by hand, save it "
+            f"as {name!r} in {cache.abspath} (or in a folder set by {CACHE_VARIABLE}); its "
             f"sha256 must be {file.sha256}."
         ) from error

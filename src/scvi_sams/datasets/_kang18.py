@@ -22,8 +22,8 @@ def kang18_subset() -> AnnData:
     """Raw counts of 1,556 blood cells x 1,267 genes, some with interferon beta (Kang et al. 2018).
 
     Five cell types of two donors, each with and without interferon beta for six hours: one
-    perturbation in several contexts, whose cells respond differently. For effects that depend on
-    the context, and for holding out the treated cells of a cell type.
+    perturbation in several contexts with different responses. For context-dependent effects, and
+    for holding out the treated cells of a cell type.
 
     ============================ ======= ===============
     cell type                    control interferon beta
@@ -40,27 +40,28 @@ def kang18_subset() -> AnnData:
     AnnData
         ``X``: csr float32, raw UMI counts. ``obs["perturbation"]``: categorical, ``"control"`` or
         ``"interferon beta"``; ``obs["cell_type"]``; ``obs["donor"]``: ``"101"`` or ``"107"``;
-        ``obs["cluster_id"]``, ``obs["sample_id"]``, ``obs["group_id"]``: the same as published.
+        ``obs["cluster_id"]``, ``obs["sample_id"]``, ``obs["group_id"]``: as published.
         ``var_names``: gene symbols. ``uns["source"]``: citation, licence and address.
 
     Raises
     ------
     DataIntegrityError
-        If the file is not in the cache folder (see Notes), or does not hold the published counts.
+        If the file is not in the cache folder (see Notes), or does not contain the published
+        counts.
 
     Warnings
     --------
-    At most 100 cells of each cell type and sample were kept: their numbers say nothing of the
-    blood. The library size is known over the 1,267 genes only, of which a response changes many.
+    At most 100 cells of each cell type and sample were kept, so numbers of cells do not reflect
+    blood. The library size is only known over the 1,267 genes, many of which respond.
 
     Notes
     -----
     The counts are example data of the R package muscat (Crowell et al. 2020; GPL), a
-    ``SingleCellExperiment`` of R, which is not downloaded: convert it once, as the error says that
-    is raised where the file is missing, and put it into the cache folder of :func:`fetch`. The
-    counts are compared with the published ones, whatever has written the file.
+    ``SingleCellExperiment``, which is not downloaded: convert it once, as described in the error
+    that is raised if the file is missing, and put it into the cache folder of :func:`fetch`. The
+    counts are compared with the published ones, whatever software wrote the file.
 
-    What a right model must show (Welch tests on log-normalised counts, 5 % false discovery rate):
+    A correct model shows (Welch tests on log-normalised counts, 5 % false discovery rate):
     ISG15, IFI6, ISG20 and IFIT1 rise in every cell type. Monocytes change most, 830 (CD14+) and
     546 (FCGR3A+) genes; B cells 272, CD4 and CD8 T cells 180 and 105. CXCL10 rises by 7 and 6
     (log2) in monocytes, by 4 in B cells and by 1 in T cells; CCL8 and IL1RN rise and IL8 falls in
@@ -103,10 +104,10 @@ def kang18_subset() -> AnnData:
 
 
 def _check_counts(counts: csr_matrix, groups: pd.DataFrame, genes: pd.Index, path: Path) -> None:
-    """Raise an error unless the counts are the published ones, whatever file they stand in.
+    """Raise unless the counts are the published ones, in whatever file.
 
-    By a checksum of the sums over cells of a group, groups x genes; bytes of a file depend on what
-    wrote it, and the order of cells does not matter.
+    Compares a checksum of the sums over cells of a group, groups x genes, because bytes of a file
+    depend on the software; the order of cells does not matter.
     """
     group_of_cell = groups.agg("|".join, axis=1)
     members = pd.get_dummies(group_of_cell, sparse=False, dtype=np.float64)
@@ -114,5 +115,5 @@ def _check_counts(counts: csr_matrix, groups: pd.DataFrame, genes: pd.Index, pat
     text = sums.sort_index().sort_index(axis=1).astype(np.int64).to_csv()
     if hashlib.sha256(text.encode()).hexdigest() != _SUMS:
         raise DataIntegrityError(
-            f"{path} does not hold the published counts. {how_to_convert(_FILE)}"
+            f"{path} does not contain the published counts. {how_to_convert(_FILE)}"
         )

@@ -19,7 +19,7 @@ def norman19_subset() -> AnnData:
     """Raw counts of 3,375 cells x 500 genes of the CRISPRa screen of Norman et al. (2019).
 
     K562 cells, 18 single perturbations, 15 pairs (1,480 cells) and 100 control cells, 80 to 100
-    cells per condition. Both singles are there for five of the pairs: KLF1+MAP2K6, KLF1+TGFBR2,
+    per condition. For five of the pairs, both singles are included: KLF1+MAP2K6, KLF1+TGFBR2,
     MAP2K3+MAP2K6, MAP2K3+SLC38A2 and MAPK1+TGFBR2.
 
     Returns
@@ -28,29 +28,29 @@ def norman19_subset() -> AnnData:
         ``X``: csr float32, raw UMI counts. ``obs["perturbation"]``: categorical, ``"control"`` or
         names joined by ``"+"`` in sorted order; ``obs["perturbation_raw"]``: the published label
         (KIAA1804 is an alias of MAP3K21); ``obs["total_counts"]``: UMIs of the whole
-        transcriptome, the total that the published values were divided by;
-        ``obs["n_genes_by_counts"]``: genes seen in the whole transcriptome;
+        transcriptome, by which the published values were divided;
+        ``obs["n_genes_by_counts"]``: detected genes of the whole transcriptome;
         ``obs["cell_type"]``, ``obs["perturbation_type"]``. ``var_names``: gene symbols.
         ``uns["source"]``: citation, licence and address.
 
     Raises
     ------
     DataIntegrityError
-        If the file cannot be had (see :func:`fetch`) or its values are no normalised counts.
+        If the file cannot be obtained (see :func:`fetch`) or its values are not normalised counts.
 
     Warnings
     --------
-    Fit for trying the interface, combinations and held-out pairs, not for claims of accuracy. The
-    500 genes were chosen for another purpose and hold about 1 % of the counts, so the signal is
-    weak: HBZ, HBG2, TMSB4X and AVP carry most of it. The genes are a panel: register
+    Suitable for trying the interface, combinations and held-out pairs, but not for measuring
+    accuracy. The 500 genes were selected for another purpose and have about 1 % of the counts, so
+    the signal is weak: most of it is in HBZ, HBG2, TMSB4X and AVP. The genes are a panel: register
     ``total_counts`` as size factor.
 
     Notes
     -----
     The file is the development set of PerturBench (Wu et al. 2024, arXiv 2408.10609; BSD-3), whose
-    ``X`` is ``log1p(10000 * count / total)``. In every cell the counts are ``expm1(X)`` divided
-    by its smallest value, times the smallest count of the cell: the least integer that makes all
-    its counts, and its total, integers.
+    ``X`` is ``log1p(10000 * count / total)``. The counts of a cell are ``expm1(X)`` divided by its
+    smallest value, times the smallest count of the cell: the smallest integer for which all its
+    counts, and its total, are integers.
 
     References
     ----------
@@ -59,7 +59,7 @@ def norman19_subset() -> AnnData:
 
     Examples
     --------
-    Downloads a file, once:
+    Downloads a file once:
 
     >>> adata = scvi_sams.datasets.norman19_subset()  # doctest: +SKIP
     >>> scvi_sams.SAMSVAE.setup_anndata(adata, size_factor_key="total_counts")  # doctest: +SKIP
@@ -94,7 +94,7 @@ def _sorted_labels(labels: pd.Series) -> pd.Series:
 
 
 def _recover_counts(normalised: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
-    """Undo ``log1p(1e4 * count / total)``: counts (csr float32) and total counts of the cells."""
+    """Invert ``log1p(1e4 * count / total)``: counts (csr float32) and total counts of cells."""
     shares = normalised.copy()
     shares.eliminate_zeros()
     shares.data = np.expm1(shares.data.astype(np.float64))
@@ -116,7 +116,7 @@ def _recover_counts(normalised: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
         smallest_count[fits & (smallest_count == 0)] = candidate
     if (smallest_count == 0).any():
         raise DataIntegrityError(
-            f"{int((smallest_count == 0).sum())} cells hold values that are no counts normalised "
+            f"{int((smallest_count == 0).sum())} cells have values that are not counts normalised "
             f"by log1p({_NORMALISED_TOTAL:g} * count / total): no smallest count of 1 to "
             f"{_LARGEST_SMALLEST_COUNT} makes all of them integers to {_TOLERANCE:g}."
         )

@@ -21,8 +21,8 @@ def papalexi21() -> AnnData:
     Stimulated THP-1 cells, CRISPR knock-outs of 25 genes (47 / 640 / 1,197 cells: fewest, median,
     most), 2,292 control cells with non-targeting guides, three replicates, no combinations.
 
-    A cell's perturbation is the target of its top guide, where that guide has more than half of
-    the cell's guide UMIs; the other 1,110 of the 20,729 published cells are left out.
+    The perturbation of a cell is the target of its top guide, if that guide has more than half of
+    the cell's guide UMIs; the other 1,110 of the 20,729 published cells are omitted.
 
     Returns
     -------
@@ -30,25 +30,25 @@ def papalexi21() -> AnnData:
         ``X``: csr float32, raw UMI counts. ``obs["perturbation"]``: categorical, the gene knocked
         out or ``"control"``; ``obs["guide"]``: the top guide; ``obs["guide_counts"]``: guide
         UMIs of the cell, all guides together; ``obs["replicate"]``; ``obs["total_counts"]``: UMIs
-        of the whole transcriptome; ``obs["p_mito"]``: mitochondrial share of them.
+        of the whole transcriptome; ``obs["p_mito"]``: mitochondrial proportion of them.
         ``var_names``: gene symbols. ``uns["source"]``: citation, licence and addresses.
 
     Raises
     ------
     DataIntegrityError
-        If one of the two files cannot be had (see :func:`fetch`).
+        If one of the two files cannot be obtained (see :func:`fetch`).
 
     Warnings
     --------
     The 299 genes are a panel with 1.6 % of the counts: register ``total_counts`` as size factor,
-    the sum over the panel is no library size. MYC and SPI1 have few cells.
+    because the sum over the panel is not a library size. MYC and SPI1 have few cells.
 
     Notes
     -----
-    What a right model must show (Welch tests on log-normalised counts, 5 % false discovery rate):
+    A correct model shows (Welch tests on log-normalised counts, 5 % false discovery rate):
     IFNGR1, IFNGR2, JAK2 and STAT1 share one programme (86 to 103 of the 299 genes change; STAT1
-    and PSMB9 fall); SMAD4 (83 genes), CUL3, BRD4 and IRF1 (40 to 44) act apart from it; ATF2,
-    CAV1, CD86, ETV7, IRF7, MARCH8, PDCD1LG2 and STAT5A change nothing.
+    and PSMB9 decrease); SMAD4 (83 genes), CUL3, BRD4 and IRF1 (40 to 44) have other effects; ATF2,
+    CAV1, CD86, ETV7, IRF7, MARCH8, PDCD1LG2 and STAT5A have no effect.
 
     The files are example data of the R package sceptre (Barry et al. 2024; MIT); no R is needed.
 
@@ -60,7 +60,7 @@ def papalexi21() -> AnnData:
 
     Examples
     --------
-    Downloads two files, once:
+    Downloads two files once:
 
     >>> adata = scvi_sams.datasets.papalexi21()  # doctest: +SKIP
     >>> scvi_sams.SAMSVAE.setup_anndata(adata, size_factor_key="total_counts")  # doctest: +SKIP
@@ -101,7 +101,7 @@ def papalexi21() -> AnnData:
 
 
 def _read_r_data(name: str) -> Any:
-    """Read the one object that an .rda file of that name holds."""
+    """Read the only object in an .rda file of that name."""
     constructors = {**rdata.conversion.DEFAULT_CLASS_MAP, "dgTMatrix": _matrix_with_row_names}
     (content,) = rdata.read_rda(fetch(name), constructor_dict=constructors).values()
     return content

@@ -1,4 +1,4 @@
-"""Screens drawn from the generative model of SAMS-VAE, with the truth kept beside the counts."""
+"""Screens simulated from the generative model of SAMS-VAE, with their truth."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -67,7 +67,7 @@ def simulate_screen(
     feature_share: float = 0.5,
     seed: int = 0,
 ) -> AnnData:
-    """Draw a perturbation screen from the generative model of SAMS-VAE.
+    """Simulate a perturbation screen from the generative model of SAMS-VAE.
 
     Per cell i, perturbation t, latent l and gene g::
 
@@ -77,13 +77,13 @@ def simulate_screen(
 
     with decoder(z) = gene_bias + W2 leaky_relu(W1 z), slope 0.2. W1 (n_hidden x n_latent) has
     entries Normal(0, 1 / n_latent), so that hidden units have variance 1 over control cells; W2
-    (n_genes x n_hidden) has entries Normal(0, decoder_scale^2 / n_hidden). Cells come in the
-    order controls, single perturbations, combinations; none is empty.
+    (n_genes x n_hidden) has entries Normal(0, decoder_scale^2 / n_hidden). Cells are in the order
+    controls, single perturbations, combinations; no cell is without counts.
 
-    Real screens have more than this model, and each of these may be switched on: perturbations that
-    repress the gene they are named after (CRISPRi), null targets, several guides per target, cell
-    types with effects of their own, cells that escaped, and features of perturbations, such as
-    pathways or embeddings, that tell of their masks and effects. Then::
+    Options add properties of real screens: perturbations that repress the gene they are named after
+    (CRISPRi), null targets, several guides per target, cell types with effects of their own,
+    escaped cells, and features of perturbations, such as pathways or embeddings, on which masks and
+    effects depend. Then::
 
         z_i       = z_basal_i + sum_t d_it * m_t * e_t
         d_it      = dosage_it * efficacy_of_guide * [t acts in this cell type] * [i has not escaped]
@@ -92,87 +92,88 @@ def simulate_screen(
         e_tl      = effect_scale * (sqrt(s) * f_t . b_l + sqrt(1 - s) * Normal(0, 1))
 
     with features f_t ~ Normal(0, I), s = ``feature_share``, and a_l, b_l of random direction and
-    length 1: features explain a share s of the variance of effects and of the liability that
-    decides on masks (the threshold model of genetics), whatever p is.
+    length 1: features explain a proportion s of the variance of effects and of the liability that
+    determines masks (the threshold model of genetics), for any p.
 
-    What is switched on draws its random numbers from a generator of its own: masks, effects,
-    decoder and basal states are those of the same call without it. Features change masks and
-    effects, with a ``feature_share`` of 0 neither.
+    Options use separate random generators: masks, effects, decoder and basal states are the same as
+    without them. Features change masks and effects, except with a ``feature_share`` of 0.
 
     Parameters
     ----------
     n_genes, n_latent, n_hidden
         Sizes of the decoder.
     n_controls, cells_per_perturbation, cells_per_combination
-        Cells that are controls, and per single perturbation and combination.
+        Number of control cells, and of cells per single perturbation and combination.
     n_perturbations, n_combinations, combination_size
-        Number of single perturbations, and of distinct combinations drawn uniformly from all sets
+        Number of single perturbations, and of distinct combinations sampled uniformly from all sets
         of ``combination_size`` of them.
     mask_probability
-        p above. A mask with no active latent is drawn again, so that every perturbation has
-        something to find: the expected density is ``p / (1 - (1 - p) ** n_latent)``.
+        p above. A mask with no active latent is sampled again, so that every perturbation has an
+        effect: the expected density is ``p / (1 - (1 - p) ** n_latent)``.
     effect_scale
-        Standard deviation of the effects.
+        SD of the effects.
     library_size, library_log_sd
-        Log-normal expected counts of a cell: median, and standard deviation of the log.
+        Log-normal expected counts of a cell: median, and SD of the log.
     inverse_dispersion, inverse_dispersion_log_sd
-        The same of a gene's theta; the variance of x is mean + mean^2 / theta.
+        The same for theta of a gene; the variance of x is mean + mean^2 / theta.
     gene_bias_sd
-        Standard deviation of gene_bias, the log expression of the genes at z = 0.
+        SD of gene_bias, the log expression of the genes at z = 0.
     decoder_scale
-        How strongly the latent space moves log expression.
+        Strength with which the latent space changes log expression.
     dosages
-        Doses to draw from, uniformly, for each perturbation that a cell carries; ``None``: all 1.
+        Doses to sample from, uniformly, for each perturbation of a cell; ``None``: all 1.
     knockdown
-        Smallest and largest share of the expression of its own gene that a perturbation removes,
-        such as ``(0.7, 0.95)``; drawn uniformly, in relation to all other genes. Perturbations are
-        then named after their genes, which are drawn at random. ``None``: no own-gene effects.
+        Smallest and largest proportion of the expression of its own gene that a perturbation
+        removes, such as ``(0.7, 0.95)``; sampled uniformly, relative to all other genes.
+        Perturbations are then named after their genes, which are sampled at random. ``None``: no
+        own-gene effects.
     n_null_perturbations
-        How many of the perturbations do nothing at all: their masks are empty, their own genes
-        stay as they are.
+        Number of perturbations without any effect: their masks are empty, their own genes do not
+        change.
     guides_per_perturbation
-        Guides of each perturbation, one of which a cell has at random; ``None``: guides are not
-        told apart.
+        Number of guides of each perturbation, one of which is assigned to a cell at random;
+        ``None``: no guides.
     guide_efficacy
-        Smallest and largest share of the effect (of the latent shift and of the own gene's change
-        of log expression) that a guide has, drawn uniformly; ``None``: all of it.
+        Smallest and largest proportion of the effect (of the latent shift and of the change of log
+        expression of the own gene) that a guide has, sampled uniformly; ``None``: all of it.
     n_cell_types
+        Number of cell types, assigned at random with equal frequency.
         Types that cells are of at random, equally frequent.
     cell_type_log_sd
-        Standard deviation of what a type adds to the log expression of each gene.
+        SD of the effect of a type on the log expression of each gene.
     cell_type_specific_share
-        Share of the perturbations with an effect whose effect exists in one cell type only, own
-        gene included.
+        Proportion of the perturbations with an effect whose effect exists in one cell type only,
+        including on the own gene.
     escape_rate
         Probability that a perturbed cell has none of the effects of its label. Two numbers: the
-        smallest and the largest of perturbations, or of their guides where there are any, drawn
-        uniformly; a cell with several has the mean of theirs.
+        smallest and largest probability of perturbations, or of their guides if there are any,
+        sampled uniformly; a cell with several perturbations has the mean of theirs.
     n_features, n_noise_features
-        Features of every perturbation that tell of its masks and effects, and that tell nothing.
+        Number of informative features, on which masks and effects depend, and of noise features.
     feature_share
         s above, from 0 to 1.
     seed
-        Seed of the random generators; the global random state is not touched.
+        Seed of the random generators; the global random state is unchanged.
 
     Returns
     -------
     AnnData
         ``X``: csr float32, integer counts. ``obs``: ``"perturbation"`` (``"control"``,
-        ``"P001"``, ``"P001+P002"``), ``"n_perturbations"``, ``"library_size"`` and, where asked
-        for, ``"dosage"`` (``"0"`` for control, else such as ``"0.5+1.0"``) and ``"guide"``
+        ``"P001"``, ``"P001+P002"``), ``"n_perturbations"``, ``"library_size"`` and, if requested,
+        ``"dosage"`` (``"0"`` for control, otherwise such as ``"0.5+1.0"``) and ``"guide"``
         (``"control"``, ``"P001g2+P002g1"``), both aligned with the label, and ``"cell_type"``
         (``"type_1"``). Truth: ``obsm["true_basal"]``, ``obsm["true_latent"]`` (cells x latent,
         float32), ``var["true_inverse_dispersion"]``, and ``uns["simulation"]``: ``"settings"``,
         ``"perturbations"`` (names), ``"gene_names"``, ``"true_masks"`` (bool) and
-        ``"true_effects"`` (both perturbations x latent; what acts is their product), and
+        ``"true_effects"`` (both perturbations x latent; the shift is their product), and
         ``"decoder"`` with ``"hidden_weight"`` (W1), ``"gene_weight"`` (W2) and ``"gene_bias"``.
 
-        Truth of what is switched on: ``obs["true_escaped"]``; ``obsm["true_dosage"]`` (d above,
-        csr, cells x perturbations); in ``uns["simulation"]``: ``"true_escape_rate"`` where it
-        differs (of perturbations, or perturbations x guides), ``"true_own_gene_effects"`` (one per
+        Truth of options: ``obs["true_escaped"]``; ``obsm["true_dosage"]`` (d above, csr, cells x
+        perturbations); in ``uns["simulation"]``: ``"true_escape_rate"`` if it varies (of
+        perturbations, or perturbations x guides), ``"true_own_gene_effects"`` (one per
         perturbation, change of the natural log at dose 1), ``"guides"`` and
         ``"true_guide_efficacy"`` (both perturbations x guides), ``"cell_types"`` and
-        ``"true_response"`` (bool, perturbations x cell types: where each acts), and in
+        ``"true_response"`` (bool, perturbations x cell types: where each has an effect), and in
         ``"decoder"`` ``"cell_type_bias"`` (cell types x genes).
 
         With features, ``uns["perturbation_features"]``: DataFrame, perturbations x features
@@ -183,16 +184,16 @@ def simulate_screen(
     Raises
     ------
     InvalidArgumentError
-        If an option is out of its range, or needs another one: there are fewer genes than
+        If an option is out of its range, or requires another one: there are fewer genes than
         perturbations with a ``knockdown``, efficacies without guides, specific effects without
-        cell types, or features of noise only.
+        cell types, or only noise features.
     SAMSError
         If ``mask_probability`` is not in (0, 1], ``combination_size`` is below 2, or there are
         fewer sets of perturbations than ``n_combinations``.
     InvalidDosageError
         If a dose is not a positive number.
     InvalidCountsError
-        If the library size is so small that some cell stays without counts.
+        If the library size is so small that some cell has no counts.
 
     References
     ----------
@@ -207,8 +208,8 @@ def simulate_screen(
     >>> adata.uns["simulation"]["true_masks"].shape  # perturbations x latents
     (10, 15)
 
-    A CRISPRi panel: 14 targets among its 70 genes, few counts and few cells, and effects on other
-    genes that are small beside those on the own one.
+    A CRISPRi panel: 14 targets among its 70 genes, few counts and cells, and effects on other genes
+    that are small relative to those on the own gene.
 
     >>> panel = scvi_sams.datasets.simulate_screen(
     ...     n_genes=70,
@@ -227,13 +228,13 @@ def simulate_screen(
     >>> bool((0.05 <= left).all() and (left <= 0.3).all())
     True
 
-    Perturbations of which 20 features tell a half, among 10 that tell nothing:
+    20 features that explain half of the effects of perturbations, and 10 noise features:
 
     >>> known = scvi_sams.datasets.simulate_screen(n_genes=50, n_features=20, n_noise_features=10)
     >>> known.uns["perturbation_features"].shape
     (30, 30)
     """
-    # First line on purpose: these are the arguments and nothing else.
+    # Must be the first line: these are the arguments and nothing else.
     settings = {name: value for name, value in locals().items() if value is not None}
     if dosages is not None:
         doses = settings["dosages"] = np.asarray(dosages, dtype=np.float64)
@@ -246,7 +247,7 @@ def simulate_screen(
         if np.ndim(settings.get(name, 0.0)) > 0
     }
     rng = np.random.default_rng(seed)
-    # Generators of their own, so that what is switched on changes nothing else.
+    # Separate generators, so that options do not change anything else.
     of_nulls, of_types, of_targets, *of_cells, of_features = rng.spawn(7)
 
     features = TrueFeatures.draw(of_features, settings) if n_features else None
@@ -292,11 +293,11 @@ def simulate_screen(
 
 
 def simulate_benchmark_screen(seed: int = 0, **overrides: Any) -> AnnData:
-    """Draw the screen that the benchmarks use: 20,000 cells x 2,000 genes, about 57 % non-zero.
+    """Simulate the screen of the benchmarks: 20,000 cells x 2,000 genes, about 57 % non-zero.
 
     1,000 controls, 100 single perturbations with 130 cells each and 50 pairs with 120 each, 30
-    latents; ``overrides`` and all else are arguments of :func:`simulate_screen`, which says what
-    is returned.
+    latents; ``overrides`` are further arguments of :func:`simulate_screen`, which describes the
+    result.
 
     Examples
     --------
@@ -344,7 +345,7 @@ def _draw_combinations(
             f"There are only {comb(n_perturbations, size)} sets of {size} among {n_perturbations} "
             f"perturbations, fewer than n_combinations = {n_combinations}."
         )
-    # Draws until there are enough distinct sets: listing all of them could take forever.
+    # Samples until there are enough distinct sets: listing all of them could take too long.
     combinations: set[tuple[int, ...]] = set()
     while len(combinations) < n_combinations:
         members = rng.choice(n_perturbations, size=size, replace=False)
@@ -383,7 +384,7 @@ def _assign_perturbations(
 
 
 def _draw_counts(rng: np.random.Generator, adata: AnnData) -> csr_matrix:
-    """Gamma-Poisson counts; a cell that comes out empty is drawn again."""
+    """Gamma-Poisson counts; a cell without counts is sampled again."""
     library = adata.obs["library_size"].to_numpy()
     theta = adata.var["true_inverse_dispersion"].to_numpy()
     blocks = []
@@ -398,7 +399,7 @@ def _draw_counts(rng: np.random.Generator, adata: AnnData) -> csr_matrix:
                 break
         else:
             raise InvalidCountsError(
-                f"Some cells had no counts in {_MOST_DRAWS} draws: raise library_size, which is "
+                f"Some cells had no counts in {_MOST_DRAWS} attempts: raise library_size, which is "
                 f"{np.median(library):g}."
             )
         blocks.append(csr_matrix(counts.astype(np.float32)))

@@ -1,4 +1,4 @@
-"""What the model of SAMS-VAE does not have: own genes, guides, cell types, cells that escape."""
+"""Additions to the model of SAMS-VAE: own genes, guides, cell types, escaped cells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_NEGATIVE = (*_SCALES, "decoder_scale")
 
 
 def check_options(settings: Mapping[str, Any]) -> None:
-    """Raise an error if what is asked for beside the model of SAMS-VAE makes no sense."""
+    """Raise if options are invalid or contradict each other."""
     n_perturbations = settings["n_perturbations"]
     check_integer(**{name: settings[name] for name in _SIZES})
     check_integer(at_least=0, **{name: settings[name] for name in _COUNTS})
@@ -44,8 +44,8 @@ def check_options(settings: Mapping[str, Any]) -> None:
     check_number(at_least=0, at_most=1, feature_share=settings["feature_share"])
     if n_features["n_noise_features"] and not n_features["n_features"]:
         raise InvalidArgumentError(
-            "`n_noise_features` stand beside others: raise `n_features`, with a `feature_share` of "
-            "0 if none is to tell anything."
+            "`n_noise_features` are in addition to other features: set `n_features`, with a "
+            "`feature_share` of 0 if none is informative."
         )
     if settings["n_null_perturbations"] > n_perturbations:
         raise InvalidArgumentError(
@@ -61,8 +61,8 @@ def check_options(settings: Mapping[str, Any]) -> None:
         if n_perturbations > settings["n_genes"]:
             raise InvalidArgumentError(
                 f"With `knockdown` every perturbation has a gene, but there are {n_perturbations} "
-                f"perturbations and {settings['n_genes']} genes. Simulate more genes; genes that "
-                "your panel does not measure can be left out afterwards."
+                f"perturbations and {settings['n_genes']} genes. Simulate more genes; you can "
+                "remove genes that your panel does not measure afterwards."
             )
     if "guides_per_perturbation" in settings:
         check_integer(guides_per_perturbation=settings["guides_per_perturbation"])
@@ -70,30 +70,31 @@ def check_options(settings: Mapping[str, Any]) -> None:
         _check_range("guide_efficacy", settings["guide_efficacy"])
         if "guides_per_perturbation" not in settings:
             raise InvalidArgumentError(
-                "`guide_efficacy` needs guides: say how many with `guides_per_perturbation`."
+                "`guide_efficacy` needs guides: set their number with `guides_per_perturbation`."
             )
 
 
 def _check_range(name: str, values: object, below: float | None = None) -> None:
-    """Check for the two ends of a range of shares."""
+    """Check the two ends of a range of proportions."""
     numbers = as_numbers(name, values)
     if numbers.shape != (2,) or numbers[0] > numbers[1]:
         raise InvalidArgumentError(
-            f"`{name}` must be a smallest and a largest share, such as (0.7, 0.95), not {values!r}."
+            f"`{name}` must be a smallest and a largest fraction, such as (0.7, 0.95), not "
+            f"{values!r}."
         )
     for number in numbers:
         check_number(at_least=0, below=below, **{name: float(number)})
 
 
 def numbered(prefix: str, n: int, digits: int) -> list[str]:
-    """Names that sort as they count."""
+    """Names whose alphabetical order is that of their numbers."""
     return [f"{prefix}{i:0{max(digits, len(str(n)))}d}" for i in range(1, n + 1)]
 
 
 def draw_targets(
     rng: np.random.Generator, settings: Mapping[str, Any], genes: pd.Index, masks: np.ndarray
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Names of the perturbations, and what each that has an effect does to the gene of its name."""
+    """Names of the perturbations, and the effect of each on the gene of its name."""
     if "knockdown" not in settings:
         return numbered("P", len(masks), 3), {}
     targets = np.sort(rng.choice(len(genes), size=len(masks), replace=False))
@@ -112,9 +113,9 @@ def doses_that_act(
     obs: pd.DataFrame,
     doses: csr_matrix,
 ) -> tuple[csr_matrix, dict[str, Any]]:
-    """Multiply doses by what guide, cell type and escape leave of them; cells x perturbations.
+    """Multiply doses by the effects of guide, cell type and escape; cells x perturbations.
 
-    Columns are added to ``obs``; also returned is the truth to keep in ``uns``.
+    Adds columns to ``obs`` and also returns the truth to store in ``uns``.
     """
     of_guides, of_cell_types, of_escape = rngs
     cells = np.repeat(np.arange(len(obs)), np.diff(doses.indptr))
@@ -151,7 +152,7 @@ def _draw_escape_rates(
     doses: csr_matrix,
     guides: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probability that each cell escapes, and those of perturbations, or of all of their guides.
+    """Probability that each cell escapes, and that of perturbations, or of their guides.
 
     ``guides`` are those of the entries of ``doses``, cells x perturbations.
     """
@@ -170,7 +171,7 @@ def _draw_escape_rates(
 def _draw_guides(
     rng: np.random.Generator, settings: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Names of the guides and the share of the effect that each has, perturbations x guides."""
+    """Names of the guides and the proportion of the effect of each, perturbations x guides."""
     n_guides = settings["guides_per_perturbation"]
     guides = [numbered(f"{name}g", n_guides, 1) for name in names]
     low, high = settings.get("guide_efficacy", (1.0, 1.0))
@@ -183,7 +184,7 @@ def _draw_guides(
 def _draw_cell_types(
     rng: np.random.Generator, settings: Mapping[str, Any], masks: np.ndarray
 ) -> dict[str, Any]:
-    """Names of the types, and in which of them each perturbation acts, perturbations x types."""
+    """Names of the types, and where each perturbation has an effect, perturbations x types."""
     n_types = settings["n_cell_types"]
     response = np.ones((len(masks), n_types), dtype=bool)
     has_effect = np.flatnonzero(masks.any(axis=1))
@@ -199,7 +200,7 @@ def _draw_cell_types(
 def draw_cell_type_bias(
     rng: np.random.Generator, settings: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """What each type adds to log expression, types x genes, as a part of the decoder."""
+    """Effect of each type on log expression, types x genes, as a part of the decoder."""
     if settings["n_cell_types"] == 1:
         return {}
     shape = settings["n_cell_types"], settings["n_genes"]

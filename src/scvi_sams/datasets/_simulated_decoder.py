@@ -1,4 +1,4 @@
-"""The true decoder of a simulated screen: from latent states to the expected shares of genes."""
+"""The true decoder of a simulated screen: from latent states to proportions of genes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEAKY_SLOPE = 0.2
 
 @dataclass(frozen=True, eq=False)
 class TrueDecoder:
-    """Log expression is ``gene_bias + W2 leaky_relu(W1 z) + offset``; shares are its softmax."""
+    """Log expression is ``gene_bias + W2 leaky_relu(W1 z) + offset``; proportions: its softmax."""
 
     hidden_weight: np.ndarray
     """W1, hidden x latent."""
@@ -31,7 +31,7 @@ class TrueDecoder:
 
     @classmethod
     def of(cls, simulation: Mapping[str, Any], genes: pd.Index) -> Self:
-        """Take it, for some of the genes, from what a screen says of its truth in ``uns``."""
+        """Build it, for some of the genes, from the truth of a screen in ``uns``."""
         decoder = simulation["decoder"]
         rows = pd.Index(simulation["gene_names"]).get_indexer(genes)
         of_types = decoder.get("cell_type_bias")
@@ -44,15 +44,15 @@ class TrueDecoder:
         )
 
     def proportions(self, latent: np.ndarray, offset: np.ndarray | float = 0.0) -> np.ndarray:
-        """Expected share of each gene in the counts, places x genes."""
+        """Expected proportion of each gene in the counts, states x genes."""
         hidden = latent.astype(np.float64) @ self.hidden_weight.T
         hidden = np.where(hidden > 0, hidden, _LEAKY_SLOPE * hidden)
         return softmax(hidden @ self.gene_weight.T + self.gene_bias + offset, axis=1)
 
     def offset(self, dosage: csr_matrix | None, cell_type: np.ndarray | None) -> np.ndarray | float:
-        """Log expression that no latent state holds, places x genes (0 if there is none).
+        """Log expression that does not depend on latent states, states x genes (0 if none).
 
-        ``dosage``: doses that act, places x perturbations; ``cell_type``: code of each place.
+        ``dosage``: effective doses, states x perturbations; ``cell_type``: code of each state.
         """
         offset: np.ndarray | float = 0.0
         if self.own_gene_effects is not None and dosage is not None:
@@ -63,7 +63,7 @@ class TrueDecoder:
 
 
 def _own_gene_effects(simulation: Mapping[str, Any], genes: pd.Index) -> csr_matrix | None:
-    """Put the effect of each perturbation at the gene of its name, where that gene is left."""
+    """Assign the effect of each perturbation to the gene of its name, if that gene is present."""
     if "true_own_gene_effects" not in simulation:
         return None
     columns = genes.get_indexer(pd.Index(simulation["perturbations"]))

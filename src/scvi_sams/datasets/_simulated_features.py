@@ -1,4 +1,4 @@
-"""Features of simulated perturbations, which explain a share of their masks and effects."""
+"""Features of simulated perturbations, which explain a proportion of their masks and effects."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from scvi_sams.datasets._simulated_cells import numbered
 
 @dataclass(frozen=True, eq=False)
 class TrueFeatures:
-    """Features, standard normal, and what is linear in them; noise columns come last."""
+    """Standard normal features and linear functions of them; noise columns come last."""
 
     rng: np.random.Generator
     values: np.ndarray
-    """Perturbations x features; 0 until :meth:`masks` draws them."""
+    """Perturbations x features; 0 until :meth:`masks` samples them."""
     share: float
-    """Of the variance of liabilities and of effects that features explain."""
+    """Proportion of the variance of liabilities and effects that features explain."""
     mask_weights: np.ndarray
     """Features x latents: ``values @ mask_weights`` has variance ``share``."""
     effect_weights: np.ndarray
-    """The same of effects of standard deviation 1."""
+    """The same for effects with SD 1."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, settings: Mapping[str, Any]) -> Self:
-        """Draw weights; features are drawn with the masks that depend on them."""
+        """Sample weights; features are sampled with the masks that depend on them."""
         n_latent, share = settings["n_latent"], settings["feature_share"]
         n_noise = settings["n_noise_features"]
 
         def weights() -> np.ndarray:
             drawn = rng.normal(size=(settings["n_features"], n_latent))
-            # Of length 1, so that the share holds for every latent.
+            # Of length 1, so that the proportion is the same for every latent.
             drawn *= np.sqrt(share) / np.linalg.norm(drawn, axis=0)
             return np.concatenate([drawn, np.zeros((n_noise, n_latent))])
 
@@ -44,30 +44,30 @@ class TrueFeatures:
         return cls(rng, values, share, of_masks, of_effects)
 
     def masks(self, rows: np.ndarray, uniform: np.ndarray, probability: float) -> np.ndarray:
-        """Which latents are active: whose liability is high enough, in a share of ``probability``.
+        """Sample which latents are active: those with a high liability, ``probability`` of all.
 
-        ``rows`` are positions of perturbations, and ``uniform`` what their masks are drawn by,
-        rows x latents. Their features are drawn too, again with every call: a perturbation whose
-        features leave no latent active could otherwise be without any for ever.
+        ``rows`` are positions of perturbations, and ``uniform`` random numbers for their masks,
+        rows x latents. Features are sampled with every call as well: a perturbation whose features
+        leave no latent active could otherwise never get one.
         """
         self.values[rows] = self.rng.normal(size=self.values[rows].shape)
         noise = -np.sqrt(1 - self.share) * ndtri(uniform)
         return self.values[rows] @ self.mask_weights + noise > -ndtri(probability)
 
     def effects(self, noise: np.ndarray, scale: float) -> np.ndarray:
-        """Effects of standard deviation ``scale``, as ``noise``, which is what else they are."""
+        """Effects with SD ``scale``, of which ``noise`` is the part not explained by features."""
         explained = scale * (self.values @ self.effect_weights)
         return explained + np.sqrt(1 - self.share) * noise
 
     def truth(self, scale: float) -> dict[str, np.ndarray]:
-        """What is kept in ``uns["simulation"]``."""
+        """Truth to store in ``uns["simulation"]``."""
         return {
             "true_mask_weights": self.mask_weights,
             "true_effect_weights": scale * self.effect_weights,
         }
 
     def table(self, names: Sequence[str], n_noise: int) -> pd.DataFrame:
-        """Features as users have them."""
+        """Features in the form in which users have them."""
         n_features = self.values.shape[1] - n_noise
         columns = numbered("feature_", n_features, 2) + numbered("noise_", n_noise, 2)
         return pd.DataFrame(self.values, index=list(names), columns=columns)

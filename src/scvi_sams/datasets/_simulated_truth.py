@@ -1,4 +1,4 @@
-"""What is true of a simulated screen: rates, likelihoods and effects to compare models with."""
+"""Truth of a simulated screen: rates, likelihoods and effects to compare models with."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,33 +17,33 @@ from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, UnknownP
 
 CONTROL = "control"
 Acting: TypeAlias = tuple[np.ndarray, np.ndarray | float]
-"""Latent shift, and change of log expression that no latent state holds."""
-_ENTRIES_PER_CHUNK = 2_000_000  # cells x genes that are dense at a time: 16 MB per array
+"""Latent shift, and change of log expression that does not depend on latent states."""
+_ENTRIES_PER_CHUNK = 2_000_000  # dense cells x genes at a time: 16 MB per array
 
 
 def simulated_rates(adata: AnnData, latent: np.ndarray | None = None) -> np.ndarray:
-    """Decode places in the true latent space: the expected share of each gene in the counts.
+    """Decode true latent states: the expected proportion of each gene in the counts.
 
     Parameters
     ----------
     adata
-        A screen of :func:`simulate_screen`. Genes may have been left out since: the shares are
-        those among the genes that are left.
+        A screen of :func:`simulate_screen`. Genes may have been removed: proportions are relative
+        to the genes that are left.
     latent
-        Places x latents, of cells whose own genes are as in controls and that are of no cell type;
-        ``None`` takes the cells of ``adata``, with the knock-down of their own genes and the
-        expression of their cell types, where the screen has these.
+        States x latents, of cells with unchanged own genes and without a cell type; ``None``: the
+        cells of ``adata``, including the knock-down of their own genes and the expression of their
+        cell types, if the screen has these.
 
     Returns
     -------
     numpy.ndarray
-        Places x genes, float64; rows sum to one.
+        States x genes, float64; rows sum to one.
 
     Raises
     ------
     MissingKeyError
-        If ``adata`` is not a simulated screen, has genes that were not simulated, or lost the truth
-        of its cells.
+        If ``adata`` is not a simulated screen, has genes that were not simulated, or the truth of
+        its cells was removed.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
     """Log probability of each cell's counts given its true latent: log p(x_i | z_i).
 
     The library size is the observed one, the sum of the cell's counts over the genes of
-    ``adata``, as the models take it; not ``obs["library_size"]``.
+    ``adata``, as in the models; not ``obs["library_size"]``.
 
     Parameters
     ----------
@@ -76,8 +76,8 @@ def simulated_log_likelihood(adata: AnnData) -> np.ndarray:
     Raises
     ------
     MissingKeyError
-        If ``adata`` is not a simulated screen, has genes that were not simulated, or lost the truth
-        of its cells.
+        If ``adata`` is not a simulated screen, has genes that were not simulated, or the truth of
+        its cells was removed.
 
     Examples
     --------
@@ -111,16 +111,16 @@ def simulated_ate(
     cell_type: str | None = None,
     seed: int = 0,
 ) -> AnnData:
-    """Average treatment effects under the true model, at dose 1: what a model's should be.
+    """Average treatment effects under the true model, at dose 1: the target of any model.
 
     The mean over cells of ``log2(1 + 1e4 * x / sum(x))`` with the perturbations minus the same
-    without ("lognorm", the effect that the paper reports). Cells are drawn from the prior of
+    without ("lognorm", the effect that the paper reports). Cells are sampled from the prior of
     z_basal; both sides, and all perturbations, share their z_basal and the gamma variables of the
-    gamma-Poisson counts. A row does not depend on which others are asked for.
+    gamma-Poisson counts. A row does not depend on which others are requested.
 
-    It is the effect that a perturbation has where it acts in full, on its own gene as well: cells
-    that escaped do not take part, and the efficacy of guides counts as 1. The mean over the cells
-    that carry a label is smaller where some escape or guides are weak.
+    It is the full effect of a perturbation, including that on its own gene: escaped cells are
+    ignored, and the efficacy of guides counts as 1. The mean over the cells with a label is smaller
+    if some cells escape or guides are weak.
 
     Parameters
     ----------
@@ -130,20 +130,20 @@ def simulated_ate(
         Labels such as ``"P001"`` or ``"P001+P002"``, seen in the screen or not; ``"control"`` has
         effect zero.
     n_samples
-        Cells to draw with and without the perturbations.
+        Number of cells to sample with and without the perturbations.
     library_size
-        Expected counts of every drawn cell.
+        Expected counts of every sampled cell.
     cell_type
-        Of the drawn cells, where the screen has several; ``None``: all of them, equally frequent.
+        Type of the sampled cells, if the screen has several; ``None``: all, equally frequent.
     seed
-        Seed of the draw.
+        Seed of the samples.
 
     Returns
     -------
     AnnData
-        Perturbations x genes, with ``obs`` and ``uns`` as :func:`scvi_sams.evaluation.observed_ate`
-        has them. ``X``: effect, log2 units; ``layers["standard_error"]``: its
-        Monte-Carlo standard error; ``uns["ate"]``: what the numbers are.
+        Perturbations x genes, with ``obs`` and ``uns`` as in
+        :func:`scvi_sams.evaluation.observed_ate`. ``X``: effect in log2 units;
+        ``layers["standard_error"]``: its Monte Carlo standard error; ``uns["ate"]``: description.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def simulated_ate(
         rng = np.random.default_rng([seed, chunk])
         basal = rng.normal(size=(cells.stop - cells.start, n_latent))
         library = library_size * rng.gamma(theta, 1 / theta, size=(len(basal), len(theta)))
-        noise_seed = [seed, chunk, 1]  # the same each time: no effect depends on the others
+        noise_seed = [seed, chunk, 1]  # the same for all effects, so they do not depend on others
         drawn = partial(_draw_expression, noise_seed, decoder, basal, library)
         control = drawn(untreated)
         for row, treatment in enumerate(treatments):
@@ -217,7 +217,7 @@ def _draw_expression(
     library: np.ndarray,
     acting: Sequence[Acting],
 ) -> np.ndarray:
-    """Mean over cell types of the log expression of cells that something acts on."""
+    """Mean over cell types of the log expression of cells with shifts and offsets."""
     drawn = []
     for shift, offset in acting:
         rates = library * decoder.proportions(basal + shift, offset)
@@ -227,9 +227,9 @@ def _draw_expression(
 
 
 def _decoder(adata: AnnData) -> TrueDecoder:
-    """Look up the true decoder, for the genes that ``adata`` has."""
+    """Look up the true decoder, for the genes of ``adata``."""
     if "simulation" not in adata.uns:
-        raise MissingKeyError("adata.uns has no 'simulation': give a screen of simulate_screen().")
+        raise MissingKeyError("adata.uns has no 'simulation': pass a screen of simulate_screen().")
     simulation = adata.uns["simulation"]
     is_known = adata.var_names.isin(simulation["gene_names"])
     if not is_known.all():
@@ -239,14 +239,14 @@ def _decoder(adata: AnnData) -> TrueDecoder:
 
 
 def _offsets_of(adata: AnnData) -> tuple[csr_matrix | None, np.ndarray | None]:
-    """Doses that act in each cell, and the code of its type, where the screen has these."""
+    """Effective doses of each cell, and the code of its type, if the screen has these."""
     simulation = adata.uns["simulation"]
     dosage = cell_type = None
     if "true_own_gene_effects" in simulation:
         if "true_dosage" not in adata.obsm:
             raise MissingKeyError(
-                "adata.obsm has no 'true_dosage', which says whose own genes go down: keep it with "
-                "the cells."
+                "adata.obsm has no 'true_dosage', which is needed for effects on own genes: keep "
+                "it with the cells."
             )
         dosage = adata.obsm["true_dosage"]
     if "cell_types" in simulation:
@@ -255,8 +255,8 @@ def _offsets_of(adata: AnnData) -> tuple[csr_matrix | None, np.ndarray | None]:
         if (cell_type < 0).any():
             raise MissingKeyError(
                 "adata.obs['cell_type'] does not name one of "
-                f"{', '.join(map(repr, simulation['cell_types']))} for every cell: keep it as it "
-                "was simulated."
+                f"{', '.join(map(repr, simulation['cell_types']))} for every cell: keep the column "
+                "as simulated."
             )
     return dosage, cell_type
 
@@ -284,7 +284,7 @@ def _members(adata: AnnData, label: str) -> list[int]:
 
 
 def _acting(adata: AnnData, decoder: TrueDecoder, members: list[int], cell_type: int) -> Acting:
-    """Latent shift and change of log expression in a cell of a type that carries perturbations."""
+    """Latent shift and change of log expression in a cell of a type with perturbations."""
     simulation = adata.uns["simulation"]
     if "true_response" in simulation:
         members = [t for t in members if simulation["true_response"][t, cell_type]]
@@ -296,6 +296,6 @@ def _acting(adata: AnnData, decoder: TrueDecoder, members: list[int], cell_type:
 
 
 def cells_at_a_time(n_cells: int, n_genes: int) -> Iterator[slice]:
-    """Slices of cells that are few enough to be dense."""
+    """Slices of cells that are small enough to be dense."""
     step = max(1, _ENTRIES_PER_CHUNK // n_genes)
     return (slice(start, min(start + step, n_cells)) for start in range(0, n_cells, step))

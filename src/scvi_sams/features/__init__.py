@@ -1,4 +1,4 @@
-"""Features of perturbations: what is known of them beside the screen, as tables by name."""
+"""Features of perturbations: prior knowledge in addition to the screen, as tables by name."""
 
 from scvi_sams.features._embedding import from_embedding
 from scvi_sams.features._gmt import from_gmt

@@ -1,4 +1,4 @@
-"""Embeddings of genes or drugs from the files in which they are distributed."""
+"""Embeddings of genes or drugs from files in common formats."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from scvi_sams.labels._names import check_has, listing
 
 _PICKLES = (".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth")
 _UNPICKLED = (
-    "Loading a pickle can run any code that its author put there. Convert it once, in an "
-    "environment where that does no harm: pd.DataFrame(matrix, index=names).to_csv('embedding.csv')"
-    ", or np.savez('embedding.npz', names=np.array(names, dtype=str), matrix=matrix)."
+    "Loading a pickle can run arbitrary code. Convert it once, in an environment where that is "
+    "safe: pd.DataFrame(matrix, index=names).to_csv('embedding.csv'), "
+    "or np.savez('embedding.npz', names=np.array(names, dtype=str), matrix=matrix)."
 )
 
 
 def from_embedding(
     path: str | os.PathLike[str], *, genes: Iterable[str] | None = None, key: str | None = None
 ) -> pd.DataFrame:
-    """Read an embedding: a vector of numbers for each gene, or for each drug.
+    """Read an embedding: a vector of numbers for each gene or drug.
 
     Parameters
     ----------
@@ -43,11 +43,11 @@ def from_embedding(
 
         - ``.csv`` or ``.tsv`` (also ``.gz``): names in the first column, a header in the first
           line;
-        - ``.npz``: an array of names (text) and a matrix, or an array for each name;
+        - ``.npz``: an array of names (text) and a matrix, or one array per name;
         - ``.h5ad``: ``obs_names``, and ``X`` or a matrix in ``obsm``;
-        - ``.parquet``: names in the index, or in the one column of text. Needs pyarrow.
+        - ``.parquet``: names in the index, or in the only column of text. Requires pyarrow.
     genes
-        Names to keep, in this order; those that have no vector are left out. All by default.
+        Names to keep, in this order; names without a vector are omitted. Default: all.
     key
         Matrix of ``obsm`` of an ``.h5ad`` (``X`` by default), or array of an ``.npz`` with several.
 
@@ -58,16 +58,16 @@ def from_embedding(
     Raises
     ------
     UnreadableDataError
-        If the file is missing, damaged, or not what its name says.
+        If the file is missing, damaged, or does not match its ending.
     InvalidArgumentError
-        If it is of another kind, such as a pickle, or names occur twice, or a value is missing or
-        no number.
+        If it has another format, such as a pickle, or names occur twice, or a value is missing or
+        not a number.
     MissingKeyError
-        If the file has no such ``key``.
+        If the file does not contain ``key``.
     MissingPackageError
-        If pyarrow is needed and not installed.
+        If pyarrow is required and not installed.
     UnknownPerturbationError
-        If it has none of ``genes``.
+        If it contains none of ``genes``.
 
     Examples
     --------
@@ -88,8 +88,8 @@ def from_embedding(
         raise
     except UNREADABLE as error:
         raise UnreadableDataError(
-            f"{str(path)!r} cannot be read as {path.suffix}: {error}. Its ending says what it is; "
-            "check it, or copy the file again."
+            f"{str(path)!r} cannot be read as {path.suffix}: {error}. The ending must match the "
+            "format; check it, or copy the file again."
         ) from error
     if wanted is not None:
         kept = [name for name in wanted if name in table]
@@ -112,22 +112,22 @@ def _reader_of(path: Path, key: str | None) -> Callable[[Path, str | None], Any]
             f"`path` must end in one of {listing(_READERS, limit=9)}, not {kind or path.name!r}."
         )
     if key is not None and kind not in (".npz", ".h5ad"):
-        raise InvalidArgumentError(f"`key` is of .npz and .h5ad files; {kind} has one table.")
+        raise InvalidArgumentError(f"`key` is for .npz and .h5ad files; {kind} has one table.")
     return _READERS[kind]
 
 
 def _read_text(path: Path, key: None) -> pd.DataFrame:
     separator = "," if ".csv" in (suffix.lower() for suffix in path.suffixes) else "\t"
-    # Names as they are: a gene called NA is one.
+    # Names are not converted: a gene called NA is not a missing value.
     table = pd.read_csv(
         path, sep=separator, converters={0: str}, keep_default_na=False, na_values=[""]
     )
-    if isinstance(table.index, pd.RangeIndex):  # else the header had no field for the names
+    if isinstance(table.index, pd.RangeIndex):  # otherwise the header had no field for the names
         table = table.set_index(table.columns[0])
     header = pd.to_numeric(pd.Series(table.columns, dtype=object), errors="coerce")
     if (header.dropna() % 1 != 0).any():
         raise UnreadableDataError(
-            f"{path.name} has no header: its first line is {listing(table.columns)}. Write one, "
+            f"{path.name} has no header: its first line is {listing(table.columns)}. Add one, "
             "with a name for each column."
         )
     return table
@@ -162,7 +162,7 @@ def _read_npz(path: Path, key: str | None) -> FeatureTable | dict[str, np.ndarra
     if len(texts) != 1:
         raise UnreadableDataError(
             f"{path.name} needs a matrix and one array with the names of its rows, as text, or a "
-            f"vector for each name. It has {_described(arrays)}."
+            f"vector for each name. It contains {_described(arrays)}."
         )
     names = arrays[texts[0]]
     names = np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names
@@ -201,7 +201,7 @@ def _read_parquet(path: Path, key: None) -> pd.DataFrame:
         table = pd.read_parquet(path)
     except ImportError as error:
         raise MissingPackageError(
-            f"pandas reads {path.name} with pyarrow, which is not installed: pip install pyarrow."
+            f"Reading {path.name} requires pyarrow, which is not installed: pip install pyarrow."
         ) from error
     if not isinstance(table.index, pd.RangeIndex):
         return table

@@ -23,7 +23,7 @@ from scvi_sams.labels._names import listing
 logger = logging.getLogger("scvi.sams")
 
 _GZIP = b"\x1f\x8b"
-"""What files begin with that gzip wrote, whatever they are called."""
+"""First bytes of files compressed with gzip, whatever their name."""
 
 
 class _GeneSet(NamedTuple):
@@ -40,31 +40,31 @@ def from_gmt(
 ) -> pd.DataFrame:
     """Read gene sets (pathways, complexes, ontology terms) as memberships of genes.
 
-    A GMT file has a gene set in each line: its name, a description, and its genes, separated by
-    tabs. MSigDB, Reactome and Enrichr, among others, distribute them.
+    A line of a GMT file is a gene set: its name, a description, and its genes, separated by tabs.
+    MSigDB, Reactome and Enrichr, among others, distribute this format.
 
     Parameters
     ----------
     path
-        A GMT file, or several whose sets are put side by side; plain or compressed with gzip.
+        A GMT file, or several whose sets are combined; plain or compressed with gzip.
     genes
-        Genes to keep, and to count sets by, such as all that a screen could have perturbed. All by
-        default.
+        Genes to keep and to count in sets, such as all genes that could have been perturbed.
+        Default: all.
     min_genes, max_genes
-        Sets with fewer or more of these genes are left out: small ones tell of few perturbations,
-        large ones little of each.
+        Sets with fewer or more of these genes are omitted: small sets apply to few perturbations,
+        large sets are not specific.
 
     Returns
     -------
     1 where a gene (row) is in a set (column) and 0 elsewhere; sparse columns of float32. Rows are
-    in the order of ``genes``, or sorted. A gene that is in none of the sets has no row: nothing is
-    known of it. Of sets with the same name, later ones are called ``NAME#2``, ``NAME#3`` and so on,
-    with a warning.
+    in the order of ``genes``, or sorted. A gene in none of the sets has no row: nothing is known
+    about it. If several sets have the same name, later ones are renamed ``NAME#2``, ``NAME#3`` and
+    so on, with a warning.
 
     Raises
     ------
     UnreadableDataError
-        If a file is missing, is no text, or has a line that is not a gene set.
+        If a file is missing, is not text, or has a line that is not a gene set.
     InvalidArgumentError
         If no set is left.
 
@@ -121,7 +121,7 @@ def _distinct(names: list[str]) -> list[str]:
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
         logger.warning(
-            f"Several gene sets are called {listing(twice)}: they are kept apart as "
+            f"Several gene sets are called {listing(twice)}: they are renamed "
             f"{listing([twice[0], f'{twice[0]}#2'])} and so on."
         )
     return distinct
@@ -137,8 +137,8 @@ def _gene_sets(path: Path) -> Iterator[_GeneSet]:
         if not name or not genes:
             what = "no name" if not name else "no genes"
             raise UnreadableDataError(
-                f"Line {number} of {str(path)!r} has {what}: {line[:60]!r}. A GMT file has a gene "
-                "set in each line: name, description and genes, separated by tabs."
+                f"Line {number} of {str(path)!r} has {what}: {line[:60]!r}. Each line of a GMT "
+                "file is a gene set: name, description and genes, separated by tabs."
             )
         yield _GeneSet(name, genes)
 
@@ -153,5 +153,5 @@ def _lines(path: Path) -> list[str]:
             f"{str(path)!r} cannot be read as a GMT file, plain or compressed with gzip: {error}. "
             "Check the path, or download it again."
         ) from error
-    # splitlines would also split at rarer marks within a description.
+    # splitlines would also split at rarer line separators within a description.
     return [line.rstrip("\r") for line in text.split("\n")]

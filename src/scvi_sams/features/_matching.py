@@ -1,4 +1,4 @@
-"""Which row of a table of features belongs to each perturbation of a screen."""
+"""Match perturbations of a screen with rows of a table of features."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger("scvi.sams")
 
 _ALIAS_COLUMNS = ("alias", "alias_symbol", "prev_symbol")
 _ALIAS_SEPARATOR = "|"
-"""Of several aliases in a field, as HGNC writes them."""
+"""Separator of several aliases in a field, as in HGNC files."""
 
 
 class _Match(NamedTuple):
-    """What a name could be: nothing, one row, or (ambiguous) several rows or symbols."""
+    """Candidates for a name: none, one row, or (ambiguous) several rows or symbols."""
 
     candidates: tuple[str, ...]
     by: str
@@ -39,38 +39,37 @@ def match_genes(
     case: bool = True,
     strip_guides: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find the row of each perturbation, where genes are not spelled alike.
+    """Find the row of each perturbation even if gene names are spelled differently.
 
-    Names are tried in this order: as they are (``"symbol"``); by an alias that leads to the same
-    symbol (``"alias"``), either name or both being old; in upper or lower case (``"case"``). A name
-    that could be several rows, or is an alias of several symbols, has none.
+    Names are tried in this order: exactly (``"symbol"``); by an alias with the same symbol
+    (``"alias"``), where either name or both may be outdated; ignoring case (``"case"``). A name
+    that matches several rows, or is an alias of several symbols, is not matched.
 
     Parameters
     ----------
     table
-        Features of genes; anything that :func:`as_feature_table` takes.
+        Features of genes; any input of :func:`as_feature_table`.
     perturbations
         Names to find, such as ``model.perturbations``.
     aliases
         Symbol, or list of symbols, by alias; or a DataFrame with a column ``"symbol"`` and one or
-        more of ``"alias"``, ``"alias_symbol"`` and ``"prev_symbol"``, whose fields may hold several
-        separated by ``"|"``, as HGNC's complete set has them. A name that is itself a symbol there
-        is not read as an alias. Nothing is downloaded.
+        more of ``"alias"``, ``"alias_symbol"`` and ``"prev_symbol"``, whose fields may contain
+        several values separated by ``"|"``, as in HGNC's complete set. A name that is itself a
+        symbol there is not used as an alias. Nothing is downloaded.
     case
-        Whether names that differ only by upper and lower case are the same.
+        Whether names that differ only by case match.
     strip_guides
-        Whether a name without a row that looks like one of a guide, such as ``"STAT1_1"`` or
-        ``"sgSTAT1-2"``, is looked for by its gene.
+        Whether a name without a row that looks like that of a guide, such as ``"STAT1_1"`` or
+        ``"sgSTAT1-2"``, is matched by its gene.
 
     Returns
     -------
     table
-        The rows that were found, float32, by the names of their perturbations and in their order.
+        The rows that were found, float32, with the names of their perturbations, in their order.
     report
-        A row for each perturbation: ``"perturbation"``; ``"matched"``, the row of ``table``, or
+        One row per perturbation: ``"perturbation"``; ``"matched"``, the row of ``table``, or
         None; ``"by"``, ``"symbol"``, ``"alias"``, ``"case"`` or ``"none"``; and ``"candidates"``,
-        the rows or symbols that an ambiguous name could be. A warning counts those that were not
-        found.
+        the rows or symbols of an ambiguous name. A warning counts the names without a match.
 
     Raises
     ------
@@ -97,15 +96,15 @@ def match_genes(
     known = as_feature_table(table, argument="table")
     names = list(dict.fromkeys(as_names("perturbations", perturbations)))
     if not names:
-        raise InvalidArgumentError("`perturbations` is empty. Name those whose rows are wanted.")
+        raise InvalidArgumentError("`perturbations` is empty. Pass the names to match.")
     lookup = _Lookup.of(known, _symbols_by_alias(aliases), case)
     matches = [lookup.match(name, strip_guides) for name in names]
     report = _report(names, matches)
     found = report.dropna(subset="matched")
     if not len(found):
         raise UnknownPerturbationError(
-            f"`table` has no row of {listing(names)}; its rows are {listing(known.names)}. Pass "
-            "`aliases` (old symbols, or identifiers in place of symbols)"
+            f"`table` has no row for {listing(names)}; its rows are {listing(known.names)}. Pass "
+            "`aliases` (old symbols, or identifiers instead of symbols)"
             + ("." if strip_guides else ", or `strip_guides=True` if these are guides.")
             + known.transposed_hint(names)
         )
@@ -117,16 +116,16 @@ def match_genes(
 
 @dataclass(frozen=True)
 class _Lookup:
-    """Rows of a table by what they can be called.
+    """Rows of a table by all of their possible names.
 
     Attributes
     ----------
     symbols_of
-        Symbols by alias, and every symbol by itself.
+        Symbols by alias; every symbol is an alias of itself.
     rows_of
         Rows of the table by symbol.
     by_case
-        Rows by their name without upper case; none if case counts.
+        Rows by their name in lower case; empty if case matters.
     """
 
     table: FeatureTable
@@ -142,14 +141,14 @@ class _Lookup:
         by_case: defaultdict[str, list[str]] = defaultdict(list)
         for name in table.names:
             symbols = symbols_of.get(name, (name,))
-            if len(symbols) == 1:  # else it is not known whose row it is
+            if len(symbols) == 1:  # otherwise the row is ambiguous
                 rows_of[symbols[0]].append(name)
             if case:
                 by_case[name.casefold()].append(name)
         return cls(table, symbols_of, rows_of, by_case)
 
     def match(self, name: str, strip_guides: bool) -> _Match:
-        """Rows that a name could be; by the gene of a guide if there is none."""
+        """Candidate rows for a name; those of the gene of a guide if there are none."""
         found = self._match(name)
         gene = gene_of_guide(name) if strip_guides and not found.candidates else None
         return found if gene is None else self._match(gene)
@@ -183,7 +182,7 @@ def _symbols_by_alias(aliases: Any) -> dict[str, tuple[str, ...]]:
     symbols_of: defaultdict[str, list[str]] = defaultdict(list)
     for alias, symbol in pairs:
         symbols_of[alias].append(symbol)
-    # CAP1 is an old name of other genes, and the symbol of one.
+    # CAP1 is an old name of other genes, and the current symbol of one.
     itself = {symbol: (symbol,) for symbols in symbols_of.values() for symbol in symbols}
     return {alias: tuple(dict.fromkeys(symbols)) for alias, symbols in symbols_of.items()} | itself
 
@@ -195,7 +194,7 @@ def _pairs_of_frame(aliases: pd.DataFrame) -> list[tuple[str, str]]:
             f"`aliases` needs a column 'symbol' and one of {listing(_ALIAS_COLUMNS)}. Its columns "
             f"are {listing(aliases.columns)}: rename them (aliases.rename(columns=...))."
         )
-    # Symbols stand for themselves, also those without aliases.
+    # Symbols are their own aliases, including those without other aliases.
     pairs = [(str(symbol).strip(),) * 2 for symbol in aliases["symbol"].dropna()]
     for column in columns:
         given = aliases[["symbol", column]].dropna().astype(str)

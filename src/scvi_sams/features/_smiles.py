@@ -19,24 +19,24 @@ def from_smiles(
 ) -> pd.DataFrame:
     """Compute Morgan fingerprints of drugs from their structures.
 
-    A bit is 1 if the molecule has, around one of its atoms, one of the surroundings that are hashed
-    to that bit (Rogers and Hahn 2010; with a radius of 2 these are the bits of ECFP4). Needs RDKit:
+    A bit is 1 if the molecule contains an atom environment that is hashed to that bit (Rogers and
+    Hahn 2010; with a radius of 2 these are the bits of ECFP4). Requires RDKit:
     ``pip install "scvi-sams[chem]"``.
 
     Parameters
     ----------
     smiles
-        SMILES of each perturbation, by its name. Salts and charges are kept as they are written,
-        and stereochemistry plays no part.
+        SMILES of each perturbation, by name. Salts and charges are kept as written; stereochemistry
+        is ignored.
     radius
-        Number of bonds that surroundings reach.
+        Radius of atom environments, in bonds.
     n_bits
         Number of columns.
 
     Returns
     -------
-    0 or 1, perturbations x bits, float32. Bits that no molecule has are kept: further drugs have
-    the same columns.
+    0 or 1, perturbations x bits, float32. Bits that no molecule has are kept, so that other drugs
+    have the same columns.
 
     Raises
     ------
@@ -66,14 +66,14 @@ def from_smiles(
     texts = list(smiles.values()) if isinstance(smiles, Mapping) else smiles.tolist()
     rdkit = _rdkit()
     generator = rdkit.GetMorganGenerator(radius=radius, fpSize=n_bits)
-    with rdkit.BlockLogs():  # errors name what is invalid
+    with rdkit.BlockLogs():  # the error names invalid SMILES
         molecules = [_molecule(rdkit, text) for text in texts]
     pairs = zip(names, texts, molecules, strict=True)
     invalid = [f"{text!r} ({name})" for name, text, molecule in pairs if molecule is None]
     if invalid:
         raise InvalidArgumentError(
             f"{len(invalid)} of {len(names)} SMILES are missing or invalid: "
-            f"{', '.join(invalid[:5])}. Correct them, or leave these perturbations out."
+            f"{', '.join(invalid[:5])}. Correct them, or remove these perturbations."
         )
     bits = np.array([generator.GetFingerprintAsNumPy(molecule) for molecule in molecules])
     columns = tuple(f"bit_{i}" for i in range(n_bits))
@@ -81,7 +81,7 @@ def from_smiles(
 
 
 def _molecule(rdkit: Any, smiles: object) -> Any:
-    """Return a molecule, or ``None``; RDKit would read empty text as one without atoms."""
+    """Return a molecule, or ``None``; RDKit would accept empty text as one without atoms."""
     if not isinstance(smiles, str) or not smiles.strip():
         return None
     return rdkit.MolFromSmiles(smiles)

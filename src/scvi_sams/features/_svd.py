@@ -1,4 +1,4 @@
-"""Many features reduced to few, to as many as help to predict perturbations that are left out."""
+"""Reduce features to the number of components that best predicts left-out perturbations."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ logger = logging.getLogger("scvi.sams")
 
 _MOST_COMPONENTS = 500
 _FEWEST_PERTURBATIONS = 3
-"""In common to features and effects: with two, the one left out is predicted from one."""
+"""Minimum number with features and effects: with two, one would be predicted from one other."""
 _RIDGES = np.logspace(-4, 4, 17)
-"""Of the mean square of the singular values, from hardly any shrinkage to hardly any effect."""
+"""Relative to the mean square of the singular values: from almost no to almost full shrinkage."""
 _CONFIDENCE = 0.975
-"""That components do better than none. Of 100 simulated screens of 5 to 300 perturbations
-whose features told nothing, 99 then chose none, and 35 by the least error alone, where predictions
-of new perturbations were up to 24 % worse than the mean. From 30 perturbations on, features that
-explain 1 to 3 % of the effects were kept in 59 of 60."""
+"""Significance level at which components must improve on none. In 100 simulated screens of 5 to
+300 perturbations with uninformative features, 99 selected none, compared with 35 by the smallest
+error alone, where predictions of new perturbations were up to 24 % worse than the mean. With 30 or
+more perturbations, features that explain 1 to 3 % of the effects were kept in 59 of 60 screens."""
 _POWER_ITERATIONS = 7
 
 
 class _Choice(NamedTuple):
-    """A number of components, its best ridge, and the error with both.
+    """A number of components, its best ridge penalty, and the error with both.
 
-    The error is relative to that without components, and the standard error is that of their
-    difference, over perturbations.
+    The error is relative to that without components; the standard error is that of the difference,
+    over perturbations.
     """
 
     n_components: int
@@ -53,35 +53,36 @@ def svd(
 ) -> pd.DataFrame:
     """Reduce features to their leading singular components.
 
-    Dense features are centred, column by column, which makes the components principal components;
-    sparse ones, such as memberships, are not, and their first component is mostly how many sets a
-    gene is in. No column is scaled by itself: one of larger values counts more. All components are
-    divided by one number, so that the squares of all of them would add up to 1 for the average row.
+    Dense features are centred, column by column, so components are principal components; sparse
+    features, such as memberships, are not, and their first component is mostly the number of sets
+    of a gene. Columns are not scaled: those with larger values have more weight. All components
+    are divided by one number, so that their squares would add up to 1 for the average row.
 
     Parameters
     ----------
     table
-        Features; anything that :func:`as_feature_table` takes. All rows play a part, those of
-        perturbations that were not measured too.
+        Features; any input of :func:`as_feature_table`. All rows are used, including those of
+        unmeasured perturbations.
     effects
-        Measured effects, perturbations x genes (or other numbers), such as
-        ``evaluation.observed_ate`` returns; anything that :func:`as_feature_table` takes. They
-        choose the number of components from 0, 1, 2, 5, 10, 20, 50 and so on: that of the least
-        squared error of the effects of perturbations that are each left out of a ridge regression
-        on the components. The ridge is chosen with it. Perturbations without features play no part.
+        Measured effects, perturbations x genes (or other numbers), such as those of
+        ``evaluation.observed_ate``; any input of :func:`as_feature_table`. They select the number
+        of components from 0, 1, 2, 5, 10, 20, 50 and so on by the squared error of the effects of
+        left-out perturbations in a ridge regression on the components. The ridge penalty is
+        selected jointly. Perturbations without features are ignored.
     n_components
+        Number of components, if ``effects`` are not given.
         Number of components, if there are no ``effects``.
     seed
-        Of the randomised SVD.
+        Seed of the randomised SVD.
 
     Returns
     -------
-    Perturbations x components, float32, the rows of ``table``. ``attrs`` has ``"n_components"``; of
-    a choice also ``"ridge"``, ``"n_perturbations"`` that it rests on, and ``"curve"``, a dict of
-    lists: each number of components, its best ridge, its error divided by that of predicting the
-    mean of the other perturbations, and the standard error of the difference to it. Where no error
-    is clearly less than that of the mean (a t-test of their difference over perturbations), the
-    number is 0: the table has no columns, and a warning says so.
+    Perturbations x components, float32, with the rows of ``table``. ``attrs`` contains
+    ``"n_components"`` and, if it was selected, ``"ridge"``, ``"n_perturbations"`` used, and
+    ``"curve"``, a dict of lists: number of components, best ridge penalty, error divided by that of
+    predicting the mean of the other perturbations, and standard error of the difference from it. If
+    no error is significantly smaller than that of the mean (a t-test of their difference over
+    perturbations), the number is 0: the table has no columns, and a warning is given.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def svd(
     """
     if (effects is None) == (n_components is None):
         raise InvalidArgumentError(
-            "Give either `effects`, which choose the number of components, or `n_components`."
+            "Pass either `effects`, which select the number of components, or `n_components`."
         )
     check_integer(at_least=0, seed=seed)
     known = as_feature_table(table, argument="table")
@@ -117,9 +118,9 @@ def svd(
     best = _least(curve, len(rows))
     if not best.n_components:
         logger.warning(
-            f"No number of components predicts the effects of the {len(rows)} perturbations that "
-            "have features clearly better than the mean of the others does: the table has no "
-            "columns. To reduce it all the same, give `n_components`."
+            f"No number of components predicts the effects of the {len(rows)} perturbations with "
+            "features significantly better than the mean of the others: the table has no "
+            "columns. To reduce it anyway, pass `n_components`."
         )
     record = {
         "n_components": best.n_components,
@@ -131,7 +132,7 @@ def svd(
 
 
 def _least(curve: Sequence[_Choice], n_rows: int) -> _Choice:
-    """Least error; no components unless the gain is clear."""
+    """Smallest error; no components unless the gain is significant."""
     none, best = curve[0], min(curve, key=lambda choice: choice.error)
     clear = stats.t.ppf(_CONFIDENCE, n_rows - 1) * best.standard_error
     return best if none.error - best.error > clear else none
@@ -157,10 +158,10 @@ def _common(known: FeatureTable, measured: FeatureTable) -> tuple[np.ndarray, np
     names = [name for name in known.names if name in measured]
     if len(names) < _FEWEST_PERTURBATIONS:
         raise InvalidArgumentError(
-            f"{len(names)} perturbations have features and effects, and at least "
-            f"{_FEWEST_PERTURBATIONS} are needed: `table` has {listing(known.names)}, `effects` "
+            f"{len(names)} perturbations have features and effects, but at least "
+            f"{_FEWEST_PERTURBATIONS} are required: `table` has {listing(known.names)}, `effects` "
             f"{listing(measured.names)}. See features.match_genes for names that are spelled "
-            "otherwise." + measured.transposed_hint(known.names)
+            "differently." + measured.transposed_hint(known.names)
         )
     values = measured.rows(names)
     if not isinstance(values, np.ndarray):
@@ -177,24 +178,24 @@ def _components(table: FeatureTable, n_components: int, seed: int) -> np.ndarray
     scale = np.sqrt(squares.sum() / len(table))
     if scale == 0:
         raise InvalidArgumentError(
-            "All rows of `table` have the same features: nothing tells perturbations apart."
+            "All rows of `table` have the same features, which cannot distinguish perturbations."
         )
     model = TruncatedSVD(n_components, n_iter=_POWER_ITERATIONS, random_state=seed)
     return model.fit_transform(values) / scale
 
 
 def _best_ridge(features: np.ndarray, effects: np.ndarray) -> _Choice:
-    """Ridge of the least leave-one-out error, relative to that of the mean of the others.
+    """Ridge penalty with the smallest leave-one-out error, relative to that of the mean.
 
-    Of regression on ``U diag(s) V^T`` (centred) and a constant without penalty, the hat matrix is
+    For regression on ``U diag(s) V^T`` (centred) and an unpenalised constant, the hat matrix is
     ``H = 1/n + U diag(s^2 / (s^2 + ridge)) U^T``, and a left-out row has the error ``r / (1 - h)``,
-    where ``r`` is its residual and ``h`` its entry on the diagonal.
+    with ``r`` its residual and ``h`` its entry on the diagonal.
     """
     n_rows, n_components = features.shape
     centred = effects - effects.mean(axis=0)
     of_mean = np.square(centred).sum(axis=1) / (1 - 1 / n_rows) ** 2
     left, singular, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
-    if not singular.any() or not of_mean.any():  # nothing to predict, or to predict it from
+    if not singular.any() or not of_mean.any():  # no variation in features or in effects
         return _Choice(n_components, 0.0, 1.0, 0.0)
     projected = left.T @ centred
     ridges = _RIDGES * np.mean(np.square(singular))

@@ -1,4 +1,4 @@
-"""Features of perturbations as one value, and what it is read from."""
+"""Features of perturbations as one value, and conversion of user input to it."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _WANTED = (
 class FeatureTable:
     """Features of perturbations, such as memberships in pathways, an embedding or a fingerprint.
 
-    Names are text, read as labels of cells are: without blanks around them, and ``"1"`` for
-    ``1.0``. Values are copied and cannot be written to.
+    Names are text, parsed as labels of cells are: without surrounding blanks, and ``"1"`` for
+    ``1.0``. Values are copied and read-only.
 
     Parameters
     ----------
     names
         Perturbations, each once.
     columns
-        What the features are called.
+        Names of the features.
     values
-        Finite numbers, perturbations x features; an array or a sparse matrix. Kept as float64: an
-        array, or a ``csr_matrix`` that stores no zeros.
+        Finite numbers, perturbations x features; an array or a sparse matrix. Stored as float64: an
+        array, or a ``csr_matrix`` without explicit zeros.
     argument
-        What messages of errors call the table.
+        Name of the table in error messages.
 
     Raises
     ------
     InvalidArgumentError
-        If a name is missing or occurs twice, there are no rows or no columns, names and values do
-        not agree in number, or a value is not finite.
+        If a name is missing or occurs twice, there are no rows or no columns, the numbers of names
+        and values differ, or a value is not finite.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class FeatureTable:
     def digest(self) -> str:
         """Hash (sha256) of names, columns and values, in their order.
 
-        Dense and sparse tables of the same values have the same one.
+        Dense and sparse tables of the same values have the same hash.
         """
         content = hashlib.sha256(json.dumps([self.names, self.columns]).encode())
         matrix = sparse.csr_matrix(self.values)
@@ -126,7 +126,7 @@ class FeatureTable:
                     if similar
                     else f": {listing(self.names)}."
                 )
-                + " Add rows, or see features.match_genes for names that are spelled otherwise."
+                + " Add rows, or see features.match_genes for names that are spelled differently."
                 + self.transposed_hint(wanted)
             )
         return self.values[[self._position[name] for name in wanted]]
@@ -136,10 +136,10 @@ class FeatureTable:
         return [name for name in dict.fromkeys(as_names("names", names)) if name not in self]
 
     def shuffled(self, seed: int) -> FeatureTable:
-        """Give each perturbation the features of one at random, without replacement.
+        """Give each perturbation the features of a random one, without replacement.
 
-        The control for what a model owes to the features: everything but what is known of which
-        perturbation stays. Some may keep their own.
+        This is the negative control for predictions from features: only the assignment of features
+        to perturbations changes. Some may keep their own.
         """
         check_integer(at_least=0, seed=seed)
         order = np.random.default_rng(seed).permutation(len(self))
@@ -154,9 +154,9 @@ class FeatureTable:
         return pd.DataFrame(self.values.astype(dtype), index, columns)
 
     def transposed_hint(self, names_wanted: Iterable[str]) -> str:
-        """Say so if perturbations are columns in place of rows, for the end of a message.
+        """Hint for the end of a message if perturbations are columns instead of rows.
 
-        Empty if one of those that are wanted is a row, or none is a column.
+        Empty if one of the requested names is a row, or none is a column.
         """
         wanted = set(as_names("names_wanted", names_wanted))
         columns = wanted.intersection(self.columns)
@@ -171,29 +171,29 @@ class FeatureTable:
 def as_feature_table(
     features: Any, *, uns: Mapping[str, Any] | None = None, argument: str = "perturbation_features"
 ) -> FeatureTable:
-    """Read features of perturbations from what users have.
+    """Convert features of perturbations to a table.
 
     Parameters
     ----------
     features
         Perturbations x features, as one of:
 
-        - a DataFrame of numbers or booleans, whose index names perturbations; one of sparse columns
-          stays sparse;
-        - a dict from names to vectors of one length;
-        - a dict from names to sets or lists of terms, such as the pathways that a gene is in: each
-          term becomes a column of 0 and 1, in alphabetical order, of a sparse table;
+        - a DataFrame of numbers or booleans with perturbations as its index; sparse columns stay
+          sparse;
+        - a dict from names to vectors of the same length;
+        - a dict from names to sets or lists of terms, such as the pathways of a gene: each term
+          becomes a column of 0 and 1, in alphabetical order, of a sparse table;
         - an AnnData: ``X``, named by ``obs_names`` and ``var_names``;
-        - a :class:`FeatureTable`, returned as it is;
+        - a :class:`FeatureTable`, returned unchanged;
         - the key of one of these in ``uns``.
     uns
         Where a key is looked up: ``adata.uns``.
     argument
-        What messages of errors call ``features``.
+        Name of ``features`` in error messages.
 
     Returns
     -------
-    The features as a value of its own: later changes of ``features`` are not seen by it.
+    A table of its own: later changes of ``features`` do not affect it.
 
     Raises
     ------
@@ -231,13 +231,13 @@ def as_feature_table(
 
 
 def _looked_up(key: str, uns: Mapping[str, Any] | None, argument: str) -> tuple[Any, str]:
-    """What a key of ``uns`` stands for, and what to call it."""
+    """Value of a key of ``uns``, and its name in messages."""
     if uns is None or key not in uns:
         there = [] if uns is None else list(map(str, uns))
         similar = difflib.get_close_matches(key, there, n=3) or there
         raise MissingKeyError(
             f"`{argument}` is {key!r}, which is not a key of adata.uns. There are "
-            f"{listing(similar) or 'none'}. Write the table there, adata.uns[{key!r}] = table, or "
+            f"{listing(similar) or 'none'}. Store the table there, adata.uns[{key!r}] = table, or "
             "pass the table itself."
         )
     if isinstance(uns[key], str):
@@ -253,10 +253,10 @@ def _of_frame(frame: pd.DataFrame, argument: str) -> FeatureTable:
     others = [name for name, right in zip(frame.columns, is_number, strict=True) if not right]
     if others:
         raise InvalidArgumentError(
-            f"`{argument}` must be numbers; these columns are not: {listing(others)}. Make "
-            f"categories 0 and 1 by pd.get_dummies(table, columns={list(map(str, others[:3]))!r}), "
-            "read numbers that are text by .astype(float), let names of perturbations be the index "
-            "(table.set_index), and leave out what is neither."
+            f"`{argument}` must be numbers; these columns are not: {listing(others)}. Encode "
+            f"categories as 0 and 1 (pd.get_dummies(table, columns={list(map(str, others[:3]))!r}))"
+            ", convert numbers stored as text by .astype(float), use names of perturbations as the "
+            "index (table.set_index), and drop all other columns."
         )
     is_sparse = [isinstance(dtype, pd.SparseDtype) for dtype in frame.dtypes]
     if is_sparse and all(is_sparse) and not any(dtype.fill_value for dtype in frame.dtypes):
@@ -283,16 +283,16 @@ def _of_mapping(features: Mapping[Any, Any], argument: str) -> FeatureTable:
         value = features[wrong[0]]
         raise InvalidArgumentError(
             f"`{argument}` has {type(value).__name__} for {listing(wrong)}. Each perturbation "
-            "needs a vector of numbers, or a set or list of terms; one term is a list of one."
+            "needs a vector of numbers, or a set or list of terms; pass one term as a list of one."
         )
     if any(are_terms.values()):
         vectors = [name for name, is_terms in are_terms.items() if not is_terms]
-        # A set or vector without anything in it is no term.
+        # An empty set or vector has no terms.
         if any(len(features[name]) for name in vectors):
             terms = [name for name, is_terms in are_terms.items() if is_terms]
             raise InvalidArgumentError(
                 f"`{argument}` mixes terms (of {listing(terms, 2)}) and vectors of numbers (of "
-                f"{listing(vectors, 2)}). Give the same kind for every perturbation."
+                f"{listing(vectors, 2)}). Use the same kind for every perturbation."
             )
         return _of_terms(features, argument)
     return _of_vectors(features, argument)
@@ -316,8 +316,7 @@ def _of_terms(features: Mapping[Any, Collection[Any]], argument: str) -> Feature
     without = [name for name, terms in features.items() if any(pd.isna(list(terms)))]
     if without:
         raise InvalidArgumentError(
-            f"`{argument}` has missing values among the terms of {listing(without)}: leave them "
-            "out."
+            f"`{argument}` has missing values among the terms of {listing(without)}: remove them."
         )
     terms_of = [set(map(str, terms)) for terms in features.values()]
     terms = sorted(set().union(*terms_of))
@@ -335,7 +334,7 @@ def _of_vectors(features: Mapping[Any, Any], argument: str) -> FeatureTable:
     indices = [vector.index for vector in vectors if isinstance(vector, pd.Series)]
     if any(not index.equals(indices[0]) for index in indices):
         raise InvalidArgumentError(
-            f"`{argument}` has Series with different indices. Align them by their names: "
+            f"`{argument}` has Series with different indices. Align them by name: "
             "pd.DataFrame(features).T."
         )
     lengths: dict[int, Any] = {}
@@ -350,8 +349,8 @@ def _of_vectors(features: Mapping[Any, Any], argument: str) -> FeatureTable:
         values = np.empty(0)
     if values.ndim != 2:
         raise InvalidArgumentError(
-            f"`{argument}` must have a vector of numbers for each perturbation; what it has for "
-            f"{next(iter(features))!r} or another one is none."
+            f"`{argument}` must have a vector of numbers for each perturbation; the value for "
+            f"{next(iter(features))!r} or another one is not a vector of numbers."
         )
     columns = (
         tuple(indices[0]) if indices else tuple(f"feature_{i}" for i in range(values.shape[1]))
@@ -394,7 +393,7 @@ def _check_shape(
         what = "columns" if names else "rows"
         raise InvalidArgumentError(
             f"`{argument}` has no {what}. It needs a row per perturbation and a column per feature "
-            "(features.svd returns no columns where features do not predict measured effects)."
+            "(features.svd returns no columns if features do not predict measured effects)."
         )
     if values.shape != (len(names), len(columns)):
         raise InvalidArgumentError(
@@ -418,7 +417,7 @@ def _check_finite(
         raise InvalidArgumentError(
             f"`{argument}` is {value} for {names[rows[0]]!r} in column {columns[places[0]]!r}"
             f"{more}. Drop such rows (table.dropna()), which leaves their perturbations without "
-            "features, or fill in what a missing value means (table.fillna(0))."
+            "features, or replace missing values (table.fillna(0)) if their value is known."
         )
 
 
