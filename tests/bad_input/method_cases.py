@@ -367,7 +367,7 @@ UNKNOWN: list[Case] = [
         "`predict_interactions`: a single perturbation",
         asked("predict_interactions", ["A"]),
         SAMSError,
-        "'A' is no combination",
+        "'A' is not a combination",
     ),
     refused(
         "`rank_unseen_pairs`: one perturbation",

@@ -91,5 +91,5 @@ def test_perturbations_with_the_same_cells_are_inseparable_others_are_not():
 def test_parts_of_a_combination():
     assert parts_of_combination("A+B+C", Spelling(("control",), "+")) == ["A", "B", "C"]
     for label, delimiter in (("A", "+"), ("A+B", None), ("drug A", None), ("A+B", "_")):
-        with pytest.raises(SAMSError, match="is no combination"):
+        with pytest.raises(SAMSError, match="is not a combination"):
             parts_of_combination(label, Spelling(("control",), delimiter))

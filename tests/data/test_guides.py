@@ -219,11 +219,11 @@ def test_simulated_guides():
 ERRORS = {
     "of two perturbations": (
         ["x", "Ag1", "x", "NT"],
-        [r"'x' is carried by 1 cell of 'A' \(such as 'c0'\), 1 cell of 'B' \(such as 'c2'\)"],
+        [r"'x' is in 1 cell of 'A' \(such as 'c0'\), 1 cell of 'B' \(such as 'c2'\)"],
     ),
     "shared with controls": (
         ["x", "Ag1", "Bg1", "x"],
-        [r"'x' is carried by 1 control cells and by 1 cell of 'A' \(such as 'c0'\)", "NaN"],
+        [r"'x' is in 1 control cells and in 1 cell of 'A' \(such as 'c0'\)", "NaN"],
     ),
     "none": ([None, "", "control", "NT"], ["No perturbed cell has a guide"]),
     "a list": ([["Ag1"], "Ag1", "Bg1", "NT"], [r"\['Ag1'\], which is neither text"]),
@@ -243,7 +243,7 @@ def test_errors_name_the_guide_and_its_cells(make_screen, guides, words, assert_
 @pytest.mark.parametrize("guide", ["x", "A_1_B_2", "B_A"])
 def test_a_guide_of_combinations_that_nothing_tells_apart(make_screen, guide):
     adata = make_screen(["A+B"] * 3 + ["A", "control"], guide=[guide] * 3 + ["Ag1", "NT"])
-    words = rf"'{guide}' is carried by 3 cells of 'A' and 'B' \(such as 'c0'\): it could be one of"
+    words = rf"'{guide}' is in 3 cells of 'A' and 'B' \(such as 'c0'\): it could belong to any of"
     with pytest.raises(InvalidPerturbationLabelError, match=words):
         create(adata)
 
@@ -333,7 +333,7 @@ def test_other_cells_whose_label_is_not_that_of_their_guide(
     model.is_trained_ = True
     other = make_screen(["B", "B", "A"], guide=["Ag2", "Ag2", "Ag2"])
     before = other.copy()
-    words = r"'Ag2' belongs to 'A' in the training data, and is carried by 2 cells of 'B'"
+    words = r"'Ag2' belongs to 'A' in the training data, but is in 2 cells of 'B'"
     with pytest.raises(InvalidPerturbationLabelError, match=words):
         model.get_latent_representation(other[:3] if is_view else other)
     assert_unchanged(other, before)

@@ -132,7 +132,7 @@ def test_scores_of_additive_cells_are_calibrated():
 
 def test_what_cannot_be_observed_is_refused():
     cells = by_hand()
-    with pytest.raises(SAMSError, match="'A' is no combination"):
+    with pytest.raises(SAMSError, match="'A' is not a combination"):
         observed_interactions(cells, ["A"], **SETTINGS)
     with pytest.raises(UnknownPerturbationError, match=r"'C'.*'A\+C'"):
         observed_interactions(cells, ["A+C"], **SETTINGS)

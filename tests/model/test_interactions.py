@@ -153,7 +153,7 @@ def test_all_measured_combinations_by_default(model_cls):
 
 
 def test_wrong_combinations_are_refused(known):
-    with pytest.raises(SAMSError, match="'P001' is no combination"):
+    with pytest.raises(SAMSError, match="'P001' is not a combination"):
         known.predict_interactions(["P001"])
     with pytest.raises(SAMSError, match="no combination"):
         known.predict_interactions(["P001+control"])

@@ -1,4 +1,4 @@
-"""Rows of a matrix in blocks, whether it is in memory or on disk."""
+"""Read rows of a matrix in blocks, from memory or disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import sparse
 from scvi_sams.exceptions import UnreadableDataError
 
 _READING_ERRORS = (OSError, ValueError, RuntimeError, LookupError)
-"""What h5py, zarr, its codecs and scipy raise on damaged data."""
+"""Errors that h5py, zarr, its codecs and scipy raise for damaged data."""
 
 
 def is_on_disk(values: object) -> bool:
@@ -22,12 +22,12 @@ def is_on_disk(values: object) -> bool:
 
 
 class BlockReader:
-    """Reads rows of a matrix, in as few accesses to the disk as there are blocks.
+    """Reads rows of a matrix with one disk access per block.
 
     A sparse matrix on disk is read from its three arrays: slices of anndata's
     :class:`~anndata.abc.CSRDataset` copy the pointers of all rows each time, which took 15 times as
-    long for 256 of 200,000 rows and grows with the file. One that is stored by columns (csc), or
-    damaged, is an UnreadableDataError; ``location`` says where it stands in the AnnData.
+    long for 256 of 200,000 rows and grows with the file. A matrix that is stored by columns (csc)
+    or damaged raises UnreadableDataError; ``location`` is its slot in the AnnData.
     """
 
     def __init__(self, values: Any, location: str = "adata.X") -> None:
@@ -36,14 +36,14 @@ class BlockReader:
         self._values = values
         if isinstance(values, CSCDataset):
             raise UnreadableDataError(
-                f"{location} is stored by genes (csc), so that reading a few cells would read all. "
+                f"{location} is stored by genes (csc), so reading a few cells would read all. "
                 "Write the file again by cells (adata.X = adata.X.tocsr(), then adata.write_h5ad), "
                 "or read all of it into memory (anndata.read_h5ad)."
             )
         self._pointers = self._row_pointers() if isinstance(values, CSRDataset) else None
 
     def read(self, start: int, stop: int) -> np.ndarray | sparse.csr_matrix:
-        """Return rows ``start`` to ``stop - 1``; an error names them if the file is damaged."""
+        """Return rows ``start`` to ``stop - 1``; an error if the file is damaged there."""
         if not is_on_disk(self._values):
             return self._values[start:stop]
         try:
@@ -60,10 +60,10 @@ class BlockReader:
     def read_rows(self, rows: np.ndarray, rows_per_read: int) -> np.ndarray | sparse.csr_matrix:
         """Return one row, dense or csr, for each of some ascending positions, which may repeat.
 
-        Rows are read in blocks, each from its first to its last asked-for row.
+        Rows are read in blocks, each from its first to its last requested row.
         """
         blocks = []
-        # Split where the next block begins.
+        # Split at the beginning of the next block.
         for part in np.split(rows, np.flatnonzero(np.diff(rows // rows_per_read)) + 1):
             block = self.read(part[0], part[-1] + 1)
             is_whole = (np.diff(part) == 1).all()
@@ -111,8 +111,8 @@ class BlockReader:
 
 
 def check_rows(rows: sparse.csr_matrix) -> None:
-    """Raise ValueError if what was read from disk cannot be rows; sort their genes."""
-    # Column numbers out of range would make scipy write outside of its arrays later.
+    """Raise ValueError for invalid rows read from disk; sort their genes."""
+    # Column numbers out of range would later make scipy write outside of its arrays.
     rows.check_format(full_check=True)
     if not rows.has_sorted_indices:
         rows.sort_indices()

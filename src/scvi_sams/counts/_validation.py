@@ -1,4 +1,4 @@
-"""Checks of the expression values, and a guard that undoes half-done registrations."""
+"""Checks of expression values, and a guard that reverts incomplete registrations."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FOR_NORMALISED_VALUES = (
 
 @contextmanager
 def unchanged_on_error(adata: AnnData) -> Iterator[None]:
-    """Give the AnnData back as it was if registration fails half-way.
+    """Restore the AnnData if registration fails.
 
-    scvi-tools registers field by field and writes as it goes; only the slots that it writes
-    (``_scvi_*`` columns, matrices and identifiers) are restored, nothing is copied. A view that is
-    still a view was not written to.
+    scvi-tools registers field by field and writes immediately; only the slots that it writes
+    (``_scvi_*`` columns, matrices and identifiers) are restored, nothing is copied. An AnnData that
+    is still a view was not written to.
     """
     slots = (adata.obs, adata.obsm, adata.uns)
     before = [{key: slot[key] for key in _keys(slot)} for slot in slots]
@@ -51,11 +51,11 @@ def _keys(slot: object) -> list[str]:
 def validate_expression(
     values: np.ndarray | sparse.spmatrix | None, *, counts: bool, location: str
 ) -> None:
-    """Raise an error if expression, in memory or on disk, cannot be what the likelihood assumes.
+    """Raise if expression, in memory or on disk, does not fit the likelihood.
 
-    It must be there, readable, numeric and finite. Counts are also whole, non-negative, not too
-    large to be held exactly in single precision, and no cell is without any. Read in chunks of
-    rows; ``location`` says where the values stand.
+    It must exist, be readable, numeric and finite. Counts must also be non-negative integers that
+    are exact in single precision, and every cell must have some. Read in chunks of rows;
+    ``location`` names the slot of the values.
     """
     if values is None:
         raise MissingKeyError(f"{location} is empty. Name the layer with the values as `layer`.")
@@ -68,7 +68,7 @@ def validate_expression(
         n_bad = entries.size - np.count_nonzero(np.isfinite(entries))
         if n_bad:
             raise InvalidCountsError(
-                f"{location} holds {n_bad} values that are NaN or infinite. Remove or fill them."
+                f"{location} contains {n_bad} values that are NaN or infinite. Remove or fill them."
             )
         if counts:
             check_counts(entries, location)
@@ -84,19 +84,19 @@ def _check_numeric(values: Any, location: str) -> None:
     if not in_memory and not is_on_disk(values):
         raise InvalidCountsError(
             f"{location} is a {type(values).__module__}.{type(values).__name__}, which cannot be "
-            "read. Make it a numpy array or a csr matrix (adata.to_memory() loads what is lazy)."
+            "read. Make it a numpy array or a csr matrix (adata.to_memory() loads lazy data)."
         )
     if values.dtype.kind not in "biuf":
         raise InvalidCountsError(
-            f"{location} is of type {values.dtype}, and expression is numbers. Convert it: "
+            f"{location} is of type {values.dtype}, but expression must be numbers. Convert it: "
             "adata.X = adata.X.astype('float32')."
         )
 
 
 def _check_matrix_intact(values: Any, location: str) -> None:
-    """Raise an error if indices of a sparse matrix in memory lead out of it.
+    """Raise if indices of a sparse matrix in memory are out of range.
 
-    scipy does not check them and would read memory that is not the matrix's.
+    scipy does not check them and would read memory outside of the matrix.
     """
     if not sparse.issparse(values):
         return
@@ -111,7 +111,7 @@ def _check_matrix_intact(values: Any, location: str) -> None:
     )
     if is_damaged:
         raise UnreadableDataError(
-            f"The sparse matrix in {location} has indices that lead out of its {values.shape[0]} "
+            f"The sparse matrix in {location} has indices outside of its {values.shape[0]} "
             f"cells x {values.shape[1]} genes. It is damaged: read or make it again."
         )
 
@@ -119,16 +119,16 @@ def _check_matrix_intact(values: Any, location: str) -> None:
 def check_counts(
     entries: np.ndarray, location: str, *, normalised: str = _FOR_NORMALISED_VALUES
 ) -> None:
-    """Raise an error if values are negative, fractional or too large.
+    """Raise if values are negative, fractional or too large.
 
-    ``location`` names them, and ``normalised`` is what to do with values that are no counts.
+    ``location`` names them, and ``normalised`` is advice for values that are not counts.
     """
     negative, fractional = entries[entries < 0], entries[entries != np.rint(entries)]
     for kind, bad in (("negative", negative[:1]), ("fractional", fractional[:1])):
         if bad.size:
             raise InvalidCountsError(
-                f"{location} holds {kind} values (such as {bad[0]:g}), which are no counts. Pass "
-                f"the layer with raw counts as `layer`{normalised}."
+                f"{location} contains {kind} values (such as {bad[0]:g}), which are not counts. "
+                f"Pass the layer with raw counts as `layer`{normalised}."
             )
     _check_not_huge(entries, LARGEST_COUNT, location)
 
@@ -136,12 +136,12 @@ def check_counts(
 def _check_not_huge(entries: np.ndarray, largest: float, location: str) -> None:
     if not entries.size:
         return
-    # As Python numbers: the negative of an unsigned one is none.
+    # As Python numbers: unsigned ones cannot be negated.
     worst = max(float(entries.max()), float(entries.min()), key=abs)
     if abs(worst) > largest:
         raise InvalidCountsError(
-            f"{location} holds values as large as {worst:g}; up to {largest:g} can be computed "
-            "with. Check what the values are, and scale or remove them."
+            f"{location} contains values as large as {worst:g}; the largest supported value is "
+            f"{largest:g}. Check what the values are, and scale or remove them."
         )
 
 

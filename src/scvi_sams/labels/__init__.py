@@ -1,1 +1,1 @@
-"""What was done to each cell: labels and doses, read once and kept as values."""
+"""Perturbations and doses of each cell, parsed once and kept as values."""

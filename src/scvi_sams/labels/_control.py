@@ -1,4 +1,4 @@
-"""Which cells are controls, as users say it: by labels, by a pattern, or by marking the cells."""
+"""Control cells as users specify them: by labels, by a pattern, or by marking the cells."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scvi_sams.labels._names import listing
 
 
 def named_control(control: Any, labels: pd.Series, obs: pd.DataFrame | None = None) -> Any:
-    """Return ``control`` with the labels of marked cells in place of what marks them.
+    """Return ``control``, with labels instead of marks if it marks the control cells.
 
-    Cells are marked by a boolean for each, or by the name of a column of ``obs`` that holds them
-    (unless there is such a label). Anything else is returned as it is.
+    Cells are marked by a boolean per cell, or by the name of a boolean column of ``obs`` (unless
+    there is a label of that name). Anything else is returned unchanged.
     """
     if isinstance(control, str) and obs is not None and control in obs:
         marks = obs[control]
@@ -39,14 +39,14 @@ def named_control(control: Any, labels: pd.Series, obs: pd.DataFrame | None = No
     if shared:
         raise InvalidPerturbationLabelError(
             f"{told} marks some cells labelled {listing(shared)} as controls and others not. Give "
-            "control cells labels of their own; where a dose of zero makes the control, register "
+            "control cells labels of their own; if control cells have a dose of zero, register "
             "doses (`dosage_key`)."
         )
     return names
 
 
 def marks_cells(control: Any, n_cells: int) -> bool:
-    """Whether ``control`` holds a boolean for every cell, and no labels."""
+    """Whether ``control`` has a boolean for every cell, and no labels."""
     if isinstance(control, list | tuple):
         is_bool = all(isinstance(mark, bool | np.bool_) for mark in control)
         return is_bool and len(control) == n_cells

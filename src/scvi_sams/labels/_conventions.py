@@ -1,4 +1,4 @@
-"""What names often mean although nobody said so: controls, no assignment, guides, combinations."""
+"""Common conventions for names: controls, no assignment, guides, combinations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNASSIGNED = (
     r"|<na>|null|missing|no[-_ .]?(guide|sgrna|grna|assignment)"
 )
 _NUMBERED = r"([-_ .:|#/]+.*|(g|sg|guide|grna)?\d+)?"
-"""What may follow: anything after a separator, or the number of a guide."""
+"""Possible endings: anything after a separator, or the number of a guide."""
 _IS_CONTROL = re.compile(f"({_CONTROL}){_NUMBERED}", re.IGNORECASE)
 _IS_UNASSIGNED = re.compile(f"({_UNASSIGNED})", re.IGNORECASE)
 _SURE_GUIDE = re.compile(
@@ -28,23 +28,23 @@ _NUMBERED_GENE = re.compile(r"(?P<gene>[A-Za-z][A-Za-z0-9-]*)_\d{1,3}")
 _DELIMITERS = (" + ", " & ", " | ", "__", "::", "||", *"+_|&,;:/-.~")
 _FEWEST_BUILT = 2
 _SHARE_OF_GUIDES = 0.25
-"""Of the names, from which on numbers alone say that they are guides."""
+"""Proportion of names above which numbers alone indicate guides."""
 
 
 def looks_like_control(name: str) -> bool:
-    """Whether a name is a common one of control cells, alone or with a number, as ``"NT_1"``."""
+    """Whether a name is a common one for control cells, alone or with a number: ``"NT_1"``."""
     return _IS_CONTROL.fullmatch(name) is not None
 
 
 def looks_unassigned(name: str) -> bool:
-    """Whether a name is a common word for cells whose perturbation is not known."""
+    """Whether a name is a common word for cells whose perturbation is unknown."""
     return _IS_UNASSIGNED.fullmatch(name) is not None
 
 
 def likely_delimiter(names: Iterable[str], control: Iterable[str]) -> tuple[str, list[str]] | None:
-    """Find what joins names to others, and the names that are built so; ``None`` if there is none.
+    """Find a likely delimiter and the names that contain it; ``None`` if there is none.
 
-    A name is built of others if each of its parts is a name, or what control cells are called.
+    All parts of such a name must be names themselves, or common names for controls.
     """
     names = list(names)
     built = {mark: _built_with(mark, names, set(control)) for mark in _DELIMITERS}
@@ -59,7 +59,7 @@ def _built_with(mark: str, names: list[str], control: set[str]) -> list[str]:
         return part in control or looks_like_control(part)
 
     known = set(names)
-    # "KLF1_ctrl" is the way in which some files write "KLF1".
+    # Some files write "KLF1" as "KLF1_ctrl".
     for parts in parts_of.values():
         named = [part for part in parts if not is_nothing(part)]
         if len(parts) == 2 and len(named) == 1:
@@ -73,7 +73,7 @@ def _built_with(mark: str, names: list[str], control: set[str]) -> list[str]:
 
 
 def gene_of_guide(name: str) -> str | None:
-    """Gene of a name that looks like one of a guide, as ``"STAT1g1"`` or ``"STAT1_1"``."""
+    """Gene of a name that looks like that of a guide, such as ``"STAT1g1"`` or ``"STAT1_1"``."""
     found = _SURE_GUIDE.fullmatch(name) or _NUMBERED_GENE.fullmatch(name)
     return None if found is None else next(filter(None, found.groups()))
 
@@ -81,7 +81,7 @@ def gene_of_guide(name: str) -> str | None:
 def guides_of_genes(names: Iterable[str]) -> dict[str, list[str]]:
     """Names that look like several guides of one gene, such as ``"STAT1g1"``, by that gene.
 
-    A number alone (``"STAT1_1"``) counts if a good share of the names is written so.
+    A number alone (``"STAT1_1"``) counts only if enough of the names have this form.
     """
     names = [name for name in names if not looks_like_control(name)]
     sure: defaultdict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Which guides cells carry, and which perturbation each guide belongs to: pure functions."""
+"""Guides of cells, and the perturbation of each guide: pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scvi_sams.labels._labels import NO_PERTURBATION, Labels, distinct_rows
 from scvi_sams.labels._names import listing, texts_of
 
 NO_GUIDE = -1
-"""Code that pads the rows of cells with fewer guides than others have."""
+"""Padding code for cells with fewer guides than the maximum."""
 GUIDE_SEPARATOR = "|"
 _OTHER_SEPARATORS = (";", ",")
 _HOW_TO_WRITE = (
@@ -28,7 +28,7 @@ class Carriers(NamedTuple):
     """Cells with one label of guides and one set of perturbations."""
 
     text: str
-    """Label of guides, empty if it is missing."""
+    """Label of guides, empty if missing."""
     perturbations: tuple[str, ...]
     """Sorted names; none for control cells."""
     n_cells: int
@@ -36,17 +36,17 @@ class Carriers(NamedTuple):
 
 
 class GuideList(NamedTuple):
-    """What is learned of guides from the training data."""
+    """Guides learned from the training data."""
 
     names: tuple[str, ...]
-    """By perturbation, then sorted."""
+    """Sorted by perturbation, then by name."""
     owners: tuple[str, ...]
-    """Name of the perturbation that each guide belongs to."""
+    """Name of the perturbation of each guide."""
     separator: str | None
 
 
 def carriers_of_guides(column: pd.Series, labels: Labels) -> tuple[list[Carriers], np.ndarray]:
-    """Group cells by what they carry; returns the groups, and the group of every cell."""
+    """Group cells by guides and perturbations; returns the groups, and the group of every cell."""
     text_of_cell, texts = texts_of(column, InvalidPerturbationLabelError)
     rows, row_of_cell = distinct_rows(np.sort(labels.codes, axis=1))
     names_of_row = [
@@ -67,10 +67,10 @@ def carriers_of_guides(column: pd.Series, labels: Labels) -> tuple[list[Carriers
 
 
 def learn_guides(groups: Sequence[Carriers], labels: Labels) -> tuple[GuideList, list[list[str]]]:
-    """Find the guides, and the one perturbation that each belongs to.
+    """Find the guides, and the one perturbation of each.
 
-    Also returned are the guides of each group. Those that only control cells carry, or that
-    ``control`` names, are none.
+    Also returned are the guides of each group. Guides that occur only in control cells, or are
+    named in ``control``, are excluded.
     """
     separator = _separator(groups, labels)
     parts = [_split(group.text, separator) for group in groups]
@@ -82,7 +82,7 @@ def learn_guides(groups: Sequence[Carriers], labels: Labels) -> tuple[GuideList,
     if not carried:
         raise InvalidPerturbationLabelError(
             "No perturbed cell has a guide: all have NaN, an empty text, or a name of control "
-            "cells in the column of `guide_key`. Pass another column, or leave `guide_key` out."
+            "cells in the column of `guide_key`. Pass another column, or omit `guide_key`."
         )
     _check_not_of_controls(groups, guides, carried, labels.spelling.control)
     owners = _owners(groups, guides, carried)
@@ -95,9 +95,9 @@ def learn_guides(groups: Sequence[Carriers], labels: Labels) -> tuple[GuideList,
 def find_guides(
     groups: Sequence[Carriers], known: GuideList, labels: Labels
 ) -> tuple[list[list[str]], list[str]]:
-    """Return the known guides of each group of other cells, and sorted unknown names.
+    """Return the known guides of each group of new cells, and sorted unknown names.
 
-    A label that is a known name is not split. Guides of control cells are not read.
+    A label that is a known name is not split. Guides of control cells are ignored.
     """
     owners = dict(zip(known.names, known.owners, strict=True))
     is_control = labels.spelling.is_control
@@ -134,7 +134,7 @@ def _split(text: str, separator: str | None) -> list[str]:
 
 
 def _separator(groups: Sequence[Carriers], labels: Labels) -> str | None:
-    """Return what separates guides in a column; ``None`` if each label is one guide."""
+    """Return the separator of guides in a column; ``None`` if each label is one guide."""
     texts = {group.text for group in groups}
     for mark in (GUIDE_SEPARATOR, labels.spelling.delimiter, *_OTHER_SEPARATORS):
         if not mark or not any(mark in text for text in texts):
@@ -145,10 +145,10 @@ def _separator(groups: Sequence[Carriers], labels: Labels) -> str | None:
 
 
 def _separates(mark: str, groups: Sequence[Carriers], texts: set[str], labels: Labels) -> bool:
-    """Whether what stands between marks are guides: ``"_"`` in ``"STAT1_1"`` is part of a name.
+    """Whether a mark separates guides: in ``"STAT1_1"``, ``"_"`` is part of a name.
 
-    Guides are names that begin with a perturbation of the cell, stand alone elsewhere or are those
-    of controls; or as many names as the cell has perturbations, if these are several.
+    Guides are names that begin with a perturbation of the cell, occur alone elsewhere or are
+    controls; or as many names as the cell has perturbations, if there are several.
     """
     for group in groups:
         if not group.perturbations or mark not in group.text:
@@ -170,7 +170,7 @@ def _separates(mark: str, groups: Sequence[Carriers], texts: set[str], labels: L
 def _split_known(
     text: str, known: Mapping[str, str], separator: str | None, labels: Labels
 ) -> list[str]:
-    """Names in a label of other cells, split so that most of them are known."""
+    """Names in a label of new cells, split so that most of them are known."""
     if text in known:
         return [text]
     marks = (separator, GUIDE_SEPARATOR, labels.spelling.delimiter, *_OTHER_SEPARATORS)
@@ -193,17 +193,17 @@ def _check_not_of_controls(
         name = shared[0]
         cells = _told([groups[i] for i in carried[name]])
         raise InvalidPerturbationLabelError(
-            f"The guide {name!r} is carried by {of_controls[name]} control cells and by {cells}"
-            f"{_others(shared)}. A guide belongs to one perturbation. Correct the guide or the "
-            "label of these cells, or give control cells (those of dose 0 among them) no guide "
-            f"(NaN); a guide of controls is named in `control`: control={[*control, name]}."
+            f"The guide {name!r} is in {of_controls[name]} control cells and in {cells}"
+            f"{_others(shared)}. A guide must belong to one perturbation. Correct the guide or the "
+            "label of these cells, or set the guide of control cells (including those of dose 0) "
+            f"to NaN; name guides of controls in `control`: control={[*control, name]}."
         )
 
 
 def _owners(
     groups: Sequence[Carriers], guides: Sequence[list[str]], carried: Mapping[str, list[int]]
 ) -> dict[str, str]:
-    """Name of the perturbation of each guide; errors name guides of none, or of several."""
+    """Name of the perturbation of each guide; an error if a guide has none, or several."""
     common = {
         name: set.intersection(*(set(groups[i].perturbations) for i in numbers))
         for name, numbers in carried.items()
@@ -212,8 +212,8 @@ def _owners(
     if of_none:
         cells = _told([groups[i] for i in carried[of_none[0]]])
         raise InvalidPerturbationLabelError(
-            f"The guide {of_none[0]!r} is carried by {cells}{_others(of_none)}: no perturbation is "
-            "common to them, and a guide belongs to one. Correct the guide or the label of the "
+            f"The guide {of_none[0]!r} is in {cells}{_others(of_none)}: they have no perturbation "
+            "in common, but a guide must belong to one. Correct the guide or the label of the "
             "cells that are wrong, or drop them." + _HOW_TO_WRITE
         )
     owners = {}
@@ -226,17 +226,17 @@ def _owners(
     if unclear:
         name = unclear[0]
         raise InvalidPerturbationLabelError(
-            f"The guide {name!r} is carried by {_told([groups[i] for i in carried[name]])}"
-            f"{_others(unclear)}: it could be one of {listing(sorted(common[name]))}, which all of "
-            "these cells have. Begin its name with that of its perturbation, such as "
-            f"{sorted(common[name])[0] + '_' + name!r}, or add cells that carry it without the "
+            f"The guide {name!r} is in {_told([groups[i] for i in carried[name]])}"
+            f"{_others(unclear)}: it could belong to any of {listing(sorted(common[name]))}, which "
+            "all of these cells have. Begin its name with that of its perturbation, such as "
+            f"{sorted(common[name])[0] + '_' + name!r}, or add cells that have it without the "
             "others." + _HOW_TO_WRITE
         )
     return owners
 
 
 def _named_in(guide: str, perturbations: set[str]) -> set[str]:
-    """The longest of the names that a guide's name begins with; none if it names another too."""
+    """The longest name with which the guide's name begins; none if it contains another too."""
     begins = [name for name in perturbations if guide.startswith(name)]
     if not begins:
         return set()
@@ -254,9 +254,9 @@ def _settle_by_the_others(
     guides: Sequence[list[str]],
     carried: Mapping[str, list[int]],
 ) -> None:
-    """Give a guide the one perturbation that no other guide of its cells belongs to.
+    """Assign to a guide the only perturbation that no other guide of its cells belongs to.
 
-    In rounds, each of which goes by those before: the order of guides plays no part.
+    Works in rounds, each based on the previous ones, so that the order of guides does not matter.
     """
     while True:
         settled = {}
@@ -273,9 +273,9 @@ def _settle_by_the_others(
 def _check_owner(name: str, owner: str, group: Carriers) -> None:
     if owner not in group.perturbations:
         raise InvalidPerturbationLabelError(
-            f"The guide {name!r} belongs to {owner!r} in the training data, and is carried by "
-            f"{_told([group])}. Correct the guide or the label of these cells, or give them no "
-            "guide (NaN)."
+            f"The guide {name!r} belongs to {owner!r} in the training data, but is in "
+            f"{_told([group])}. Correct the guide or the label of these cells, or set their guide "
+            "to NaN."
         )
 
 
@@ -298,4 +298,4 @@ def _told(groups: Sequence[Carriers]) -> str:
 def _others(names: Sequence[str]) -> str:
     if len(names) == 1:
         return ""
-    return f" (so are, of other cells, {len(names) - 1} more guides, such as {names[1]!r})"
+    return f" (as are {len(names) - 1} more guides, such as {names[1]!r}, of other cells)"

@@ -1,4 +1,4 @@
-"""What was done to each cell, as one value."""
+"""Perturbations and doses of each cell, as one value."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from scvi_sams.labels._names import check_known, listing
 from scvi_sams.labels._spelling import Spelling
 
 NO_PERTURBATION = -1
-"""Code that pads the rows of cells with fewer perturbations than the widest combination."""
+"""Padding code for cells with fewer perturbations than the largest combination."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Which perturbations each cell received, and how much of each.
+    """Perturbations and doses of each cell.
 
-    Text is read once, where a user hands it over (:func:`~scvi_sams.labels._parsing.encode_labels`,
-    :func:`~scvi_sams.labels._parsing.encode_dosage_matrix`); everything inside the package
-    takes this value. It does not change: its arrays are read-only.
+    Text is parsed once, in public functions (:func:`~scvi_sams.labels._parsing.encode_labels`,
+    :func:`~scvi_sams.labels._parsing.encode_dosage_matrix`); all internal functions take this
+    value. It is immutable: its arrays are read-only.
 
     Attributes
     ----------
     codes
-        Integers of shape ``(n_cells, n_slots)``: positions in ``vocabulary``, each once in a row
-        and ascending, or :data:`NO_PERTURBATION` where a slot is empty. ``n_slots`` is the size of
+        Integers of shape ``(n_cells, n_slots)``: positions in ``vocabulary``, unique and ascending
+        in each row, or :data:`NO_PERTURBATION` where a slot is empty. ``n_slots`` is the size of
         the largest combination (at least 1).
     doses
-        Dosages of shape ``(n_cells, n_slots)`` in the user's units; 0 where a slot is empty.
+        Doses of shape ``(n_cells, n_slots)`` in the user's units; 0 where a slot is empty.
     vocabulary
         Names of the perturbations, without controls.
     spelling
-        How labels are written.
+        Spelling of labels.
     """
 
     codes: np.ndarray
@@ -53,7 +53,7 @@ class Labels:
 
     def __post_init__(self) -> None:
         for name in ("codes", "doses"):
-            # A view, so that an array which the caller goes on using stays as it was.
+            # A view, so that the caller's array stays writable.
             array = getattr(self, name).view()
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -63,12 +63,12 @@ class Labels:
         return len(self.codes)
 
     def __getitem__(self, cells: np.ndarray | Sequence[int] | slice) -> Labels:
-        """Labels of some cells, by positions, booleans or a slice; the vocabulary stays."""
+        """Labels of some cells, by positions, booleans or a slice, with the same vocabulary."""
         return replace(self, codes=self.codes[cells], doses=self.doses[cells])
 
     @cached_property
     def is_control(self) -> np.ndarray:
-        """Boolean of shape ``(n_cells,)``: cells that carry no perturbation."""
+        """Boolean of shape ``(n_cells,)``: cells without a perturbation."""
         return (self.codes == NO_PERTURBATION).all(axis=1)
 
     @property
@@ -78,17 +78,17 @@ class Labels:
 
     @property
     def names(self) -> list[str]:
-        """Canonical labels that cells carry, sorted; that of the control cells among them."""
+        """Canonical labels of the cells, sorted, including that of the control cells."""
         return self._distinct[0]
 
     @property
     def perturbed_names(self) -> list[str]:
-        """Canonical labels that perturbed cells carry, sorted."""
+        """Canonical labels of perturbed cells, sorted."""
         return [name for name in self.names if name != self.control]
 
     @property
     def carried(self) -> list[str]:
-        """Perturbations that cells carry, sorted; ``vocabulary`` may hold more."""
+        """Perturbations of the cells, sorted; ``vocabulary`` may contain more."""
         return sorted(self.vocabulary[code] for code in np.unique(self.codes) if code >= 0)
 
     @property
@@ -114,15 +114,15 @@ class Labels:
 def distinct_rows(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct rows in ascending order, and the row of every cell.
 
-    What ``np.unique(codes, axis=0, return_inverse=True)`` returns, in a tenth of its time.
+    The result of ``np.unique(codes, axis=0, return_inverse=True)``, in a tenth of its time.
     """
     row_of_cell = np.zeros(len(codes), dtype=np.int64)
     for slot in codes.T:
-        # Numbered again after each slot, so that the keys of many slots do not overflow.
+        # Renumbered after each slot, so that the keys of many slots do not overflow.
         keys = row_of_cell * (slot.max(initial=NO_PERTURBATION) + 2) + (slot - NO_PERTURBATION)
         row_of_cell, _ = pd.factorize(keys)
     first_cell = np.empty(row_of_cell.max(initial=-1) + 1, dtype=np.int64)
-    first_cell[row_of_cell] = np.arange(len(codes))  # some cell of each row: all are the same
+    first_cell[row_of_cell] = np.arange(len(codes))  # any cell of each row: all are the same
     rows = codes[first_cell]
     order = np.lexsort(rows.T[::-1])
     return rows[order], np.argsort(order)[row_of_cell]
@@ -143,7 +143,7 @@ def distinct_combinations(
 def combinations_as_perturbations(
     labels: Labels, *, vocabulary: Sequence[str] | None = None
 ) -> Labels:
-    """Give every combination a code of its own, for models in which effects do not add up.
+    """Give every combination its own code, for models in which effects do not add up.
 
     Codes, of shape ``(n_cells, 1)``, refer to ``vocabulary``, the known perturbations and
     combinations; ``None`` makes it from the cells, sorted. Doses must be 0 or 1.
@@ -152,8 +152,8 @@ def combinations_as_perturbations(
     if len(other):
         raise InvalidDosageError(
             f"Doses other than 1 were given ({', '.join(f'{dose:g}' for dose in other[:5])}), "
-            "which mean nothing where every perturbation and combination is a state of its own. "
-            "Register each dose as a label of its own, such as 'drug@0.5', or use a model that is "
+            "but in this model every perturbation and combination is a separate state. "
+            "Register each dose as its own label, such as 'drug@0.5', or use a model that is "
             "linear in the dose (SAMSVAE, CPAVAE)."
         )
     parts_of_row, row_of_cell = distinct_combinations(labels.codes, labels.vocabulary)
@@ -170,8 +170,8 @@ def combinations_as_perturbations(
     if combinations:
         raise UnknownPerturbationError(
             f"Unknown combination{'s' if len(combinations) > 1 else ''}: {listing(combinations)}. "
-            "This model takes each combination for a perturbation of its own and cannot predict "
-            "combinations that it has not seen in training. SAMSVAE and CPAVAE can: they add up "
+            "This model treats each combination as a separate perturbation and cannot predict "
+            "combinations without training cells. SAMSVAE and CPAVAE can: they add up "
             "the effects of the perturbations."
         )
     check_known(unknown, positions, labels.control)
@@ -182,7 +182,7 @@ def combinations_as_perturbations(
 
 
 def inseparable_perturbations(codes: np.ndarray, vocabulary: Sequence[str]) -> list[list[str]]:
-    """Groups of perturbations that cells carry only together, so that nothing tells them apart."""
+    """Groups of perturbations that occur only together, so that they cannot be distinguished."""
     rows, _ = distinct_rows(codes)
     numbers, slots = np.nonzero(rows != NO_PERTURBATION)
     rows_of_code: defaultdict[int, list[int]] = defaultdict(list)
@@ -200,16 +200,16 @@ def parts_of_combination(label: str, spelling: Spelling) -> list[str]:
     parts = label.split(delimiter) if delimiter else [label]
     if len(parts) < 2:
         raise SAMSError(
-            f"{label!r} is no combination: interactions are those of at least two perturbations"
+            f"{label!r} is not a combination: an interaction needs at least two perturbations"
             + (f", joined by {delimiter!r}." if delimiter else " (`delimiter` is None).")
         )
     return parts
 
 
 def check_has_control(labels: Labels, matrix_key: str | None = None) -> None:
-    """Raise an error if no cell is a control cell; names that look like one are shown first.
+    """Raise if no cell is a control cell; the message lists names that look like controls first.
 
-    ``matrix_key`` is that of obsm, if labels are those of a dosage matrix.
+    ``matrix_key`` is the key of obsm, if labels come from a dosage matrix.
     """
     if labels.is_control.any():
         return

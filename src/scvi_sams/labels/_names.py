@@ -1,4 +1,4 @@
-"""Values of a column and names of perturbations: distinct, unknown, and shown in messages."""
+"""Values of a column and names of perturbations: distinct, unknown, and listed in messages."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def factorize(values: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, li
     except TypeError:
         bad = next((value for value in values if not isinstance(value, Hashable)), values.iloc[0])
         raise error(
-            f"{values.name or 'A column'} holds {bad!r}, which is neither text nor a number. "
-            "(Names or doses of a combination are written as one text, joined by `delimiter`.)"
+            f"{values.name or 'A column'} contains {bad!r}, which is neither text nor a number. "
+            "(Write names or doses of a combination as one text, joined by `delimiter`.)"
         ) from None
     return numbers, list(distinct)
 
@@ -33,7 +33,7 @@ def factorize(values: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, li
 def texts_of(column: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, list[str]]:
     """Number of each cell's text, shape ``(n_cells,)``, and the distinct texts.
 
-    Blanks around it are no part of a text, and one of a missing value is empty. Values that cannot
+    Surrounding blanks are removed, and the text of a missing value is empty. Values that cannot
     be compared, such as lists, raise ``error``.
     """
     number_of_cell, distinct = factorize(column, error)
@@ -44,16 +44,16 @@ def texts_of(column: pd.Series, error: type[SAMSError]) -> tuple[np.ndarray, lis
 def _text(value: object) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):  # type: ignore[call-overload]
         return ""
-    # Missing values make floats of whole numbers.
+    # Missing values turn integers into floats.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     return str(value).strip()
 
 
 def numbers_in(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Values as floats, NaN where they are missing or no numbers, and which are no numbers."""
+    """Values as floats, NaN where missing or not a number, and which are not numbers."""
     numbers = pd.to_numeric(values, errors="coerce")
-    # pandas counts dates in nanoseconds, which no one means.
+    # pandas would convert dates to nanoseconds.
     is_other = (numbers.isna() & values.notna()).to_numpy() | (values.dtype.kind in "mMc")
     if numbers.dtype.kind == "c":
         is_other |= values.map(lambda value: isinstance(value, complex)).to_numpy(dtype=bool)
@@ -65,10 +65,10 @@ def numbers_in(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 def check_known(
     names: Iterable[str], known: Iterable[str], control: str = "control", column: object = None
 ) -> None:
-    """Raise an error that names the perturbations which are not known, and similar known ones.
+    """Raise an error that names unknown perturbations, and similar known ones.
 
-    ``control`` is what control cells are called, and ``column`` that of ``obs`` with the names, if
-    they are labels of cells.
+    ``control`` is the label of control cells, and ``column`` the column of ``obs`` with the names,
+    if they are labels of cells.
     """
     known_names = known if isinstance(known, dict) else dict.fromkeys(known)
     unknown = sorted({str(name) for name in names if name not in known_names})
@@ -79,9 +79,9 @@ def check_known(
         f"Unknown perturbation{'s' if len(unknown) > 1 else ''}: {listing(unknown)}. "
         f"{len(known_names)} perturbations are known"
         + (f"; did you mean {listing(hints)}?" if hints else f", such as {listing(known_names)}.")
-        + " A model can only speak of perturbations that occur in its training data, alone or in a"
-        " combination, or of which SAMSVAE has `perturbation_features`. Control cells are called"
-        f" {shown(control)} here (`control`)"
+        + " Only perturbations in the training data, alone or in a combination, or in"
+        " `perturbation_features` of SAMSVAE can be predicted. The label of control cells is"
+        f" {shown(control)} (`control`)"
         + (
             f": if {shown(unknown[0])} are control cells, rename them, adata.obs[{column!r}] = "
             f"adata.obs[{column!r}].astype(str).replace({unknown[0]!r}, {control!r})."
@@ -95,9 +95,9 @@ def check_known(
 def check_has(
     lacks: str, wanted: Iterable[object], present: Iterable[object], advice: str = ""
 ) -> None:
-    """Raise an error that names what is wanted and not there, and what is there.
+    """Raise an error that names the missing entries, and those that exist.
 
-    ``lacks`` begins the message, as "adata.obs has no column" does.
+    ``lacks`` is the beginning of the message, such as "adata.obs has no column".
     """
     there = list(present)
     missing = [name for name in wanted if name not in there]
@@ -108,7 +108,7 @@ def check_has(
 
 
 def similar_names(names: Iterable[str]) -> list[list[str]]:
-    """Groups of names that differ only by case or by the way that letters are encoded."""
+    """Groups of names that differ only by case or by the encoding of letters."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys(names):
         groups[unicodedata.normalize("NFKC", name).casefold()].append(name)

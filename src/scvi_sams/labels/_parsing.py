@@ -1,7 +1,7 @@
-"""Perturbation labels and doses, or a dosage matrix, to padded codes and doses: pure functions.
+"""Convert labels and doses, or a dosage matrix, to padded codes and doses: pure functions.
 
-A screen of a million cells has few distinct labels, so labels are parsed once each and then spread
-over the cells; no cells x perturbations matrix is ever made.
+A screen of a million cells has few distinct labels, so each label is parsed once and the result is
+copied to the cells; no cells x perturbations matrix is made.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def read_labels(
     *,
     argument: str = "labels",
 ) -> Labels:
-    """Read the labels that a public function was given; what was read already is returned.
+    """Parse labels passed to a public function; parsed labels are returned unchanged.
 
-    ``control`` and ``delimiter`` are as users write them, and ``argument`` is the name that they
-    know the labels by.
+    ``control`` and ``delimiter`` are as users write them; ``argument`` is the name of the labels
+    in messages.
     """
     if isinstance(labels, Labels):
         return labels
@@ -49,13 +49,13 @@ def encode_labels(
     spelling: Spelling,
     vocabulary: Sequence[str] | None = None,
 ) -> Labels:
-    """Encode a label per cell, of any dtype whose values print as the label, and its dosage.
+    """Encode a label per cell, of any dtype whose text is the label, and its dosage.
 
     A dosage is a number (the dose of every perturbation of the label) or text such as
     ``"0.5+1.0"``, aligned with the label as written and joined by the same delimiter. Text that
-    reads as a number, such as ``"1e-3"``, is one number whatever the delimiter. Dosages of control
+    is a number, such as ``"1e-3"``, is one number whatever the delimiter. Dosages of control
     cells are ignored; without dosages all are 1. Codes refer to ``vocabulary``, the known
-    perturbations; ``None`` makes it from the labels, sorted.
+    perturbations; ``None``: those of the labels, sorted.
     """
     missing = labels.isna().to_numpy()
     if missing.any():
@@ -66,7 +66,7 @@ def encode_labels(
         )
     label_of_cell, distinct = factorize(labels, InvalidPerturbationLabelError)
     names_of_label = [spelling.split(label) for label in distinct]
-    # In the order of the labels, so that what is made of it does not depend on hashing.
+    # In the order of the labels, so that results do not depend on hashing.
     names = dict.fromkeys(name for names in names_of_label for name in names)
     perturbations = [name for name in names if not spelling.is_control(name)]
     if vocabulary is None:
@@ -75,7 +75,7 @@ def encode_labels(
     check_known(perturbations, positions, spelling.control_label, labels.name)
     n_names = np.array([len(names) for names in names_of_label], dtype=np.intp)
     label_of_name = np.repeat(np.arange(len(n_names)), n_names)
-    # Where each name stands in its label as written; controls have no code.
+    # Position of each name in its label as written; controls have no code.
     places = np.arange(len(label_of_name)) - np.repeat(np.cumsum(n_names) - n_names, n_names)
     found = [positions.get(name, NO_PERTURBATION) for names in names_of_label for name in names]
     found_codes = np.array(found, dtype=np.int32)
@@ -94,7 +94,7 @@ def encode_labels(
             labels,
             spelling.delimiter,
         )
-        # A perturbation given at dose zero was not given.
+        # Dose zero means not given.
         codes[doses == 0] = NO_PERTURBATION
     return Labels(codes, doses, tuple(vocabulary), spelling)
 
@@ -108,12 +108,11 @@ def encode_dosage_matrix(
 ) -> Labels:
     """Encode a cells x perturbations dosage matrix; an all-zero row is a control cell.
 
-    ``names`` are the perturbations of its columns; those named like controls stand for "nothing"
-    and are left out. Codes refer to ``vocabulary``, the known perturbations, by name, whatever the
-    order of the columns; ``None`` takes the columns with a non-zero entry, in their order. Other
-    columns may be unknown.
+    ``names`` are the perturbations of its columns; columns named like controls are ignored. Codes
+    refer to ``vocabulary``, the known perturbations, by name, whatever the order of the columns;
+    ``None``: the columns with a non-zero entry, in their order. Other columns may be unknown.
     """
-    # A copy, because what is tidied here is the user's.
+    # A copy, so that the user's matrix is not modified.
     table = sparse.csr_matrix(_numeric(matrix), dtype=np.float64, copy=True)
     table.sum_duplicates()
     names = [str(name).strip() for name in names]
@@ -129,10 +128,10 @@ def encode_dosage_matrix(
     if len(bad):
         raise InvalidDosageError(
             f"Dosages must be finite, not negative and at most {LARGEST_INPUT:g}; the dosage "
-            f"matrix holds {', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a "
+            f"matrix contains {', '.join(f'{dose:g}' for dose in bad[:5])}. Write 0 where a "
             "perturbation was not given."
         )
-    # As doses are kept: what is too small for that was not given either.
+    # In the precision of stored doses: what is 0 there was not given either.
     table = table.astype(np.float32)
     table.eliminate_zeros()
     kept = [column for column, name in enumerate(names) if not spelling.is_control(name)]
@@ -151,9 +150,9 @@ def encode_dosage_matrix(
 def _padded(
     n_of_row: np.ndarray, codes: np.ndarray, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lay codes, and a value of each, out in rows of one width, ascending by code.
+    """Arrange codes, and a value of each, in rows of one width, ascending by code.
 
-    ``n_of_row`` says how many belong to each row. Returns two arrays, ``(n_rows, n_slots)``.
+    ``n_of_row`` is the number in each row. Returns two arrays, ``(n_rows, n_slots)``.
     """
     n_slots = max(1, int(n_of_row.max(initial=1)))
     filled = np.arange(n_slots) < n_of_row[:, None]
@@ -178,10 +177,11 @@ def _align_dosages(
     labels: pd.Series,
     delimiter: str | None,
 ) -> np.ndarray:
-    """Give every code the dose that stood at the same place of the label as written.
+    """Assign to every code the dose at the same position of the label as written.
 
-    ``places`` says where each perturbation stood, ``n_names`` how many names each label has, with
-    controls. Doses of cells without codes are not read. Returns float32 of the shape of ``codes``.
+    ``places`` is the position of each perturbation, ``n_names`` the number of names of each label,
+    with controls. Doses of cells without codes are ignored. Returns float32 of the shape of
+    ``codes``.
     """
     if len(dosages) != len(labels):
         raise InvalidDosageError(
@@ -223,19 +223,19 @@ def _align_dosages(
 
 
 def read_numbers(value: object, delimiter: str | None) -> list[float]:
-    """Read the numbers of a dosage; an empty list means that it holds anything else."""
+    """Parse the numbers of a dosage; an empty list if it is anything else."""
     parts: list[object] = [value]
     if value is None or value is pd.NA:
         parts = [np.nan]
     elif isinstance(value, str) and delimiter and _number(value) is None:
-        # The sign of an exponent, as in "1e-3-2e-1", joins no numbers.
+        # The sign of an exponent, as in "1e-3-2e-1", is not a delimiter.
         parts = list(re.split(r"(?<![0-9.][eE])" + re.escape(delimiter), value))
     numbers = [number for number in map(_number, parts) if number is not None]
     return numbers if len(numbers) == len(parts) else []
 
 
 def _number(value: object) -> float | None:
-    # Python reads "1_2" as 12.
+    # Python parses "1_2" as 12.
     if isinstance(value, str) and "_" in value:
         return None
     try:
@@ -258,14 +258,14 @@ def _numeric(
         return values
     if sparse.issparse(values) or values.dtype.kind in "mMc":
         raise InvalidDosageError(
-            f"The dosage matrix is of type {values.dtype}: dosages are numbers. Convert it."
+            f"The dosage matrix is of type {values.dtype}, but dosages must be numbers. Convert it."
         )
     entries = pd.Series(values.ravel())
     numbers, _ = numbers_in(entries)
     bad = entries[np.isnan(numbers)]
     if len(bad):
         raise InvalidDosageError(
-            f"The dosage matrix holds {listing(bad.unique())}: dosages are numbers. Write 0 where "
-            "a perturbation was not given."
+            f"The dosage matrix contains {listing(bad.unique())}, but dosages must be numbers. "
+            "Write 0 where a perturbation was not given."
         )
     return numbers.reshape(values.shape)

@@ -1,4 +1,4 @@
-"""How well-known collections and packages write labels: one line each."""
+"""Label conventions of well-known collections and packages: one line each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scvi_sams._checks import check_choice
 
 @dataclass(frozen=True)
 class Preset:
-    """The arguments of ``setup_anndata`` that a convention decides."""
+    """The arguments of ``setup_anndata`` that a convention sets."""
 
     perturbation_key: str
     control: str
@@ -30,7 +30,7 @@ PRESETS: Final = {
 
 
 class Default(str):
-    """A default that a preset replaces, told apart from the same text where a user gives it."""
+    """A default that a preset replaces, distinguishable from the same text passed by a user."""
 
     __slots__ = ()
 
@@ -41,7 +41,7 @@ DELIMITER = Default("+")
 
 
 def with_preset(preset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with those of a preset in place of defaults, which become plain text."""
+    """Replace defaults by the arguments of a preset; remaining defaults become plain text."""
     values: dict[str, Any] = {}
     if preset is not None:
         check_choice("preset", preset, list(PRESETS))

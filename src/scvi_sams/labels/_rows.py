@@ -1,4 +1,4 @@
-"""Rows of tables that have one per label: canonical names, and the dose that each is about."""
+"""Rows of tables with one row per label: canonical names and doses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Dosage = float | str
 def rows_as_asked(
     labels: Sequence[str], dosages: Sequence[float | str] | None, spelling: Spelling
 ) -> pd.DataFrame:
-    """Rows for labels that a user asks for, at doses that were read without an error."""
+    """Rows for requested labels, at doses that were parsed without an error."""
     written = [None] * len(labels) if dosages is None else dosages
     names = [spelling.canonical(label) for label in labels]
     found = [_as_asked(*pair, spelling) for pair in zip(labels, written, strict=True)]
@@ -28,7 +28,7 @@ def rows_as_asked(
 def label_rows(names: Sequence[str], dosages: Sequence[Dosage]) -> pd.DataFrame:
     """``obs`` of a table: ``"perturbation"``, the canonical label, and ``"dosage"``.
 
-    Rows are called by the label; where a label has several doses, by both: ``"A@0.5"``. Doses are
+    Row names are labels, with the dose if a label has several doses: ``"A@0.5"``. Doses are
     numbers, or all of them text if a combination has more than one.
     """
     texts = [dosage_text(dosage) for dosage in dosages]
@@ -46,15 +46,15 @@ def label_rows(names: Sequence[str], dosages: Sequence[Dosage]) -> pd.DataFrame:
 
 
 def dosage_text(dosage: Dosage) -> str:
-    """Write a dosage in the one way in which two of them are compared.
+    """Write a dosage in canonical form, for comparisons.
 
-    With the digits of single precision, in which doses are kept: there 0.2 is 0.200000003.
+    With the digits of single precision, in which doses are stored: there 0.2 is 0.200000003.
     """
     return dosage if isinstance(dosage, str) else f"{float(str(np.float32(dosage))):.9g}"
 
 
 def join_dosages(doses: Iterable[Dosage], spelling: Spelling) -> Dosage:
-    """Dosage of a label whose perturbations have these; 0 where there are none."""
+    """Dosage of a label from the doses of its perturbations; 0 if there are none."""
     texts = [dosage_text(dose) for dose in doses] or ["0"]
     if len(set(texts)) == 1:
         return float(texts[0])

@@ -1,4 +1,4 @@
-"""How labels are written: what control cells are called, and what joins a combination."""
+"""Spelling of labels: names of control cells, and the delimiter of combinations."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from scvi_sams.exceptions import (
 Control: TypeAlias = (
     str | int | Sequence[str] | Sequence[int] | Sequence[bool] | np.ndarray | pd.Series
 )
-"""Labels of control cells, patterns of them, or what marks the cells."""
+"""Labels of control cells, patterns of them, or marks of the cells."""
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """What a label is read by, made once where a user gives ``control`` and ``delimiter``.
+    """How labels are parsed, made once from the user's ``control`` and ``delimiter``.
 
     Attributes
     ----------
     control
-        Labels of control cells, or patterns of them, in which ``*`` stands for any text without the
-        delimiter. Inside a combination they stand for "nothing".
+        Labels of control cells, or patterns of them, in which ``*`` matches any text without the
+        delimiter. Inside a combination they are ignored.
     delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
+        Separator between the perturbations of a combination; ``None`` if labels are never split.
     """
 
     control: tuple[str, ...]
@@ -42,7 +42,7 @@ class Spelling:
 
     @classmethod
     def of(cls, control: object, delimiter: str | None) -> Self:
-        """Read the two arguments of a public function; an error if no control is named."""
+        """Parse the two arguments of a public function; an error if no control is named."""
         check_key(delimiter=delimiter)
         return cls(control_names(control), delimiter)
 
@@ -59,7 +59,7 @@ class Spelling:
     def split(self, label: object) -> list[str]:
         """Names of a label as written, controls included.
 
-        Control labels may hold the delimiter, on their own and inside a combination.
+        Control labels may contain the delimiter, alone and inside a combination.
         """
         text = str(label).strip()
         if self.is_control(text) or not self.delimiter:
@@ -69,7 +69,7 @@ class Spelling:
         if not all(names):
             raise InvalidPerturbationLabelError(
                 f"The perturbation label {str(label)!r} has an empty name"
-                + (f" beside the delimiter {self.delimiter!r}" if self.delimiter else "")
+                + (f" next to the delimiter {self.delimiter!r}" if self.delimiter else "")
                 + ". Fix the label, or pass the delimiter that your labels use (None to never "
                 "split)."
             )
@@ -89,16 +89,16 @@ class Spelling:
     def join(self, perturbations: Iterable[str]) -> str:
         """Canonical label of sorted names; that of a control cell if there are none.
 
-        Combinations in a dosage matrix have no delimiter of their own and get ``"+"``.
+        Combinations in a dosage matrix have no delimiter and are joined by ``"+"``.
         """
         return (self.delimiter or "+").join(perturbations) or self.control_label
 
     def canonical(self, label: object) -> str:
-        """Spell a label in the one way that does not depend on who wrote it."""
+        """Bring a label to its canonical spelling."""
         return self.join(self.perturbations(label))
 
     def _rejoined(self, parts: list[str]) -> list[str]:
-        """Put control labels that hold the delimiter together again, the longest first."""
+        """Join the parts of control labels that contain the delimiter, the longest first."""
         delimiter = self.delimiter or ""
         lengths = _parts_of_controls(self.control, delimiter)
         names = []
@@ -114,7 +114,7 @@ DEFAULT_SPELLING = Spelling(("control",), "+")
 
 
 def control_names(control: object) -> tuple[str, ...]:
-    """Return the control labels as text, whether one or several, text or numbers were given."""
+    """Return the control labels as text, for one or several, text or numbers."""
     if isinstance(control, np.ndarray) and not control.ndim:
         control = control.item()
     several = isinstance(control, Iterable) and not isinstance(control, str)
@@ -134,7 +134,7 @@ def control_names(control: object) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _parts_of_controls(control: tuple[str, ...], delimiter: str) -> list[int]:
-    """Numbers of parts that the delimiter splits control labels into, the largest first."""
+    """Numbers of parts into which the delimiter splits control labels, the largest first."""
     return sorted({label.count(delimiter) + 1 for label in control}, reverse=True)
 
 
@@ -142,7 +142,7 @@ def _parts_of_controls(control: tuple[str, ...], delimiter: str) -> list[int]:
 def _labels_and_patterns(
     control: tuple[str, ...], delimiter: str | None
 ) -> tuple[frozenset[str], list[re.Pattern[str]]]:
-    """Control labels, and those that are patterns as what matches them."""
+    """Control labels, and compiled patterns for those that are patterns."""
     anything = f"(?:(?!{re.escape(delimiter)}).)*" if delimiter else ".*"
     patterns = [
         anything.join(map(re.escape, label.split("*"))) for label in control if "*" in label
@@ -153,17 +153,17 @@ def _labels_and_patterns(
 def canonical_label(
     label: str, *, delimiter: str | None = "+", control: str | Sequence[str] = ("control",)
 ) -> str:
-    """Spell a label in the one way that does not depend on who wrote it.
+    """Bring a label to its canonical spelling.
 
     Parameters
     ----------
     label
         For example ``"B+A"``, ``"A + control"`` or a control label.
     delimiter
-        What joins the perturbations of a combination; ``None`` if labels are never split.
+        Separator between the perturbations of a combination; ``None`` if labels are never split.
     control
-        Label, or labels, of control cells; ``*`` stands for any text, as in ``"NT*"``. Inside a
-        combination they stand for "nothing".
+        Label, or labels, of control cells; ``*`` matches any text, as in ``"NT*"``. Inside a
+        combination they are ignored.
 
     Returns
     -------

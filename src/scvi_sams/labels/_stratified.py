@@ -1,4 +1,4 @@
-"""Cells split at random within each group."""
+"""Random splits of cells within groups."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def stratified_split(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions of training, validation and test cells, each ascending, split within each group.
 
-    ``groups`` has the group of every cell, of any type that sorts; ``fractions`` are the three
-    shares, which sum to one. What rounding left below zero, as in ``1 - 0.9 - 0.1``, counts as
-    zero. In each group the shares are rounded up or down at random, so that they also hold over
-    many small groups; every group keeps at least one training cell. The global random state is
-    neither used nor changed.
+    ``groups`` is the group of every cell, of any type that can be sorted; ``fractions`` are the
+    three fractions, which sum to one. Negative rounding errors, as in ``1 - 0.9 - 0.1``, count as
+    zero. In each group numbers of cells are rounded up or down at random, so that the fractions
+    also hold over many small groups; every group keeps at least one training cell. The global
+    random state is neither used nor changed.
     """
     shares = as_numbers("fractions", fractions)
     if (
@@ -31,7 +31,7 @@ def stratified_split(
         or not shares[0] > 0
     ):
         raise InvalidSplitError(
-            f"The shares of training, validation and test cells are {fractions}; give three "
+            f"The fractions of training, validation and test cells are {fractions}; pass three "
             "non-negative numbers that sum to 1, the first above 0."
         )
     rng = np.random.default_rng(seed)
@@ -39,7 +39,7 @@ def stratified_split(
     order = rng.permutation(len(group))
     order = order[np.argsort(group[order], kind="stable")]
     rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # One random offset for both boundaries: each part gets its share rounded up or down.
+    # One random offset for both boundaries: the size of each part is rounded up or down.
     boundaries = np.floor(
         np.outer(sizes, np.cumsum(np.clip(shares, 0, 1))[:2])
         + rng.random((len(sizes), 1))
