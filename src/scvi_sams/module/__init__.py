@@ -1,4 +1,4 @@
-"""The probabilistic models, in the paper's symbols."""
+"""The probabilistic models, in the symbols of the paper."""
 
 from scvi_sams.module._comparators import ConditionalVAEModule, CPAVAEModule, SVAEPlusModule
 from scvi_sams.module._curvature import LatentSurvey

@@ -1,7 +1,7 @@
-"""How far sparse axes are off, and what that does to effects.
+"""Error of sparse axes, and its consequences for effects.
 
-Axes are estimates. Those that are a few degrees off show a strong effect on one mechanism as a weak
-one on others too, its shadows, which no number of cells makes go away.
+Axes are estimates. If they are off by a few degrees, a strong effect on one mechanism appears as
+weak effects on others, its shadows, which do not vanish with more cells.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 from scvi_sams.module._rotation import resampled_rotations
 
 _SMALLEST, _LARGEST, _N_ANGLES = 0.005, 0.8, 40
-"""Of the grid of angles, radians."""
+"""Largest angle of the grid, in radians."""
 _LOG_SD = 0.5
-"""Of the log of an angle around what the bootstrap says, a priori: a factor of 1.6."""
+"""Prior SD of the log angle around the bootstrap angle: a factor of 1.6."""
 _SHARES_ON = (0.01, 0.03, 0.08, 0.13, 0.18, 0.24, 0.29, 0.34, 0.39, 0.45, 0.5, 0.55, 0.6)
-"""Of the effects on an axis, the largest likelihood over which counts."""
+"""Number of the largest effects on an axis used for the likelihood."""
 _NO_ANGLE = 1e-12
 
 
@@ -30,33 +30,33 @@ def variance_of_axes(
     *,
     resampled: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Variance that effects on sparse axes have because the axes are uncertain.
+    """Variance of effects on sparse axes that is due to the uncertainty of the axes.
 
-    1. A bootstrap over perturbations (:func:`resampled_rotations`) says how each effect differs
-       between the axes as they are and those that other perturbations would have given. It does not
-       know in what the model is wrong, and it exaggerates where there are few perturbations per
-       axis (El Karoui & Purdom 2018).
-    2. The effects on an axis say how far this one is off. With an angle k an effect e_t is normal
-       with variance ``v_t + k^2 s_t``, ``s_t`` the sum of the squares of the effects of t on all
-       other axes, or that plus the variance of true effects. The k of highest posterior density
-       counts, the mean angle of the bootstrap being the median of its prior.
+    1. A bootstrap over perturbations (:func:`resampled_rotations`) estimates how effects differ
+       between these axes and those that other perturbations would have given. It ignores model
+       misspecification, and overestimates the error if there are few perturbations per axis
+       (El Karoui & Purdom 2018).
+    2. The effects on each axis estimate its error. With an angle k an effect e_t is normal with
+       variance ``v_t + k^2 s_t``, where ``s_t`` is the sum of the squared effects of t on all other
+       axes, or with that plus the variance of true effects. The estimate is the k with the highest
+       posterior density; the median of its prior is the mean angle of the bootstrap.
 
     Parameters
     ----------
     effects
-        On axes from :func:`sparsest_rotation`, shape ``(n_perturbations, n_latent)``.
+        Effects on axes from :func:`sparsest_rotation`, shape ``(n_perturbations, n_latent)``.
     variance
-        Their variance for all other reasons, of the same shape.
+        Their variance from all other sources, of the same shape.
     prior_scale
-        Standard deviation of true effects.
+        SD of true effects.
     resampled
-        Rotations to other axes, where those of ``effects`` do not tell; by default
+        Rotations to other axes, if they cannot be computed from ``effects``; by default
         ``resampled_rotations(effects)``.
 
     Returns
     -------
-    Variance of every effect, of the shape and type, and on the device, of ``effects``: that of the
-    bootstrap, scaled on each axis to its angle. 0 for a perturbation whose effects are all 0.
+    Variance of every effect, with the shape, type and device of ``effects``: that of the bootstrap,
+    scaled on each axis to its estimated angle. 0 for a perturbation whose effects are all 0.
 
     References
     ----------
@@ -78,7 +78,7 @@ def variance_of_axes(
 def _likely_angles(
     effects: Tensor, noise: Tensor, others: Tensor, prior_scale: float, expected: Tensor
 ) -> Tensor:
-    """Angle of highest posterior density of each axis, ``(n_latent,)``."""
+    """Angle with the highest posterior density for each axis, ``(n_latent,)``."""
     angles = torch.linspace(0, 1, _N_ANGLES, dtype=effects.dtype, device=effects.device)
     angles = _SMALLEST * (_LARGEST / _SMALLEST) ** angles
     shares = torch.tensor(_SHARES_ON, dtype=effects.dtype, device=effects.device)[:, None, None]

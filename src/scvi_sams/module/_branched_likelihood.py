@@ -1,8 +1,8 @@
-"""The negative binomial log-likelihood of cells that respond to their perturbations or do not.
+"""The negative binomial log-likelihood of cells that may or may not respond to perturbations.
 
-As :func:`~scvi_sams.module._negative_binomial.mean_decoded_log_prob`, with both branches of a cell
-side by side: what its gradient weighs is their posterior, which takes the values of both. A branch
-that a cell has not, or that weighs next to nothing, is not computed further.
+Like :func:`~scvi_sams.module._negative_binomial.mean_decoded_log_prob`, but with both branches of a
+cell together: gradients are weighted by the posterior of the branches, which depends on both.
+Branches that a cell does not have, or with almost no weight, are not computed further.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from scvi_sams.module._responses import N_BRANCHES, posterior_of_branches
 from scvi_sams.module._rising_factorial import rising_factorial_table
 
 _IMPOSSIBLE = -1e20
-"""Log-probability below which a cell does not have a branch: below any divergence, as where early
-in training both of a cell were above 1,000 nats it had none, and no gradient."""
+"""Log-probability below which a cell does not have a branch. It must be below any divergence: early
+in training both branches can be above 1,000 nats, and cells would have neither, and no gradient."""
 _NO_WEIGHT = 1e-3
-"""Posterior probability below which a branch of a cell takes no part in gradients, and how much the
-other may have too much."""
+"""Posterior probability below which a branch does not enter gradients; also the largest error of
+the weight of the other branch."""
 
 
 def mean_over_branches(
@@ -47,16 +47,16 @@ def mean_over_branches(
     x, weight, bias, log_theta, size, softmax, largest
         As in :func:`~scvi_sams.module._negative_binomial.mean_decoded_log_prob`.
     hidden
-        Of cells that respond, then of the same if they do not, ``(2 P, n_cells, n_hidden)``.
+        Of responding cells, then of the same without a response, ``(2 P, n_cells, n_hidden)``.
     direct
-        Added to the output of the last layer where cells respond.
+        Added to the output of the last layer of responding cells.
     of_branches
-        Log prior of each less its divergences, ``(2 P, n_cells)``, without a gradient.
+        Log prior of each branch minus its divergences, ``(2 P, n_cells)``, without a gradient.
 
     Returns
     -------
-    Mean over particles and cells, in nats, with the posterior of the branches held fixed; and the
-    value of each, ``(2 P, n_cells)``, without a gradient, 0 of branches that a cell has not.
+    Mean over particles and cells, in nats, with fixed posteriors of the branches; and the value of
+    each branch, ``(2 P, n_cells)``, without a gradient, 0 for branches that a cell does not have.
     """
     with torch.autocast(x.device.type, enabled=False):
         result: tuple[Tensor, Tensor] = _MeanOverBranches.apply(
@@ -76,7 +76,7 @@ def mean_over_branches(
 
 
 class _MeanOverBranches(torch.autograd.Function):
-    """Gradients are taken while a chunk of cells is at hand, as all of its branches are."""
+    """Computes gradients with the values, while all branches of a chunk of cells are in memory."""
 
     @staticmethod
     def forward(
@@ -139,7 +139,7 @@ class _MeanOverBranches(torch.autograd.Function):
 
 
 def _rows(has_branch: Tensor) -> tuple[Tensor, ...]:
-    """Particles and cells to compute; on an accelerator all, as it would have to be waited for."""
+    """Particles and cells to compute; on an accelerator all, to avoid synchronisation."""
     if _devices.is_accelerator(has_branch.device):
         every = torch.arange(has_branch.numel(), device=has_branch.device)
         n_cells = has_branch.shape[1]
@@ -148,7 +148,7 @@ def _rows(has_branch: Tensor) -> tuple[Tensor, ...]:
 
 
 def _counted(posterior: Tensor) -> Tensor:
-    """Rows whose gradients count; on an accelerator all."""
+    """Rows that enter gradients; on an accelerator all."""
     if _devices.is_accelerator(posterior.device):
         return torch.arange(len(posterior), device=posterior.device)
     return (posterior > _NO_WEIGHT).nonzero(as_tuple=True)[0]

@@ -1,4 +1,4 @@
-"""Finding combinations of perturbations, with their doses, among those that were measured."""
+"""Look up combinations of perturbations and doses among the measured ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 _MULTIPLIER = 6364136223846793005
-"""Of the linear congruential generator of Knuth (MMIX), odd: keys differ where numbers do."""
+"""Multiplier of Knuth's linear congruential generator (MMIX), odd: distinct keys stay distinct."""
 
 
 class Combinations(NamedTuple):
-    """Perturbations and doses of cells in one order: codes descending, empty slots last."""
+    """Perturbations and doses of cells in canonical order: codes descending, empty slots last."""
 
     codes: Tensor
     """``(B, K)``, -1 where a slot is empty."""
@@ -27,12 +27,12 @@ class Combinations(NamedTuple):
         return cls(codes, doses.float().gather(1, order).masked_fill(codes < 0, 0))
 
     def at_least(self, n_cells: int, most: int) -> Combinations:
-        """Distinct rows of several perturbations and ``n_cells``; the ``most`` frequent of them."""
+        """Distinct rows with several perturbations and ``n_cells``; the ``most`` frequent ones."""
         n_slots = self.codes.shape[1]
         if n_slots < 2:
             return Combinations(self.codes[:0], self.doses[:0])
         several = (self.codes >= 0).sum(dim=1) > 1
-        # Doses are no larger than what doubles hold exactly, and codes no more than millions.
+        # Doses are exact in double precision, and codes are at most millions.
         both = torch.cat([self.codes.double(), self.doses.double()], dim=1)[several]
         found, counts = both.unique(dim=0, return_counts=True)
         enough = (counts >= n_cells).nonzero(as_tuple=True)[0]
@@ -43,19 +43,19 @@ class Combinations(NamedTuple):
         return Combinations(chosen.codes[order], chosen.doses[order])
 
     def rows_of(self, cells: Combinations) -> Tensor:
-        """Row of each cell's combination among these, which :meth:`at_least` made; -1 for none."""
+        """Row of each cell's combination among these (of :meth:`at_least`); -1 for none."""
         if not len(self.codes):
             return cells.codes.new_full((len(cells.codes),), -1)
         n_slots = self.codes.shape[1]
         fits = (cells.codes[:, n_slots:] < 0).all(dim=1)
         cells = cells._widened(n_slots)
         rows = torch.searchsorted(self._keys(), cells._keys()).clamp(max=len(self.codes) - 1)
-        # Two may have one key, so that the combination itself is looked at.
+        # Different combinations may have the same key, so the combination itself is compared.
         same = (self.codes[rows] == cells.codes) & (self.doses[rows] == cells.doses)
         return torch.where(fits & same.all(dim=1), rows, -1)
 
     def _widened(self, n_slots: int) -> Combinations:
-        """The same in ``n_slots`` slots; of more the first."""
+        """The same with ``n_slots`` slots; further slots are cut off."""
         missing = n_slots - self.codes.shape[1]
         return Combinations(
             functional.pad(self.codes, (0, missing), value=-1),
@@ -63,7 +63,7 @@ class Combinations(NamedTuple):
         )
 
     def _keys(self) -> Tensor:
-        """A number for each row, the same for the same codes and doses; int64 that overflows."""
+        """A number for each row, equal for equal codes and doses; int64 that overflows."""
         keys = torch.zeros_like(self.codes[:, 0])
         for column in (*self.codes.T, *self.doses.contiguous().view(torch.int32).long().T):
             keys = (keys + column + 1) * _MULTIPLIER

@@ -18,16 +18,16 @@ from scvi_sams.module._perturbation_module import (
 from scvi_sams.module._settings import PositiveNumber, Share, number
 
 _INITIAL_MEAN_SCALE = 0.1
-"""Standard deviation of the means of SVAE+ before training (paper)."""
+"""SD of the means of SVAE+ before training (paper)."""
 
 
 class ConditionalVAEModule(PerturbationModule):
-    """decoder(z, d) and encoder(x, d), d being the dosages: nothing is shared or sparse.
+    """decoder(z, d) and encoder(x, d) with dosages d: nothing is shared or sparse.
 
-    d times the first layer's weights is the dosed sum of the rows of its perturbations, so those
-    rows are what this module keeps, and a shift is a row of both: S = 2 n_hidden. They are weights
-    of the networks and take their learning rate. There are no global variables. Rows start at zero,
-    so that a perturbation that no training cell carries changes nothing.
+    d times the weights of the first layer is the sum of the rows of its perturbations times their
+    doses, so this module stores these rows, and a shift is a row of both: S = 2 n_hidden. They are
+    weights of the networks and have their learning rate. There are no global variables. Rows start
+    at zero, so that a perturbation without training cells changes nothing.
 
     Parameters
     ----------
@@ -49,11 +49,11 @@ class ConditionalVAEModule(PerturbationModule):
 
     @property
     def n_shift(self) -> int:
-        """A shift is what goes to the encoder's first layer, then to the decoder's."""
+        """A shift consists of the inputs of the encoder's and the decoder's first layer."""
         return self.encoder_rows.shape[1] + self.decoder_rows.shape[1]
 
     def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
-        """Look the rows up; they are parameters, the same for every particle."""
+        """Look the rows up; they are parameters, equal for all particles."""
         return GlobalDraw(self._shifts(rows)[None], {})
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class CPAVAEModule(LatentShiftModule):
     Parameters
     ----------
     effect_prior_scale
-        ``beta``, the standard deviation of effects a priori.
+        ``beta``, the prior SD of effects.
     **kwargs
         See :class:`~scvi_sams.module.PerturbationModule`.
     """
@@ -105,7 +105,7 @@ class CPAVAEModule(LatentShiftModule):
         self.effects = MeanFieldEffects(n_perturbations, n_latent)
 
     def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
-        """Draw e of the perturbations in ``rows``."""
+        """Sample e of the perturbations in ``rows``."""
         q_e = self.effects(rows)
         e = draw_particles(q_e, n_particles)
         kl_e = self.normal_kl(q_e, e, self.effect_prior_scale)
@@ -113,7 +113,7 @@ class CPAVAEModule(LatentShiftModule):
 
     @torch.no_grad()
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
-        """Posterior mean and sd of e."""
+        """Posterior mean and SD of e."""
         q_e = self.effects(rows)
         return q_e.loc[0], q_e.scale[0]
 
@@ -129,15 +129,15 @@ class CPAVAEModule(LatentShiftModule):
 class SVAEPlusModule(LatentShiftModule):
     """Generative model and guide of SVAE+: mechanism shifts are parameters, one per label.
 
-    For perturbation t (a combination is one of its own) and latent dimension l::
+    For perturbation t (combinations are separate perturbations) and latent dimension l::
 
         pi_tl ~ Beta(1, K_2)                   a point estimate
         m_tl  ~ Bernoulli(pi_tl)               q(m_tl) = Bernoulli(sigmoid(logit_tl))
-        z_i   ~ Normal(m_t * mu_t, I)          q(z_i | x_i): it does not see the perturbation
+        z_i   ~ Normal(m_t * mu_t, I)          q(z_i | x_i): independent of the perturbation
 
     ``mu_t`` is a parameter without a prior. In the coordinates of the other models,
-    ``z_basal = z - m_t * mu_t``, the first factor is Normal(0, I) and the second is moved by minus
-    the shift: the same densities, so the same bounds.
+    ``z_basal = z - m_t * mu_t``, the first distribution is Normal(0, I) and the second is shifted
+    by minus the shift: densities are the same, so bounds are the same.
 
     Parameters
     ----------
@@ -172,25 +172,25 @@ class SVAEPlusModule(LatentShiftModule):
         self.means = nn.Parameter(_INITIAL_MEAN_SCALE * torch.randn(n_perturbations, n_latent))
 
     def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
-        """q(z | x, covariates), moved by minus the shift."""
+        """q(z | x, covariates), shifted by minus the shift."""
         state = super().encode(x, shift, covariates)
         return Normal(state.loc - shift, state.scale, validate_args=False)
 
     def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
-        """Draw m of the perturbations in ``rows``; shift = m * mu."""
+        """Sample m of the perturbations in ``rows``; shift = m * mu."""
         m = self.masks.sample(rows, n_particles)
         kl_m = self.mask_prior.kl_of_rows(self.kl_estimator, self.masks.log_odds(rows), m)
         return GlobalDraw(m * self.means[rows], {"masks": kl_m})
 
     @torch.no_grad()
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
-        """Posterior mean and sd of m * mu, exact."""
+        """Posterior mean and SD of m * mu, exact."""
         on = self.masks.inclusion_probability[rows]
         means = self.means[rows]
         return on * means, (on * (1 - on)).sqrt() * means.abs()
 
     def diagnostics(self) -> dict[str, float]:
-        """Share of masks that are more likely on."""
+        """Proportion of masks that are more likely on than off."""
         active = (self.masks.inclusion_probability > 0.5).float().mean()
         return {"active_masks": float(active)}
 

@@ -1,17 +1,17 @@
-"""How masks of effects that contexts share, and of their own, start from estimates of the sums.
+"""Initial masks of shared and context-specific effects, from estimates of their sums.
 
-What training with all masks on says of a pair of a perturbation and a context is the sum of both
-parts. For each perturbation and latent dimension, with x what contexts share, estimates ``y_c``
-with variances ``v_c`` and ``a`` the variance of errors that all contexts have in common::
+Training with all masks on gives, for each pair of a perturbation and a context, the sum of both
+parts. For each perturbation and latent dimension, with x the shared effect, estimates ``y_c`` with
+variances ``v_c`` and ``a`` the variance of errors that all contexts have in common::
 
     x   ~ (1 - alpha) Normal(0, a)   + alpha Normal(0, a + beta^2)
     y_c ~ (1 - pi_c)  Normal(x, v_c) + pi_c  Normal(x, v_c + beta^2)
 
-Given x the contexts are independent, so that sums over a grid of x give posterior probabilities of
-all masks, whatever the number of contexts: an effect in one context of many is that context's own,
-one in all but one is shared and taken away there. ``pi_c`` is ``pi`` in a pair of a perturbation
-and a context that has effects of its own, of which ``rho`` is the share, and else nearly 0; how
-likely a pair has some follows from its other latent dimensions (belief propagation). ``rho`` and
+Given x the contexts are independent, so sums over a grid of x give posterior probabilities of all
+masks for any number of contexts: an effect in one of many contexts is context-specific; an effect
+in all but one is shared, and cancelled in that one. ``pi_c`` is ``pi`` for a pair of a perturbation
+and a context with specific effects, a proportion ``rho`` of all pairs, and otherwise nearly 0. The
+probability of each pair follows from its other latent dimensions (belief propagation). ``rho`` and
 ``pi`` are estimated by expectation-maximisation.
 """
 
@@ -27,13 +27,13 @@ from scvi_sams.module._masks import NEVER
 
 _N_GRID = 161
 _MARGIN = 4.0
-"""Standard deviations beyond the outermost estimates that the grid reaches."""
+"""The grid extends this number of SD beyond the outermost estimates."""
 _VALUES_AT_ONCE = 2**23
 _MOST_FOR_PRIOR = 300
-"""Perturbations that ``rho`` and ``pi`` are estimated from: tens of thousands of entries."""
+"""Perturbations from which ``rho`` and ``pi`` are estimated: tens of thousands of entries."""
 _N_STEPS, _N_LAST_STEPS = 20, 4
 _WEIGHT_OF_PRIOR = 20.0
-"""Entries that the prior mean of ``pi``, that of masks in general, is worth."""
+"""Weight, in entries, of the prior mean of ``pi``, which is that of masks in general."""
 _LEAST, _MOST = 1e-6, 0.5
 
 
@@ -45,10 +45,10 @@ class Estimates(NamedTuple):
     variance: Tensor
     """``(T, C, L)``; infinite where there is no such context."""
     common: Tensor
-    """Variance of errors that the contexts of a perturbation have in common, ``(T, L)``."""
+    """Variance of errors that all contexts of a perturbation have in common, ``(T, L)``."""
 
     def some(self, rows: slice) -> Estimates:
-        """Of some perturbations."""
+        """Estimates of some perturbations."""
         return Estimates(*(values[rows] for values in self))
 
 
@@ -62,7 +62,7 @@ class MaskProbabilities(NamedTuple):
 
 
 class OwnPrior(NamedTuple):
-    """How often perturbations have effects of a context's own."""
+    """Frequency of context-specific effects."""
 
     rows: float
     """``rho``."""
@@ -75,8 +75,8 @@ def fit_masks(
 ) -> tuple[MaskProbabilities, OwnPrior]:
     """Posterior probabilities of masks; ``probability`` is ``alpha``, ``scale`` is ``beta``.
 
-    ``rho`` and ``pi`` are estimated along with what is known of each row, from some of the
-    perturbations where there are many.
+    ``rho`` and ``pi`` are estimated together with the probabilities of each row, from a subset of
+    the perturbations if there are many.
     """
     step = -(-len(estimates.mean) // _MOST_FOR_PRIOR)
     prior = OwnPrior(0.5, probability)
@@ -95,14 +95,14 @@ def fit_masks(
 
 
 def _chance_of_rows(evidence: Tensor, exists: Tensor, prior: OwnPrior) -> Tensor:
-    """Probability that a row has masks, by the evidence for its other masks, ``(T, C, L)``."""
+    """Probability that a row has masks given the evidence for its other masks, ``(T, C, L)``."""
     told = torch.where(exists, _for_row(evidence, prior), 0.0)
     others = told.sum(dim=-1, keepdim=True) - told
     return torch.sigmoid(math.log(prior.rows) - math.log1p(-prior.rows) + others)
 
 
 def _for_row(evidence: Tensor, prior: OwnPrior) -> Tensor:
-    """What a mask of this evidence (a log Bayes factor) says for its row having any."""
+    """Evidence of a mask with this log Bayes factor for its row having any masks."""
     with_masks, without = (
         torch.logaddexp(math.log(weight) + evidence, torch.full_like(evidence, math.log1p(-weight)))
         for weight in (prior.entries, NEVER)
@@ -111,7 +111,7 @@ def _for_row(evidence: Tensor, prior: OwnPrior) -> Tensor:
 
 
 def _improved(prior: OwnPrior, evidence: Tensor, exists: Tensor, probability: float) -> OwnPrior:
-    """A step of expectation-maximisation for ``rho`` and ``pi``."""
+    """One step of expectation-maximisation for ``rho`` and ``pi``."""
     is_row = exists.any(dim=-1)
     told = torch.where(exists, _for_row(evidence, prior), 0.0).sum(dim=-1)
     chance = torch.sigmoid(math.log(prior.rows) - math.log1p(-prior.rows) + told)[is_row]
@@ -126,7 +126,7 @@ def _improved(prior: OwnPrior, evidence: Tensor, exists: Tensor, probability: fl
 def mask_probabilities(
     estimates: Estimates, probability: float, share: Tensor, scale: float
 ) -> MaskProbabilities:
-    """Posterior probabilities of masks; ``share``, ``(T, C, L)``: of own ones a priori."""
+    """Posterior probabilities of masks; ``share``, ``(T, C, L)``: prior of specific ones."""
     per_row = max(1, estimates.mean[0].numel() * _N_GRID)
     n_rows = max(1, _VALUES_AT_ONCE // per_row)
     parts = []
@@ -139,7 +139,7 @@ def mask_probabilities(
 def _on_grid(
     estimates: Estimates, probability: float, share: Tensor, scale: float
 ) -> MaskProbabilities:
-    """Sums over a grid of what contexts share, on the last axis."""
+    """Sums over a grid of shared effects, on the last axis."""
     mean, variance, common = (values.double()[..., None] for values in estimates)
     exists = variance.isfinite()
     variance = torch.where(exists, variance, 1.0)
@@ -148,7 +148,7 @@ def _on_grid(
     low, high = mean.amin(dim=1).clamp(max=0) - margin, mean.amax(dim=1).clamp(min=0) + margin
     places = torch.linspace(0, 1, _N_GRID, dtype=mean.dtype, device=mean.device)
     x = low + (high - low) * places
-    # Peaks that are narrower than the grid would fall between its points.
+    # Peaks narrower than the grid spacing could fall between grid points.
     resolved = ((high - low) / (_N_GRID - 1)).square()
     common = common.maximum(resolved)
     variance = variance.maximum(resolved[:, None])
@@ -171,7 +171,7 @@ def _log_normal(x: Tensor, variance: Tensor) -> Tensor:
 
 
 def by_perturbation(values: Tensor, perturbations: Tensor, missing: float) -> Tensor:
-    """Rows ``(R, L)``, those of a perturbation together, as ``(T, C, L)``; ``missing`` fills up.
+    """Reshape rows ``(R, L)``, grouped by perturbation, to ``(T, C, L)``, padded by ``missing``.
 
     ``perturbations``, ``(R,)``, ascending, are the codes 0 to T - 1.
     """
@@ -182,7 +182,7 @@ def by_perturbation(values: Tensor, perturbations: Tensor, missing: float) -> Te
 
 
 def of_rows(table: Tensor, perturbations: Tensor) -> Tensor:
-    """What :func:`by_perturbation` made, as rows again."""
+    """Inverse of :func:`by_perturbation`."""
     return table[perturbations, _places(perturbations)[1]]
 
 

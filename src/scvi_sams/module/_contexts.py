@@ -1,19 +1,17 @@
-"""Effects of their own that perturbations have in a context: a cell type, a donor, a line.
+"""Context-specific effects of perturbations: in a cell type, a donor or a cell line.
 
 In context c the effect of perturbation t on latent dimension l is::
 
     s_tcl = m_tl * e_tl + n_tcl * f_tcl
 
-with a mask and an effect that all contexts share, and a mask ``n`` and an effect
-``f_tcl ~ Normal(0, beta^2)`` of the context's own. A perturbation has effects of its own in a share
-``rho`` of the contexts, and on a share ``pi`` of the latent dimensions there
-(:class:`RowwiseMaskPrior`). Both are estimated from the screen: where the contexts agree hardly
-any mask is on.
+with a shared mask and effect, and a context-specific mask ``n`` and effect
+``f_tcl ~ Normal(0, beta^2)``. A perturbation has specific effects in a proportion ``rho`` of the
+contexts, on a proportion ``pi`` of the latent dimensions (:class:`RowwiseMaskPrior`). Both are
+estimated from the screen: where contexts agree, hardly any specific mask is on.
 
-A perturbation in a context that no cell was measured in does there what contexts share, and is
-there as in one of the n contexts it was measured in, each as likely as that it is as in none of
-them (a Polya urn; Blackwell & MacQueen 1973): the second part is that of one of these, or has its
-prior, with probability 1 / (n + 1) each.
+If a perturbation was measured in n contexts, but not in this one, its effect here is the shared
+effect plus a specific effect that equals that of one of the n contexts, or is a new sample of the
+prior, with probability 1 / (n + 1) each (a Polya urn; Blackwell & MacQueen 1973).
 """
 
 from __future__ import annotations
@@ -30,14 +28,14 @@ from scvi_sams.module._masks import MaskPosterior, RowwiseMaskPrior
 from scvi_sams.module._networks import MeanFieldEffects, draw_particles
 
 OWN = "context_"
-"""What names of divergences of these parts begin with."""
+"""Prefix of the names of divergences of these parts."""
 
 
 _INITIAL_SHARE_OF_ROWS = 0.5
 
 
 class OwnDraw(NamedTuple):
-    """Samples of the parts of rows that are a context's own."""
+    """Samples of the context-specific parts of rows."""
 
     masks: Tensor
     """Zeros and ones, ``(P, R, L)``."""
@@ -46,26 +44,26 @@ class OwnDraw(NamedTuple):
     effects: Tensor
     """``(P, R, L)``."""
     posterior: Normal
-    """Of the effects, batch shape ``(1, R, L)``."""
+    """Posterior of the effects, batch shape ``(1, R, L)``."""
 
 
 class ContextEffects(nn.Module):
-    """Posterior of what is a context's own, for pairs that were measured.
+    """Posterior of context-specific effects, for measured pairs.
 
     Tables have a row for every pair of :attr:`EffectRows.measured`.
 
     Parameters
     ----------
     rows
-        Which rows there are.
+        Rows of effects.
     n_latent
         L.
     probability
-        ``pi`` until it is estimated, with a ``rho`` of one half.
+        ``pi`` until it is estimated, with a ``rho`` of 0.5.
     effect_scale
         ``beta``.
     temperature
-        Of the relaxed masks that gradients pass through.
+        Temperature of the relaxed masks through which gradients pass.
 
     Attributes
     ----------
@@ -94,7 +92,7 @@ class ContextEffects(nn.Module):
         self.register_buffer("n_cells", torch.zeros(n_pairs))
 
     def draw(self, rows: Tensor, n_particles: int) -> OwnDraw:
-        """Sample what is their own of ``rows``, ``(R,)``."""
+        """Sample the specific effects of ``rows``, ``(R,)``."""
         is_measured, logits, posterior = self.posterior(rows)
         if self.masks.all_on:
             masks = is_measured.to(logits).expand(n_particles, *logits.shape)
@@ -102,16 +100,16 @@ class ContextEffects(nn.Module):
             masks = self.masks.sample_by(logits, n_particles)
         effects = draw_particles(posterior, n_particles)
         if self.training:
-            # Cells of pairs beyond those that have tables show what contexts share.
+            # Cells of pairs without a table row have shared effects only.
             masks = masks * is_measured.to(masks)
         elif not (self.masks.all_on or bool(is_measured.all())):
             masks, effects = self._as_elsewhere(rows, masks, effects)
         return OwnDraw(masks, logits, effects, posterior)
 
     def _as_elsewhere(self, rows: Tensor, masks: Tensor, effects: Tensor) -> tuple[Tensor, Tensor]:
-        """Replace samples of the prior by some of other contexts, in rows that were not measured.
+        """Replace prior samples of unmeasured rows by samples of other contexts.
 
-        The others are as they are.
+        Measured rows are unchanged.
         """
         n_particles, n_rows, _ = masks.shape
         first, n = self._measured_elsewhere(rows)
@@ -126,16 +124,17 @@ class ContextEffects(nn.Module):
         return torch.where(replaced, there, masks), torch.where(replaced, found, effects)
 
     def _measured_elsewhere(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """First place of a perturbation in the tables, and in how many contexts it was measured."""
+        """First position of a perturbation in the tables, and number of contexts measured."""
         start = self.rows.perturbation_of(rows) * self.rows.per_perturbation
         ends = (start, start + self.rows.per_perturbation)
         first, end = (torch.searchsorted(self.rows.measured, place) for place in ends)
         return first, end - first
 
     def mixed(self, rows: Tensor, of_places: Tensor, of_prior: Tensor) -> Tensor:
-        """Expectations ``(R, L)``: of measured rows their own, of others those of the urn.
+        """Expectations ``(R, L)``: of measured rows their own, of others those of the Polya urn.
 
-        ``of_places`` are those of all places, ``of_prior``, ``(L,)`` or ``(R, L)``, of the prior.
+        ``of_places`` are those of all table rows; ``of_prior``, ``(L,)`` or ``(R, L)``, of the
+        prior.
         """
         first, n = self._measured_elsewhere(rows)
         place = self.rows.places(rows)
@@ -148,7 +147,7 @@ class ContextEffects(nn.Module):
     def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor, Normal]:
         """Whether rows were measured, ``(R, 1)``, log-odds of masks and posterior of effects.
 
-        Where they were not, those of the prior.
+        Unmeasured rows have those of the prior.
         """
         place = self.rows.places(rows)
         is_measured = (place >= 0)[:, None]
@@ -162,7 +161,7 @@ class ContextEffects(nn.Module):
         return is_measured, logits, Normal(loc, scale, validate_args=False)
 
     def moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and variance of what is the context's own, each ``(R, L)``, exact."""
+        """Exact posterior mean and variance of specific effects, each ``(R, L)``."""
         q = self.effects(torch.arange(len(self.n_cells), device=rows.device))
         on = self._on_in_places()
         mean = self.mixed(rows, on * q.loc[0], torch.zeros_like(on[0]))
@@ -171,22 +170,22 @@ class ContextEffects(nn.Module):
         return mean, (second - mean.square()).clamp(min=0)
 
     def _on_in_places(self) -> Tensor:
-        """Posterior probability of every mask of the table."""
+        """Posterior probability of every mask in the table."""
         if self.masks.all_on:
             return torch.ones_like(self.masks.logits)
         return self.masks.inclusion_probability
 
     def _on_by_prior(self) -> Tensor:
-        """Probability of masks of which nothing is known, ``(L,)``."""
+        """Prior probability of masks, ``(L,)``."""
         chance = torch.sigmoid(self.prior.marginal_log_odds())
         return torch.where(self.masks.is_excluded, 0.0, chance)
 
     def inclusion_probability(self, rows: Tensor) -> Tensor:
-        """Posterior probability that a context has an effect of its own, ``(R, L)``."""
+        """Posterior probability that a context has a specific effect, ``(R, L)``."""
         return self.mixed(rows, self._on_in_places(), self._on_by_prior())
 
     def cells_of(self, rows: Tensor) -> Tensor:
-        """Training cells of rows, ``(R,)``."""
+        """Number of training cells of rows, ``(R,)``."""
         place = self.rows.places(rows)
         return torch.where(place >= 0, self.n_cells[place.clamp(min=0)], 0.0)
 
@@ -200,9 +199,9 @@ def chance_of_effect(
 ) -> Tensor:
     """Probability that an effect in a context is not zero.
 
-    A context's own part may take away what is shared. Given both, the sum is nothing with the
-    probability that follows from its posterior and prior density at zero (Savage-Dickey; Dickey
-    1971), both hypotheses being equally likely.
+    The specific part may cancel the shared part. If both are on, the sum is zero with a probability
+    that follows from its posterior and prior density at zero (Savage-Dickey; Dickey 1971), with
+    equal prior probabilities of both hypotheses.
     """
     at_zero = Normal(mean_if_both, variance_if_both.sqrt()).log_prob(torch.zeros(()))
     prior = Normal(torch.zeros_like(mean_if_both), 2**0.5 * effect_scale)

@@ -1,4 +1,4 @@
-"""What perturbations do to single genes, beside what they do through the latent state."""
+"""Effects of perturbations on single genes, in addition to those through the latent state."""
 
 from __future__ import annotations
 
@@ -11,67 +11,67 @@ from scvi_sams.module._combinations import Combinations
 from scvi_sams.module._minibatch import perturbations_of_batch, sum_over_slots
 
 COMPONENTS = ("model", "entrywise", "rowwise")
-"""What predictions may be made of: the model with its direct effects, and the effects in the
-training cells, shrunken entry by entry or as a whole."""
+"""Components of stacked predictions: the model with its direct effects, and the effects in the
+training cells, shrunken per entry or as a whole."""
 
 COMPONENTS_IN_CONTEXTS = (*COMPONENTS, "other contexts")
-"""The same of a context, and what is known of all contexts together."""
+"""The same for contexts, plus the estimate from other contexts."""
 
 FEWEST_CELLS, MOST_COMBINATIONS = 5, 10_000
-"""Cells of a combination from which on it has a row of its own, and how many may have one."""
+"""Smallest number of cells of a combination with its own row, and largest number of such rows."""
 
 MOST_ENTRIES = 20_000_000
-"""Rows x genes that are kept: 0.4 GB for five numbers each. Of larger tables, each
-row has the genes in which its effects, or what is not known of them, matter most."""
+"""Rows x genes that are stored: 0.4 GB for five numbers each. In larger tables, each row has the
+genes in which its effects, or their uncertainty, matter most."""
 
 MOST_SUMMED = 200_000_000
-"""Rows x genes up to which perturbations in contexts have rows, those of most cells first: what
-their cells express is summed up in two tables of that size."""
+"""Rows x genes up to which perturbations in contexts have rows, those with most cells first: sums
+of their expression are kept in two tables of that size."""
 
 _TABLES = ("mean", "sd", "sign_error", "correction", "uncertainty")
 
 
 class Residuals(NamedTuple):
-    """A block of rows of the tables of :class:`DirectEffects`; rows x kept genes each."""
+    """A block of rows of the tables of :class:`DirectEffects`; rows x stored genes each."""
 
     spread: Tensor
-    """How wide predictions sample the model's own effect around its mean, ``(R,)``: 1 is as its
-    posterior, which knows less of an effect than the cells do that the whole is estimated from."""
+    """Scale of the samples of the model's effect around its mean in predictions, ``(R,)``. 1 is the
+    model's posterior, which is wider than that of the total effect estimated from the cells."""
     genes: Tensor
     """Positions of the genes, int32."""
     mean: Tensor
-    """Direct effects, per unit dose, on the decoder's logits: posterior mean."""
+    """Posterior mean of direct effects, per unit dose, on the decoder's logits."""
     sd: Tensor
-    """Posterior standard deviation of the direct effects."""
+    """Posterior SD of the direct effects."""
     sign_error: Tensor
     """Local false sign rate of the direct effects."""
     correction: Tensor
-    """What stacking adds to the direct effects in predictions of means."""
+    """Added to direct effects by stacking, in predictions of means."""
     uncertainty: Tensor
-    """Standard deviation of what predictions add to the model's own effect, per unit dose."""
+    """SD of what predictions add to the model's effect, per unit dose."""
 
 
 class DirectEffects(nn.Module):
-    """Tables of what is added to the decoder's logits, perturbations x genes.
+    """Tables of additions to the decoder's logits, perturbations x genes.
 
-    ``logit_ig = decoder_g(z_i) + sum_t d_it r_tg``. A combination that was measured has a row of
-    its own, which takes the place of the sum in cells that carry it at the same doses: what its
-    perturbations do to one another is known there. Where contexts are registered, so has a
-    perturbation in each in which it was measured (``pairs``, rows of effects). Rows of combinations
-    follow those of the perturbations, and those of pairs come last.
+    ``logit_ig = decoder_g(z_i) + sum_t d_it r_tg``. A measured combination has its own row, which
+    replaces the sum in cells that received it at the same doses, and so includes interactions of
+    its perturbations. If contexts are registered, so has a perturbation in each context in which it
+    was measured (``pairs``, rows of effects). Rows of combinations follow those of the
+    perturbations; those of pairs come last.
 
-    The tables are no parameters: training fits them in closed form. Until then they are empty and
-    nothing is added.
+    The tables are not parameters: they are computed in closed form when training ends. Until then
+    they are empty and nothing is added.
 
-    Effects that no cell shows have rows beyond these while they are ``asked`` for.
+    Effects without cells have additional rows while they are ``asked`` for.
 
     Parameters
     ----------
     n_perturbations, n_genes
         Size of the tables.
     is_stacked
-        Whether the weights of the :data:`COMPONENTS` are to be estimated, and predictions of means
-        add ``correction`` too.
+        Whether to estimate weights of the :data:`COMPONENTS`, and to add ``correction`` in
+        predictions of means.
     """
 
     spread: Tensor
@@ -111,12 +111,12 @@ class DirectEffects(nn.Module):
 
     @property
     def n_kept(self) -> int:
-        """Genes that are kept of each row."""
+        """Number of genes stored per row."""
         return min(self.n_genes, max(1, MOST_ENTRIES // max(1, self.n_rows)))
 
     @property
     def n_rows(self) -> int:
-        """Perturbations, measured combinations, and perturbations in contexts."""
+        """Number of perturbations, measured combinations, and perturbations in contexts."""
         return self.n_perturbations + len(self.combinations) + len(self.pairs)
 
     @property
@@ -126,7 +126,7 @@ class DirectEffects(nn.Module):
 
     @property
     def is_estimated(self) -> bool:
-        """Whether there are direct effects yet."""
+        """Whether direct effects have been estimated."""
         return self.mean.shape[1] > 0
 
     @property
@@ -136,17 +136,17 @@ class DirectEffects(nn.Module):
 
     @property
     def stacking(self) -> dict[str, float] | None:
-        """Weights of the :data:`COMPONENTS`; ``None`` where predictions are the model's alone."""
+        """Weights of the :data:`COMPONENTS`; ``None`` if predictions are those of the model."""
         return self._weights(self.weights)
 
     @property
     def stacking_of_combinations(self) -> dict[str, float] | None:
-        """The same of measured combinations, also ``None`` where there are none."""
+        """The same for measured combinations; also ``None`` if there are none."""
         return self._weights(self.combination_weights) if len(self.combinations) else None
 
     @property
     def stacking_of_contexts(self) -> dict[str, float] | None:
-        """Weights of the :data:`COMPONENTS_IN_CONTEXTS`, also ``None`` where there are none."""
+        """Weights of the :data:`COMPONENTS_IN_CONTEXTS`; also ``None`` if there are none."""
         return self._weights(self.context_weights) if len(self.pairs) else None
 
     def _weights(self, weights: Tensor) -> dict[str, float] | None:
@@ -157,7 +157,7 @@ class DirectEffects(nn.Module):
     def measure(self, codes: Tensor, doses: Tensor, effects: Tensor | None = None) -> None:
         """Give rows to the combinations of some cells, ``(N, K)`` each; estimates are dropped.
 
-        With ``effects``, ``(N, K)``, also to perturbations in contexts, by cells of nothing else.
+        With ``effects``, ``(N, K)``, also to perturbations in contexts, from cells with only one.
         """
         cells = Combinations.of_cells(codes, doses)
         measured = cells.at_least(FEWEST_CELLS, MOST_COMBINATIONS)
@@ -179,7 +179,7 @@ class DirectEffects(nn.Module):
     def fill(
         self, tables: Residuals, weights: Tensor, of_combinations: Tensor | None = None
     ) -> None:
-        """Take the estimates of all rows, and the weights of the :data:`COMPONENTS`."""
+        """Set the estimates of all rows, and the weights of the :data:`COMPONENTS`."""
         for name, values in tables._asdict().items():
             setattr(self, name, values.to(self.weights.device))
         self.weights.copy_(weights)
@@ -187,30 +187,30 @@ class DirectEffects(nn.Module):
             self.combination_weights.copy_(of_combinations)
 
     def answer(self, rows: Tensor, tables: Residuals | None) -> None:
-        """Take estimates of effects that no cell shows, ascending rows of effects, of all genes."""
+        """Set estimates of effects without cells: ascending rows of effects, all genes."""
         self.asked, self.of_asked = rows, tables
 
     def forget(self) -> None:
-        """Drop estimates of effects that no cell shows: they are made anew when asked for."""
-        # No buffers: each process has been asked for others, and training changes buffers in place.
+        """Drop estimates of effects without cells: they are computed again on request."""
+        # Not buffers: requests differ between processes, and training changes buffers in place.
         self.asked = torch.zeros(0, dtype=torch.int64, device=self.weights.device)
         self.of_asked = None
 
     def _apply(self, *args: Any, **kwargs: Any) -> DirectEffects:
-        """Move the tables, without estimates that can be made anew."""
+        """Move the tables, without estimates that can be computed again."""
         moved = super()._apply(*args, **kwargs)
         self.forget()
         return moved
 
     def _is_asked(self, effects: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether effects are among those that were asked for, and at which place."""
+        """Whether effects are among the requested ones, and at which position."""
         if not len(self.asked):
             return torch.zeros_like(effects, dtype=torch.bool), torch.zeros_like(effects)
         place = torch.searchsorted(self.asked, effects.contiguous()).clamp(max=len(self.asked) - 1)
         return self.asked[place] == effects, place
 
     def numbers_of(self, rows: Tensor) -> Tensor:
-        """Numbers of rows that do not depend on what else was asked for, as ``rows`` may."""
+        """Numbers of rows that, unlike ``rows``, do not depend on other requests."""
         if not len(self.asked):
             return rows
         place = (rows - self.n_rows).clamp(min=0, max=len(self.asked) - 1)
@@ -219,7 +219,8 @@ class DirectEffects(nn.Module):
     def of_rows(self, rows: Tensor, name: str) -> Tensor:
         """One of the tables for some ``rows``, all genes, ``(R, G)``.
 
-        Where a gene is not kept, as before training, there is no effect: 0, with the wrong sign.
+        Genes that are not stored, and all genes before training, have no effect: 0, with a false
+        sign rate of 1.
         """
         if self.of_asked is not None:
             is_asked = rows >= self.n_rows
@@ -235,12 +236,12 @@ class DirectEffects(nn.Module):
         return table.scatter_(1, self.genes[rows].long(), values)
 
     def rows_of_cells(self, codes: Tensor, doses: Tensor, effects: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows that speak for each cell, and what they are multiplied by, ``(B, K)`` each.
+        """Rows that apply to each cell, and their factors, ``(B, K)`` each.
 
-        They are perturbations and doses; of a measured combination its own row, once; and of a
-        perturbation in a context with rows of its own these. ``effects``: see
-        :class:`~scvi_sams.module._effect_rows.EffectRows`. Of effects that no cell shows they are
-        those that were asked for, or none.
+        These are perturbations and doses; for a measured combination its own row, once; and for a
+        perturbation in a context with rows of its own, these. ``effects``: see
+        :class:`~scvi_sams.module._effect_rows.EffectRows`. Effects without cells have the
+        requested rows, or none.
         """
         rows = self.measured.rows_of(Combinations.of_cells(codes, doses))
         own = torch.full_like(codes, -1)
@@ -255,7 +256,7 @@ class DirectEffects(nn.Module):
         return torch.where(is_measured, own, singles), torch.where(is_measured, weights, doses)
 
     def rows_of_pairs(self, effects: Tensor) -> Tensor:
-        """Rows of perturbations in their contexts; -1 for those that have none of their own."""
+        """Rows of perturbations in their contexts; -1 for those without a row of their own."""
         if not len(self.pairs):
             return torch.full_like(effects, -1)
         wanted = effects.clamp(min=0).contiguous()
@@ -275,7 +276,7 @@ class DirectEffects(nn.Module):
         return sum_over_slots(self.of_rows(rows, name)[None], slots, weights)[0]
 
     def spread_of(self, codes: Tensor, effects: Tensor) -> Tensor | None:
-        """How wide predictions sample shifts around their mean, ``(R,)``; ``None``: as they are.
+        """Scale of the samples of shifts around their mean, ``(R,)``; ``None``: unscaled.
 
         ``codes`` are those of the perturbations of ``effects``.
         """
@@ -290,14 +291,14 @@ class DirectEffects(nn.Module):
         return found
 
     def in_predictions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What predictions of means add for some rows, and its sd; each ``(R, G)``."""
+        """Additions to predictions of means for some rows, and their SD; each ``(R, G)``."""
         mean = self.of_rows(rows, "mean")
         if not self.is_stacked:
             return mean, self.of_rows(rows, "sd")
         return mean + self.of_rows(rows, "correction"), self.of_rows(rows, "uncertainty")
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take tables of any width; a model of an earlier version has none."""
+        """Load tables of any width; a model of an earlier version has none."""
         for name in self._buffers:
             saved = state.get(prefix + name)
             present = getattr(self, name)
@@ -312,7 +313,7 @@ class DirectEffects(nn.Module):
 def add_to_logits(logits: Tensor, direct: Tensor | None) -> Tensor:
     """Add direct effects ``(..., G)`` to logits ``(..., outputs per gene x G)``.
 
-    A likelihood of several outputs per gene has the one of the mean first.
+    In a likelihood with several outputs per gene the first is that of the mean.
     """
     if direct is None:
         return logits

@@ -1,4 +1,4 @@
-"""Rows of tables of effects: a perturbation, or where contexts are registered one of a context."""
+"""Rows of tables of effects: perturbations, or perturbations in registered contexts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ class EffectRows(nn.Module):
     """Numbers of effects: those of perturbations, or of pairs of a perturbation and a context.
 
     Without contexts the row of an effect is the code of its perturbation. With C contexts the
-    effect of perturbation t in context c has row ``t * (C + 1) + c``; in the place of ``c = C``
-    stands a context that is not one of these. Perturbations that no cell carries, of which features
-    are known, come after those that were measured.
+    effect of perturbation t in context c has row ``t * (C + 1) + c``; ``c = C`` is any other
+    context. Perturbations without cells, of which only features are known, follow the measured
+    ones.
 
     Parameters
     ----------
     n_perturbations, n_contexts, n_unmeasured
-        T, C, and how many perturbations follow.
+        T, C, and the number of perturbations without cells.
     pairs
-        ``t * C + c`` of every pair that registered cells have, ascending.
+        ``t * C + c`` of every pair with registered cells, ascending.
 
     Attributes
     ----------
     measured
-        Rows that registered cells have, ascending.
+        Rows with registered cells, ascending.
     """
 
     measured: Tensor
@@ -46,12 +46,12 @@ class EffectRows(nn.Module):
         if n_contexts:
             codes = torch.as_tensor(pairs, dtype=torch.int64)
             measured = codes // n_contexts * self.per_perturbation + codes % n_contexts
-        # Known from the registered data, so that it need not be saved.
+        # Derived from the registered data, so it need not be saved.
         self.register_buffer("measured", measured, persistent=False)
 
     @property
     def per_perturbation(self) -> int:
-        """Rows of a perturbation: one for each context, and for one that is none of these."""
+        """Rows per perturbation: one for each context, and one for any other context."""
         return self.n_contexts + 1
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class EffectRows(nn.Module):
         return rows if not self.n_contexts else rows // self.per_perturbation
 
     def places(self, rows: Tensor) -> Tensor:
-        """Positions of rows among the measured ones, -1 where a row is none of them."""
+        """Positions of rows among the measured ones, -1 for other rows."""
         found = torch.searchsorted(self.measured, rows.contiguous()).clamp(
             max=len(self.measured) - 1
         )

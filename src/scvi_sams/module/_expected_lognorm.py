@@ -1,4 +1,4 @@
-"""Expected log-normalised counts of a cell, by table instead of by drawing counts."""
+"""Expected log-normalised counts of a cell, from a table instead of sampled counts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from scvi_sams.module._likelihoods import Likelihood
 
 _LOW, _HIGH = -16.0, 20.0
-"""Least range of log means: from where hardly a cell has a count to half a billion counts."""
+"""Smallest range of log means: from almost no counts to half a billion counts."""
 
 _SPLINE_STEP = 1 / 4
 _STEP = 1 / 32
-"""Linear interpolation between log means so far apart is wrong by 5e-5 at most."""
+"""With this spacing of log means, linear interpolation has an error of at most 5e-5."""
 
 _QUADRATURE_STEP = 1 / 2
 _NEGLIGIBLE = 1e-7
 _SMALLEST_REST = 1e-3
-"""Of the library: what other genes have beside one that has all but everything."""
+"""Smallest proportion of the library left for other genes if one gene has nearly all."""
 
 _GENES_AT_ONCE = 128
 
@@ -30,23 +30,23 @@ _GENES_AT_ONCE = 128
 class ExpectedLognorm:
     r"""E[log2(1 + target_sum * x / size)] over counts x, by gene and logit.
 
-    A table of every gene, in steps of the log mean, is made once; a value then costs a look-up,
-    which takes a twentieth of the time of drawing a count, and has no noise. With
+    A table for every gene, in steps of the log mean, is computed once; a value is then a look-up,
+    which takes a twentieth of the time of sampling a count, and has no noise. With
     :math:`M(u) = E[e^{-ux}]`, known in closed form,
 
     .. math::
         E[\log(1 + cx)] = \int_{-\infty}^{\infty} \left(1 - M(e^v)\right) e^{-e^v / c} \, dv,
 
-    an integral of a smooth function that vanishes on both sides: the trapezoid rule is exact to
-    float32 here.
+    an integral of a smooth function that vanishes on both sides: the trapezoid rule is accurate to
+    float32 precision here.
 
-    Where a registered size factor is the size of a cell, c is ``target_sum / size``. Else the size
-    is the sum of the counts, of which x is a part: it is taken as x plus the expected counts of the
-    other genes, r, so that log(1 + target_sum * x / (x + r)) is the difference of two such
-    logarithms. What is left out is the variance of the other genes' sum, of second order.
+    If a registered size factor is the size of a cell, c is ``target_sum / size``. Otherwise the
+    size is the sum of the counts, including x: it is approximated by x plus the expected counts of
+    the other genes, r, so that log(1 + target_sum * x / (x + r)) is the difference of two such
+    logarithms. This neglects the variance of the sum of the other genes, of second order.
 
-    ``sizes`` holds sizes of cells and the share of cells of each, ``(2, n_sizes)``, over which the
-    expectation is averaged.
+    ``sizes`` contains sizes of cells and the proportion of cells of each, ``(2, n_sizes)``, over
+    which the expectation is averaged.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class ExpectedLognorm:
     ) -> None:
         self.likelihood = likelihood
         has_shares = not likelihood.uses_size_factor
-        # A share of the library is at most one.
+        # A proportion of the library is at most one.
         high = 0.0 if has_shares else _HIGH - math.log(sizes[0].min())
         low = min(_LOW - math.log(sizes[0].max()), high - 1)
         fine = np.arange(high, low, -_STEP)[::-1]
         coarse = np.arange(high, low - _SPLINE_STEP, -_SPLINE_STEP)[::-1]
         if has_shares:
-            # What is left for other genes changes fast where one has most of the counts.
+            # The remainder for other genes changes fast if one gene has most of the counts.
             coarse = np.union1d(coarse[coarse < high - 1.5], fine[fine >= high - 1.5])
         at_sizes = [
             share * _table_at_size(likelihood, coarse, size, target_sum, device)
@@ -85,7 +85,7 @@ class ExpectedLognorm:
             if self.likelihood.uses_size_factor
             else torch.log_softmax(logits, dim=-1)
         )
-        # In place wherever possible: new arrays would take as long as the arithmetic.
+        # In place wherever possible: allocating new arrays would take as long as the arithmetic.
         position = log_rate.mul_(1 / _STEP).add_(self._offset).clamp_(0, self._last)
         place = position.int()
         fraction = position.frac_()
@@ -137,7 +137,7 @@ def _quadrature(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nodes u and weights ``(n_means, n_nodes)`` of E[log2(1 + factor * x)], factors by mean.
 
-    With ``smaller`` they are those of that logarithm minus the one of smaller factors.
+    With ``smaller``, for that logarithm minus the one with smaller factors.
     """
     low, high = math.log(first_node), math.log(factor.max() * -math.log(_NEGLIGIBLE))
     u = np.exp(np.arange(low, high + _QUADRATURE_STEP, _QUADRATURE_STEP))

@@ -8,12 +8,12 @@ For perturbation t with features ``phi_t`` (the last of which is 1) and latent d
 An estimate of an effect is normal around ``s_tl`` with a known variance. By expectation and
 maximisation, with the posterior of ``u`` (by the bound of Jaakkola & Jordan 2000) and of ``w``:
 
-- each weight has a prior variance of its own, half of which is that of its feature in all
-  dimensions: a feature that says nothing anywhere has none, and one that matters in one dimension
-  may (automatic relevance determination, MacKay 1995);
-- ``beta^2`` is the part of the prior variance of effects that features leave unexplained.
+- each weight has its own prior variance, half of which is that of its feature in all dimensions: an
+  uninformative feature has none, and one that matters in one dimension may (automatic relevance
+  determination, MacKay 1995);
+- ``beta^2`` is the part of the prior variance of effects that features do not explain.
 
-Where features say nothing the weights shrink to nothing, and the prior is the one without features.
+If features are uninformative, weights shrink to zero, and the prior is the one without features.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import numpy as np
 from scipy.special import expit
 
 _N_STEPS, _N_STEPS_OF_FOLDS = 40, 25
-"""Of expectation and maximisation: strengths change by some percent after."""
+"""Iterations of expectation-maximisation; later changes are a few percent."""
 _FEWEST_EFFECTS = 5.0
-"""Expected number of effects on a dimension from which on it has weights."""
+"""Smallest expected number of effects on a dimension with weights."""
 _INITIAL_SHARE = 0.1
-"""Of the variance of effects that features explain, to begin with."""
+"""Initial proportion of the variance of effects that features explain."""
 _INITIAL_LOGIT_VARIANCE = 0.5
 _LEAST_VARIANCE = 1e-8
 _LEAST_UNEXPLAINED = 0.05
@@ -52,21 +52,21 @@ class Weights(NamedTuple):
 
     @classmethod
     def nothing(cls, n_features: int, n_latent: int) -> Weights:
-        """Weights of features that say nothing."""
+        """Weights of uninformative features: zero."""
         means = np.zeros((2, n_features, n_latent))
         covariances = np.zeros((2, n_latent, n_features, n_features))
         return cls(means[0], covariances[0], means[1], covariances[1], 1.0)
 
 
 class Prior(NamedTuple):
-    """What features say of perturbations, ``(N, L)`` each."""
+    """Prior of perturbations given features, ``(N, L)`` each."""
 
     log_odds: np.ndarray
-    """Of masks, averaged over what is not known of the weights."""
+    """Log-odds of masks, averaged over the posterior of the weights."""
     mean: np.ndarray
-    """Of effects, where masks are on."""
+    """Mean of effects with masks on."""
     variance: np.ndarray
-    """Of effects, with that of the weights."""
+    """Variance of effects, including that of the weights."""
 
 
 class Estimates(NamedTuple):
@@ -84,10 +84,10 @@ def fit_weights(
     *,
     n_steps: int = _N_STEPS,
 ) -> Weights:
-    """Fit the weights of features ``(T, D)``; ``log_odds`` are those of masks without features."""
+    """Fit the weights of features ``(T, D)``; ``log_odds`` are those without features."""
     n_features, n_latent = features.shape[1], estimates.effects.shape[1]
     weights = Weights.nothing(n_features, n_latent)
-    # Dimensions without effects have nothing to learn from.
+    # Nothing can be learned from dimensions without effects.
     on = expit(log_odds + _log_bayes_factor(estimates, 0.0, prior_variance))
     used = np.flatnonzero(on.sum(axis=0) >= _FEWEST_EFFECTS)
     if not len(used):
@@ -134,7 +134,7 @@ def _fit(
         targets = on - 0.5 - curvature * log_odds
         logits, covariances_of_logits = of_masks.posterior(features, curvature, targets)
         spread_of_masks = _spread(features, covariances_of_logits)
-        # Effects given that they are there, and how far they are from what features say.
+        # Effects given that masks are on, and their squared distance from the prediction.
         mean = features @ means
         known = 1 / noise + 1 / unexplained
         expected = (effects / noise + mean / unexplained) / known
@@ -149,7 +149,7 @@ def _fit(
 
 
 class _Strengths:
-    """Prior variances of weights, ``(D, L)``, estimated with them."""
+    """Prior variances of weights, ``(D, L)``, estimated jointly."""
 
     def __init__(self, variances: np.ndarray) -> None:
         self.variances = variances
@@ -177,7 +177,7 @@ def _spread(features: np.ndarray, covariances: np.ndarray) -> np.ndarray:
 def _log_bayes_factor(
     estimates: Estimates, mean: np.ndarray | float, variance: np.ndarray | float
 ) -> np.ndarray:
-    """Log of the density of estimates if masks are on, per that if they are off."""
+    """Log density ratio of estimates with masks on and off."""
     effects, noise = estimates
     on = noise + variance
     return 0.5 * (np.log(noise / on) - np.square(effects - mean) / on + np.square(effects) / noise)
@@ -186,7 +186,7 @@ def _log_bayes_factor(
 def prior_of(
     features: np.ndarray, weights: Weights, log_odds: float, prior_variance: float
 ) -> Prior:
-    """What features ``(N, D)`` say of masks and effects."""
+    """Prior of masks and effects given features ``(N, D)``."""
     logits = log_odds + features @ weights.masks
     spread = _spread(features, weights.covariance_of_masks)
     variance = weights.unexplained * prior_variance + _spread(
@@ -198,7 +198,7 @@ def prior_of(
 
 
 def log_evidence(estimates: Estimates, prior: Prior) -> np.ndarray:
-    """Log density of the estimates of each perturbation, less that of estimates of nothing."""
+    """Log density of the estimates of each perturbation, minus that without any effect."""
     factor = _log_bayes_factor(estimates, prior.mean, prior.variance)
     off, on = -np.logaddexp(0, prior.log_odds), -np.logaddexp(0, -prior.log_odds)
     return np.logaddexp(off, on + factor).sum(axis=1)
@@ -211,7 +211,7 @@ def held_out_prior(
     prior_variance: float,
     folds: np.ndarray,
 ) -> Prior:
-    """What features say of each perturbation, by the perturbations of the other folds."""
+    """Prior of each perturbation given features, fitted to the perturbations of other folds."""
     found = Prior(*np.zeros((3, *estimates.effects.shape)))
     for fold in np.unique(folds):
         others = folds != fold

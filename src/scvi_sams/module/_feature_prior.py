@@ -1,7 +1,8 @@
-"""What features of perturbations say of masks and effects, of measured ones and of others.
+"""Prior of masks and effects given features, for measured and unmeasured perturbations.
 
-See :mod:`~scvi_sams.module._feature_fit` for the prior. It is fitted when masks start, to what
-effects on sparse axes say; until then, and where features say nothing, it is the prior without.
+See :mod:`~scvi_sams.module._feature_fit` for the prior. It is fitted when masks are initialised, to
+effects on sparse axes; until then, and if features are uninformative, it is the prior without
+features.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from scvi_sams.module._feature_fit import (
 from scvi_sams.module._rotation import signed_permutation
 
 MOST_FEATURES = 100
-"""Columns that weights are learned of: tables of more are reduced to as many."""
+"""Largest number of columns with weights; larger tables are reduced to this number."""
 _N_FOLDS = 5
 _FEWEST_PERTURBATIONS = 10
-"""For features to say anything."""
+"""Smallest number of perturbations for which features are used."""
 
 
 class PriorOfEffects(NamedTuple):
-    """Of masks, and of effects where they are on; ``(R, L)`` each."""
+    """Prior of masks, and of effects with masks on; ``(R, L)`` each."""
 
     log_odds: Tensor
     mean: Tensor
@@ -49,19 +50,19 @@ class FeaturePrior(nn.Module):
     Parameters
     ----------
     features
-        ``(T + U, D)``, rows of measured perturbations first; those of one without features are 0.
+        ``(T + U, D)``, rows of measured perturbations first; rows without features are 0.
     n_perturbations, n_latent
         T and L.
     log_odds, scale
-        Of masks, and standard deviation of effects, without features.
+        Log-odds of masks and SD of effects, without features.
 
     Attributes
     ----------
     of_measured
         Log-odds of masks, mean and variance of effects of measured perturbations, ``(3, T, L)``:
-        what training charges their posteriors by.
+        the prior in the training objective.
     held_out
-        The same by the perturbations of the other folds.
+        The same, fitted to the perturbations of the other folds.
     folds
         Fold of each measured perturbation, ``(T,)``.
     """
@@ -95,7 +96,7 @@ class FeaturePrior(nn.Module):
         without = torch.tensor([log_odds, 0.0, self.variance], dtype=torch.float32)[:, None, None]
         self.register_buffer("of_measured", without.repeat(1, n_perturbations, n_latent))
         self.register_buffer("held_out", self.of_measured.clone())
-        # Fixed, so that what is compared across folds is the same in each process.
+        # Fixed, so that folds are the same in each process.
         order = np.random.default_rng(n_perturbations).permutation(n_perturbations)
         self.register_buffer("folds", torch.as_tensor(order % _N_FOLDS))
         for name in ("mask", "effect"):
@@ -106,12 +107,12 @@ class FeaturePrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, effects: Tensor, variance: Tensor, codes: Tensor) -> None:
-        """Learn from estimates of effects and their variances, ``(R, L)``, of ``codes``, ``(R,)``.
+        """Fit to estimates of effects and their variances, ``(R, L)``, of ``codes``, ``(R,)``.
 
-        Unless the effects of perturbations that are left out, a fifth at a time, are likelier given
-        what features say of them, by more than two standard errors, nothing is learned: likelier
-        than under the prior without features, and than by how common effects are on each dimension,
-        which is no feature. Nor is anything with fewer than ten perturbations.
+        The prior is used only if it makes effects of left-out perturbations (a fifth at a time)
+        more likely by more than two standard errors, both than the prior without features and than
+        the frequency of effects on each dimension, which is not a feature. It is not used with
+        fewer than ten perturbations.
         """
         if len(codes) < _FEWEST_PERTURBATIONS:
             return
@@ -148,7 +149,7 @@ class FeaturePrior(nn.Module):
         return torch.as_tensor(values).to(self.features)
 
     def measured(self, codes: Tensor) -> PriorOfEffects:
-        """Prior of measured perturbations, by which training charges their posteriors."""
+        """Prior of measured perturbations in the training objective."""
         return PriorOfEffects(*self.of_measured[:, codes])
 
     def of(self, codes: Tensor) -> PriorOfEffects:

@@ -30,7 +30,7 @@ class LatentShiftModule(PerturbationModule):
 
     @torch.no_grad()
     def order_latents(self) -> None:
-        """Strongest shifts first, positive on average; what the model says stays the same."""
+        """Strongest shifts first, positive on average; the model itself does not change."""
         order, signs = canonical_order(self.shift_moments(self.effect_rows.measured)[0])
         rotation = signed_permutation(order, signs)
         self.encoder.rotate(rotation)

@@ -1,9 +1,9 @@
-"""Where masks start when the dense phase ends: from estimates of effects on sparse axes.
+"""Initial masks at the end of the dense phase, from estimates of effects on sparse axes.
 
-The log-odds of an entry are those of an estimate ``e`` of its effect, whose variance ``v`` is that
-of its posterior, 1 / ``evidence_cells`` and what the axes are off by (:func:`variance_of_axes`), by
-the densities of Normal(mu, v + beta^2) (on) and Normal(0, v) (off). Without features of
-perturbations ``mu`` is 0, and::
+The log-odds of an entry compare, for an estimate ``e`` of its effect, the densities of
+Normal(mu, v + beta^2) (on) and Normal(0, v) (off). Its variance ``v`` is that of its posterior,
+plus 1 / ``evidence_cells``, plus that due to errors of the axes (:func:`variance_of_axes`). Without
+features of perturbations ``mu`` is 0, and::
 
     logit = log(alpha / (1 - alpha)) + (e^2 / v) / (2 + 2 v / beta^2) - log(1 + beta^2 / v) / 2
 """
@@ -21,13 +21,14 @@ from scvi_sams.module._context_masks import Estimates, by_perturbation, fit_mask
 from scvi_sams.module._rotation import resampled_rotations
 
 MAX_INITIAL_LOGIT = 4.6
-"""Masks start at probabilities of .01 to .99; training hardly moves those at the ends. At .05 to
-.95 (3.0) clear entries ended near .96: nothing was called at a false discovery rate below .04,
-intervals of the strongest effects reached to zero, and the calibration error was .02."""
+"""Initial mask probabilities are limited to 0.01 to 0.99; training hardly changes those at the
+limits. With 0.05 to 0.95 (3.0) clear entries ended near 0.96: nothing was called at a false
+discovery rate below 0.04, intervals of the strongest effects included zero, and the calibration
+error was 0.02."""
 
 _LEAST_FROM_CELLS = 0.02
 _UNKNOWN = 1e6
-"""Variance of effects of which nothing is known, where it has to be finite."""
+"""Variance of unknown effects where it must be finite."""
 
 
 def starting_log_odds(
@@ -37,7 +38,7 @@ def starting_log_odds(
     prior_mean: Tensor | float,
     prior_variance: Tensor | float,
 ) -> Tensor:
-    """Log-odds that masks start with, of estimates and their variances, ``(T, L)``."""
+    """Initial log-odds of masks from estimates and their variances, ``(T, L)``."""
     on = variance + prior_variance
     fit = effects.square() / variance - (effects - prior_mean).square() / on
     logits = prior_log_odds + 0.5 * (fit - torch.log(on / variance))
@@ -45,9 +46,10 @@ def starting_log_odds(
 
 
 def shrunken_totals(shared: Tensor, own: Normal, place: Tensor, prior_scale: float) -> Tensor:
-    """Effects in contexts, ``(R, L)``, of which a context's own part counts if it is no noise.
+    """Effects in contexts, ``(R, L)``, with context-specific parts shrunken by their noise.
 
-    It is multiplied by the share of its sum of squares that is no error (James & Stein 1961): few
+    They are multiplied by the proportion of their sum of squares that is not error (James & Stein
+    1961): with few cells per pair, noise would otherwise blur the axes.
     cells of each pair would otherwise blur the axes that all of them show.
     """
     from_cells = _share_from_cells(own, prior_scale)
@@ -57,23 +59,23 @@ def shrunken_totals(shared: Tensor, own: Normal, place: Tensor, prior_scale: flo
 
 
 def _share_from_cells(own: Normal, prior_scale: float) -> Tensor:
-    """What cells say of a context's own part, given what is shared: the rest is the prior's."""
+    """Proportion of the information on specific effects that comes from cells, not the prior."""
     return (1 - own.variance / prior_scale**2).clamp(min=_LEAST_FROM_CELLS)
 
 
 class ContextStart(NamedTuple):
-    """Where masks start in contexts; T' perturbations have cells, in R pairs with a context."""
+    """Initial masks in contexts; T' perturbations have cells, in R pairs with a context."""
 
     shared: Tensor
-    """Log-odds of masks that contexts share, ``(T', L)``."""
+    """Log-odds of shared masks, ``(T', L)``."""
     own: Tensor
-    """Those of a context's own, ``(R, L)``."""
+    """Log-odds of context-specific masks, ``(R, L)``."""
     own_effects: Tensor
-    """Means of effects of a context's own, ``(R, L)``: both parts together are what they were."""
+    """Means of context-specific effects, ``(R, L)``: the sum of both parts is unchanged."""
     probabilities: tuple[float, float]
-    """``rho`` and ``pi`` of masks of a context's own."""
+    """``rho`` and ``pi`` of context-specific masks."""
     effects: Tensor
-    """Estimates of what contexts share, ``(T', L)``, and in the next their variance."""
+    """Estimates of shared effects, ``(T', L)``; the next field is their variance."""
     variance: Tensor
 
 

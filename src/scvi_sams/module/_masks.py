@@ -18,20 +18,20 @@ from scvi_sams._torch import generator
 from scvi_sams.exceptions import InvalidArgumentError
 
 _LOGIT_OF_EXCLUDED = -20.0
-"""Never drawn, and yet of a finite divergence from the prior."""
+"""Log-odds that are never sampled, but have a finite divergence from the prior."""
 
 NEVER = 1e-4
-"""Probability of a mask in a row that has none."""
+"""Probability of a mask in a row without masks."""
 
 
 class MaskPrior(nn.Module, ABC):
-    """A prior over the masks, as what it costs a posterior to differ from it.
+    """A prior over the masks, defined by the divergence of a posterior from it.
 
-    A new one is a subclass and a line in :data:`MASK_PRIORS`.
+    To add one, write a subclass and a line in :data:`MASK_PRIORS`.
     """
 
     log_odds: float
-    """Of an entry being on, a priori."""
+    """Prior probability that an entry is on."""
 
     @abstractmethod
     def kl(self, logits: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class MaskPrior(nn.Module, ABC):
 
     @abstractmethod
     def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Estimate of the same from masks drawn from the posterior."""
+        """Estimate of the same from masks sampled from the posterior."""
 
     def kl_of_rows(self, kl_estimator: str, logits: Tensor, masks: Tensor) -> Tensor:
         """Divergence of every perturbation by an estimator, ``(n_particles or 1, n_rows)``."""
@@ -62,17 +62,17 @@ class BernoulliMaskPrior(MaskPrior):
         return _bernoulli_kl(logits, self.log_on, self.log_off)
 
     def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """``log q(m) - log p(m)`` at the drawn masks (the paper's estimate)."""
+        """``log q(m) - log p(m)`` at the sampled masks (the paper's estimate)."""
         log_prior = masks * self.log_on + (1 - masks) * self.log_off
         return _log_probability(logits, masks) - log_prior
 
 
 class RowwiseMaskPrior(MaskPrior):
-    """Masks of rows of which some have none at all; set by :meth:`set_to`, and saved.
+    """Prior in which some rows have no masks at all; set by :meth:`set_to`, and saved.
 
-    ``a_r ~ Bernoulli(rho)``, ``m_rl | a_r ~ Bernoulli(pi)`` in rows that have masks, and all but
-    never (:data:`NEVER`) in others. Given q(m_r) the best q(a_r) is put in directly, so that there
-    is nothing further to learn::
+    ``a_r ~ Bernoulli(rho)``, ``m_rl | a_r ~ Bernoulli(pi)`` in rows with masks, and almost never
+    (:data:`NEVER`) on in others. Given q(m_r) the optimal q(a_r) is inserted directly, so it has no
+    parameters::
 
         KL = -log(rho exp(-KL(q || pi)) + (1 - rho) exp(-KL(q || NEVER)))
 
@@ -98,12 +98,12 @@ class RowwiseMaskPrior(MaskPrior):
         return row, entry
 
     def marginal_log_odds(self) -> Tensor:
-        """Of a mask of which nothing is known."""
+        """Marginal prior log-odds of a mask."""
         row, entry = torch.sigmoid(self.logits)
         return torch.logit(row * entry + (1 - row) * NEVER)
 
     def chance_of_any(self, n_masks: int) -> Tensor:
-        """Probability that a row of so many masks, of which nothing is known, has one on."""
+        """Prior probability that a row of so many masks has at least one on."""
         row, entry = torch.sigmoid(self.logits)
         return 1 - row * (1 - entry) ** n_masks - (1 - row) * (1 - NEVER) ** n_masks
 
@@ -120,7 +120,7 @@ class RowwiseMaskPrior(MaskPrior):
         return -self._mixed(*divergences)
 
     def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """``log q(m) - log p(m)`` of every row at the drawn masks, ``(n_particles, n_rows)``."""
+        """``log q(m) - log p(m)`` of every row at the sampled masks, ``(n_particles, n_rows)``."""
         never = math.log(NEVER) - math.log1p(-NEVER)
         costs = (
             -_log_probability(self.logits[1], masks).sum(dim=-1),
@@ -145,11 +145,11 @@ class RowwiseMaskPrior(MaskPrior):
 class PointEstimateMaskPrior(MaskPrior):
     """m_tl | pi_tl ~ Bernoulli(pi_tl), pi_tl ~ Beta(1, b) with a point estimate of pi (SVAE+).
 
-    Given q(m_tl = 1) = q the best estimate is ``q / b``; it is put in directly, so that there is
-    nothing further to learn. The cost is ``KL(q(m) || Bernoulli(q / b)) - log Beta(q / b | 1, b)``:
-    a density, not a probability, so it can be negative. An entry that is on costs
+    Given q(m_tl = 1) = q the optimal estimate is ``q / b``; it is inserted directly, so it has no
+    parameters. The cost is ``KL(q(m) || Bernoulli(q / b)) - log Beta(q / b | 1, b)``: a density,
+    not a probability, so it can be negative. An entry that is on costs
     ``log b - (b - 1) log(1 - 1 / b)`` more than one that is off: 1.4, 2.5 and 3.3 nats for the
-    papers' 2, 5 and 10. ``beta`` is b, above 1; a priori the probability is ``1 / (1 + b)``.
+    papers' 2, 5 and 10. ``beta`` is b, above 1; the prior probability is ``1 / (1 + b)``.
     """
 
     def __init__(self, beta: float) -> None:
@@ -158,13 +158,13 @@ class PointEstimateMaskPrior(MaskPrior):
         self.log_odds = -math.log(beta)
 
     def kl(self, logits: Tensor) -> Tensor:
-        """Return the cost at the best estimate of the probability."""
+        """Return the cost at the optimal estimate of the probability."""
         log_on, log_off = self._best_estimate(logits.double())
         density = self._log_density(log_off).to(logits.dtype)
         return _bernoulli_kl(logits, log_on, log_off) - density
 
     def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """``log q(m) - log p(m | pi) p(pi)`` at the drawn masks and the best estimate."""
+        """``log q(m) - log p(m | pi) p(pi)`` at the sampled masks and the optimal estimate."""
         log_on, log_off = self._best_estimate(logits)
         log_prior = masks * log_on + (1 - masks) * log_off
         return _log_probability(logits, masks) - log_prior - self._log_density(log_off)
@@ -181,9 +181,9 @@ class PointEstimateMaskPrior(MaskPrior):
 class BetaBernoulliMaskPrior(MaskPrior):
     """m_tl | pi_tl ~ Bernoulli(pi_tl), pi_tl ~ Beta(a, b).
 
-    Given q(m_tl = 1) = q the best q(pi_tl) is Beta(a + q, b + 1 - q); it is put in directly, so
-    that there is nothing further to learn and the bound is as tight as a factorised posterior
-    allows: ``KL = -H(q) - log(B(a + q, b + 1 - q) / B(a, b))``.
+    Given q(m_tl = 1) = q the optimal q(pi_tl) is Beta(a + q, b + 1 - q); it is inserted directly,
+    so it has no parameters and the bound is as tight as a factorised posterior allows:
+    ``KL = -H(q) - log(B(a + q, b + 1 - q) / B(a, b))``.
     """
 
     def __init__(self, a: float, b: float) -> None:
@@ -194,7 +194,7 @@ class BetaBernoulliMaskPrior(MaskPrior):
 
     def kl(self, logits: Tensor) -> Tensor:
         """Return the bound with q(pi) at its optimum."""
-        # In float64: log-gammas of a large concentration all but cancel.
+        # In float64: log-gammas of a large concentration nearly cancel.
         wide = logits.double()
         on, off = torch.sigmoid(wide), torch.sigmoid(-wide)
         negative_entropy = _bernoulli_kl(wide, 0.0, 0.0)
@@ -204,11 +204,11 @@ class BetaBernoulliMaskPrior(MaskPrior):
         return (negative_entropy - (evidence - prior - total)).to(logits.dtype)
 
     def monte_carlo_kl(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """``log q(m) q(pi) - log p(m | pi) p(pi)`` at drawn masks and probabilities."""
+        """``log q(m) q(pi) - log p(m | pi) p(pi)`` at sampled masks and probabilities."""
         on = torch.sigmoid(logits)
         posterior = Beta(self.a + on, self.b + 1 - on, validate_args=False)
         prior = Beta(logits.new_tensor(self.a), logits.new_tensor(self.b), validate_args=False)
-        # Away from 0 and 1 by what float32 can tell, so that the logarithms stay finite.
+        # Away from 0 and 1 by the resolution of float32, so that the logarithms stay finite.
         probability = _draw_beta(posterior, masks.shape[: masks.dim() - logits.dim()])
         probability = probability.clamp(1e-6, 1 - 1e-6)
         log_conditional = masks * probability.log() + (1 - masks) * torch.log1p(-probability)
@@ -217,7 +217,7 @@ class BetaBernoulliMaskPrior(MaskPrior):
 
 
 def _draw_beta(posterior: Beta, shape: torch.Size) -> Tensor:
-    """Draw from a Beta distribution, as ``rsample`` does, which takes no generator."""
+    """Sample from a Beta distribution as ``rsample`` does, which does not take a generator."""
     on, off = posterior.concentration1, posterior.concentration0
     source = generator(on.device)
     if source is None:
@@ -236,7 +236,7 @@ MASK_PRIORS: dict[str, Callable[[float, float | None], MaskPrior]] = {
     "bernoulli": lambda probability, _: BernoulliMaskPrior(probability),
     "beta_bernoulli": _beta_bernoulli,
 }
-"""What ``mask_prior`` may name: made of the prior probability and the concentration."""
+"""Values of ``mask_prior``, constructed from the prior probability and the concentration."""
 
 MaskPriorName = Annotated[str, lambda name, value: check_choice(name, value, list(MASK_PRIORS))]
 
@@ -250,10 +250,10 @@ class MaskPosterior(nn.Module):
     Attributes
     ----------
     is_dense
-        While true every mask is on, and costs nothing: the first phase of training. Saved with the
-        module; set by :meth:`switch_all_on`.
+        While true every mask is on, at no cost: the dense phase of training. Saved with the module;
+        set by :meth:`switch_all_on`.
     is_excluded
-        Latent dimensions that no perturbation may move, ``(n_latent,)``.
+        Latent dimensions that are switched off for all perturbations, ``(n_latent,)``.
     """
 
     is_dense: Tensor
@@ -277,7 +277,7 @@ class MaskPosterior(nn.Module):
 
     @property
     def all_on(self) -> bool:
-        """Whether every mask is on: ``is_dense``, without asking the device that it is on."""
+        """Whether every mask is on: ``is_dense``, without reading it from the device."""
         return self._is_dense
 
     def switch_all_on(self, on: bool) -> None:
@@ -290,7 +290,7 @@ class MaskPosterior(nn.Module):
         self._is_dense = bool(self.is_dense)
 
     def log_odds(self, rows: Tensor) -> Tensor:
-        """Logits of the posterior, ``(n_rows, n_latent)``; hopeless where a latent is excluded."""
+        """Logits of the posterior, ``(n_rows, n_latent)``; very low if a latent is excluded."""
         return torch.where(self.is_excluded, _LOGIT_OF_EXCLUDED, self.logits[rows])
 
     def permute(self, order: Tensor) -> None:
@@ -299,16 +299,16 @@ class MaskPosterior(nn.Module):
         self.is_excluded.copy_(self.is_excluded[order])
 
     def sample(self, rows: Tensor, n_particles: int) -> Tensor:
-        """Draw zeros and ones of shape ``(n_particles, n_rows, n_latent)`` for perturbations."""
+        """Sample zeros and ones of shape ``(n_particles, n_rows, n_latent)`` for perturbations."""
         logits = self.log_odds(rows)
         if self.all_on:
             return torch.ones_like(logits).expand(n_particles, *logits.shape)
         return self.sample_by(logits, n_particles)
 
     def sample_by(self, logits: Tensor, n_particles: int) -> Tensor:
-        """Draw zeros and ones by their log-odds, ``(n_particles, *logits.shape)``."""
-        # As `pyro.distributions.RelaxedBernoulliStraightThrough` draws, which checks its arguments
-        # each time, whatever it is told: an accelerator would be waited for in every step.
+        """Sample zeros and ones by their log-odds, ``(n_particles, *logits.shape)``."""
+        # Same as `pyro.distributions.RelaxedBernoulliStraightThrough`, which always checks its
+        # arguments, and so would synchronise with the accelerator in every step.
         shape = (n_particles, *logits.shape)
         source = generator(logits.device)
         uniform = torch.rand(shape, generator=source, dtype=logits.dtype, device=logits.device)
@@ -318,7 +318,7 @@ class MaskPosterior(nn.Module):
 
     @property
     def inclusion_probability(self) -> Tensor:
-        """Posterior probability that a perturbation moves a latent, perturbations x latents."""
+        """Posterior probability that a perturbation shifts a latent, perturbations x latents."""
         if self.all_on:
             return torch.ones_like(self.logits)
         rows = torch.arange(len(self.logits), device=self.logits.device)
@@ -328,7 +328,7 @@ class MaskPosterior(nn.Module):
 def kl_to_log_odds(
     kl_estimator: str, logits: Tensor, masks: Tensor, prior_log_odds: Tensor
 ) -> Tensor:
-    """Divergence of every perturbation from masks of these log-odds, ``(n_particles or 1, R)``."""
+    """Divergence of perturbations from masks with these log-odds, ``(n_particles or 1, R)``."""
     if kl_estimator == "closed_form":
         prior = functional.logsigmoid(prior_log_odds), functional.logsigmoid(-prior_log_odds)
         return _bernoulli_kl(logits, *prior).sum(-1)[None]

@@ -1,4 +1,4 @@
-"""A mini-batch: its cells, the perturbations that occur in it, and slices that fit into a cache."""
+"""A mini-batch: its cells, the perturbations that occur in it, and chunks that fit into a cache."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scvi_sams import _torch as _devices
 
 _VALUES_PER_CHUNK = 2**19
 """Two megabytes in float32, the whole mini-batch of a small screen. Half of it was 4 to 8 % slower
-in a whole training step, an eighth 10 to 20 %: products have few rows then."""
+in a whole training step, an eighth 10 to 20 %, because matrix products then have few rows."""
 
 
 class CellBatch(NamedTuple):
-    """A mini-batch of cells as the module reads it."""
+    """A mini-batch of cells as input of the module."""
 
     x: Tensor
     """Expression, ``(B, G)``."""
@@ -30,12 +30,12 @@ class CellBatch(NamedTuple):
     size: Tensor
     """Observed library size, or the registered size factor, ``(B,)``."""
     guides: Tensor | None = None
-    """Guides, ``(B, K)``, -1 where a slot is empty; ``None`` where none are registered."""
+    """Guides, ``(B, K)``, -1 where a slot is empty; ``None`` if none are registered."""
     rows: Tensor | None = None
     """Rows of the effects of the perturbations in the cell's context, ``(B, K)``, -1 where a slot
-    is empty; ``None`` where no contexts are registered."""
+    is empty; ``None`` if no contexts are registered."""
     contexts: Tensor | None = None
-    """Contexts by number, ``(B,)``; ``None`` where none are registered."""
+    """Context codes, ``(B,)``; ``None`` if none are registered."""
 
     @property
     def effects(self) -> Tensor:
@@ -43,7 +43,7 @@ class CellBatch(NamedTuple):
         return self.codes if self.rows is None else self.rows
 
     def carrying(self, carried: Tensor) -> CellBatch:
-        """The same cells with what is ``carried`` only, booleans ``(B, K)``."""
+        """The same cells with only the ``carried`` perturbations, booleans ``(B, K)``."""
         return self._replace(
             codes=torch.where(carried, self.codes, -1),
             doses=self.doses * carried,
@@ -54,9 +54,9 @@ class CellBatch(NamedTuple):
 class CovariateEncoding(nn.Module):
     """Batch and further covariates as one numeric vector per cell; a single batch adds nothing.
 
-    ``n_categories`` are those of every categorical covariate. Contexts are one too: where cells of
-    several types were not told which they are, latent dimensions did, and effects were curved along
-    them. A context that is none of the ``n_contexts`` is the average of all.
+    ``n_categories`` are those of every categorical covariate. Contexts are a covariate too:
+    otherwise latent dimensions encoded the cell type, and effects were curved along them. A context
+    that is none of the ``n_contexts`` is the average of all.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class CovariateEncoding(nn.Module):
         continuous: Tensor | None,
         contexts: Tensor | None = None,
     ) -> Tensor | None:
-        """Return ``(n_cells, n_out)``, or ``None`` where there are no covariates."""
+        """Return ``(n_cells, n_out)``, or ``None`` without covariates."""
         if not self.n_out:
             return None
         columns = [batch] if self.uses_batch else []
@@ -97,7 +97,7 @@ class CovariateEncoding(nn.Module):
         return torch.cat(parts, dim=1)
 
     def in_batch(self, covariates: Tensor | None, batch: int | None) -> Tensor | None:
-        """Covariates of the same cells, all of one batch; ``None`` leaves each in its own."""
+        """Covariates of the same cells in one batch; ``None``: each cell in its own batch."""
         if batch is None or covariates is None or not self.uses_batch:
             return covariates
         n_batch = self.category_counts[0]
@@ -119,9 +119,9 @@ def perturbations_of_batch(codes: Tensor, n_perturbations: int) -> tuple[Tensor,
     Returns
     -------
     rows
-        The distinct perturbations, ascending, ``(R,)``. An accelerator would have to be waited for
-        to learn their number: there ``R`` is the most that there can be, ``min(T, B K)``, and rows
-        that no cell asks for fill the end.
+        The distinct perturbations, ascending, ``(R,)``. On an accelerator, reading their number
+        would require synchronisation: there ``R`` is the largest possible, ``min(T, B K)``, and
+        unused rows fill the end.
     slots
         Position of every code in ``rows``, ``(B, K)``; R where a slot is empty.
     """
@@ -132,12 +132,12 @@ def perturbations_of_batch(codes: Tensor, n_perturbations: int) -> tuple[Tensor,
         rows = torch.arange(n_perturbations, device=codes.device)
         return rows, torch.where(codes < 0, n_perturbations, codes)
     is_empty = codes < 0
-    # Empty slots come last, as if they held one more perturbation, whose row nobody reads.
+    # Empty slots come last, like one more perturbation, whose row is never read.
     ordered, order = torch.where(is_empty, n_perturbations, codes).flatten().sort()
     is_first = torch.ones_like(ordered)
     is_first[1:] = ordered[1:] != ordered[:-1]
     place = is_first.cumsum(0) - 1
-    # Equal codes write the same number to the same place.
+    # Equal codes write the same number to the same position.
     rows = torch.zeros_like(ordered).scatter_(0, place, ordered).clamp_(max=n_perturbations - 1)
     slots = torch.empty_like(place).scatter_(0, order, place).view_as(codes)
     return rows, slots.masked_fill_(is_empty, len(rows))
@@ -157,7 +157,7 @@ def sum_over_slots(table: Tensor, slots: Tensor, weights: Tensor | None = None) 
     table
         ``(P, R, D)``.
     slots
-        ``(B, K)``; a value of R stands for an empty slot and adds nothing.
+        ``(B, K)``; R stands for an empty slot and adds nothing.
     weights
         ``(B, K)``, for example dosages; 1 by default.
 
@@ -173,9 +173,9 @@ def sum_over_slots(table: Tensor, slots: Tensor, weights: Tensor | None = None) 
 
 
 def sum_of_rows(rows: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-    """:func:`sum_over_slots` for rows ``(R, W)`` that hold all particles; returns ``(B, W)``."""
+    """:func:`sum_over_slots` for rows ``(R, W)`` with all particles; returns ``(B, W)``."""
     if not len(rows):
-        return rows.sum(0).expand(len(slots), -1)  # zeros, and still a function of the rows
+        return rows.sum(0).expand(len(slots), -1)  # zeros that still depend on the rows
     is_empty = slots == len(rows)
     dtype = torch.promote_types(rows.dtype, weights.dtype)
     return functional.embedding_bag(
@@ -189,8 +189,8 @@ def sum_of_rows(rows: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
 def chunks_of_cells(x: Tensor) -> Iterator[slice]:
     """Split the cells of ``x``, shape ``(n_cells, n_genes)``.
 
-    Passes over such a chunk cost half of what passes over everything do, where most of the time
-    goes to memory. On an accelerator everything is one chunk.
+    Passes over such a chunk, which fits into a cache, take half of the time of passes over the
+    whole array. On an accelerator everything is one chunk.
     """
     n_cells, n_genes = x.shape
     if _devices.is_accelerator(x.device):

@@ -6,10 +6,10 @@ With ``ratio = mean / theta`` (``theta`` the inverse dispersion)::
     rising(x, theta) = sum_{k < x} log1p(k / theta)
                      = log Gamma(x + theta) - log Gamma(theta) - x log(theta)
 
-Two reasons to write it out. Every term stays exact when ``theta`` is large (the textbook form
-loses more than 100 nats per cell in float32 at ``theta = 1e5``), and goes over into the Poisson.
-And ``rising`` does not depend on the Monte-Carlo particle, so it is read off tables once per cell
-and gene, while the particles need few passes over few arrays.
+There are two reasons to write it out. Every term stays exact when ``theta`` is large (the textbook
+form loses more than 100 nats per cell in float32 at ``theta = 1e5``), with the Poisson as the
+limit. And ``rising`` does not depend on the Monte Carlo particle, so it is looked up once per cell
+and gene, and the particles need few passes over few arrays.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from scvi_sams.module._minibatch import chunks_of_cells, chunks_of_particles
 from scvi_sams.module._rising_factorial import rising_factorial_table
 
 MAX_LOG_MEAN = 60.0
-"""Keeps the mean finite in float32 whatever the decoder says."""
+"""Keeps the mean finite in float32 for any output of the decoder."""
 _LOG_THETA = (-25.0, 60.0)
-"""Within which the mean over theta, and theta, are finite in float32 as well."""
+"""Limits within which the mean over theta, and theta, are also finite in float32."""
 
 
 def negative_binomial_log_prob(
@@ -46,11 +46,11 @@ def negative_binomial_log_prob(
         Counts of shape ``(n_cells, n_genes)``. They and sizes are data: without a gradient.
     log_mean
         Shape ``(n_particles, n_cells, n_genes)``: log of the mean; or, with ``softmax_size``,
-        logits whose softmax over genes shares out the size.
+        logits whose softmax over genes divides the size.
     log_theta
         Log of the inverse dispersion, shape ``(n_genes,)``.
     softmax_size
-        Shape ``(n_cells,)``: total that the softmax of ``log_mean`` is multiplied with.
+        Shape ``(n_cells,)``: total by which the softmax of ``log_mean`` is multiplied.
 
     Returns
     -------
@@ -74,12 +74,12 @@ def mean_decoded_log_prob(
     softmax: bool,
     largest: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of counts, given what the decoder's last layer reads instead of its output.
+    """Log-likelihood of counts from the input, not the output, of the decoder's last layer.
 
     The output, of shape ``(n_particles, n_cells, n_genes)``, is by far the largest array of a
-    training step, and needs two more of its size: the likelihood's, and its gradient. Here none of
-    them exists. Gradients are taken while a chunk of cells is at hand, which the mean allows: every
-    particle and cell weighs the same, whatever comes after.
+    training step, and requires two more of its size: the likelihood and its gradient. None of them
+    is stored here. Gradients are computed while a chunk of cells is in memory, which is possible
+    because the result is a mean: every particle and cell has the same weight.
 
     Parameters
     ----------
@@ -88,24 +88,24 @@ def mean_decoded_log_prob(
     hidden
         Shape ``(n_particles, n_cells, n_hidden)``.
     weight, bias
-        Of the last layer, ``(n_genes, n_hidden)`` and ``(n_genes,)``.
+        Parameters of the last layer, ``(n_genes, n_hidden)`` and ``(n_genes,)``.
     size
-        Of every cell, shape ``(n_cells,)``.
+        Size of every cell, shape ``(n_cells,)``.
     direct
         Added to the output of the last layer, the same for all particles: ``(n_cells, n_genes)``,
         without a gradient.
     softmax
-        Whether a softmax over genes shares out the size; otherwise rates are multiplied with it.
+        Whether a softmax over genes divides the size; otherwise rates are multiplied by it.
     largest
-        The largest count of each gene that ``x`` may have, ``(n_genes,)``. Without it, an
-        accelerator must be waited for.
+        The largest possible count of each gene in ``x``, ``(n_genes,)``. Without it, an accelerator
+        must be synchronised.
 
     Returns
     -------
-    Mean over particles and cells, in nats, the constant ``-log(x!)`` included; and the value of
-    each, shape ``(n_particles, n_cells)``, which has no gradient.
+    Mean over particles and cells, in nats, the constant ``-log(x!)`` included; and the values,
+    shape ``(n_particles, n_cells)``, without a gradient.
     """
-    # In full precision under automatic mixed precision too: a rate is the exponential of a logit.
+    # Full precision even with automatic mixed precision: a rate is the exponential of a logit.
     with torch.autocast(x.device.type, enabled=False):
         result: tuple[Tensor, Tensor] = _MeanOfDecoded.apply(
             hidden.to(weight.dtype),
@@ -123,15 +123,15 @@ def mean_decoded_log_prob(
 
 
 def inverse_dispersion(log_theta: Tensor) -> Tensor:
-    """Exponential of the parameter, bounded as means are."""
+    """Exponential of the parameter, bounded in the same way as means."""
     return log_theta.clamp(*_LOG_THETA).exp()
 
 
 class _LogProb(torch.autograd.Function):
     """All terms per particle and cell.
 
-    The softmax is differentiated here too, and of the size of the logits nothing is kept but they
-    themselves: the gradient begins with them again.
+    The softmax is differentiated here too, so that only the logits are stored; the backward pass
+    starts from them.
     """
 
     @staticmethod
@@ -207,7 +207,7 @@ class _MeanOfDecoded(torch.autograd.Function):
                 each[particles, cells] = terms + rising
                 slopes = part.flatten(0, 1)
                 grad_bias += slopes.sum(0)
-                # What is there before the first product counts as zero.
+                # The initial contents count as zero in the first product.
                 grad_weight.addmm_(slopes.T, inner, beta=beta)
                 beta = 1.0
                 torch.mm(slopes, weight, out=grad_hidden[particles, cells].view_as(inner))
@@ -223,7 +223,7 @@ class _MeanOfDecoded(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Chunk(ABC):
-    """Some cells, and what of the likelihood all their particles share."""
+    """Some cells, and the part of their likelihood that is the same for all particles."""
 
     counts: Tensor
     theta: Tensor
@@ -231,28 +231,28 @@ class Chunk(ABC):
     softmax_size: Tensor | None
 
     def of(self, cells: Tensor) -> Chunk:
-        """The same of some of the cells, by their positions."""
+        """The chunk restricted to some of its cells, by position."""
         size = None if self.softmax_size is None else self.softmax_size[cells]
         return replace(self, counts=self.counts[cells], softmax_size=size)
 
     @abstractmethod
     def terms(self, part: Tensor) -> Tensor:
-        """Terms of particles and cells whose logits are ``part``, which is spent."""
+        """Terms of particles and cells with logits ``part``, which is overwritten."""
 
     @abstractmethod
     def kept_terms(self, part: Tensor) -> Tensor:
-        """Terms, and ``part`` stays as it is."""
+        """Terms; ``part`` is unchanged."""
 
     @abstractmethod
     def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
-        """Terms too; ``part`` becomes the gradient of their weighted sum with respect to itself.
+        """Terms; ``part`` is overwritten by the gradient of their weighted sum.
 
         The gradient with respect to log(theta) is added to ``of_theta``.
         """
 
 
 class _ChunkOfLoops(Chunk):
-    """In one pass; for processors."""
+    """In one pass; for CPUs."""
 
     def terms(self, part: Tensor) -> Tensor:
         terms = torch.empty_like(part[..., 0])
@@ -266,7 +266,7 @@ class _ChunkOfLoops(Chunk):
     def terms_and_slopes(self, part: Tensor, weights: Tensor, of_theta: Tensor) -> Tensor:
         terms = torch.empty_like(part[..., 0])
         scratch = torch.empty_like(self.theta)
-        # Added at once: of large counts it cancels against the slopes of the rising factorial.
+        # Added at once: for large counts it cancels against the slopes of the rising factorial.
         total = torch.zeros_like(self.theta)
         for logits, of_cells, written in zip(part, weights, terms, strict=True):
             self._run(loops.terms_and_slopes, logits, [of_cells], [total, written, scratch])
@@ -286,7 +286,7 @@ class _ChunkOfLoops(Chunk):
 
 
 class _ChunkOfTensors(Chunk):
-    """In some twenty passes over arrays, in place; for accelerators."""
+    """In about twenty in-place passes over arrays; for accelerators."""
 
     def terms(self, part: Tensor) -> Tensor:
         return self._terms(part, torch.empty_like(part))
@@ -321,7 +321,7 @@ class _ChunkOfTensors(Chunk):
         part.exp_()
         per_cell: Tensor | float = 0.0
         if self.softmax_size is not None:
-            # Of the shares first: as a difference of large sums their logarithm would not be exact.
+            # Proportions first: the logarithm as a difference of large sums would not be exact.
             per_share = self.softmax_size / part.sum(-1)
             per_cell = self.counts.sum(-1) * per_share.log()
             part *= per_share[..., None]

@@ -1,6 +1,6 @@
-"""Networks and the normal posteriors that they say: encoder, decoder, and q(e_t | m_t).
+"""Networks and the normal posteriors that they parametrise: encoder, decoder, and q(e_t | m_t).
 
-One hidden layer as in the paper, residual blocks where deeper.
+One hidden layer as in the paper; further layers are residual blocks.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ _VARIANCE_FLOOR = 1e-4
 """Added to every posterior variance (paper, appendix)."""
 
 _MAX_LOG_VARIANCE = 20.0
-"""Far beyond any posterior; keeps the first steps finite where doses are in the thousands."""
+"""Far beyond any posterior; keeps the first steps finite if doses are in the thousands."""
 
 _INITIAL_SENSITIVITY = 0.4
-"""Of the decoder to the latent state, relative to PyTorch's initial weights. Latent dimensions then
-enter one by one as they are needed and the others stay off: on a simulated screen with 30 true ones
-the dense phase ended at a validation -ELBO of 3138.4 instead of 3142.4, with 32 dimensions in use
-instead of more than 35. A tenth was no better there, and too slow a start for a thousand cells."""
+"""Scale of the decoder's latent input weights, relative to PyTorch's initial weights. Latent
+dimensions are then used one by one as needed, and the others stay off: on a simulated screen with
+30 true ones the dense phase ended at a validation -ELBO of 3138.4 instead of 3142.4, with 32
+dimensions in use instead of more than 35. A tenth was no better there, and too slow at the
+beginning for a thousand cells."""
 
 INITIAL_EFFECT_SCALE = 0.1
-"""Standard deviation of effects before training. Starting as wide as the prior, the noise in the
-shifts teaches encoder and decoder to cancel or ignore them, and the effects never grow."""
+"""SD of effects before training. If it were that of the prior, noise in the shifts would teach
+encoder and decoder to cancel or ignore them, and the effects would never grow."""
 
 
 class HiddenLayers(nn.Module):
     """Activation of a first pre-activation, then residual blocks; no normalisation, no dropout.
 
-    ``n_layers`` counts the first layer too, whose linear part the caller owns.
+    ``n_layers`` includes the first layer, whose linear part belongs to the caller.
     """
 
     def __init__(self, n_layers: int, n_hidden: int) -> None:
@@ -52,9 +53,9 @@ class HiddenLayers(nn.Module):
 
 
 class NormalHead(nn.Module):
-    """Mean and standard deviation of a diagonal normal: variance = exp(.) + 1e-4.
+    """Mean and SD of a diagonal normal: variance = exp(.) + 1e-4.
 
-    ``initial_scale`` is about its standard deviation before training.
+    ``initial_scale`` is its approximate SD before training.
     """
 
     def __init__(self, n_hidden: int, n_out: int, *, initial_scale: float = 1.0) -> None:
@@ -66,10 +67,10 @@ class NormalHead(nn.Module):
 
     @torch.no_grad()
     def rotate(self, rotation: Tensor) -> None:
-        """Turn the coordinates: means exactly; variances as far as a diagonal allows.
+        """Rotate the coordinates: means exactly; variances as far as a diagonal allows.
 
-        The turned variances ``var @ rotation**2`` are no linear map of hidden units in the log, so
-        the logs are averaged with the same weights instead.
+        The rotated variances ``var @ rotation**2`` are not linear in the hidden units on the log
+        scale, so the logs are averaged with the same weights instead.
         """
         for layer, weights in ((self.loc, rotation), (self.log_variance, rotation.square())):
             layer.weight.copy_(weights.T @ layer.weight)
@@ -77,7 +78,7 @@ class NormalHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Normal:
         """Return the distribution for hidden units of shape ``(..., n_hidden)``."""
-        # One product, which is faster than two of half the width.
+        # One product is faster than two of half the width.
         layers = (self.loc, self.log_variance)
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
@@ -92,10 +93,10 @@ class BasalEncoder(nn.Module):
     The first layer is a sum of products with x, shift and covariates: x is the same for every
     particle, so its product, by far the largest, is computed once.
 
-    An encoder that sees the shift predicts the cell's whole state and takes the shift away from it
-    (a skip connection within the same family of posteriors). A growing effect then need not first
-    wait for the encoder to make room for it: its gradient is that of the prior of z_basal, a
-    regression of states on perturbations. Without it effects stay shrunken for hundreds of epochs.
+    An encoder with the shift as input predicts the cell's full state and subtracts the shift (a
+    skip connection within the same family of posteriors). A growing effect then does not have to
+    wait for the encoder to adapt: its gradient is that of the prior of z_basal, a regression of
+    states on perturbations. Without this, effects stay shrunken for hundreds of epochs.
     """
 
     def __init__(
@@ -117,14 +118,14 @@ class BasalEncoder(nn.Module):
 
     @torch.no_grad()
     def rotate(self, rotation: Tensor) -> None:
-        """Turn the coordinates of shift and state."""
+        """Rotate the coordinates of shift and state."""
         self.head.rotate(rotation)
         if self.from_shift is not None:
             self.from_shift.weight.copy_(self.from_shift.weight @ rotation)
 
     @torch.no_grad()
     def translate(self, origin: Tensor) -> None:
-        """Move the origin of states to a point, by which shifts then differ.
+        """Move the origin of states to a point, which is subtracted from shifts.
 
         Basal states of cells with one perturbation stay the same.
         """
@@ -137,8 +138,8 @@ class BasalEncoder(nn.Module):
     ) -> Normal:
         """Distribution of the latent state; ``x`` and ``covariates`` as in :meth:`forward`.
 
-        ``condition``, ``(n_particles or 1, n_cells, n_hidden)``, is what else the first layer is
-        given, as its product with the weights: it is added to the pre-activations.
+        ``condition``, ``(n_particles or 1, n_cells, n_hidden)``, is a further input of the first
+        layer, multiplied by its weights: it is added to the pre-activations.
         """
         first = self.from_x(x)
         if self.from_covariates is not None:
@@ -153,7 +154,7 @@ class BasalEncoder(nn.Module):
 
         ``x`` is standardised expression, ``(n_cells, n_genes)``, ``shift``
         ``(n_particles, n_cells, n_latent)``, ``covariates`` ``(n_cells, n_covariates)``. An encoder
-        that does not see the shift has one posterior for all particles.
+        without the shift as input has one posterior for all particles.
         """
         if self.from_shift is None:
             return self.state(x, covariates)
@@ -162,9 +163,9 @@ class BasalEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent states and covariates to hidden units, and (``to_genes``) those to logits.
+    """Latent states and covariates to hidden units, and (``to_genes``) hidden units to logits.
 
-    The last step is the caller's, as a likelihood may have a faster way than through all logits.
+    The last step is left to the caller, because a likelihood may have a faster way than logits.
     """
 
     def __init__(
@@ -181,18 +182,18 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def rotate(self, rotation: Tensor) -> None:
-        """Turn the coordinates of z; what is decoded stays the same."""
+        """Rotate the coordinates of z; decoded values do not change."""
         self.from_z.weight.copy_(self.from_z.weight @ rotation)
 
     @torch.no_grad()
     def translate(self, origin: Tensor) -> None:
-        """Move the origin of z; what is decoded stays the same."""
+        """Move the origin of z; decoded values do not change."""
         self.from_z.bias.add_(self.from_z.weight @ origin)
 
     def forward(
         self, z: Tensor, covariates: Tensor | None, condition: Tensor | None = None
     ) -> Tensor:
-        """Map ``z`` of shape ``(n_particles, n_cells, n_latent)`` to what ``to_genes`` reads.
+        """Map ``z`` of shape ``(n_particles, n_cells, n_latent)`` to the input of ``to_genes``.
 
         ``condition`` is added to the first layer's pre-activations, as in
         :meth:`BasalEncoder.state`.
@@ -216,17 +217,17 @@ class EffectPosterior(nn.Module, ABC):
     def forward(self, rows: Tensor, masks: Tensor) -> Normal:
         """Return the posterior of the effects of perturbations ``rows``, ``(n_rows,)``.
 
-        Its batch shape is that of the drawn ``masks``, ``(n_particles, n_rows, n_latent)``, or with
-        1 in place of ``n_particles`` where the effects do not depend on them.
+        Its batch shape is that of the sampled ``masks``, ``(n_particles, n_rows, n_latent)``, or
+        with 1 instead of ``n_particles`` if the effects do not depend on them.
         """
 
     @abstractmethod
     def rotate(self, rotation: Tensor) -> None:
-        """Turn the coordinates of the effects of full masks: they become ``effects @ rotation``."""
+        """Rotate effects with all masks on: they become ``effects @ rotation``."""
 
     @abstractmethod
     def translate(self, origin: Tensor) -> None:
-        """Take a vector of shape ``(n_latent,)`` off every effect."""
+        """Subtract a vector of shape ``(n_latent,)`` from every effect."""
 
     @abstractmethod
     def permute(self, order: Tensor, signs: Tensor) -> None:
@@ -244,19 +245,19 @@ class MeanFieldEffects(EffectPosterior):
         )
 
     def forward(self, rows: Tensor, masks: Tensor | None = None) -> Normal:
-        """Look the parameters up; masks, where there are any, play no part."""
+        """Look the parameters up; masks are ignored."""
         return Normal(self.loc[rows][None], self.log_scale[rows].exp()[None], validate_args=False)
 
     @torch.no_grad()
     def rotate(self, rotation: Tensor) -> None:
-        """Turn the table of means, and the variances as far as a diagonal allows."""
+        """Rotate the table of means, and the variances as far as a diagonal allows."""
         self.loc.copy_(self.loc @ rotation)
         variance = (2 * self.log_scale).exp() @ rotation.square()
         self.log_scale.copy_(0.5 * variance.log())
 
     @torch.no_grad()
     def translate(self, origin: Tensor) -> None:
-        """Take it off the table of means."""
+        """Subtract it from the table of means."""
         self.loc.sub_(origin)
 
     @torch.no_grad()
@@ -269,8 +270,8 @@ class MeanFieldEffects(EffectPosterior):
 class CorrelatedEffects(EffectPosterior):
     """q(e_t | m_t, t) by a small network of the mask and an embedding of the perturbation.
 
-    One-hot(t) times a weight matrix is a row of it: the first layer looks that row up. The paper's
-    network has 2 layers of 200 units on Replogle, 4 of 400 on Norman.
+    One-hot(t) times a weight matrix is a row of it, so the first layer looks that row up. The
+    paper's network has 2 layers of 200 units on Replogle, 4 of 400 on Norman.
     """
 
     def __init__(
@@ -279,7 +280,7 @@ class CorrelatedEffects(EffectPosterior):
         super().__init__()
         self.from_mask = nn.Linear(n_latent, n_hidden)
         self.from_perturbation = nn.Embedding(n_perturbations, n_hidden)
-        # A linear layer over [mask, one-hot] would start with this spread; N(0, 1) swamps the mask.
+        # The initial SD of a linear layer over [mask, one-hot]; N(0, 1) would dominate the mask.
         bound = 1 / math.sqrt(n_latent + 1)
         nn.init.uniform_(self.from_perturbation.weight, -bound, bound)
         self.hidden_layers = HiddenLayers(n_layers, n_hidden)
@@ -292,14 +293,14 @@ class CorrelatedEffects(EffectPosterior):
 
     @torch.no_grad()
     def rotate(self, rotation: Tensor) -> None:
-        """Turn the head; what was said by full masks, the only ones seen, becomes the bias."""
+        """Rotate the head; the contribution of full masks, the only ones seen, becomes a bias."""
         self.head.rotate(rotation)
         self.from_mask.bias.add_(self.from_mask.weight.sum(dim=1))
         self.from_mask.weight.zero_()
 
     @torch.no_grad()
     def translate(self, origin: Tensor) -> None:
-        """Take it off the head's bias."""
+        """Subtract it from the head's bias."""
         self.head.loc.bias.sub_(origin)
 
     @torch.no_grad()
@@ -320,7 +321,7 @@ def standard_normals(n_particles: int, like: Tensor) -> Tensor:
 
 
 def draw_particles(posterior: Normal, n_particles: int) -> Tensor:
-    """Draw ``(n_particles, ...)`` from a posterior of batch shape ``(n_particles or 1, ...)``."""
+    """Sample ``(n_particles, ...)`` from a posterior of batch shape ``(n_particles or 1, ...)``."""
     return posterior.loc + posterior.scale * standard_normals(n_particles, posterior.loc)
 
 
@@ -329,7 +330,7 @@ def divergence_from_prior(posterior: Normal, prior_scale: float | Tensor) -> Ten
 
     ``sum_l ((loc^2 + sd^2) / prior_scale^2 - 1) / 2 - log(sd / prior_scale)``
     """
-    # `torch.distributions.kl_divergence` would want arrays full of the prior's zeros and ones.
+    # `torch.distributions.kl_divergence` would need arrays filled with the prior's zeros and ones.
     squares = (posterior.loc.square() + posterior.variance) / prior_scale**2 - 1
     log_scale = prior_scale.log() if isinstance(prior_scale, Tensor) else math.log(prior_scale)
     return 0.5 * squares.sum(-1) - (posterior.scale.log() - log_scale).sum(-1)

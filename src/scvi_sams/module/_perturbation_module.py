@@ -1,4 +1,4 @@
-"""What every model of this package computes: inference, generation and the plated ELBO.
+"""Computations common to all models: inference, generation and the plated ELBO.
 
 A model adds what perturbations are (:meth:`PerturbationModule.global_posterior`) and how they act
 (:meth:`PerturbationModule.encode` and :meth:`PerturbationModule.decode`)::
@@ -55,17 +55,17 @@ KLEstimator = Literal["closed_form", "monte_carlo"]
 
 
 class GlobalDraw(NamedTuple):
-    """One draw per particle of what is shared by all cells, for R effects."""
+    """One sample per particle of the variables shared by all cells, for R effects."""
 
     shifts: Tensor
-    """What a unit dose adds, ``(P or 1, R, S)``."""
+    """Shift per unit dose, ``(P or 1, R, S)``."""
     kl: dict[str, Tensor]
-    """Divergence of every global variable from its prior, ``(P or 1, R)``, in nats; empty where
-    there are none."""
+    """Divergence of every global variable from its prior, ``(P or 1, R)``, in nats; empty without
+    global variables."""
 
 
 class PerturbationModule(Plates):
-    """Base of the modules: everything but what perturbations are and how they act.
+    """Base of the modules: everything except what perturbations are and how they act.
 
     Parameters
     ----------
@@ -82,11 +82,11 @@ class PerturbationModule(Plates):
     direct_effects, stacking
         As there. The tables of both are one :class:`DirectEffects`, ``direct``.
     responses
-        As there, in models that have them. ``responses`` is then a :class:`Responses`.
+        As there, in models that support them. ``responses`` is then a :class:`Responses`.
     perturbation_of_guides
-        Code of the perturbation of every guide; empty where none are registered.
+        Code of the perturbation of every guide; empty if none are registered.
     n_contexts, pairs_of_contexts, n_unmeasured
-        See :class:`EffectRows`, in models that have contexts, or features of perturbations.
+        See :class:`EffectRows`, in models with contexts or features of perturbations.
     """
 
     def __init__(
@@ -144,13 +144,13 @@ class PerturbationModule(Plates):
         self.register_buffer("cells_per_perturbation", torch.zeros(n_perturbations))
         self.register_buffer("input_mean", torch.zeros(n_genes))
         self.register_buffer("input_sd", torch.ones(n_genes))
-        # Shares of zero: before training, and in models that were saved without sizes.
+        # Proportions of zero: before training, and in models that were saved without sizes.
         self.register_buffer("cell_sizes", torch.zeros(2, 3))
         self.register_buffer("is_initialised", torch.tensor(False))
 
     @classmethod
     def check_settings(cls, **settings: object) -> None:
-        """Raise an error if a setting is not what the signature that declares it says."""
+        """Raise if a setting does not fit the annotation in the signature."""
         for part in cls.__mro__:
             if issubclass(part, PerturbationModule) and "__init__" in vars(part):
                 check_settings(vars(part)["__init__"], settings)
@@ -164,32 +164,32 @@ class PerturbationModule(Plates):
 
     @abstractmethod
     def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
-        """Draw the shifts of the effects ``rows`` and say what the posterior costs."""
+        """Sample the shifts of the effects ``rows`` and compute the cost of the posterior."""
 
     @abstractmethod
     def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
         """Last hidden layer of the decoder, ``(P, B, n_hidden)``."""
 
     def table_parameters(self) -> list[torch.nn.Parameter]:
-        """Parameters that are no weights of a network: per gene, and per perturbation.
+        """Parameters that are not network weights: per gene, and per perturbation.
 
-        They take larger steps than the weights.
+        They have a larger learning rate.
         """
         tables = list(self.likelihood.parameters())
         return tables if self.responses is None else tables + list(self.responses.parameters())
 
     @abstractmethod
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
-        """Posterior mean and standard deviation of the shifts, each ``(R, S)``."""
+        """Posterior mean and SD of the shifts, each ``(R, S)``."""
 
     def sampled_shifts(
         self, rows: Tensor, n_samples: int, *, for_predictions: bool = False
     ) -> Tensor:
         """Posterior samples of the shifts around their posterior mean, ``(n_samples or 1, R, S)``.
 
-        Several samples are moved so that their mean is exact: what few samples of uncertain masks
-        get wrong would be an error of every predicted effect. For predictions that are stacked they
-        are no wider than these allow (see :class:`DirectEffects`).
+        Several samples are shifted so that their mean is exact: the sampling error of uncertain
+        masks would otherwise be an error of every predicted effect. For stacked predictions their
+        scale is reduced (see :class:`DirectEffects`).
         """
         shifts = self.global_posterior(rows, n_samples).shifts
         spread = None
@@ -202,19 +202,19 @@ class PerturbationModule(Plates):
         return mean + (around if spread is None else around * spread[:, None])
 
     def order_latents(self) -> None:
-        """Give the latent dimensions a canonical order and signs, where shifts are latent."""
+        """Order latent dimensions and choose their signs, if shifts are latent."""
 
     has_dense_phase: ClassVar[bool] = False
     """Whether training begins with a phase before :meth:`find_sparse_axes`."""
 
     def begin_dense_phase(self) -> None:
-        """Prepare for the phase before :meth:`find_sparse_axes`; nothing to do without masks."""
+        """Prepare for the phase before :meth:`find_sparse_axes`; no effect without masks."""
 
     def find_sparse_axes(self) -> None:
-        """Move to coordinates in which effects are sparse; nothing to do without masks."""
+        """Rotate to coordinates in which effects are sparse; no effect without masks."""
 
     def diagnostics(self) -> dict[str, float]:
-        """How the module stands at the end of an epoch, by names for ``history``."""
+        """State of the module at the end of an epoch, by names in ``history``."""
         return {}
 
     # Before training --------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class PerturbationModule(Plates):
     def set_training_statistics(self, statistics: TrainingStatistics) -> None:
         """Store sizes; the first time also standardise inputs and start at the data's mean.
 
-        Later calls (training goes on) leave alone what has been learned.
+        Later calls (training continues) do not change learned parameters.
         """
         self.cells_per_perturbation.copy_(statistics.cells_per_perturbation)
         self.cell_sizes.copy_(statistics.cell_sizes)
@@ -233,7 +233,7 @@ class PerturbationModule(Plates):
         if self.is_initialised:
             return
         self.input_mean.copy_(statistics.input_mean)
-        # A gene that never varies carries nothing: divide by one, not by zero.
+        # A gene that never varies contains no information: divide by one, not by zero.
         sd = statistics.input_sd
         self.input_sd.copy_(torch.where(sd > 1e-6, sd, torch.ones_like(sd)))
         bias = self.likelihood.initialise(
@@ -247,14 +247,14 @@ class PerturbationModule(Plates):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Models saved by versions that did not keep the sizes of cells load without them.
+        # Models saved by versions that did not store the sizes of cells load without them.
         state_dict.setdefault(f"{prefix}cell_sizes", torch.zeros_like(self.cell_sizes))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # Inference: q(z_basal, globals | x) --------------------------------------------------------
 
     def read_batch(self, tensors: dict[str, Tensor]) -> CellBatch:
-        """Read what a data loader yields."""
+        """Convert what a data loader yields."""
         x = tensors[REGISTRY_KEYS.X]
         codes, doses = tensors[REGISTRY_KEYS.PERTURBATIONS].chunk(2, dim=1)
         covariates = self.covariates(
@@ -281,14 +281,14 @@ class PerturbationModule(Plates):
         return {"cells": self.read_batch(tensors)}
 
     def inference(self, cells: CellBatch, n_particles: int | None = None) -> dict[str, Any]:
-        """Draw global variables and basal states.
+        """Sample global variables and basal states.
 
         Returns
         -------
         ``shift`` (P or 1, B, S), ``qz`` (posterior of the basal states), ``z_basal`` (P, B, L),
-        ``global_kl``: every cell's share of the global divergences, (P or 1, B) by name, and
-        ``global_penalty``: what training charges for them, (P or 1, B). Where cells may respond or
-        not, the first three are of both branches, 2 P in place of P.
+        ``global_kl``: every cell's part of the global divergences, (P or 1, B) by name, and
+        ``global_penalty``: the same with training weights, (P or 1, B). If cells may or may not
+        respond, the first three have both branches, 2 P instead of P.
         """
         n_particles = n_particles or self.n_particles
         rows, slots = perturbations_of_batch(cells.effects, len(self.effect_rows))
@@ -308,9 +308,9 @@ class PerturbationModule(Plates):
         qz: Normal,
         z_basal: Tensor,
     ) -> dict[str, Any]:
-        """What :meth:`inference` returns, of what was sampled for perturbations and cells.
+        """Output of :meth:`inference` from samples for perturbations and cells.
 
-        ``rows`` are the effects of ``draw``, ``slots`` the places of each cell's among them.
+        ``rows`` are the effects of ``draw``, ``slots`` the positions of each cell's among them.
         """
         of_rows = [kl * self.plate_weights(rows, name) for name, kl in draw.kl.items()]
         weights = [self.evidence_weights(rows, name) for name in draw.kl]
@@ -328,9 +328,9 @@ class PerturbationModule(Plates):
         }
 
     def standardised(self, x: Tensor) -> Tensor:
-        """Expression as the encoder reads it: log1p of counts, standardised per gene."""
+        """Encoder input: log1p of counts, standardised per gene."""
         if self.likelihood.is_count_likelihood:
-            # Exact for whole numbers, and in a third of the time of `log1p`.
+            # Exact for integers, and takes a third of the time of `log1p`.
             return (x + 1).log_().sub_(self.input_mean).div_(self.input_sd)
         return (x - self.input_mean).div_(self.input_sd)
 
@@ -376,10 +376,10 @@ class PerturbationModule(Plates):
     ) -> LossOutput:
         """Minus the mini-batch ELBO of the paper's appendix A.1, per cell, mean over particles.
 
-        Every cell pays its share ``1 / N_t`` of the global divergences of its perturbations, so the
-        mean over an epoch, times the number of cells, is the ELBO of the whole training data. The
-        shares are counted as local terms: that way ``elbo_validation`` weighs them by training
-        counts too. What is reported is the ELBO; the loss charges the global divergences times
+        Every cell pays a part ``1 / N_t`` of the global divergences of its perturbations, so the
+        mean over an epoch, times the number of cells, is the ELBO of the whole training data. These
+        parts count as local terms, so that ``elbo_validation`` also weights them by training
+        counts. The ELBO is reported; the loss multiplies the global divergences by
         ``global_kl_weight`` and :meth:`evidence_weights`.
         """
         cells: CellBatch = inference_outputs["cells"]
@@ -398,7 +398,7 @@ class PerturbationModule(Plates):
         )
         local = {"kl_z_basal": kl_z}
         penalty = self.global_kl_weight * inference_outputs["global_penalty"]
-        if self.responses is not None:  # always: several processes need gradients of all parameters
+        if self.responses is not None:  # always: DDP needs gradients of all parameters
             penalty = penalty + self.responses.penalty()
         if self.responses is not None and log_prior is not None:
             branches = Branches.of(log_prior, log_px - kl_z)

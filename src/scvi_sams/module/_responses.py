@@ -1,13 +1,13 @@
-"""Whether a cell responded to its perturbations, summed out of the likelihood of every cell.
+"""Responses of cells to their perturbations, marginalised in the likelihood of every cell.
 
 ::
 
     b_i ~ Bernoulli(pi_i)                  1 where cell i responded
     z_i = z_basal_i + b_i * sum_t d_it s_t
 
-The log-odds of ``pi_i`` are those of the cell's perturbations, or of its guides where they are
-registered, averaged where a cell has several: it responds to all of them or to none. With ``B`` a
-bound on the likelihood of a cell in each of the two branches, the bound of the cell is::
+The log-odds of ``pi_i`` are those of the cell's perturbations, or of its guides if they are
+registered, averaged if a cell has several: it responds to all of them or to none. With ``B`` a
+bound on the likelihood of a cell in each of the two branches, the bound for the cell is::
 
     log sum_b p(b) exp(B_b) = sum_b r_b (B_b + log p(b) - log r_b),    r_b = p(b) exp(B_b) / sum
 
@@ -31,35 +31,35 @@ N_BRANCHES = 2
 """With a response, and without."""
 
 _NEVER = -1e30
-"""Log-probability of a branch that a cell does not have, however likely; 0 times it is 0."""
+"""Log-probability of a branch that a cell does not have: finite, so that 0 times it is 0."""
 
 _CERTAIN = 1e-4
-"""Within which proportions have log-odds."""
+"""Limits of proportions, so that log-odds are finite."""
 
 _INITIAL_LOG_ODDS, _SD_OF_MEAN = 1.4, 1.0
-"""A priori four of five cells respond, of a whole screen; within .37 and .96 in two of three."""
+"""Prior for a whole screen: four of five cells respond; 0.37 to 0.96 in two of three screens."""
 _SD_OF_PERTURBATIONS, _SD_OF_GUIDES = 1.0, 1.0
-"""By how much log-odds of perturbations differ from those of the screen, and guides from theirs."""
+"""SD of log-odds of perturbations around those of the screen, and of guides around theirs."""
 
 
 class Responses(nn.Module):
-    """Probabilities that cells respond, of perturbations and their guides.
+    """Probabilities that cells respond to perturbations, by perturbation and guide.
 
-    ``acts`` says which perturbations have an effect that cells can respond to. Cells of the others
-    have one branch, as control cells do: with two, whatever is not normal about basal states would
-    pass for an effect of theirs, the same for all.
+    ``acts`` are the perturbations with an effect to which cells can respond. Cells of the others
+    have one branch, as control cells do: with two, any non-normality of basal states would be taken
+    for an effect, the same for all of these perturbations.
 
     ``rates`` are the proportions of training cells of each perturbation that respond,
-    ``information`` is what these say about the log-odds of each unit, and ``evidence`` how far, as
-    a root mean square, it changes the log-odds of a cell of each perturbation. All are fitted when
-    training ends.
+    ``information`` is the information of cells on the log-odds of each unit, and ``evidence`` the
+    root mean square change of the log-odds of a cell by its expression, per perturbation. All are
+    computed when training ends.
 
     Parameters
     ----------
     n_perturbations
         T.
     perturbation_of_guides
-        Code of the perturbation of every guide; empty where no guides are registered.
+        Code of the perturbation of every guide; empty if no guides are registered.
     """
 
     def __init__(self, n_perturbations: int, perturbation_of_guides: Sequence[int] = ()) -> None:
@@ -89,11 +89,11 @@ class Responses(nn.Module):
 
     @property
     def has_begun(self) -> bool:
-        """Whether cells may escape: ``is_on``, without asking the device that it is on."""
+        """Whether cells may escape: ``is_on``, without reading it from the device."""
         return self._is_on
 
     def switch_on(self, on: bool) -> None:
-        """Let cells escape from now on, or not."""
+        """Set whether cells may escape from now on."""
         self.is_on.fill_(on)
         self._is_on = on
 
@@ -102,7 +102,7 @@ class Responses(nn.Module):
         self._is_on = bool(self.is_on)
 
     def log_odds(self) -> Tensor:
-        """Of every unit, ``(U,)``."""
+        """Log-odds of every unit, ``(U,)``."""
         perturbations = self.mean + self.of_perturbations
         guides = perturbations[self.perturbation_of_guides] + self.of_guides
         return torch.cat([perturbations, guides])
@@ -110,9 +110,9 @@ class Responses(nn.Module):
     def rates_of(self, codes: Tensor) -> Tensor:
         """Proportion of cells that respond to the perturbations ``codes``, ``(N, K)``; ``(N,)``.
 
-        That of a combination has the mean of the log-odds of those of its perturbations that act; 1
-        if none does. Cells respond to a perturbation that was not measured as to all others on
-        average.
+        The log-odds of a combination are the mean over its perturbations that act; the proportion
+        is 1 if none does. The proportion for an unmeasured perturbation is the mean of all
+        others.
         """
         of_measured = torch.logit(self.rates, eps=_CERTAIN)
         log_odds = torch.cat([of_measured, self.mean.detach()])
@@ -124,24 +124,24 @@ class Responses(nn.Module):
         return torch.where(counts.any(dim=1), mean, 1.0)
 
     def shares_of(self, rows: Tensor) -> Tensor:
-        """Share of the cells of perturbations ``rows`` that responds a priori; no gradient."""
+        """Prior proportion of responding cells of perturbations ``rows``; no gradient."""
         share = torch.sigmoid(self.log_odds()[rows]).detach()
         return torch.where(self.acts[rows], share, 1.0)
 
     def _act(self, codes: Tensor) -> Tensor:
-        """Whether there is a perturbation in a slot, and one that acts; the shape of ``codes``."""
+        """Whether a slot has a perturbation, and one that acts; the shape of ``codes``."""
         return (codes >= 0) & self.acts[codes.clamp(min=0)]
 
     def knows(self, cells: CellBatch) -> Tensor:
-        """Whether it can be told if cells respond, ``(B,)``: not where effects are too small.
+        """Whether the response of cells is identifiable, ``(B,)``: not if effects are too small.
 
-        The evidence of cells is then less than what log-odds differ by a priori.
+        The evidence of cells is then smaller than the prior SD of log-odds.
         """
         tells = self.acts & (self.evidence >= _SD_OF_PERTURBATIONS)
         return ((cells.codes >= 0) & tells[cells.codes.clamp(min=0)]).any(dim=1)
 
     def sd(self) -> Tensor:
-        """Standard deviation of the log-odds of every unit, ``(U,)``, once they are fitted."""
+        """SD of the log-odds of every unit, ``(U,)``, once they are fitted."""
         n_guides = len(self.of_guides)
         sds = [_SD_OF_PERTURBATIONS] * self.n_perturbations + [_SD_OF_GUIDES] * n_guides
         precision = self.information.new_tensor(sds).square().reciprocal()
@@ -159,12 +159,12 @@ class Responses(nn.Module):
     def improve(self, cells: CellsOfUnits, total: Callable[[Tensor], Tensor]) -> None:
         """Take a step of expectation-maximisation towards the posterior mode of the log-odds.
 
-        Its maximum is exact, by messages from guides to perturbations to the screen and back: steps
-        in each of the three would undo one another, as all answer for the same cells.
-        ``total`` adds up numbers over processes, each of which has its own cells.
+        The maximum is exact, by messages from guides to perturbations to the screen and back:
+        separate steps for the three levels would undo one another, because all depend on the same
+        cells. ``total`` sums over processes, each of which has its own cells.
         """
         slope, weight = total(self.sums_of(cells)).to(self.mean)[:2]
-        # What cells say of each log-odds: how much, and that times the value they are for.
+        # Information of cells on each log-odds: its precision, and precision times value.
         known, told = weight, weight * self.log_odds() + slope
         of_units = [self.n_perturbations, len(self.of_guides)]
         (known, known_of_guides), (told, told_of_guides) = (
@@ -190,7 +190,7 @@ class Responses(nn.Module):
 
     @torch.no_grad()
     def finish(self, cells: CellsOfUnits, total: Callable[[Tensor], Tensor]) -> None:
-        """Set what is fitted besides the log-odds."""
+        """Compute everything that is fitted besides the log-odds."""
         self.information.copy_(total(self.sums_of(cells))[2])
         carried = cells.codes >= 0
         _, prior = self._share_and_prior(cells)
@@ -210,7 +210,7 @@ class Responses(nn.Module):
         self.rates.copy_(torch.where(self.acts, rates, 1.0))
 
     def _share_and_prior(self, cells: CellsOfUnits) -> tuple[Tensor, Tensor]:
-        """Weights of the slots of each cell, ``(N, K)``, and log-odds a priori, ``(N,)``."""
+        """Weights of the slots of each cell, ``(N, K)``, and prior log-odds, ``(N,)``."""
         carried = cells.units >= 0
         share = carried / carried.sum(dim=1, keepdim=True).clamp(min=1)
         return share, (self.log_odds()[cells.units.clamp(min=0)] * share).sum(dim=1)
@@ -218,7 +218,7 @@ class Responses(nn.Module):
     def sums_of(self, cells: CellsOfUnits) -> Tensor:
         """Per unit: slope and curvature of the log-likelihood in the log-odds, and information.
 
-        ``(3, U)``. The curvature is that if responses were known, the third what cells say of it.
+        ``(3, U)``. The curvature is that for known responses; the third is that from the cells.
         """
         carried = cells.units >= 0
         places = cells.units.clamp(min=0)
@@ -226,21 +226,21 @@ class Responses(nn.Module):
         expected, posterior = torch.sigmoid(prior), torch.sigmoid(prior + cells.evidence)
         known = expected * (1 - expected)
         each = torch.stack([posterior - expected, known, known - posterior * (1 - posterior)])
-        # Of several units that a cell has, each is held to account as if it moved alone.
+        # If a cell has several units, each is updated as if it changed alone.
         powers = torch.stack([share, share, share.square()])
         values = (each[..., None] * powers).double()
         found = values.new_zeros(3, len(self.log_odds()))
         return found.index_add_(1, places[carried], values[:, carried])
 
     def may_escape(self, cells: CellBatch) -> Tensor:
-        """Whether cells carry a perturbation that acts, ``(B,)``."""
+        """Whether cells have a perturbation that acts, ``(B,)``."""
         return self._act(cells.codes).any(dim=1)
 
     def units_of(self, cells: CellBatch) -> Tensor:
-        """Units whose log-odds count for each cell, ``(B, K)``, -1 where a slot is empty.
+        """Units whose log-odds apply to each cell, ``(B, K)``, -1 where a slot is empty.
 
-        They are its guides, or its perturbations if it has none: of those that act. A cell that can
-        respond to nothing has none.
+        These are its guides, or its perturbations if it has no guides, that act. A cell without
+        any such perturbation has none.
         """
         codes = torch.where(self._act(cells.codes), cells.codes, -1)
         if cells.guides is None or not len(self.of_guides):
@@ -256,7 +256,7 @@ class Responses(nn.Module):
         return torch.where(act.any(dim=1, keepdim=True), guides, codes)
 
     def log_odds_of(self, cells: CellBatch) -> Tensor:
-        """Prior log-odds that each cell responds, ``(B,)``; 0 where it can respond to nothing."""
+        """Prior log-odds that each cell responds, ``(B,)``; 0 for cells with nothing that acts."""
         units = self.units_of(cells)
         carried = units >= 0
         total = torch.where(carried, self.log_odds()[units.clamp(min=0)], 0.0).sum(dim=1)
@@ -265,7 +265,7 @@ class Responses(nn.Module):
     def log_prior(self, cells: CellBatch) -> Tensor:
         """Log-probabilities of the branches, ``(2, B)``.
 
-        Cells without a perturbation that acts have the first alone.
+        Cells without a perturbation that acts have only the first.
         """
         log_odds = self.log_odds_of(cells)
         both = torch.stack([functional.logsigmoid(log_odds), functional.logsigmoid(-log_odds)])
@@ -274,20 +274,20 @@ class Responses(nn.Module):
 
 
 def posterior_of_branches(log_weights: Tensor) -> Tensor:
-    """Posterior of the branches, of log-weights ``(2 P, B)``, in the same shape."""
+    """Posterior of the branches from log-weights ``(2 P, B)``, in the same shape."""
     return torch.softmax(log_weights.unflatten(0, (N_BRANCHES, -1)), dim=0).flatten(0, 1)
 
 
 class CellsOfUnits(NamedTuple):
-    """What cells say about responses."""
+    """Perturbations, units and evidence of cells for the fit of responses."""
 
     codes: Tensor
-    """Perturbations that each carries, ``(N, K)``, -1 where a slot is empty."""
+    """Perturbations of each cell, ``(N, K)``, -1 where a slot is empty."""
 
     evidence: Tensor
-    """How much likelier each is if it responds, as a logarithm, ``(N,)``."""
+    """Log likelihood ratio of response and no response, ``(N,)``."""
     units: Tensor
-    """Its units, ``(N, K)``, -1 where a slot is empty."""
+    """Units of each cell, ``(N, K)``, -1 where a slot is empty."""
 
 
 class Branches(NamedTuple):
@@ -300,7 +300,7 @@ class Branches(NamedTuple):
 
     @classmethod
     def of(cls, log_prior: Tensor, bounds: Tensor) -> Branches:
-        """Return them of ``log_prior``, ``(2, B)``, and bounds of both, ``(2 P, B)``."""
+        """Compute them from ``log_prior``, ``(2, B)``, and bounds of both, ``(2 P, B)``."""
         given = log_prior[:, None]
         each = bounds.detach().unflatten(0, (N_BRANCHES, -1)) + given.detach()
         return cls(given, torch.softmax(each, dim=0))
@@ -310,23 +310,23 @@ class Branches(NamedTuple):
         return (self.posterior * values.unflatten(0, (N_BRANCHES, -1))).sum(dim=0)
 
     def divergence(self) -> Tensor:
-        """From their prior, in nats, ``(P, B)``."""
+        """Divergence from their prior, in nats, ``(P, B)``."""
         entropy = torch.special.entr(self.posterior)
         return -(self.posterior * self.log_prior + entropy).sum(dim=0)
 
 
 def with_branches(effects: Tensor, n_particles: int) -> Tensor:
-    """Effects ``(P or 1, B, S)`` of cells with a response and without, ``(2 P, B, S)``."""
+    """Effects ``(P or 1, B, S)`` of cells with and without a response, ``(2 P, B, S)``."""
     effects = effects.expand(n_particles, *effects.shape[1:])
     return torch.cat([effects, torch.zeros_like(effects)])
 
 
 def add_to_branches(log_prior: Tensor, values: Tensor) -> Tensor:
-    """Add up log-probabilities of the branches ``(2, B)`` and values ``(2 P, B)``."""
+    """Add log-probabilities of the branches ``(2, B)`` to values ``(2 P, B)``."""
     return (values.unflatten(0, (N_BRANCHES, -1)) + log_prior[:, None]).flatten(0, 1)
 
 
 def log_mixture(log_prior: Tensor, weights: Tensor) -> Tensor:
-    """Log of a mixture of branches, of log-weights ``(2 P, B)``; returns ``(P, B)``."""
+    """Log of a mixture of branches with log-weights ``(2 P, B)``; returns ``(P, B)``."""
     both = add_to_branches(log_prior, weights).unflatten(0, (N_BRANCHES, -1))
     return torch.logsumexp(both, dim=0)

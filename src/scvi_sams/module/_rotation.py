@@ -1,15 +1,15 @@
 """The rotation of the latent space in which the effects of perturbations are sparsest.
 
-``z_basal ~ Normal(0, I)`` looks the same in every rotated coordinate system, so encoder and decoder
-settle in an arbitrary one, in which the effects are dense even if perturbations act on few
-mechanisms each. Gradient descent hardly ever turns the coordinates as a whole. So after a first
-phase with all masks on, the rotation that makes the effects sparsest is computed and folded into
-the weights; masks are trained from there.
+``z_basal ~ Normal(0, I)`` is the same in every rotated coordinate system, so encoder and decoder
+settle in an arbitrary one, in which effects are dense even if perturbations act on few mechanisms
+each. Gradient descent hardly ever rotates the coordinates as a whole. Therefore, after a first
+phase with all masks on, the rotation that makes effects sparsest is computed and folded into the
+weights; masks are then trained from there.
 
-The descent is our own L-BFGS on the orthogonal group. That of torch, on an orthogonal
-parametrisation (Cayley map), finds axes that are as good (mask F1 at three seeds .77, .72, .76;
-ours .77, .69, .76), but takes 3 CPU s instead of .7 for 50 latents, 8 instead of .5 for 100, and
-had not ended after 100 s for 200, where ours takes 4 (benchmarks/RECORD.md).
+The optimiser is our own L-BFGS on the orthogonal group. That of torch, with an orthogonal
+parametrisation (Cayley map), finds axes of the same quality (mask F1 at three seeds 0.77, 0.72,
+0.76; ours 0.77, 0.69, 0.76), but takes 3 CPU s instead of 0.7 for 50 latents, 8 instead of 0.5 for
+100, and had not finished after 100 s for 200, where ours takes 4 (benchmarks/RECORD.md).
 """
 
 from __future__ import annotations
@@ -21,46 +21,45 @@ import torch
 from torch import Tensor
 
 _MAX_PERTURBATIONS = 2000
-"""The strongest. All of 10,000 gave masks an F1 higher by .002 at four times the time; where 19 of
-20 did nothing, lower by .026."""
+"""The strongest are used. All of 10,000 increased the F1 of masks by 0.002 at four times the time,
+and decreased it by 0.026 if 19 of 20 had no effect."""
 _MAX_STARTS, _AGREEING_STARTS = 8, 4
 _MAX_STEPS, _MAX_HALVINGS, _N_REMEMBERED = 300, 12, 8
 _SAME, _CONVERGED = 1e-4, 1e-6
-"""Relative differences of starts that found the same, and of the last two steps of a descent."""
+"""Relative differences of starts with the same optimum, and of the last two steps of a descent."""
 _SMOOTHING = 0.1
-"""Where the absolute value is rounded off, relative to the root mean square of the effects."""
+"""Smoothing of the absolute value, relative to the root mean square of the effects."""
 _FIRST_ANGLE, _LARGEST_ANGLE = 0.1, 0.5
-"""Radians: of the first step in a plane of two axes, of any step per axis."""
+"""Limits in radians: of the first step in a plane of two axes, of any step per axis."""
 _N_RESAMPLES = 20
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]
-"""Turned effects to a value and its derivative by each of them."""
+"""Maps rotated effects to a value and its derivatives."""
 
 
 @torch.no_grad()
 def sparsest_rotation(effects: Tensor, *, seed: int = 0) -> Tensor:
     """Find the orthogonal matrix Q for which ``effects @ Q`` has the fewest large entries.
 
-    Two descents over the orthogonal group. The first finds the region: the sum of
-    ``sqrt(x^2 + eps^2)``, from the axes as they are and from random ones, until the lowest value
-    has come up four times or eight starts are spent. The second refines it: the sum of
-    ``x^2 / (x^2 + c^2)`` (Geman & McClure 1987), a soft count of entries, in which neither a few
-    very strong effects nor much noise have the last word. ``c`` is half the :func:`effect_scale`
-    of what the first found.
+    Two descents over the orthogonal group. The first finds the region: it minimises the sum of
+    ``sqrt(x^2 + eps^2)`` from the current axes and from random ones, until the lowest value has
+    been reached four times or after eight starts. The second refines it: it minimises the sum of
+    ``x^2 / (x^2 + c^2)`` (Geman & McClure 1987), a soft count of entries that is not dominated by a
+    few very strong effects or by noise. ``c`` is half the :func:`effect_scale` of the first
+    result.
 
-    The 2,000 strongest perturbations decide. Runs on the CPU in double precision on every device.
+    Uses the 2,000 strongest perturbations. Runs on the CPU in double precision on every device.
 
     Parameters
     ----------
     effects
         Shape ``(n_perturbations, n_latent)``.
     seed
-        Of the random starts. The global random state is left alone.
+        Seed of the random starts. The global random state is not changed.
 
     Returns
     -------
-    Orthogonal matrix of shape ``(n_latent, n_latent)``, of the type and on the device of
-    ``effects``.
+    Orthogonal matrix of shape ``(n_latent, n_latent)``, with the type and device of ``effects``.
     """
     values = _standardised(_strongest(effects))
     with _one_thread():
@@ -77,9 +76,9 @@ def resampled_rotations(
     """Yield rotations of sparse axes to those of 20 samples of the perturbations.
 
     Sampled with replacement, as many as there are (at most 2,000, the strongest). Each descent
-    starts from the axes as they are, for which ``effects`` come from :func:`sparsest_rotation`.
-    ``perturbations``, ``(n_rows,)``: that of every row, where they have several, which are sampled
-    together.
+    starts from the current axes, for which ``effects`` come from :func:`sparsest_rotation`.
+    ``perturbations``, ``(n_rows,)`` is the perturbation of every row, if perturbations have several
+    rows, which are sampled together.
     """
     values = _strongest(effects)
     members = None if perturbations is None else _members(effects, perturbations)
@@ -116,16 +115,16 @@ def _standardised(values: Tensor) -> Tensor:
 
 
 def _refined(values: Tensor, axes: Tensor) -> Tensor:
-    """Descend to the lowest soft count of entries near the given axes."""
+    """Descend to the lowest soft count of entries from the given axes."""
     half = effect_scale(values @ axes) / 2
     return _descend(values, axes, lambda turned: _soft_count(turned, half))[0]
 
 
 def effect_scale(effects: Tensor) -> float:
-    """Standard deviation of the entries that are not zero, if those are normal.
+    """SD of the non-zero entries if these are normal.
 
-    ``sqrt(sum(x^4) / (3 sum(x^2)))``: entries that are zero drop out of both sums, so that no one
-    need know how many there are, and small ones all but do.
+    ``sqrt(sum(x^4) / (3 sum(x^2)))``: zero entries drop out of both sums, so their number need not
+    be known, and small ones have little weight.
     """
     second = effects.square().sum()
     return float((effects.pow(4).sum() / (3 * second.clamp(min=1e-12))).sqrt().clamp(min=1e-6))
@@ -144,7 +143,7 @@ def _soft_count(values: Tensor, scale: float) -> tuple[float, Tensor]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Hundreds of small products: threads that wait for a busy core made them 30 times slower."""
+    """For hundreds of small products: threads waiting for a busy core made them 30 times slower."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -170,18 +169,18 @@ def _best_of_starts(values: Tensor, seed: int) -> Tensor:
 
 
 def _descend(values: Tensor, rotation: Tensor, objective: Objective) -> tuple[Tensor, float]:
-    """Minimise an objective of the turned values over rotations, from one start: L-BFGS.
+    """Minimise an objective of the rotated values over rotations, from one start: L-BFGS.
 
-    A step is a skew-symmetric matrix S that turns the current axes by the Cayley transform
-    ``(I - S / 2)^-1 (I + S / 2)``. Steps and gradients are written in the axes of their time, and
-    so carry over from one step to the next as they are.
+    A step is a skew-symmetric matrix S that rotates the current axes by the Cayley transform
+    ``(I - S / 2)^-1 (I + S / 2)``. Steps and gradients are in the axes of their iteration, and can
+    be used in later iterations without change.
     """
     size, gradient = _evaluate(values @ rotation, objective)
     remembered: list[tuple[Tensor, Tensor]] = []
     for _ in range(_MAX_STEPS):
         step = _quasi_newton_step(gradient, remembered)
         step *= min(1.0, _LARGEST_ANGLE / max(float(step.norm(dim=1).max()), 1e-12))
-        # Each plane of two axes is in both halves of the matrices.
+        # Each plane of two axes is in both triangles of the matrices.
         expected_fall = -float((gradient * step).sum()) / 2
         for _ in range(_MAX_HALVINGS):
             turned = rotation @ _cayley(step)
@@ -190,7 +189,7 @@ def _descend(values: Tensor, rotation: Tensor, objective: Objective) -> tuple[Te
                 break
             step, expected_fall = step / 2, expected_fall / 2
         else:
-            break  # No fall to be had beyond rounding.
+            break  # no decrease beyond rounding
         change = new_gradient - gradient
         if (step * change).sum() > 1e-10 * step.norm() * change.norm():
             remembered = [*remembered, (step, change)][-_N_REMEMBERED:]
@@ -237,10 +236,10 @@ def signed_permutation(order: Tensor, signs: Tensor) -> Tensor:
 
 
 def canonical_order(effects: Tensor) -> tuple[Tensor, Tensor]:
-    """Strongest latent dimension first, and each so that its effects are positive on average.
+    """Strongest latent dimension first, each signed so that its effects are positive on average.
 
-    Of masked mean effects, ``(n_perturbations, n_latent)``: the order, by falling Euclidean norm
-    (ties as they were), and signs of the ordered dimensions.
+    From masked mean effects, ``(n_perturbations, n_latent)``: the order, by decreasing Euclidean
+    norm (ties in their order), and signs of the ordered dimensions.
     """
     order = effects.norm(dim=0).argsort(descending=True, stable=True)
     total = effects[:, order].sum(dim=0)

@@ -1,4 +1,4 @@
-"""SAMS-VAE (Bereket & Karaletsos 2023): how its latent space is found, in two phases."""
+"""SAMS-VAE (Bereket & Karaletsos 2023): its latent space is found in two phases."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
 from scvi_sams.module._rotation import sparsest_rotation
 
 _LEAST_KNOWN = 0.01
-"""Share of the variance of a dimension that a cell's expression explains, at least."""
+"""Smallest proportion of the variance of a dimension that a cell's expression must explain."""
 
 
 class SAMSVAEModule(MaskedEffectsModule):
-    """SAMS-VAE: masked effects on latent dimensions that become sparse when masks start."""
+    """SAMS-VAE: masked effects on latent dimensions, sparse after masks are initialised."""
 
     has_dense_phase = True
 
@@ -50,12 +50,12 @@ class SAMSVAEModule(MaskedEffectsModule):
 
     @torch.no_grad()
     def start_masks(self, state_variance: Tensor | None = None) -> None:
-        """End the dense phase: masks start from what effects on sparse axes say.
+        """End the dense phase: initialise masks from effects on sparse axes.
 
         See :mod:`~scvi_sams.module._mask_starts`. ``state_variance``, ``(n_latent,)``, is the mean
-        posterior variance of basal states. Where a cell leaves s^2 of the prior variance of a
-        dimension, it is worth ``1 - s^2`` of a cell whose state is known, and 1 /
-        ``evidence_cells`` is divided by that.
+        posterior variance of basal states. In a dimension in which expression leaves a proportion
+        s^2 of the prior variance undetermined, a cell counts as ``1 - s^2`` of a cell with a known
+        state, and 1 / ``evidence_cells`` is divided by that.
         """
         known = 1.0 if state_variance is None else (1 - state_variance).clamp(min=_LEAST_KNOWN)
         coarsened = 0.0 if self.evidence_cells is None else 1 / (self.evidence_cells * known)
@@ -72,9 +72,9 @@ class SAMSVAEModule(MaskedEffectsModule):
         self._switch_all_on(False)
 
     def _dense_effects(self) -> tuple[Tensor, Normal | None, Tensor]:
-        """With all masks on: means of effects of perturbations that have cells, ``(T', L)``.
+        """With all masks on: mean effects of perturbations with cells, ``(T', L)``.
 
-        And where there are contexts, posterior of what is a context's own, ``(R, L)``; and the
+        With contexts also the posterior of context-specific effects, ``(R, L)``; and the
         perturbation of each measured row, ``(R,)``.
         """
         rows = self.effect_rows.measured
@@ -109,7 +109,7 @@ class SAMSVAEModule(MaskedEffectsModule):
 
     @torch.no_grad()
     def survey_latents(self, cells: Iterable[CellBatch]) -> LatentSurvey:
-        """Which dimensions follow from the others, and how much each tells of a cell."""
+        """Curvature of each dimension given the others, and information of cells on each."""
         rows = self.effect_rows.measured
         means = self.shift_moments(rows)[0][None]
         basal, variances, shifts, codes = [], [], [], []
@@ -130,10 +130,10 @@ class SAMSVAEModule(MaskedEffectsModule):
 
     @torch.no_grad()
     def switch_off_latents(self, is_off: Tensor) -> None:
-        """Do without some latent dimensions, ``(n_latent,)``, from now on.
+        """Switch off latent dimensions, ``(n_latent,)``, from now on.
 
-        No perturbation moves them, no cell differs in them (posterior and prior agree), and nothing
-        is decoded from them.
+        Perturbations do not shift them, cells do not differ in them (posterior and prior are
+        equal), and nothing is decoded from them.
         """
         self.masks.is_excluded.copy_(is_off)
         if self.contexts is not None:
@@ -142,19 +142,19 @@ class SAMSVAEModule(MaskedEffectsModule):
     def encode(self, x: Tensor, shift: Tensor, covariates: Tensor | None) -> Normal:
         """q(z_basal | x, shift, covariates); the prior in dimensions that are switched off."""
         posterior = super().encode(x, shift, covariates)
-        # Products, as `masked_fill` with a mask of the last dimension is three times as slow.
+        # Products: `masked_fill` with a mask of the last dimension is three times as slow.
         is_off = self.masks.is_excluded.to(posterior.scale.dtype)
         is_on = 1 - is_off
         scale = torch.addcmul(is_off, posterior.scale, is_on)
         return Normal(posterior.loc * is_on, scale, validate_args=False)
 
     def decode_hidden(self, z_basal: Tensor, shift: Tensor, covariates: Tensor | None) -> Tensor:
-        """Last hidden layer of the decoder at ``z = z_basal + shift``, less what is off."""
+        """Last hidden layer of the decoder at ``z = z_basal + shift``, without what is off."""
         is_on = (~self.masks.is_excluded).to(z_basal.dtype)
         return super().decode_hidden(z_basal * is_on, shift, covariates)
 
     def diagnostics(self) -> dict[str, float]:
-        """Whether this is the dense phase, and the share of masks that are more likely on."""
+        """Whether this is the dense phase, and the proportion of masks more likely on than off."""
         on = self.masks.inclusion_probability > 0.5
         if self.contexts is not None:
             rows = self.effect_rows.measured
@@ -166,7 +166,7 @@ class SAMSVAEModule(MaskedEffectsModule):
         """Fold a rotation of the latent space into encoder, decoder and effects.
 
         Exact for everything that is decoded from posterior means, as long as all masks are on; the
-        diagonal posterior variances turn approximately (see ``NormalHead.rotate``).
+        diagonal posterior variances are rotated approximately (see ``NormalHead.rotate``).
         """
         self.encoder.rotate(rotation)
         self.decoder.rotate(rotation)
@@ -178,11 +178,11 @@ class SAMSVAEModule(MaskedEffectsModule):
     def translate(self, origin: Tensor) -> None:
         """Move the origin of the latent space to a point of it, ``(n_latent,)``.
 
-        The effect of each perturbation becomes that much less: basal states of cells with a unit
-        dose of one perturbation stay where they are, as long as all masks are on, and what is
-        decoded from their posterior means stays the same. Control cells move by as much the other
-        way. Their encoder is not exact: an encoder cannot tell them from perturbed cells but by
-        the shift, which enters in more than one place.
+        It is subtracted from the effect of each perturbation: basal states of cells with a unit
+        dose of one perturbation do not change, as long as all masks are on, and neither do values
+        decoded from their posterior means. Control cells move in the opposite direction. Their
+        encoder is not exact: it distinguishes them from perturbed cells only by the shift, which
+        enters in more than one place.
         """
         self.encoder.translate(origin)
         self.decoder.translate(origin)

@@ -1,7 +1,7 @@
-"""What a module says of cells: in which branch they are, how likely they are, and new ones.
+"""Computations for given effects: branches of cells, their likelihood, and importance weights.
 
-Shapes are those of ``_perturbation_module.py``. Where cells may have escaped their perturbations
-there are two branches, with a response and without, one after the other in place of P particles.
+Shapes are those of ``_perturbation_module.py``. If cells may have escaped their perturbations,
+there are two branches, with and without a response, one after the other instead of P particles.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from scvi_sams.module._networks import log_ratio_to_prior
 from scvi_sams.module._responses import N_BRANCHES, Responses, log_mixture, with_branches
 
 N_SAMPLES, FEW_SAMPLES = 8, 2
-"""Of the basal state of a cell in either branch, for the probability of a response; and where it
-only decides what else is computed of the cell."""
+"""Importance samples of the basal state in either branch for the probability of a response; and
+the number if it only decides what else is computed for the cell."""
 _SEED = 90211
 
 
 class ScoredCells(BaseModuleClass):
-    """The part of :class:`PerturbationModule` that takes effects as they are."""
+    """The part of :class:`PerturbationModule` that takes effects as given."""
 
     likelihood: Likelihood
     direct: DirectEffects | None
@@ -55,29 +55,29 @@ class ScoredCells(BaseModuleClass):
 
     @property
     def has_branches(self) -> bool:
-        """Whether cells may respond to their perturbations or not, as training has come so far."""
+        """Whether cells may or may not respond, at the current stage of training."""
         return self.responses is not None and self.responses.has_begun
 
     def in_branches(
         self, cells: CellBatch, shift: Tensor, n_particles: int
     ) -> tuple[Tensor, Normal]:
-        """Shifts of cells, and posteriors of their basal states, in every branch that there is."""
+        """Shifts of cells, and posteriors of their basal states, in every branch."""
         if not self.has_branches:
             return shift, self.encode(cells.x, shift, cells.covariates)
         shift = with_branches(shift, n_particles)
         qz = self.encode(cells.x, shift, cells.covariates)
-        # One posterior for all, where the encoder does not see the shift.
+        # One posterior for all if the encoder does not depend on the shift.
         loc, scale = (part.expand(len(shift), *part.shape[1:]) for part in (qz.loc, qz.scale))
         return shift, Normal(loc, scale, validate_args=False)
 
     def basal_states(self, qz: Normal, noise: Tensor) -> Tensor:
-        """Samples of basal states by standard normals ``(P, B, L)``, the same in every branch."""
+        """Samples of basal states from standard normals ``(P, B, L)``, the same in every branch."""
         if self.has_branches:
             noise = noise.repeat(N_BRANCHES, 1, 1)
         return qz.loc + qz.scale * noise
 
     def log_importance_weights(self, cells: CellBatch, shift: Tensor, noise: Tensor) -> Tensor:
-        """Return log p(x | z) + log p(z_basal) - log q(z_basal), a draw per particle, (P, B).
+        """Return log p(x | z) + log p(z_basal) - log q(z_basal), one sample per particle, (P, B).
 
         ``noise`` are standard normals for the basal states, ``(P, B, L)``.
         """
@@ -89,12 +89,12 @@ class ScoredCells(BaseModuleClass):
     def response_evidence(
         self, cells: CellBatch, shift: Tensor, n_samples: int = N_SAMPLES
     ) -> Tensor:
-        """Log of how much likelier cells are if they respond than if they do not, ``(B,)``.
+        """Log likelihood ratio of response and no response, ``(B,)``.
 
-        ``shift`` is ``(1, B, S)``. By importance samples in opposite pairs, which are the same for
-        all cells and in both branches. 0 of control cells. Direct effects take no part: basal
-        states were fitted without them, and explain some of what they are. With them probabilities
-        were off by .19 where the model knew little.
+        ``shift`` is ``(1, B, S)``. By antithetic importance samples, which are the same for all
+        cells and in both branches. 0 for control cells. Direct effects are excluded: basal states
+        were fitted without them, and explain part of them. With direct effects, probabilities were
+        off by 0.19 for effects that the model hardly explained.
         """
         same = torch.Generator(shift.device).manual_seed(_SEED)
         shape = (n_samples // 2, 1, self.n_latent)
@@ -114,9 +114,9 @@ class ScoredCells(BaseModuleClass):
         return torch.where(self.responses.may_escape(cells), log_odds, torch.inf)
 
     def likelier_branch(self, cells: CellBatch, shift: Tensor) -> tuple[CellBatch, Tensor]:
-        """Cells that probably do not respond carry nothing any more, and are not shifted.
+        """Remove perturbations and shifts of cells that probably do not respond.
 
-        ``shift`` is ``(1, B, S)``. Without responses both are returned as they are.
+        ``shift`` is ``(1, B, S)``. Without responses both are returned unchanged.
         """
         if not self.has_branches:
             return cells, shift
@@ -126,7 +126,7 @@ class ScoredCells(BaseModuleClass):
     def _log_weights(
         self, cells: CellBatch, shift: Tensor, noise: Tensor, direct: Tensor | None
     ) -> Tensor:
-        """Log importance weights in every branch that there is."""
+        """Log importance weights in every branch."""
         shift, qz = self.in_branches(cells, shift, len(noise))
         z_basal = self.basal_states(qz, noise)
         if direct is not None and self.has_branches:

@@ -1,7 +1,7 @@
-"""What a setting may be, said by its annotation, and checked by that.
+"""Allowed values of settings, declared by annotations and checked from these.
 
-A signature says ``lr: NotNegative = 2e-3``; :func:`check_settings` reads it. Flags (``bool``) and
-choices (``Literal``) are checked as they are annotated anyway.
+A signature contains ``lr: NotNegative = 2e-3``, which :func:`check_settings` evaluates. Flags
+(``bool``) and choices (``Literal``) are checked by their annotation as well.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scvi_sams._checks import check_bool, check_choice, check_integer, check_num
 
 
 def number(**bounds: float) -> Callable[[str, object], None]:
-    """Check of a number, for ``Annotated``; bounds as of :func:`check_number`."""
+    """Check of a number, for ``Annotated``; bounds as in :func:`check_number`."""
     return lambda name, value: check_number(**bounds, **{name: value})  # type: ignore[arg-type]
 
 
@@ -28,10 +28,10 @@ Share = Annotated[float, number(above=0, below=1)]
 
 
 def check_settings(function: Callable[..., Any], settings: Mapping[str, object]) -> None:
-    """Raise an InvalidArgumentError if a setting is not what the signature of ``function`` says.
+    """Raise an InvalidArgumentError if a setting does not fit the signature of ``function``.
 
-    Settings that are not in the signature, and annotations that say nothing of a range, are passed
-    over. ``None`` is accepted where the annotation has it.
+    Settings that are not in the signature, and annotations without a range, are ignored. ``None``
+    is accepted if the annotation has it.
     """
     hints = get_type_hints(function, include_extras=True)
     for name, value in settings.items():
@@ -54,5 +54,5 @@ def _check(name: str, value: object, hint: Any) -> None:
 
 
 def given(scope: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a method by its ``locals()``, taken before anything else is named."""
+    """Arguments of a method from its ``locals()``, taken before any other assignment."""
     return {name: value for name, value in scope.items() if name not in ("self", "__class__")}

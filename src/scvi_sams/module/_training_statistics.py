@@ -1,4 +1,4 @@
-"""What a module must know of the training cells."""
+"""Statistics of the training cells that a module needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TrainingStatistics:
-    """What the module learns from the training cells before the first step.
+    """Statistics of the training cells, computed before the first step.
 
     Attributes
     ----------
@@ -19,19 +19,19 @@ class TrainingStatistics:
     cells_per_perturbation
         N_t: training cells with a non-zero dose, ``(T,)``.
     input_mean, input_sd
-        Of the encoder's input per gene, ``(G,)``.
+        Mean and SD of the encoder's input per gene, ``(G,)``.
     scaled_mean, scaled_variance
-        Of ``x / size`` (of ``x`` for a normal likelihood) per gene, ``(G,)``.
+        Mean and variance of ``x / size`` (``x`` for a normal likelihood) per gene, ``(G,)``.
     inverse_size_mean
         Mean of 1 / size over the cells (1 for a normal likelihood, which has no size).
     cell_sizes
-        Sizes that stand for those of the control cells (of all, where none is a control cell), and
-        the share of cells that each stands for, ``(2, 3)``.
+        Sizes that represent those of the control cells (of all cells if there are no controls), and
+        the proportion of cells with each, ``(2, 3)``.
     largest_counts
         Largest count of each gene in training cells, ``(G,)``; ``None`` for a normal likelihood.
     cells_per_pair
-        Training cells of each pair of a perturbation and a context that registered cells have;
-        ``None`` where no contexts are registered.
+        Training cells of each pair of a perturbation and a context with registered cells;
+        ``None`` if no contexts are registered.
     """
 
     n_cells: int

@@ -1,7 +1,7 @@
-"""What predictions of effects rest on that no cell was measured for.
+"""Statistics from which effects without cells are predicted.
 
-These are perturbations of which only features are known, and perturbations in contexts in which no
-cell carries them. Training keeps here what is needed to estimate them when they are asked for.
+These are effects of perturbations of which only features are known, and of perturbations in
+contexts in which they have no cells. Training stores what is needed to estimate them on request.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 COMPONENTS_OF_UNMEASURED = ("model", "shifts", "genes", "mean of perturbations")
-"""What predictions of perturbations without cells are made of: the prior of masks and effects,
+"""Components of predictions for perturbations without cells: the prior of masks and effects,
 decoded; shifts by ridge regression on features, decoded; effects on genes by ridge regression; and
 the mean of measured perturbations."""
 
 
 class UnmeasuredEffects(nn.Module):
-    """Statistics of the training cells, for effects that none of them shows.
+    """Statistics of the training cells for effects without cells.
 
-    All are in buffers of any length, and empty until training ends. Effects are differences in
-    means of ``log2(1 + 1e4 x / size)``, or of values that are no counts. The first axis of
+    All are buffers of variable length, and empty until training ends. Effects are differences in
+    means of ``log2(1 + 1e4 x / size)``, or of values that are not counts. The first axis of
     ``states`` and ``covariates`` is contexts, and last all control cells.
 
     Attributes
@@ -30,16 +30,16 @@ class UnmeasuredEffects(nn.Module):
         Basal states of control cells ``(C + 1, S, L)`` and their covariates, ``(C + 1, S, K)``.
     codes, elsewhere, elsewhere_variance
         Perturbations with effects in contexts, ``(R,)``, the mean of these effects, ``(R, G)``, and
-        its variance for another context.
+        its variance as a prediction for another context.
     mean, mean_features, coefficients
-        Mean effect of measured perturbations, ``(G,)``, their mean features, ``(D,)``, and what a
-        feature adds, ``(D, G)``.
+        Mean effect of measured perturbations, ``(G,)``, their mean features, ``(D,)``, and the
+        coefficients of features, ``(D, G)``.
     mean_shift, shift_coefficients
-        The same of shifts, ``(L,)`` and ``(D, L)``.
+        The same for shifts, ``(L,)`` and ``(D, L)``.
     weights
-        Of the :data:`COMPONENTS_OF_UNMEASURED`, by perturbations that were left out.
+        Weights of the :data:`COMPONENTS_OF_UNMEASURED`, from left-out perturbations.
     variance
-        Squared error of left out perturbations, ``(G,)``.
+        Squared error of left-out perturbations, ``(G,)``.
     """
 
     states: Tensor
@@ -67,19 +67,19 @@ class UnmeasuredEffects(nn.Module):
             self.register_buffer(name, torch.zeros(0))
 
     def fill(self, **tables: Tensor) -> None:
-        """Take estimates, by name."""
+        """Set estimates, by name."""
         for name, values in tables.items():
             like = getattr(self, name)
             setattr(self, name, values.to(device=like.device, dtype=like.dtype))
 
     @property
     def is_fitted(self) -> bool:
-        """Whether training has come to its end."""
+        """Whether training has finished."""
         return len(self.states) > 0
 
     @property
     def stacking(self) -> dict[str, float] | None:
-        """Weights of the :data:`COMPONENTS_OF_UNMEASURED`; ``None`` where there are none."""
+        """Weights of the :data:`COMPONENTS_OF_UNMEASURED`; ``None`` if there are none."""
         if not self.knows_features:
             return None
         return dict(zip(COMPONENTS_OF_UNMEASURED, self.weights.tolist(), strict=True))
@@ -90,7 +90,7 @@ class UnmeasuredEffects(nn.Module):
         return len(self.weights) > 0
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take buffers of any length; a model of an earlier version has none."""
+        """Load buffers of any length; a model of an earlier version has none."""
         for name in self._buffers:
             saved = state.setdefault(prefix + name, getattr(self, name))
             if saved.shape != getattr(self, name).shape:
