@@ -1,8 +1,8 @@
 """Checks of arguments, one helper per kind: numbers, choices, names, tables.
 
-``check_*`` take arguments by the names that the user knows them by and raise an
-:class:`~scvi_sams.exceptions.InvalidArgumentError` that names the first one that is wrong, what it
-must be, and what it is. ``as_*`` also return the argument in the form that is computed with.
+``check_*`` take arguments by their public names and raise an
+:class:`~scvi_sams.exceptions.InvalidArgumentError` that names the first invalid one, its allowed
+values, and its value. ``as_*`` also return the argument in the form used for computing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 
 
 def check_integer(at_least: int | None = 1, **arguments: object) -> None:
-    """Check for whole numbers, of at least ``at_least`` unless that is ``None``."""
+    """Check for integers of at least ``at_least``, unless that is ``None``."""
 
     def is_right(value: Any) -> bool:
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -42,7 +42,7 @@ def check_number(
     at_most: float | None = None,
     **arguments: object,
 ) -> None:
-    """Check for finite numbers within bounds; a bound that is ``None`` does not apply."""
+    """Check for finite numbers within bounds; a bound of ``None`` does not apply."""
     all_bounds = (
         ("above", above, operator.gt),
         ("of at least", at_least, operator.ge),
@@ -60,7 +60,7 @@ def check_number(
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Check for one of some words."""
+    """Check for one of several words."""
     is_right = isinstance(value, str) and value in choices
     _check({name: value}, lambda _: is_right, f"one of {list(choices)}")
 
@@ -76,14 +76,14 @@ def check_text(**arguments: object) -> None:
 
 
 def check_key(**arguments: object) -> None:
-    """Check for the name of a column, layer or matrix; ``None`` names nothing and is accepted."""
+    """Check for the name of a column, layer or matrix, or ``None``."""
     _check(
         arguments, lambda value: value is None or isinstance(value, str), "one name (text) or None"
     )
 
 
 def as_plain(value: Any) -> Any:
-    """Return a number of numpy as one of Python, which scvi-tools and torch want, or as it is."""
+    """Convert a numpy number to a Python one, as scvi-tools and torch require."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -95,23 +95,23 @@ def as_path(argument: str, path: object) -> Path:
 
 
 def as_list(argument: str, values: object, wanted: str) -> list[Any]:
-    """Return several values as a list; text and arrays without a dimension are one value."""
+    """Return several values as a list; text and zero-dimensional arrays are one value."""
     is_one = isinstance(values, str) or getattr(values, "ndim", 1) == 0
     _check({argument: values}, lambda _: isinstance(values, Iterable) and not is_one, wanted)
     return list(values)  # type: ignore[call-overload]
 
 
 def as_names(argument: str, names: object) -> list[str]:
-    """Return names as a list of text, whether one or several were given."""
+    """Return one or several names as a list of text."""
     name = names.item() if isinstance(names, np.ndarray) and not names.ndim else names
     return [name] if isinstance(name, str) else [str(n) for n in as_list(argument, name, "names")]
 
 
 def as_cells(argument: str, cells: object, n_cells: int) -> np.ndarray:
-    """Return positions of cells as they are given, or those for which a boolean is true.
+    """Return positions of cells as passed, or those for which a boolean is true.
 
-    Whether there are such cells among the ``n_cells`` is not checked. Nullable columns of pandas
-    and columns of objects are taken for what they hold; a missing value is an error.
+    Positions are not compared with ``n_cells``. Nullable columns of pandas and columns of objects
+    are converted by their values; a missing value is an error.
     """
     array = np.asarray(cells)
     if array.dtype == object and array.ndim == 1:
@@ -125,15 +125,15 @@ def as_cells(argument: str, cells: object, n_cells: int) -> np.ndarray:
         return array.astype(np.int64)
     if len(array) != n_cells:
         raise InvalidArgumentError(
-            f"`{argument}` has {len(array)} booleans for {n_cells} cells. Give one per cell."
+            f"`{argument}` has {len(array)} booleans for {n_cells} cells. Pass one per cell."
         )
     return np.flatnonzero(array)
 
 
 def as_positions(argument: str, cells: object, n_cells: int) -> np.ndarray:
-    """Return positions from 0 up, in the given order, of some of ``n_cells`` cells.
+    """Return non-negative positions, in the given order, of some of ``n_cells`` cells.
 
-    They are given by position, negative ones counted from the end, or as a boolean for every cell.
+    Negative positions count from the end; a boolean for every cell is allowed too.
     """
     positions = as_cells(argument, cells, n_cells)
     outside = positions[(positions < -n_cells) | (positions >= n_cells)]
@@ -155,7 +155,7 @@ def as_labels(argument: str, labels: object) -> pd.Series:
 
 
 def check_anndata(error: type[SAMSError] = InvalidArgumentError, /, **arguments: object) -> None:
-    """Check for an AnnData; ``error`` is what is raised."""
+    """Check for an AnnData; ``error`` is the type of the error."""
     for name, value in arguments.items():
         modalities = getattr(value, "mod", None)  # a MuData
         if isinstance(modalities, Mapping) and modalities:
@@ -169,7 +169,7 @@ def check_anndata(error: type[SAMSError] = InvalidArgumentError, /, **arguments:
         if not isinstance(value, AnnData):
             raise error(
                 f"`{name}` must be an AnnData, not {type(value).__name__}. Read a file with "
-                "anndata.read_h5ad or scvi_sams.data.open_screen; a matrix goes into "
+                "anndata.read_h5ad or scvi_sams.data.open_screen; convert a matrix by "
                 "anndata.AnnData(counts)."
             )
 
@@ -224,7 +224,7 @@ def check_same_columns(**arguments: Any) -> None:
 
 
 def as_matrix(value: Any) -> Any:
-    """Return a matrix of numbers as an array, or as it is where it is sparse."""
+    """Return a matrix of numbers as an array; sparse matrices are unchanged."""
     return value if sparse.issparse(value) else np.asarray(value)
 
 
@@ -254,7 +254,7 @@ def _as_array(value: object) -> np.ndarray | None:
 
 
 def _shown(value: object) -> str:
-    """Show a value where that is short, and otherwise its type; long text is cut."""
+    """Show a value if it is short, otherwise its type; long text is cut."""
     if isinstance(value, str):
         return repr(value)[:60]
     if value is None or isinstance(value, Number | np.generic | np.ndarray | list | tuple | dict):

@@ -1,4 +1,4 @@
-"""Which entries to call at a false discovery rate."""
+"""Call mask entries at a false discovery rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scvi_sams._checks import as_numbers, check_number
 from scvi_sams.exceptions import SAMSError
 
 _ROUNDING = 1e-7
-"""Inclusion probabilities are of single precision: 1 - 0.95 may come out above 0.05."""
+"""Rounding error of single precision: 1 - 0.95 may exceed 0.05."""
 
 Table = TypeVar("Table", pd.DataFrame, np.ndarray)
 
@@ -19,12 +19,12 @@ Table = TypeVar("Table", pd.DataFrame, np.ndarray)
 def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
     """Call as many mask entries active as the false discovery rate allows.
 
-    By the masks alone, which are right as far as the model is; :func:`scvi_sams.tl.called_masks`
-    asks a test on the cells too, and is what to report.
+    This uses the masks alone, which assumes that the model is correct;
+    :func:`scvi_sams.tl.called_masks` also uses a test on the cells and should be reported.
 
-    Entries are taken in the order of their inclusion probability as long as the mean of
-    ``1 - probability`` over all that were taken, the expected share of false discoveries, is at
-    most ``fdr``. Equal probabilities are called alike.
+    Entries are called in order of their inclusion probability as long as the mean of
+    ``1 - probability`` over all called entries, the expected proportion of false discoveries, is at
+    most ``fdr``. Entries with equal probabilities are all called or all not called.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
     Raises
     ------
     SAMSError
-        If ``fdr`` is not between 0 and 1, or an entry is NaN or no probability.
+        If ``fdr`` is not between 0 and 1, or an entry is NaN or not a probability.
 
     Notes
     -----
@@ -50,7 +50,7 @@ def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
 
     Examples
     --------
-    The mean of ``1 - probability`` over the first three is .04, over all four .28:
+    The mean of ``1 - probability`` over the first three is 0.04, over all four 0.28:
 
     >>> masks = np.array([0.99, 0.97, 0.92, 0.01])
     >>> scvi_sams.evaluation.active_at_fdr(masks, fdr=0.05).tolist()
@@ -68,7 +68,7 @@ def active_at_fdr(masks: Table, fdr: float = 0.05) -> Table:
 def mask_q_values(probability: np.ndarray) -> np.ndarray:
     """Smallest false discovery rate at which :func:`active_at_fdr` calls each entry.
 
-    The expected share of false ones among all entries that are at least as probable.
+    The expected proportion of false entries among all that are at least as probable.
     """
     check_probabilities(probability)
     levels, place, counts = np.unique(-probability, return_inverse=True, return_counts=True)
@@ -77,16 +77,16 @@ def mask_q_values(probability: np.ndarray) -> np.ndarray:
 
 
 def within(q_values: np.ndarray, fdr: float) -> np.ndarray:
-    """Whether q-values are at most ``fdr``, but for rounding."""
+    """Whether q-values are at most ``fdr``, up to rounding."""
     return q_values <= fdr + _ROUNDING
 
 
 def check_probabilities(values: np.ndarray) -> None:
-    """Raise an error if an entry is NaN or outside of 0 to 1."""
+    """Raise if an entry is NaN or outside of 0 to 1."""
     bad = ~((values >= 0) & (values <= 1))
     if bad.any():
         raise SAMSError(
-            f"{bad.sum()} of {values.size} entries are no probabilities, for example "
+            f"{bad.sum()} of {values.size} entries are not probabilities, for example "
             f"{values[bad][0]:g}. Pass inclusion probabilities (get_perturbation_masks), not "
             "effects; NaN means that training diverged."
         )

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
 )
-"""What torch and pickle raise on files that are cut short, or hold something else."""
+"""Errors of torch and pickle for truncated files, or files with other content."""
 PARTIAL = ".partial-"
-"""What names of files begin with that are being written."""
+"""Prefix of the names of files that are being written."""
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let a function write a file beside its place, then move it there, in one step.
+    """Let a function write a temporary file, then move it to its place in one step.
 
-    On a full disk, or where ``write`` is interrupted, what was there before is as it was.
+    If the disk is full or ``write`` is interrupted, an existing file is unchanged.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
 def write_h5ad(adata: AnnData, path: str | os.PathLike[str], **dataset_kwargs: Any) -> None:
     """Write an AnnData; an OSError if the disk is full.
 
-    HDF5 is not told that a write failed: it would try again when Python ends, and end it by a
+    HDF5 is not informed of a failed write: it would try again when Python exits, and crash with a
     segmentation fault.
     """
     with _Disk(path, "w+") as disk:
@@ -69,7 +69,7 @@ def write_h5ad(adata: AnnData, path: str | os.PathLike[str], **dataset_kwargs: A
             with h5py.File(disk, "w") as file:
                 write_elem(file, "/", adata, dataset_kwargs=dataset_kwargs)
         except Exception as error:
-            if disk.failed is not None:  # it has read what was never written
+            if disk.failed is not None:  # HDF5 has read data that were never written
                 raise disk.failed from error
             raise
         if disk.failed is not None:
@@ -77,12 +77,12 @@ def write_h5ad(adata: AnnData, path: str | os.PathLike[str], **dataset_kwargs: A
 
 
 class _Disk(FileIO):
-    """A file that keeps the first error of writing to itself."""
+    """A file that stores its first write error."""
 
     failed: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of it, or nothing more once that has failed."""
+        """Write all data, or nothing after the first failure."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
@@ -102,9 +102,9 @@ class _Disk(FileIO):
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:
-    """Raise BadZipFile if a file that torch wrote is cut short, or a bit of it has changed.
+    """Raise BadZipFile if a file written by torch is truncated, or one of its bits has changed.
 
-    torch itself reads changed numbers as they are.
+    torch itself does not detect changed numbers.
     """
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
@@ -113,7 +113,7 @@ def check_archive(path: str | os.PathLike[str]) -> None:
 
 
 def cannot_write(path: str | os.PathLike[str], error: BaseException) -> SavingError:
-    """Say that a file or folder cannot be written, and why."""
+    """Create the error for a file or folder that cannot be written, with the reason."""
     return SavingError(
         f"{os.fspath(path)!r} cannot be written: {error}. Check that the disk is not full and that "
         "you may write there."

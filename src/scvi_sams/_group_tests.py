@@ -1,7 +1,7 @@
-"""Do cells with a perturbation differ from cells that lack nothing but it? One test for each.
+"""Test whether cells with a perturbation differ from otherwise equal cells without it.
 
 Partial F-tests of the indicator of a perturbation on features of cells, within groups of cells that
-are alike in everything else: covariates and further perturbations. For one group of treated and one
+are equal in everything else: covariates and other perturbations. For one group of treated and one
 of control cells this is Hotelling's test of two means.
 """
 
@@ -16,12 +16,12 @@ from scipy.stats import beta, false_discovery_control, norm, rankdata
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels, distinct_rows
 
 _CELLS_PER_FEATURE = 10
-"""Cells for each feature that a test looks at; with fewer it looks at the first ones."""
+"""Cells per feature in a test; with fewer cells only the first features are used."""
 _ENOUGH_CELLS = 100
-"""With a perturbation, for the theory to hold without permutations."""
+"""Cells with a perturbation above which the theory holds without permutations."""
 _N_PERMUTATIONS = 300
 _WORTH_PERMUTING = 0.2
-"""p-value by theory above which a perturbation is called by none."""
+"""Smallest p-value by theory above which permutations are not needed."""
 _SEED = 5077
 
 
@@ -29,30 +29,30 @@ class GroupTests(NamedTuple):
     """A test per perturbation of the vocabulary, all of shape ``(n_perturbations,)``."""
 
     n_cells: np.ndarray
-    """Cells that carry it and have others to be compared with."""
+    """Cells with the perturbation that have cells to compare with."""
     n_compared: np.ndarray
-    """Cells that they are compared with, which lack it."""
+    """Cells without the perturbation that they are compared with."""
     statistic: np.ndarray
-    """F statistic; NaN where there is nothing to compare."""
+    """F statistic; NaN if there are no cells to compare."""
     p_value: np.ndarray
     n_features: np.ndarray
-    """Features that it looks at: fewer where cells are few."""
+    """Number of features used: fewer for few cells."""
     size: np.ndarray
-    """Sum of ``n m / (n + m)`` over groups of n cells with it and m that lack nothing but it."""
+    """Sum of ``n m / (n + m)`` over groups of n cells with the perturbation and m without."""
 
     @property
     def squared_distance(self) -> np.ndarray:
-        """Of the means of cells with and without it, by the covariance within (Mahalanobis).
+        """Squared distance of the means of both kinds of cells, by the covariance within groups.
 
-        Less what chance makes of no distance, so that it may be below zero. 0 where nothing is
-        compared.
+        The expectation under no difference is subtracted, so that it may be negative. 0 if nothing
+        is compared.
         """
         beyond_chance = np.nan_to_num(self.statistic - 1) * self.n_features
         return beyond_chance / np.maximum(self.size, 1e-12)
 
 
 class _Group(NamedTuple):
-    """Cells that are alike: which they are, and sums of features and of their products."""
+    """Equal cells: their positions, and sums of features and of their products."""
 
     cells: np.ndarray
     total: np.ndarray
@@ -60,7 +60,7 @@ class _Group(NamedTuple):
 
 
 _Pair = tuple[_Group, _Group]
-"""Cells with a perturbation, and cells that lack nothing but it."""
+"""Cells with a perturbation, and otherwise equal cells without it."""
 
 
 def group_tests(features: np.ndarray, labels: Labels, strata: np.ndarray) -> GroupTests:
@@ -69,19 +69,19 @@ def group_tests(features: np.ndarray, labels: Labels, strata: np.ndarray) -> Gro
     Parameters
     ----------
     features
-        Cells x features, most important first, found without a look at the labels.
+        Cells x features, most important first, computed without using the labels.
     labels
-        What each cell carries. Doses play no part, but that a dose of 0 is none.
+        Perturbations of each cell. Doses are ignored, except that a dose of 0 is no perturbation.
     strata
         Integers, one per cell: only cells of the same stratum are compared.
 
     Notes
     -----
     Under the null hypothesis labels are exchangeable between the two kinds of cell of a stratum.
-    The share of the labels' variance that features explain then has a beta distribution, up to how
-    far features are from normal (:func:`normal_scores`). Where fewer than 100 cells carry a
-    perturbation that is too crude, and a beta distribution takes its place that has the mean and
-    variance of the share over permutations of the labels.
+    The proportion of the labels' variance that features explain then has a beta distribution, up to
+    deviations of features from normality (:func:`normal_scores`). With fewer than 100 cells with a
+    perturbation this is too inaccurate, and a beta distribution with the mean and variance of the
+    proportion over permutations of the labels is used.
     """
     groups = _groups(features, labels, strata)
     pairs: dict[int, list[_Pair]] = defaultdict(list)
@@ -96,7 +96,7 @@ def group_tests(features: np.ndarray, labels: Labels, strata: np.ndarray) -> Gro
 
 
 def without_linear(features: np.ndarray, covariates: np.ndarray | None) -> np.ndarray:
-    """What is left of features after a linear regression on covariates, cells x covariates."""
+    """Residuals of features after linear regression on covariates, cells x covariates."""
     if covariates is None or not covariates.shape[1]:
         return features
     design = np.column_stack([np.ones(len(features)), covariates])
@@ -106,7 +106,7 @@ def without_linear(features: np.ndarray, covariates: np.ndarray | None) -> np.nd
 def normal_scores(values: np.ndarray) -> np.ndarray:
     """Replace the values of each column by the normal quantiles of their ranks.
 
-    The mean of ten cells is then nearly normal, whatever the tails of a feature.
+    The mean of ten cells is then nearly normal, whatever the distribution of a feature.
     """
     return norm.ppf((rankdata(values, axis=0) - 0.5) / len(values))
 
@@ -123,7 +123,7 @@ def q_values(p_values: np.ndarray) -> np.ndarray:
 def _groups(
     features: np.ndarray, labels: Labels, strata: np.ndarray
 ) -> dict[tuple[tuple[int, ...], int], _Group]:
-    """Cells by the perturbations that act on them and their stratum."""
+    """Cells grouped by the perturbations that act on them and their stratum."""
     acting = np.where(labels.doses != 0, labels.codes, NO_PERTURBATION)
     rows, row_of_cell = distinct_rows(np.sort(acting, axis=1))
     _, stratum = np.unique(strata, return_inverse=True)
@@ -172,7 +172,7 @@ def _test(
 def _permuted_shares(
     pairs: list[_Pair], features: np.ndarray, inverse: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """What features explain of labels that were permuted within pairs, ``(_N_PERMUTATIONS,)``."""
+    """Proportions that features explain of permuted labels, ``(_N_PERMUTATIONS,)``."""
     slopes = np.zeros((_N_PERMUTATIONS, len(inverse)))
     for treated, other in pairs:
         values = features[np.concatenate([treated.cells, other.cells])]

@@ -1,4 +1,4 @@
-"""Is the effect of a treatment the same in all levels of a column? One test for each treatment.
+"""Test whether the effect of a treatment is the same in all levels of a column.
 
 With ``d_c`` the difference of treated and control cells of level c, in features in which the cells
 of a group have covariance 1 on average, and ``w_c`` the inverse of its sampling variance per unit
@@ -7,10 +7,10 @@ variance of a cell, the statistic is::
     sum_c w_c |d_c - d|^2,    d = sum_c w_c d_c / sum_c w_c
 
 If effects are the same, its mean is the sum of the variances of its parts. Levels, treated and
-control cells each have variances of their own (types of cells differ in how they spread), so that
-no F-test is exact. By Brunner, Dette and Munk (1997) the statistic over its mean is close to an F
-distribution with the degrees of freedom that give it its variance; the mean may be taken off the
-statistic, which leaves how much effects differ without what chance adds.
+control cells each have their own variances (cell types differ in their variation), so that no
+F-test is exact. By Brunner, Dette and Munk (1997) the ratio of the statistic to its mean is close
+to an F distribution with degrees of freedom that match its variance. The statistic minus its mean
+estimates how much effects differ beyond chance.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from scipy.sparse import csr_array
 from scipy.stats import f as f_distribution
 
 FEWEST_CELLS = 15
-"""Of a treatment, and of control cells, in a level that is tested. With 15 treated cells of normal
-features in each of three levels .06 of p-values of equal effects are below .05, .015 below .01."""
+"""Smallest number of treated, and of control, cells in a tested level. With 15 treated cells of
+normal features in each of three levels 0.06 of p-values under equal effects are below 0.05, 0.015
+below 0.01."""
 _SMALLEST_VARIANCE = 1e-6
-"""Of a direction of features, over that of the widest: less is rounding."""
+"""Smallest variance of a direction of features, relative to the largest: less is rounding error."""
 
 
 class LevelTests(NamedTuple):
     """A test per treatment, all of shape ``(n_treatments,)``."""
 
     n_levels: np.ndarray
-    """Levels in which it has enough cells, and control cells beside them."""
+    """Levels with enough treated and control cells."""
     p_value: np.ndarray
     """NaN with fewer than two such levels."""
     squared_effect: np.ndarray
-    """``sum_c w_c |d_c|^2`` less what chance makes of no effect."""
+    """``sum_c w_c |d_c|^2`` minus its expectation without an effect."""
     squared_difference: np.ndarray
-    """The statistic less what chance makes of equal effects."""
+    """The statistic minus its expectation under equal effects."""
 
 
 class _Spread(NamedTuple):
-    """How cells of groups vary, ``(n_groups,)``; features are such that they do by 1 on average."""
+    """Covariances of groups, ``(n_groups,)``; features have covariance 1 on average."""
 
     covariance: np.ndarray
     """``(n_groups, n_features, n_features)``."""
     trace: np.ndarray
     of_square: np.ndarray
-    """Trace of the square of the covariance, without what an estimated one adds to it."""
+    """Trace of the squared covariance, corrected for the error of its estimate."""
     freedom: np.ndarray
 
 
@@ -60,11 +61,11 @@ class _Groups(NamedTuple):
     n_cells: np.ndarray
     """``(n_treatments, n_levels)``, at least 1."""
     base_share: np.ndarray
-    """Variance of the mean of control cells, in variances of one of them, like ``n_cells``."""
+    """Variance of the mean of control cells, in units of the variance of one, like ``n_cells``."""
     is_used: np.ndarray
     """Whether there are enough cells, like ``n_cells``."""
     spread: _Spread
-    """Of treated cells, treatment by treatment, then of the control cells of each level."""
+    """Covariances of treated cells, by treatment, then of the control cells of each level."""
 
 
 def level_tests(
@@ -75,14 +76,14 @@ def level_tests(
     Parameters
     ----------
     features
-        Cells x features, found without a look at treatments.
+        Cells x features, computed without using treatments.
     treatment
         Integers from 0 of each cell, -1 of control cells.
     level
         Integers from 0 of each cell.
     stratum
         Integers from 0 of each cell, within levels: cells are compared with the control cells of
-        their stratum, and left out where there are none.
+        their stratum, and excluded if there are none.
     """
     groups = _groups(features, treatment, level, stratum)
     found = [_test(groups, number) for number in range(len(groups.effect))]
@@ -94,7 +95,7 @@ def _groups(
 ) -> _Groups:
     n_treatments, n_levels = int(treatment.max(initial=0)) + 1, int(level.max(initial=0)) + 1
     n_strata = int(stratum.max(initial=0)) + 1
-    shape = (n_treatments + 1, n_levels)  # control cells stand behind all treatments
+    shape = (n_treatments + 1, n_levels)  # control cells come after all treatments
     is_control = treatment < 0
     n_base, base = _means(features[is_control], stratum[is_control], n_strata)
     used = n_base[stratum] > 0
@@ -111,7 +112,7 @@ def _groups(
     spread, scaling = _spread(values - mean[group], group, freedom)
     n_cells, freedom = n_cells.reshape(shape), freedom.reshape(shape)
     n_treated = np.maximum(n_cells[:-1], 1)
-    # A control cell weighs as the treated cells of its stratum do.
+    # Control cells have the weights of the treated cells of their stratum.
     in_stratum = np.bincount(row * n_strata + stratum, minlength=shape[0] * n_strata)
     weight = in_stratum.reshape(-1, n_strata)[:-1] / n_treated[:, level_of_stratum]
     of_level = csr_array(
@@ -142,12 +143,12 @@ def _spread(
     trace = np.trace(covariances, axis1=1, axis2=2)
     of_square = np.square(covariances).sum(axis=(1, 2))
     unbiased = n**2 / ((n + 2) * (n - 1)) * (of_square - trace**2 / n)  # for normal features
-    least = trace**2 / max(kept.sum(), 1)  # by Cauchy and Schwarz
+    least = trace**2 / max(kept.sum(), 1)  # Cauchy-Schwarz inequality
     return _Spread(covariances, trace, np.maximum(unbiased, least), n), scaling
 
 
 def _means(values: np.ndarray, group: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of each group and their means, 0 where there are none."""
+    """Number of cells of each group and their means, 0 for empty groups."""
     cells = np.arange(len(group))
     of_group = csr_array((np.ones(len(group)), (group, cells)), (n_groups, len(group)))
     n_cells = np.bincount(group, minlength=n_groups)
@@ -161,7 +162,7 @@ def _test(groups: _Groups, number: int) -> tuple[int, float, float, float]:
         return len(levels), np.nan, np.nan, np.nan
     effects = groups.effect[number, levels]
     shares = 1 / groups.n_cells[number, levels], groups.base_share[number, levels]
-    # Of the means of treated cells, and of those of the control cells that they are compared with.
+    # Covariances of means of treated cells, and of those of the control cells compared with them.
     own, base = (
         _of_means(groups.spread, row * n_levels + levels, share)
         for row, share in zip((number, n_treatments), shares, strict=True)
@@ -187,7 +188,7 @@ def _test(groups: _Groups, number: int) -> tuple[int, float, float, float]:
 
 
 def _of_means(spread: _Spread, group: np.ndarray, share: np.ndarray) -> _Spread:
-    """Spread of means, whose variances are this share of those of cells."""
+    """Covariances of means, whose variances are this fraction of those of cells."""
     return _Spread(
         spread.covariance[group] * share[:, None, None],
         spread.trace[group] * share,

@@ -1,4 +1,4 @@
-"""What the numbers of a table are, kept with it, so that two scales are not taken for one."""
+"""Records of the scale of a table, so that tables on different scales are not compared."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from scvi_sams.exceptions import ScaleMismatchError
 logger = logging.getLogger("scvi.sams")
 
 NO_SIZE_FACTOR = "none"
-"""Stands for the sum of the counts in a record; not every anndata writes ``None``."""
+"""Stands for the sum of the counts in a record; not every anndata version writes ``None``."""
 _KEYS = ("method", "target_sum", "size_factor_key")
 
 
 def size_factor_record(size_factor_key: str | None) -> dict[str, str]:
-    """What a table keeps of the sizes that counts were divided by."""
+    """Record of the sizes by which counts were divided."""
     return {"size_factor_key": size_factor_key or NO_SIZE_FACTOR}
 
 
 def levels_record(cells: pd.DataFrame, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """What a table keeps of the batches and covariates that effects were measured in.
+    """Record of the batches and covariates in which effects were measured.
 
     ``cells`` are rows of obs, and ``keys`` the registered columns; empty if there are none.
     """
@@ -34,9 +34,9 @@ def levels_record(cells: pd.DataFrame, keys: Sequence[str]) -> dict[str, np.ndar
 
 
 def warn_of_other_levels(**records: Mapping[str, Any]) -> None:
-    """Log a warning if two records, by the names of their tables, are of other levels.
+    """Log a warning if two records, by the names of their tables, have different levels.
 
-    Those are compared on purpose at times, such as effects in two cell types.
+    This is not an error, because such comparisons can be intended, for example of cell types.
     """
     (first, one), (second, other) = records.items()
     if "levels" not in one or "levels" not in other:
@@ -47,18 +47,18 @@ def warn_of_other_levels(**records: Mapping[str, Any]) -> None:
     for table, own, others in ((first, sides[0], sides[1]), (second, sides[1], sides[0])):
         only = sorted(name for name in own - others if name.split("=")[0] in columns)
         if only:
-            told.append(f"only the {table} effects are of {', '.join(only[:5])}")
+            told.append(f"only the {table} effects are from {', '.join(only[:5])}")
     if told:
         logger.warning(
-            f"The tables are of different batches or covariates: {' and '.join(told)}. What is "
-            "compared is effects, and how these cells differ."
+            f"The tables are from different batches or covariates: {' and '.join(told)}. "
+            "Differences between them include differences between these cells."
         )
 
 
 def check_same_scale(**records: Mapping[str, Any]) -> None:
-    """Raise an error if two records, by the names of their tables, speak of two scales.
+    """Raise if two records, by the names of their tables, are on different scales.
 
-    What one of them does not say, such as that of an older table, is passed over.
+    Entries missing in one of them, such as a table of an earlier version, are ignored.
     """
     (first, one), (second, other) = records.items()
     for key in _KEYS:

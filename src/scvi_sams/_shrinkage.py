@@ -1,4 +1,4 @@
-"""Effects shrunk by what their errors say: as a whole, or entry by entry."""
+"""Shrink effects by their standard errors: as a whole, or entry by entry."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from scvi_sams._checks import as_numbers, check_choice
 from scvi_sams.exceptions import InvalidArgumentError
 
 Sharing = Literal["row", "pooled"]
-"""Which effects share the weights of a mixture: those of one perturbation, or all."""
+"""Effects that share mixture weights: those of one perturbation, or all."""
 
 _GRID_RATIO = np.sqrt(2)
 _SMALLEST_SCALE = 2.0**-10
-"""Of the largest scale: no screen can tell smaller effects from 0."""
+"""Relative to the largest scale: no screen can distinguish smaller effects from 0."""
 _BIN_RATIO = 1.05
-"""Of errors and of effects that share a bin in which the mixture is fitted."""
+"""Relative width of bins of errors and effects in which the mixture is fitted."""
 _NULL_COUNTS = 9.0
-"""Pseudo-observations of effects that are 0, as in Stephens (2017): where 0 and small
-scales explain estimates alike it is 0. Without them, of 70 genes a row with 5 % true effects, .13
-were false where sign errors below .05 were promised; with them .04."""
+"""Pseudo-observations of effects that are 0, as in Stephens (2017): if 0 and small scales explain
+estimates equally well, 0 is preferred. Without them, in rows of 70 genes with 5 % true effects,
+0.13 of calls at a sign error rate of 0.05 were false; with them 0.04."""
 _MOST_STEPS = 100
 _MOST_HALVINGS = 30
 _RIDGE = 1e-10
 _MOST_NATS = 0.01
-"""By how much the fitted mixture may fall short of the highest likelihood."""
+"""Largest difference of the fitted log-likelihood from its maximum."""
 _ENTRIES_AT_ONCE = 8192
 
 
@@ -43,10 +43,10 @@ class Shrunken(NamedTuple):
     mean
         Posterior mean, in the units of the effects.
     sd
-        Posterior standard deviation.
+        Posterior SD.
     lfsr
-        Local false sign rate: the posterior probability that an effect is 0 or of the other sign
-        than its mean.
+        Local false sign rate: the posterior probability that an effect is 0 or has the opposite
+        sign of its mean.
     null
         Posterior probability that an effect is exactly 0.
     """
@@ -64,9 +64,9 @@ class NormalMixture:
     Attributes
     ----------
     scales
-        Standard deviations, ascending, in the units of the effects; shape ``(n_scales,)``.
+        SDs, ascending, in the units of the effects; shape ``(n_scales,)``.
     weights
-        Share of the effects of each scale; they sum to 1.
+        Proportion of effects with each scale; they sum to 1.
     """
 
     scales: np.ndarray
@@ -76,20 +76,20 @@ class NormalMixture:
     def fit(
         cls, effect: np.ndarray, error: np.ndarray, scales: Sequence[float] | None = None
     ) -> Self:
-        """Find the weights that explain estimates with normal errors best.
+        """Find the weights that best explain estimates with normal errors.
 
-        They are those of highest likelihood, had nine more effects been seen to be exactly 0 where
-        there is a point mass (Stephens' "null-biased" prior). Errors and effects are counted in
-        bins, so that a million take no longer than some thousands.
+        They maximise the likelihood with nine additional effects that are exactly 0 if there is a
+        point mass (Stephens' "null-biased" prior). Errors and effects are counted in bins, so that
+        a million take no longer than a few thousand.
 
         Parameters
         ----------
         effect, error
-            Estimates and their standard errors, of one shape. Those that are not finite, or have
-            no error, say nothing about the weights.
+            Estimates and their standard errors, of one shape. Entries that are not finite, or have
+            no error, are ignored.
         scales
-            Standard deviations to weigh, 0 for a point mass. ``None`` takes 0 and a grid in steps
-            of the square root of 2, from a tenth of the smallest error to twice the largest effect.
+            SDs of the mixture, 0 for a point mass. ``None``: 0 and a grid in steps of the square
+            root of 2, from a tenth of the smallest error to twice the largest effect.
         """
         known = np.isfinite(effect) & np.isfinite(error) & (error > 0)
         binned_effect, binned_error, counts = _bins(np.abs(effect[known]), error[known])
@@ -103,15 +103,15 @@ class NormalMixture:
             likelihood = np.column_stack([likelihood, grid == 0])
             counts = np.append(counts, _NULL_COUNTS)
         weights = _highest_likelihood(likelihood, counts)
-        # A scale that stands for less than a hundredth of an effect is left out, to save its time.
+        # To save time, scales that account for less than a hundredth of an effect are dropped.
         is_used = (weights > 0.01 / counts.sum()) | (grid == 0)
         return cls(grid[is_used], weights[is_used] / weights[is_used].sum())
 
     def posterior(self, effect: np.ndarray, error: np.ndarray) -> Shrunken:
         """Posterior of effects of any shape, given estimates and their standard errors.
 
-        One without a finite error says nothing: its posterior is the prior. One with an error of 0
-        is the effect itself.
+        If an error is not finite, the posterior is the prior. If an error is 0, the posterior is
+        the effect itself.
         """
         shape = effect.shape
         effect, error = effect.ravel(), error.ravel()
@@ -129,7 +129,7 @@ class NormalMixture:
         value = np.where(known, effect, 0)
         noise = np.where(known, error, 1)
         log_likelihood, kept = _log_likelihood(value, noise, self.scales)
-        # An effect of which nothing is known has no likelihood, and keeps its prior.
+        # An effect without information has no likelihood, and keeps its prior.
         log_likelihood[:, ~known] = kept[:, ~known] = 0
         with np.errstate(divide="ignore"):
             joint = log_likelihood + np.log(self.weights)[:, None]
@@ -153,7 +153,7 @@ class NormalMixture:
 
 
 def shrink_rows(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Scale the effects of each perturbation by the part of their size that is not error.
+    """Multiply the effects of each perturbation by the part of their size that is not error.
 
     ``effect * max(0, 1 - sum(error^2) / sum(effect^2))``, over genes: the empirical Bayes mean.
 
@@ -161,7 +161,7 @@ def shrink_rows(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
     ----------
     effect, error
         Estimates and their standard errors, perturbations x genes. Genes that are not finite in
-        either are left out of the sums, and their effect is 0.
+        either are excluded from the sums, and their effect is 0.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def shrink_rows(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
     Raises
     ------
     InvalidArgumentError
-        If they are not two matrices of numbers of one shape, or an error is negative.
+        If they are not two numeric matrices of the same shape, or an error is negative.
 
     Notes
     -----
@@ -192,7 +192,7 @@ def shrink_rows(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def share_kept(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """By what :func:`shrink_rows` multiplies each row, ``(n_rows, 1)``; all numbers are finite."""
+    """Factor by which :func:`shrink_rows` multiplies each row, ``(n_rows, 1)``; input is finite."""
     size, noise = (np.square(values).sum(axis=1, keepdims=True) for values in (effect, error))
     share = np.divide(noise, size, out=np.ones_like(size), where=size > 0)
     return np.maximum(1 - share, 0)
@@ -207,38 +207,38 @@ def shrink_entries(
 ) -> Shrunken:
     """Shrink every effect under a scale mixture of normals (adaptive shrinkage, "ash").
 
-    Effects follow ``sum_k w_k Normal(0, s_k^2)`` with ``s_0 = 0``, a point mass, and each is seen
-    with a normal error. :meth:`NormalMixture.fit` finds the weights.
+    Effects follow ``sum_k w_k Normal(0, s_k^2)`` with ``s_0 = 0``, a point mass, and each is
+    observed with a normal error. :meth:`NormalMixture.fit` finds the weights.
 
     Parameters
     ----------
     effect, error
         Estimates and their standard errors, perturbations x genes. An estimate that is not finite
-        or has no finite error says nothing and comes out at 0; one with an error of 0 is kept.
+        or has no finite error is returned as 0; one with an error of 0 is unchanged.
     weights
-        ``"row"``: the effects of each perturbation have weights of their own. ``"pooled"``: all
-        have the same.
+        ``"row"``: the effects of each perturbation have their own weights. ``"pooled"``: all have
+        the same.
     scales
         As for :meth:`NormalMixture.fit`.
 
     Returns
     -------
-    Posterior mean, standard deviation, local false sign rate and probability of 0.
+    Posterior mean, SD, local false sign rate and probability of 0.
 
     Raises
     ------
     InvalidArgumentError
-        If they are not two matrices of numbers of one shape, an error is negative, or ``weights``
-        is neither word.
+        If they are not two numeric matrices of the same shape, an error is negative, or
+        ``weights`` is neither word.
 
     Notes
     -----
-    Stephens (2017), Biostatistics 18, 275-294. What does not fit into memory is read in blocks of
+    Stephens (2017), Biostatistics 18, 275-294. Data larger than memory are read in blocks of
     rows: :meth:`NormalMixture.fit` on some, then :meth:`NormalMixture.posterior` on each.
 
     Examples
     --------
-    With a single scale of 2 and errors of 1, every effect keeps ``4 / (4 + 1)``:
+    With a single scale of 2 and errors of 1, every effect is multiplied by ``4 / (4 + 1)``:
 
     >>> from scvi_sams._shrinkage import shrink_entries
     >>> shrink_entries(np.array([[1.0, -2.0]]), np.ones((1, 2)), scales=[2]).mean.tolist()
@@ -263,14 +263,14 @@ def moderated_variance(
     n_controls: int,
     control_kurtosis: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """Draw the variances of genes over few cells towards those over the control cells.
+    """Shrink the variances of genes over few cells towards those over the control cells.
 
     The ratio ``s^2 / s_control^2`` of a gene follows ``c F(d, d_0)``, up to the error of the
     control variances, and the posterior variance is ``(d_0 c s_control^2 + d s^2) / (d_0 + d)``.
     The variance of normal cells has ``d = n_cells - 1`` degrees of freedom; with excess kurtosis k
     it varies as if it had ``2 / (2 / (n_cells - 1) + k / n_cells)``. For each perturbation, ``c``
-    and ``d_0`` are found from the mean and variance over genes of the logarithms of the ratios,
-    less what errors put into them; genes are weighted by the precision of their logarithm.
+    and ``d_0`` are estimated from the mean and variance over genes of the logarithms of the ratios,
+    corrected for their errors; genes are weighted by the precision of their logarithm.
 
     Parameters
     ----------
@@ -283,13 +283,13 @@ def moderated_variance(
     n_controls
         Number of control cells, at least 2.
     control_kurtosis
-        Excess kurtosis over the control cells, shape ``(n_genes,)``, 0 for normal ones; less counts
-        as 0. Without it the unsteady variances of rare genes pass for differences between genes.
+        Excess kurtosis over the control cells, shape ``(n_genes,)``; negative values count as 0.
+        Without it, noisy variances of rare genes would be taken for differences between genes.
 
     Returns
     -------
     Posterior variances, perturbations x genes, in the units of ``variance``. A gene that does
-    not vary over the controls keeps its own. A perturbation of a single cell has the variances of
+    not vary over the controls keeps its own. A perturbation with a single cell has the variances of
     the controls, NaN where these are 0.
 
     Notes
@@ -299,7 +299,7 @@ def moderated_variance(
 
     Examples
     --------
-    Ratios that vary less than their errors say that all are the same:
+    Ratios vary less than their errors, so all are estimated to be the same:
 
     >>> from scvi_sams._shrinkage import moderated_variance
     >>> control = np.array([1.0, 2.0, 4.0])
@@ -309,7 +309,7 @@ def moderated_variance(
     variance = np.asarray(variance, dtype=np.float64)
     prior = np.asarray(control_variance, dtype=np.float64)
     kurtosis = np.broadcast_to(np.maximum(control_kurtosis, 0), prior.shape)
-    # Numbers of cells recur, and digamma and trigamma of every gene take longest.
+    # Numbers of cells recur, and digamma and trigamma of every gene take most of the time.
     certainty_of = cache(partial(_certainty, kurtosis=kurtosis))
     _, control_bias, control_error = certainty_of(n_controls)
     moderated = np.empty_like(variance)
@@ -321,7 +321,7 @@ def moderated_variance(
         known = (observed > 0) & (prior > 0)
         ratio = np.log(observed[known] / prior[known]) - (bias - control_bias)[known]
         scale, prior_freedom = _prior_of_variances(ratio, (error + control_error)[known])
-        # Of its own: infinitely many degrees of freedom of the prior leave nothing.
+        # Infinite prior degrees of freedom: the gene's own variance has no weight.
         own = 1 / (1 + prior_freedom / freedom)
         mixed = own * observed + (1 - own) * scale * prior
         moderated[row] = np.where(prior > 0, mixed, observed)
@@ -335,7 +335,7 @@ def _certainty(n_cells: int, kurtosis: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _prior_of_variances(ratio: np.ndarray, squared_error: np.ndarray) -> tuple[float, float]:
-    """Scale and degrees of freedom of the prior, from log ratios without bias and their errors."""
+    """Scale and degrees of freedom of the prior, from unbiased log ratios and their errors."""
     if len(ratio) < 2:
         return 1.0, 0.0
     weights = 1 / squared_error
@@ -349,7 +349,7 @@ def _prior_of_variances(ratio: np.ndarray, squared_error: np.ndarray) -> tuple[f
 
 
 def _log_bias(freedom: np.ndarray | float) -> np.ndarray:
-    """By how much the mean logarithm of a sample variance differs from that of the variance."""
+    """Difference of the mean logarithm of a sample variance from the log of the variance."""
     return digamma(freedom / 2) - np.log(freedom / 2)
 
 
@@ -366,17 +366,17 @@ def _as_pair(effect: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndar
             "perturbations x genes."
         )
     if (error < 0).any():
-        raise InvalidArgumentError("`error` holds negative numbers; it must be standard errors.")
+        raise InvalidArgumentError("`error` has negative numbers; it must be standard errors.")
     return effect, error
 
 
 def _bins(effect: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count entries of nearly the same size and error; return the means of each bin."""
+    """Count entries of nearly equal size and error; return the means of each bin."""
     if not effect.size:
         return effect, error, effect
     step = np.log(_BIN_RATIO)
     of_error = np.floor(np.log(error) / step).astype(np.int64)
-    # By arcsinh, bins are as wide as a part of the error where the effect is no larger than it.
+    # By arcsinh, bins are a fraction of the error wide if the effect is no larger than it.
     of_effect = np.floor(np.arcsinh(effect / error) / step).astype(np.int64)
     width = of_effect.max() + 1
     _, bin_of_entry, counts = np.unique(
@@ -403,19 +403,19 @@ def _scales(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
 def _log_likelihood(
     effect: np.ndarray, error: np.ndarray, scales: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of effects under each scale, up to a constant, and the part of an effect that is kept."""
+    """Log-likelihood of effects under each scale, up to a constant, and the shrinkage factor."""
     variance = np.square(scales)[:, None]
     total = variance + np.square(error)
     return -0.5 * (np.log(total) + np.square(effect) / total), variance / total
 
 
 def _highest_likelihood(likelihood: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Weights of highest likelihood; ``likelihood`` is scales x bins.
+    """Maximum likelihood weights; ``likelihood`` is scales x bins.
 
-    By Newton's method: EM would take thousands of steps, as neighbouring scales explain much the
-    same. A penalty, the number of effects times the sum of the weights, stands for the constraint
-    that they sum to 1 (Kim et al., 2020, Journal of Computational and Graphical Statistics 29,
-    261-273), so that each step is a least squares problem with non-negative weights.
+    By Newton's method: EM would take thousands of steps, because neighbouring scales are similar. A
+    penalty, the number of effects times the sum of the weights, replaces the constraint that they
+    sum to 1 (Kim et al., 2020, Journal of Computational and Graphical Statistics 29, 261-273), so
+    that each step is a least squares problem with non-negative weights.
     """
     total = counts.sum()
     weights = np.full(len(likelihood), 1 / len(likelihood))
@@ -423,7 +423,7 @@ def _highest_likelihood(likelihood: np.ndarray, counts: np.ndarray) -> np.ndarra
     for _ in range(_MOST_STEPS):
         relative = likelihood / mixed
         gradient = relative @ counts
-        # The log-likelihood is concave: this bounds how far below its maximum it is.
+        # The log-likelihood is concave: this bounds the difference from its maximum.
         if gradient.max() - total < _MOST_NATS:
             break
         curvature = (relative * counts) @ relative.T
@@ -438,8 +438,8 @@ def _highest_likelihood(likelihood: np.ndarray, counts: np.ndarray) -> np.ndarra
 def _climb(
     weights: np.ndarray, step: np.ndarray, likelihood: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take the largest of .99, .99 / 2 ... of a step that raises the likelihood; mix it anew."""
-    # A whole step may leave an outlier without any scale that explains it.
+    """Take the largest of 0.99, 0.99 / 2 ... of a step that raises the likelihood."""
+    # After a full step an outlier could have no scale that explains it.
     before = counts @ np.log(weights @ likelihood)
     for halving in range(_MOST_HALVINGS):
         tried = weights + 0.99 / 2**halving * step

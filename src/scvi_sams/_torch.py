@@ -1,4 +1,4 @@
-"""What depends on the device, and random numbers that leave the user's random state alone."""
+"""Device-dependent choices, and random numbers that do not change the user's random state."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from scvi_sams.exceptions import SAMSError
 
 
 def is_accelerator(device: torch.device) -> bool:
-    """Whether work should be few large operations whose sizes are known without asking the device.
+    """Whether to use few large operations whose sizes are known without synchronisation.
 
-    On a CPU small pieces that stay in its cache, and loops compiled for them, are faster.
+    On a CPU small pieces that fit into its cache, and compiled loops, are faster.
     """
     return device.type != "cpu"
 
 
 def check_single_precision() -> None:
-    """Raise an error if new tensors would be of another precision than the models compute in."""
+    """Raise if new tensors would not have the precision in which models compute."""
     if torch.get_default_dtype() != torch.float32:
         raise SAMSError(
-            f"torch.get_default_dtype() is {torch.get_default_dtype()}, and models compute in "
+            f"torch.get_default_dtype() is {torch.get_default_dtype()}, but models compute in "
             "single precision. Call torch.set_default_dtype(torch.float32)."
         )
 
 
 class _Source:
-    """Generators of one seed, one per device."""
+    """Generators with the same seed, one per device."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -41,21 +41,21 @@ class _Source:
         return self._generators[device]
 
 
-# A context variable has a value of its own in every thread.
+# A context variable has a separate value in every thread.
 _SOURCE: ContextVar[_Source | None] = ContextVar("source of random numbers", default=None)
 
 
 def generator(device: torch.device) -> torch.Generator | None:
-    """What random numbers are drawn from: that of :func:`fixed_seed`, or else the global one."""
+    """Source of random numbers: that of :func:`fixed_seed`, otherwise the global generator."""
     source = _SOURCE.get()
     return None if source is None else source.on(device)
 
 
 @contextmanager
 def fixed_seed(seed: int) -> Iterator[None]:
-    """Draw from generators of a seed inside the block, wherever :func:`generator` is asked for.
+    """Use generators with this seed inside the block, wherever :func:`generator` is called.
 
-    The global generator, which other threads draw from, is left alone.
+    The global generator, which other threads use, is not changed.
     """
     token = _SOURCE.set(_Source(seed))
     try:
@@ -66,7 +66,7 @@ def fixed_seed(seed: int) -> Iterator[None]:
 
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
-    """Seed the global generator inside the block, and restore it; for what asks for no other."""
+    """Seed the global generator inside the block, and restore it; for code that requires it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Versions of what computes results, for records of how they came about."""
+"""Versions of the software that computes results, for provenance records."""
 
 from __future__ import annotations
 

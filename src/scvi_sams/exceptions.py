@@ -1,11 +1,11 @@
-"""Errors that say what is wrong with the data and what to do about it.
+"""Errors that describe what is wrong with the data and how to fix it.
 
-All are subclasses of :class:`ValueError`, so code that guards scvi-tools calls keeps working.
+All are subclasses of :class:`ValueError`, so that code which handles errors of scvi-tools works.
 """
 
 
 class SAMSError(ValueError):
-    """Base class of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class InvalidArgumentError(SAMSError):
@@ -17,23 +17,23 @@ class InvalidPerturbationLabelError(SAMSError):
 
 
 class InvalidDosageError(SAMSError):
-    """A dosage is missing, negative, not a number, or does not line up with its label."""
+    """A dosage is missing, negative, not a number, or does not fit its label."""
 
 
 class MissingControlError(SAMSError):
-    """No cell is a control cell, so there is nothing to compare the perturbations with."""
+    """No cell is a control cell, so perturbations cannot be compared with controls."""
 
 
 class UnknownPerturbationError(SAMSError):
-    """A perturbation was asked for, or found in query data, that the model never saw."""
+    """A perturbation was requested, or found in query data, that the model does not know."""
 
 
 class InvalidCountsError(SAMSError):
-    """The expression values cannot be what the chosen likelihood assumes."""
+    """The expression values do not fit the likelihood."""
 
 
 class InvalidCovariateError(SAMSError):
-    """A batch, covariate or size factor is missing, no number, or was not in the training data."""
+    """A batch, covariate or size factor is missing, not a number, or not in the training data."""
 
 
 class MissingKeyError(SAMSError):
@@ -41,43 +41,43 @@ class MissingKeyError(SAMSError):
 
 
 class RegistrationError(SAMSError):
-    """The AnnData object cannot be registered as it is, for example because it is a view."""
+    """The AnnData object cannot be registered in its current state, for example a view."""
 
 
 class ChangedDataError(SAMSError):
-    """Registered data are no longer what they were when the model first read them."""
+    """Registered data have changed since the model first read them."""
 
 
 class ScaleMismatchError(SAMSError):
-    """Two tables or data sets are on different scales, or of different doses."""
+    """Two tables or data sets have different scales or doses."""
 
 
 class InvalidSplitError(SAMSError):
-    """A split into training, validation and test cells cannot be used."""
+    """A split into training, validation and test cells is invalid."""
 
 
 class DataIntegrityError(SAMSError):
-    """A downloaded or cached file is not the file that its publisher serves."""
+    """A downloaded or cached file differs from the published file."""
 
 
 class UnreadableDataError(SAMSError):
-    """A file on disk, or some of its rows, cannot be read or cannot be what was written."""
+    """A file on disk, or some of its rows, cannot be read or is damaged."""
 
 
 class NotSupportedError(SAMSError, AttributeError):
-    """A method of other models of scvi-tools does not exist for these; the message says why."""
+    """A method of scvi-tools models does not apply to these models; the message explains why."""
 
 
 class MissingPackageError(SAMSError, ImportError):
-    """A package that this one does not require is needed here, and is not installed."""
+    """An optional package is required here, and is not installed."""
 
 
 class SavingError(SAMSError, OSError):
-    """What was to be saved cannot be written there; what was there before is as it was."""
+    """A file cannot be written; an existing file is unchanged."""
 
 
 class TrainingDivergedError(SAMSError):
     """A term of the objective, or a gradient, became infinite or NaN; training was stopped.
 
-    The weights are the last good ones, as the message says.
+    The model keeps the last finite weights, as described in the message.
     """

@@ -173,7 +173,7 @@ CASES: list[Case] = [
         registers,
         "accepted, with a warning",
         finds(PLAIN, "K", "T"),
-        warns=("Every perturbation was measured in one context", "Leave `context_key` out"),
+        warns=("Every perturbation was measured in only one context", "Omit `context_key`"),
         data=of(LINES, ["control", "A"] * 6 + ["control", "B"] * 6),
     ),
     legal(

@@ -136,7 +136,7 @@ def test_one_cell_a_batch_on_two_processes():
 
 
 def test_more_processes_than_cells_are_refused():
-    with pytest.raises(InvalidSplitError, match="2 cells cannot be shared by 3 processes"):
+    with pytest.raises(InvalidSplitError, match="2 cells cannot be divided between 3 processes"):
         make(np.arange(2), world_size=3)
 
 

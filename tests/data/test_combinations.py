@@ -68,7 +68,9 @@ def test_other_doses_are_refused():
 
 
 def test_unknown_combinations_are_named():
-    with pytest.raises(UnknownPerturbationError, match=r"'A\+C'.*not seen.*SAMSVAE and CPAVAE"):
+    with pytest.raises(
+        UnknownPerturbationError, match=r"'A\+C'.*without training cells.*SAMSVAE and CPAVAE"
+    ):
         encode(["A", "C+A", "A+B"], vocabulary=["A", "A+B", "C"])
 
 

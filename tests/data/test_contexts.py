@@ -211,7 +211,7 @@ def test_only_models_with_contexts_take_them(screen, model_cls, assert_unchanged
     whole = PerturbationField(
         perturbation_key="perturbation", control="control", delimiter="+", additive=False
     )
-    with pytest.raises(InvalidArgumentError, match="combination is a perturbation of its own"):
+    with pytest.raises(InvalidArgumentError, match="combination is a separate perturbation"):
         ContextField("line", whole)
 
 
@@ -236,7 +236,7 @@ def test_other_cells_are_read_by_name(make_screen, screen, caplog):
     np.testing.assert_array_equal(state_of(model, other)["controls_per_context"], [0, 1])
     (warning,) = told(caplog, "WARNING")
     assert "1 context in adata.obs['line'] did not occur in the training data" in warning
-    assert "are what contexts share: 'X'" in warning
+    assert "so only shared effects of perturbations are used there: 'X'" in warning
     (note,) = told(caplog, "INFO")
     assert note.startswith("1 cell has no context in adata.obs['line']")
 
@@ -261,8 +261,7 @@ def test_other_cells_without_the_column(make_screen, screen, caplog):
     np.testing.assert_array_equal(found.codes, [2] * 4)
     assert measured(model, other) == {("A", "K"): 0, ("A", "T"): 0, ("B", "K"): 0}
     assert told(caplog, "INFO") == [
-        "There is no adata.obs['line'], and the effects of perturbations there are what contexts "
-        "share."
+        "There is no adata.obs['line'], so only shared effects of perturbations are used there."
     ]
     # A column that comes later is read.
     other.obs["line"] = LINES[:4]
@@ -344,7 +343,7 @@ def test_contexts_without_control_cells_are_warned_of(logged):
 def test_perturbations_of_one_context_each_are_warned_of(logged):
     labels = ["control", "control", "A", "B"] * 2
     (warning,), (note,) = logged(labels, ["K", "T"] * 4)
-    assert "Every perturbation was measured in one context of adata.obs['line'] only" in warning
+    assert "Every perturbation was measured in only one context of adata.obs['line']" in warning
     assert note.startswith("2 of 4 pairs")
     assert logged([*labels, "A"], ["K", "T"] * 4 + ["T"])[0] == []
 

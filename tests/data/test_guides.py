@@ -268,7 +268,7 @@ def test_a_column_that_is_missing_double_or_no_name(make_screen, assert_unchange
 
 
 def test_only_models_that_add_effects_have_guides(screen):
-    with pytest.raises(InvalidArgumentError, match="combination is a perturbation of its own"):
+    with pytest.raises(InvalidArgumentError, match="combination is a separate perturbation"):
         create(screen, SVAEPlus)
     found = registered_guides(create(screen, CPAVAE).adata_manager)
     np.testing.assert_array_equal(found.codes, CODES)
@@ -316,7 +316,7 @@ def test_other_cells_without_the_column(make_screen, screen, caplog):
     manager = model.get_anndata_manager(other)
     np.testing.assert_array_equal(registered_guides(manager).codes, [[-1]] * 4)
     assert [m for m in caplog.messages if "no column 'guide'" in m] == [
-        "adata.obs has no column 'guide': cells are read as without known guides."
+        "adata.obs has no column 'guide': cells are treated as without guides."
     ]
     # A column that comes later is read.
     other.obs["guide"] = GUIDES[:4]

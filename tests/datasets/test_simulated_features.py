@@ -94,7 +94,7 @@ def test_features_are_named_after_the_genes_that_perturbations_repress_and_are_s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_noise_features": 2}, "raise `n_features`"),
+        ({"n_noise_features": 2}, "set `n_features`"),
         ({"n_features": -1}, "`n_features`"),
         ({"n_features": 2, "feature_share": 1.5}, "`feature_share`"),
     ],

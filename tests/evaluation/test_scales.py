@@ -375,19 +375,19 @@ def test_tables_of_other_levels_are_compared_with_a_warning(in_lanes, caplog):
     assert "different batches" not in caplog.text
     in_first = observed_ate(adata, indices=(adata.obs["lane"] == "L1").to_numpy())
     compare_ate(predicted, in_first)
-    assert "only the predicted effects are of lane=L2." in caplog.text
+    assert "only the predicted effects are from lane=L2." in caplog.text
     caplog.clear()
     score_predictions(
         in_lanes.predict(["P001"], indices=(adata.obs["donor"] == "q").to_numpy()),
         normalised(adata, 1e4),
         modes=["sams"],
     )
-    assert "only the observed effects are of donor=p." in caplog.text
+    assert "only the observed effects are from donor=p." in caplog.text
     caplog.clear()
     tl.genetic_interactions(
         in_lanes, indices=(adata.obs["lane"] == "L2").to_numpy(), key_added=None, **FEW
     )
-    assert "effects are of lane=L1." in caplog.text
+    assert "effects are from lane=L1." in caplog.text
 
 
 # Marked control cells

@@ -114,7 +114,7 @@ def test_tables_of_any_kind_keep_theirs_and_names_are_asked_once(caplog):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"perturbations": ["Q"]}, UnknownPerturbationError, r"no row of 'Q'; its rows are 'A'.*"),
+        ({"perturbations": ["Q"]}, UnknownPerturbationError, r"no row for 'Q'; its rows are 'A'.*"),
         ({"perturbations": ["dim"]}, UnknownPerturbationError, r"columns .* transpose the table"),
         ({"perturbations": []}, InvalidArgumentError, "`perturbations` is empty"),
         ({"perturbations": 3}, InvalidArgumentError, "`perturbations` must be names"),

@@ -66,7 +66,7 @@ def test_a_term_that_is_listed_twice_counts_once():
 def test_a_key_is_looked_up_in_uns():
     uns = {"pathways": FRAME, "other": 1}
     assert as_feature_table("pathways", uns=uns).digest == as_feature_table(FRAME).digest
-    with pytest.raises(MissingKeyError, match=r"`f` is 'pathway', .* There are 'pathways'\. Write"):
+    with pytest.raises(MissingKeyError, match=r"`f` is 'pathway', .* There are 'pathways'\. Store"):
         as_feature_table("pathway", uns=uns, argument="f")
     with pytest.raises(MissingKeyError, match=r"adata.uns. There are none"):
         as_feature_table("pathways")

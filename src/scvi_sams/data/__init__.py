@@ -1,4 +1,4 @@
-"""Screens that stay on disk or on the device that trains, and how labels are spelled."""
+"""Screens on disk or on the training device, and the spelling of labels."""
 
 from scvi_sams.data._data_modules import ResidentDataModule, StreamingDataModule
 from scvi_sams.data._open_screen import open_screen

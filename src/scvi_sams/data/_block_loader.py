@@ -1,4 +1,4 @@
-"""Mini-batches of a registered screen: the order of its cells, and a loader that reads blocks."""
+"""Mini-batches of a registered screen: the order of cells, and a loader that reads blocks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scvi_sams.exceptions import InvalidSplitError
 
 
 class BlockOrder:
-    """Positions of cells in the order of an epoch, for one process of several.
+    """Positions of cells in the order of an epoch, for one of several processes.
 
-    Shuffled, blocks of neighbouring cells come in random order, and the cells of some blocks at a
-    time are mixed in a buffer. That order is a function of seed and epoch only: all processes have
-    the same one, and each takes its stretch of it. Within an epoch every cell occurs once, in one
-    process. Stretches differ by at most one cell, and all processes have equally many batches, of
-    sizes that differ by at most one.
+    If shuffled, blocks of neighbouring cells are in random order, and the cells of several blocks
+    at a time are mixed in a buffer. The order depends only on seed and epoch: it is the same in all
+    processes, and each uses its section of it. Within an epoch every cell occurs once, in one
+    process. Sections differ by at most one cell, and all processes have the same number of batches,
+    of sizes that differ by at most one.
 
     Parameters
     ----------
@@ -33,15 +33,15 @@ class BlockOrder:
     batch_size
         Largest number of cells in a batch.
     shuffle
-        Whether to shuffle. Otherwise cells come as they are given, the processes one after another.
+        Whether to shuffle. Otherwise cells keep their order, process after process.
     drop_last
-        Whether all batches are of ``batch_size`` cells; what is left of an epoch does not occur.
+        Whether all batches have ``batch_size`` cells; the remainder of an epoch is dropped.
     block_size
         Length of a block, in rows of the file.
     blocks_per_buffer
         Number of blocks that are mixed.
     seed
-        Of the random order.
+        Seed of the random order.
     rank, world_size
         Number of this process, and number of processes, at most one per cell.
     """
@@ -62,8 +62,9 @@ class BlockOrder:
         n_cells = len(indices)
         if world_size > max(n_cells, 1):
             raise InvalidSplitError(
-                f"{n_cells} cells cannot be shared by {world_size} processes, each of which needs "
-                "one or more. Use fewer devices, or other shares of training and validation cells."
+                f"{n_cells} cells cannot be divided between {world_size} processes, each of which "
+                "needs one or more. Use fewer devices, or other fractions of training and "
+                "validation cells."
             )
         self.epoch = 0
         self._shuffle = shuffle
@@ -85,11 +86,11 @@ class BlockOrder:
         return len(self._batch_ends) - 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch; Lightning calls it."""
+        """Set the epoch, which determines the order; called by Lightning."""
         self.epoch = epoch
 
     def buffers(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield what is read at a time: positions, and the places at which batches begin and end.
+        """Yield buffers: positions, and the boundaries of batches within them.
 
         Batch ``i`` of a buffer is ``positions[ends[i] : ends[i + 1]]``.
         """
@@ -103,7 +104,7 @@ class BlockOrder:
             yield positions, ends - ends[0]
 
     def _blocks_of_epoch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Blocks in their order (first and last place in ``indices``), and where each one ends."""
+        """Blocks in their order (first and last place in ``indices``), and the end of each."""
         ends = np.append(self._block_starts, len(self._indices))[1:]
         blocks = np.column_stack([self._block_starts, ends])
         if self._shuffle:
@@ -126,7 +127,7 @@ class ScreenLoader(ABC):
     batch_sampler = None
 
     def __init__(self, order: BlockOrder) -> None:
-        # Named as in a DataLoader of torch: Lightning tells a `sampler` the epoch.
+        # Named as in torch's DataLoader: Lightning passes the epoch to a `sampler`.
         self.sampler = order
         self.generator: torch.Generator | None = None
 
@@ -136,8 +137,8 @@ class ScreenLoader(ABC):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield tensors by their registry keys."""
-        # A DataLoader of torch draws a seed here, and so do we: whatever is drawn next is then the
-        # same whatever loads the cells.
+        # torch's DataLoader samples a seed here, and so do we: later random numbers then do not
+        # depend on the loader.
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         for positions, ends in self.sampler.buffers():
             yield from self._batches(positions, ends)
@@ -159,13 +160,13 @@ class BlockLoader(ScreenLoader):
     Parameters
     ----------
     adata_manager
-        Of the registered AnnData; its expression may be on disk or in memory.
+        Manager of the registered AnnData; expression may be on disk or in memory.
     indices, batch_size, block_size, blocks_per_buffer, **order
         See :class:`BlockOrder`; of all cells if ``indices`` is ``None``.
     load_sparse_tensor, pin_memory
         See :class:`~scvi_sams.data.StreamingDataModule`.
     reader
-        Of X; ``None`` for a new one.
+        Reader of X; ``None`` for a new one.
     """
 
     def __init__(
@@ -220,12 +221,12 @@ class BlockLoader(ScreenLoader):
             torch.from_numpy(values.indices),
             torch.from_numpy(values.data),
             size=values.shape,
-            check_invariants=False,  # the reader has checked them
+            check_invariants=False,  # already checked by the reader
         )
 
 
 def registered_expression(manager: AnnDataManager) -> BlockReader:
-    """Return a reader of the expression that is registered."""
+    """Return a reader of the registered expression."""
     location = manager.data_registry[REGISTRY_KEYS.X]
     name = f"adata.{location.attr_name}" + (
         f"[{location.attr_key!r}]" if location.attr_name == "layers" else ""
@@ -234,6 +235,6 @@ def registered_expression(manager: AnnDataManager) -> BlockReader:
 
 
 def _ends_of_batches(n_cells: int, n_batches: int, batch_size: int) -> np.ndarray:
-    """Full batches and the rest, but no empty batch, which then takes a cell of the one before."""
+    """Full batches and the rest; an otherwise empty batch takes a cell of the previous one."""
     ends = np.append(np.arange(n_batches) * batch_size, n_cells)
     return np.minimum(ends, n_cells - np.arange(n_batches, -1, -1))

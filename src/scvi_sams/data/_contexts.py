@@ -1,4 +1,4 @@
-"""The AnnData field that holds the context of each cell: cell type, donor or line."""
+"""The AnnData field with the context of each cell: cell type, donor or line."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from scvi_sams.labels._names import listing, similar_names, texts_of
 logger = logging.getLogger("scvi.sams")
 
 MOST_PAIRS = 100_000
-"""Pairs with effects of their own: each step of training updates all of them."""
+"""Largest number of pairs with their own effects, all of which are updated in every step."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
-    """In which context each registered cell was perturbed.
+    """Context of each registered cell.
 
     Attributes
     ----------
     levels
         Names of the contexts of the training data, sorted as text.
     codes
-        Integers of shape ``(n_cells,)``: positions in ``levels``, or ``len(levels)`` for cells of
-        no known context, which only other data have.
+        Integers of shape ``(n_cells,)``: positions in ``levels``, or ``len(levels)`` for cells
+        without a known context, which occur only in other data.
     """
 
     levels: tuple[str, ...]
@@ -46,11 +46,11 @@ class Contexts:
 
 
 class ContextField(BaseAnnDataField):
-    """Names of contexts in obs as codes, and which perturbations were measured in which.
+    """Contexts from obs as codes, and the perturbations measured in each.
 
     Writes ``obsm["_scvi_contexts"]``, float32 of shape ``(n_cells, 1)``: see :class:`Contexts`.
-    Contexts, and their pairs with perturbations, are learned from the training data and kept in the
-    registry. Other data are read by name, and need no such column.
+    Contexts, and their pairs with perturbations, are learned from the training data and stored in
+    the registry. Other data are matched by name, and do not require the column.
 
     With C contexts, perturbation t in context c is the pair ``t * C + c``.
 
@@ -59,7 +59,7 @@ class ContextField(BaseAnnDataField):
     context_key
         Column of obs.
     perturbations
-        The field that says what was done to the cells.
+        The field with the perturbations of the cells.
     """
 
     registry_key = REGISTRY_KEYS.CONTEXTS
@@ -70,7 +70,7 @@ class ContextField(BaseAnnDataField):
     LEVELS_KEY = "levels"
     PERTURBATIONS_KEY = "perturbation_names"
     PAIRS_KEY = "pairs"
-    """Those that a training cell has, alone or in a combination; ascending. No more than
+    """Pairs with training cells, alone or in a combination; ascending. At most
     :data:`MOST_PAIRS`."""
     CELLS_KEY = "cells_per_pair"
     CONTROLS_KEY = "controls_per_context"
@@ -83,7 +83,7 @@ class ContextField(BaseAnnDataField):
         if not perturbations.additive:
             raise InvalidArgumentError(
                 "`context_key` is for models in which the effects of perturbations add up: in this "
-                "one a combination is a perturbation of its own. Leave it out."
+                "one a combination is a separate perturbation. Omit it."
             )
         self.context_key = context_key
         self.perturbations = perturbations
@@ -94,7 +94,7 @@ class ContextField(BaseAnnDataField):
         check_keys_exist(adata, obs=[self.context_key])
 
     def register_field(self, adata: AnnData) -> dict:
-        """Encode the training data, and remember the contexts and their pairs."""
+        """Encode the training data, and store the contexts and their pairs."""
         self.validate_field(adata)
         contexts = learn_contexts(only_column(adata, self.context_key))
         labels = self.perturbations.read(adata)
@@ -102,8 +102,8 @@ class ContextField(BaseAnnDataField):
         if len(pairs) > MOST_PAIRS:
             logger.warning(
                 f"{len(pairs)} pairs of a perturbation and a context have cells. The {MOST_PAIRS} "
-                "of most cells have effects of their own; the others are predicted as if no cell "
-                "had been measured there."
+                "with most cells have effects of their own; the others are predicted as if they "
+                "had no cells."
             )
             pairs = np.sort(pairs[counts.argsort(stable=True)[-MOST_PAIRS:]])
         return self._write(adata, labels, contexts, pairs, n_without=0, unknown=[])
@@ -138,7 +138,7 @@ class ContextField(BaseAnnDataField):
         return {"n_contexts": len(state_registry[self.LEVELS_KEY])}
 
     def view_state_registry(self, state_registry: dict) -> rich.table.Table:
-        """Return a table of contexts: their control cells, and what was measured in them."""
+        """Return a table of contexts with their control cells and measured perturbations."""
         table = rich.table.Table(title=f"{self.registry_key} State Registry")
         for title in ("Context", "Control cells", "Perturbations", "scvi-tools Encoding"):
             table.add_column(title)
@@ -175,28 +175,28 @@ class ContextField(BaseAnnDataField):
 
 
 def learn_contexts(column: pd.Series) -> Contexts:
-    """Contexts of training cells; an error says why a column cannot be one of contexts."""
+    """Contexts of training cells; an error if a column cannot be one of contexts."""
     text_of_cell, texts = texts_of(column, InvalidCovariateError)
     is_empty = np.array([not text for text in texts])[text_of_cell]
     validate_categories(column.mask(is_empty) if is_empty.any() else column, None, "context_key")
-    advice = "Pass another column as `context_key`, or leave it out."
+    advice = "Pass another column as `context_key`, or omit it."
     if len(texts) == 1:
         raise InvalidCovariateError(
-            f"All cells have the same context, {texts[0]!r}, in the column {column.name!r}: there "
-            f"is nothing that effects could differ by. {advice}"
+            f"All cells have the same context, {texts[0]!r}, in the column {column.name!r}: "
+            f"effects cannot differ between contexts. {advice}"
         )
     if len(texts) > len(column) / 2:
         raise InvalidCovariateError(
             f"The column {column.name!r} (`context_key`) has {len(texts)} levels in {len(column)} "
             f"cells, such as {listing(texts)}: it seems to name single cells, or to be a "
-            f"measurement. A context (cell type, donor, line) has many cells. {advice}"
+            f"measurement. A context (cell type, donor, line) should have many cells. {advice}"
         )
     order = np.argsort(texts)
     return Contexts(tuple(texts[i] for i in order), np.argsort(order)[text_of_cell])
 
 
 def _pairs_of_cells(labels: Labels, contexts: Contexts) -> np.ndarray:
-    """Each perturbation of each cell of a known context, with that context."""
+    """Pairs of each perturbation of each cell with the cell's known context."""
     n_contexts = len(contexts.levels)
     codes = contexts.codes[:, None]
     is_known = (labels.codes != NO_PERTURBATION) & (codes < n_contexts)
@@ -204,7 +204,7 @@ def _pairs_of_cells(labels: Labels, contexts: Contexts) -> np.ndarray:
 
 
 def context_field(manager: AnnDataManager) -> ContextField | None:
-    """Return the field of a manager that holds contexts, if they were registered."""
+    """Return the field of a manager with contexts, if they were registered."""
     return next((field for field in manager.fields if isinstance(field, ContextField)), None)
 
 
@@ -219,7 +219,7 @@ def registered_contexts(manager: AnnDataManager) -> Contexts | None:
 
 
 def tell_of_contexts(manager: AnnDataManager, *, learned: bool = True) -> None:
-    """Log what contexts cannot tell: of training data (``learned``), or of other data."""
+    """Log limits of the contexts of training data (``learned``), or of other data."""
     field = context_field(manager)
     if field is None:
         return
@@ -240,18 +240,18 @@ def tell_of_contexts(manager: AnnDataManager, *, learned: bool = True) -> None:
 
 
 def _tell_of_other_data(state: Mapping[str, Any], where: str, *, has_column: bool) -> None:
-    shared = "the effects of perturbations there are what contexts share"
+    shared = "only shared effects of perturbations are used there"
     unknown, n_without = list(state[ContextField.UNKNOWN_KEY]), state[ContextField.N_WITHOUT_KEY]
     if unknown:
         logger.warning(
             f"{len(unknown)} context{'s' if len(unknown) > 1 else ''} in {where} did not occur in "
-            f"the training data, and {shared}: {listing(unknown)}."
+            f"the training data, so {shared}: {listing(unknown)}."
         )
     if not has_column:
-        logger.info(f"There is no {where}, and {shared}.")
+        logger.info(f"There is no {where}, so {shared}.")
     elif n_without:
         cells = f"{n_without:,} cell{'s have' if n_without > 1 else ' has'}"
-        logger.info(f"{cells} no context in {where}, and {shared}.")
+        logger.info(f"{cells} no context in {where}, so {shared}.")
 
 
 def _warnings(state: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -260,13 +260,13 @@ def _warnings(state: Mapping[str, Any], where: str) -> Iterator[str]:
     if len(without):
         yield (
             f"{len(without)} of {len(levels)} contexts in {where} have no control cells: "
-            f"{listing(without)}. What perturbations do there cannot be told from what the context "
-            "is. Leave these cells out, or register contexts that have control cells."
+            f"{listing(without)}. Effects of perturbations there cannot be separated from those of "
+            "the context. Remove these cells, or register contexts that have control cells."
         )
     if np.bincount(pairs // len(levels)).max() == 1:
         yield (
-            f"Every perturbation was measured in one context of {where} only: what contexts share "
-            "cannot be told from what is a context's own. Leave `context_key` out, or register the "
+            f"Every perturbation was measured in only one context of {where}: shared and "
+            "context-specific effects cannot be separated. Omit `context_key`, or register the "
             "column in `categorical_covariate_keys`."
         )
     similar = similar_names(levels.tolist())

@@ -1,4 +1,4 @@
-"""Checks of batches, covariates and genes, before scvi-tools registers anything."""
+"""Checks of batches, covariates and genes before registration."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from scvi_sams.labels._names import check_has, factorize, listing, numbers_in, s
 
 
 def check_keys_exist(adata: AnnData, **keys_of_slot: Iterable[str | None]) -> None:
-    """Raise an error if a slot of the AnnData lacks one of its keys; ``None`` is passed over."""
+    """Raise if a slot of the AnnData lacks one of its keys; ``None`` is ignored."""
     for slot, keys in keys_of_slot.items():
         wanted = [key for key in keys if key is not None]
         check_has(f"adata.{slot} has no", wanted, getattr(adata, slot).keys())
 
 
 def only_column(adata: AnnData, key: str) -> pd.Series:
-    """Return a column of obs; an error if there are several of that name."""
+    """Return a column of obs; an error if the name is not unique."""
     column = adata.obs[key]
     if isinstance(column, pd.DataFrame):
         raise RegistrationError(
@@ -36,9 +36,9 @@ def only_column(adata: AnnData, key: str) -> pd.Series:
 
 
 def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:
-    """Raise an error if there are no cells or genes, or names of genes or columns are not unique.
+    """Raise without cells or genes, or if names of genes or columns are not unique.
 
-    ``keys`` are the columns of obs that are read; ``None`` is passed over.
+    ``keys`` are the columns of obs to check; ``None`` is ignored.
     """
     if 0 in adata.shape:
         raise RegistrationError(
@@ -65,7 +65,7 @@ _SELECT_GENES = " Select and order them: adata[:, model.adata.var_names].copy().
 def check_genes(
     adata: AnnData, expected: Sequence[str] | np.ndarray, advice: str = _SELECT_GENES
 ) -> None:
-    """Raise an error if the genes are not those of the training data, in their order."""
+    """Raise if the genes are not those of the training data, in the same order."""
     genes = pd.Index(np.asarray(expected, dtype=object))
     found = pd.Index(np.asarray(adata.var_names, dtype=object))
     if genes.equals(found):
@@ -85,10 +85,10 @@ def check_genes(
 def validate_categories(
     column: pd.Series, known: Iterable[object] | None, training_key: str
 ) -> None:
-    """Raise an error if a category is missing, or is not one of the known ones.
+    """Raise if a category is missing, or is not one of the known ones.
 
-    ``known`` are the categories of the training data (``None`` takes them as they are), and
-    ``training_key`` is the argument of ``setup_anndata`` that named the column.
+    ``known`` are the categories of the training data (``None``: not checked), and ``training_key``
+    is the argument of ``setup_anndata`` that named the column.
     """
     missing = column.isna().to_numpy()
     if missing.any():
@@ -111,26 +111,26 @@ def validate_categories(
     unseen = [category for category in categories if category not in known]
     if unseen:
         raise InvalidCovariateError(
-            f"The column {column.name!r} (`{training_key}`) has {listing(unseen)}, which the "
-            f"training data have not: they have {listing(known, limit=10)}. Remove these cells, or "
+            f"The column {column.name!r} (`{training_key}`) has {listing(unseen)}, which are not "
+            f"in the training data: these have {listing(known, limit=10)}. Remove these cells, or "
             "train a model with them."
         )
 
 
 def numbers_of(column: pd.Series) -> np.ndarray:
-    """Return a column as numbers, NaN where missing; an error shows anything else."""
+    """Return a column as numbers, NaN where missing; an error for anything else."""
     numbers, is_other = numbers_in(column)
     if is_other.any():
         raise InvalidCovariateError(
-            f"The column {column.name!r} holds {shown(column[is_other].iloc[0])} in cell "
-            f"{column.index[is_other][0]!r}, which is no number ({is_other.sum()} such cells). "
+            f"The column {column.name!r} contains {shown(column[is_other].iloc[0])} in cell "
+            f"{column.index[is_other][0]!r}, which is not a number ({is_other.sum()} such cells). "
             "Convert the column, or register another one."
         )
     return numbers
 
 
 def validate_covariate(column: pd.Series) -> None:
-    """Raise an error if a continuous covariate is text, missing, infinite or huge."""
+    """Raise if a continuous covariate is text, missing, infinite or huge."""
     numbers = numbers_of(column)
     _check_not_huge(column, np.abs(numbers))
     bad = ~np.isfinite(numbers)
@@ -143,7 +143,7 @@ def validate_covariate(column: pd.Series) -> None:
 
 
 def validate_size_factor(column: pd.Series) -> None:
-    """Raise an error if a size factor is text, missing, infinite, zero, negative or extreme."""
+    """Raise if a size factor is text, missing, infinite, zero, negative or extreme."""
     sizes = numbers_of(column)
     _check_not_huge(column, sizes)
     _check_not_huge(column, 1 / np.where(sizes > 0, sizes, np.nan))
@@ -160,7 +160,7 @@ def _check_not_huge(column: pd.Series, sizes: np.ndarray) -> None:
     huge = np.isfinite(sizes) & (sizes > LARGEST_INPUT)
     if huge.any():
         raise InvalidCovariateError(
-            f"The column {column.name!r} holds {column[huge].iloc[0]} in cell "
-            f"{column.index[huge][0]!r}, a factor of more than {LARGEST_INPUT:g} away from one "
-            f"({huge.sum()} such cells). Give it in other units, of order one."
+            f"The column {column.name!r} contains {column[huge].iloc[0]} in cell "
+            f"{column.index[huge][0]!r}, which differs from one by a factor of more than "
+            f"{LARGEST_INPUT:g} ({huge.sum()} such cells). Use other units, of order one."
         )

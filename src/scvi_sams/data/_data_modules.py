@@ -1,4 +1,4 @@
-"""Data modules, for ``model.train(datamodule=...)``: cells from disk, or on the device."""
+"""Data modules for ``model.train(datamodule=...)``: cells from disk, or on the device."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scvi_sams.data._resident import ResidentCells, ResidentLoader
 from scvi_sams.data._splitting import default_seed, parts_of_split, training_split
 
 _RESIDENT_BLOCK_SIZE = 64
-"""Neighbouring cells that stay in one process for an epoch, where there are several; within a
-process all cells are mixed."""
+"""Block of neighbouring cells that stay in one process for an epoch, if there are several;
+within a process all cells are mixed."""
 
 
 class ScreenDataModule(LightningDataModule):
@@ -79,34 +79,34 @@ class ScreenDataModule(LightningDataModule):
 class StreamingDataModule(ScreenDataModule):
     """Streams mini-batches from a file on disk, for ``model.train(datamodule=...)``.
 
-    ``model.train()`` makes one of these itself where the expression is on disk; make it yourself to
-    choose how it reads. The split is that of training in memory with the same seed. On several
+    ``model.train()`` creates one automatically if the expression is on disk; create it yourself to
+    set how it reads. The split is that of training in memory with the same seed. With several
     processes (``strategy="ddp"``) each reads its own part of every epoch.
 
     Parameters
     ----------
     adata_manager
-        Of the registered screen: ``model.adata_manager``.
+        Manager of the registered screen: ``model.adata_manager``.
     load_sparse_tensor
-        Move sparse mini-batches to the device and densify them there.
+        Move sparse mini-batches to the device and make them dense there.
     pin_memory
         Whether batches are in page-locked memory, for faster copies to a GPU.
     block_size
-        Neighbouring cells that are read at a time. Reading is faster with more (above all from
-        zarr), mixing is better with fewer.
+        Number of neighbouring cells read at a time. More is faster (above all for zarr), fewer is
+        better mixed.
     blocks_per_buffer
-        Blocks whose cells are mixed. ``block_size * blocks_per_buffer`` cells are in memory, up to
-        three times for a moment, as they are stored (sparse or dense).
+        Number of blocks that are mixed. ``block_size * blocks_per_buffer`` cells are in memory,
+        temporarily up to three times, as stored (sparse or dense).
     **kwargs
         ``train_size``, ``validation_size``, ``shuffle_set_split``, ``external_indexing``,
-        ``batch_size``, ``drop_last`` and ``seed``, as for :class:`ResidentDataModule`.
+        ``batch_size``, ``drop_last`` and ``seed``, as in :class:`ResidentDataModule`.
 
     Raises
     ------
     InvalidSplitError
         If the split has no training cells, or a cell twice.
     UnreadableDataError
-        While reading, naming the rows that cannot be read.
+        While reading, with the rows that cannot be read.
 
     Examples
     --------
@@ -145,7 +145,7 @@ class StreamingDataModule(ScreenDataModule):
     def on_after_batch_transfer(
         self, batch: dict[str, torch.Tensor], dataloader_idx: int
     ) -> dict[str, torch.Tensor]:
-        """Densify sparse tensors, on the device."""
+        """Make sparse tensors dense, on the device."""
         return {
             key: value.to_dense() if value.layout is torch.sparse_csr else value
             for key, value in batch.items()
@@ -153,32 +153,32 @@ class StreamingDataModule(ScreenDataModule):
 
 
 class ResidentDataModule(ScreenDataModule):
-    """Keeps the cells in the memory of the device that trains, for ``model.train(datamodule=...)``.
+    """Keeps the cells in the memory of the training device, for ``model.train(datamodule=...)``.
 
-    A GPU trains faster than a CPU can cut mini-batches out of a sparse matrix and send them.
-    Here they are sent once, as they are stored, and mini-batches are made dense where they are
-    needed. ``model.train(data_on_device=True)`` makes one of these. The split is that of other
-    training with the same seed; on several processes each holds all cells and trains on its part.
+    A GPU trains faster than a CPU can extract mini-batches from a sparse matrix and transfer them.
+    Here cells are transferred once, as stored, and mini-batches are made dense on the device.
+    ``model.train(data_on_device=True)`` creates one of these. The split is that of other training
+    with the same seed; with several processes each holds all cells and trains on its part.
 
-    Memory: for each non-zero value 2 bytes of its gene (4 from 32,768 genes on) and 1, 2 or 4 of
-    the value, whichever holds all of them exactly; for a dense matrix 4 bytes a value. A million
-    cells with 1,000 genes each are 3 GB.
+    Memory: for each non-zero value 2 bytes for its gene (4 for 32,768 genes or more) and 1, 2 or 4
+    for the value, the smallest that is exact for all values; for a dense matrix 4 bytes per value.
+    A million cells with 1,000 genes each take 3 GB.
 
     Parameters
     ----------
     adata_manager
-        Of the registered screen: ``model.adata_manager``.
+        Manager of the registered screen: ``model.adata_manager``.
     train_size, validation_size, shuffle_set_split
         As in ``model.train()``.
     external_indexing
-        Positions of training, validation and test cells, or booleans for all cells, in place of
+        Positions of training, validation and test cells, or booleans for all cells, instead of
         the split.
     batch_size
         Cells per step and process; the last batch of an epoch has the rest.
     drop_last
-        Whether the last batch of an epoch is left out if it is not full.
+        Whether the last batch of an epoch is dropped if it is not full.
     seed
-        Of the order of cells; ``None`` for ``scvi.settings.seed`` (0 if unset).
+        Seed of the order of cells; ``None`` for ``scvi.settings.seed`` (0 if unset).
 
     Raises
     ------
@@ -197,7 +197,7 @@ class ResidentDataModule(ScreenDataModule):
     _cells: ResidentCells | None = None
 
     def loader(self, indices: np.ndarray, **order: Any) -> ResidentLoader:
-        """Return a loader of cells on the device; they are sent there when the first is made."""
+        """Return a loader of cells on the device; the first call transfers them."""
         trains_on = None if self.trainer is None else self.trainer.strategy.root_device
         device = trains_on or torch.device("cpu")
         if self._cells is None or self._cells.device != device:

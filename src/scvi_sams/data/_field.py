@@ -1,4 +1,4 @@
-"""The AnnData field that holds what each cell was perturbed with."""
+"""The AnnData field with the perturbations of each cell."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ class PerturbationField(BaseAnnDataField):
     """Labels in obs, or a dosage matrix in obsm, as padded codes and doses.
 
     Writes ``obsm["_scvi_perturbations"]``, float32 of shape ``(n_cells, 2 * n_slots)``: codes, then
-    doses (see :class:`~scvi_sams.labels._labels.Labels`). One matrix, so that a mini-batch carries
-    it whatever the loader. The vocabulary is kept in the registry; other data is encoded by name.
+    doses (see :class:`~scvi_sams.labels._labels.Labels`). It is one matrix, so that every loader
+    includes it in mini-batches. The vocabulary is stored in the registry; other data is encoded by
+    name.
 
     Parameters are those of ``setup_anndata``, and ``additive``: whether a combination is the sum of
-    its perturbations, or a perturbation of its own.
+    its perturbations, or a separate perturbation.
     """
 
     registry_key = REGISTRY_KEYS.PERTURBATIONS
@@ -73,12 +74,12 @@ class PerturbationField(BaseAnnDataField):
         )
         if perturbation_names is not None and not isinstance(perturbation_names, str):
             as_names("perturbation_names", perturbation_names)
-            # A tuple of its own: the caller may change a list later.
+            # A copy: the caller may change a list later.
             perturbation_names = tuple(perturbation_names)
         if perturbation_names is not None and dosage_obsm_key is None:
             raise InvalidArgumentError(
-                "`perturbation_names` are those of the columns of a dosage matrix. Pass its key as "
-                "`dosage_obsm_key`, or leave them out."
+                "`perturbation_names` are the names of the columns of a dosage matrix. Pass its "
+                "key as `dosage_obsm_key`, or omit them."
             )
         self.perturbation_key = perturbation_key
         self.spelling = Spelling.of(control, delimiter)
@@ -88,12 +89,12 @@ class PerturbationField(BaseAnnDataField):
         self.perturbation_names = perturbation_names
 
     def validate_field(self, adata: AnnData) -> None:
-        """Check that what the field reads is named, and exists."""
+        """Check that the slots to read are named, and exist."""
         super().validate_field(adata)
         if self.perturbation_key is None and self.dosage_obsm_key is None:
             raise MissingKeyError(
-                "Nothing says what was done to the cells. Pass `perturbation_key` (a column of obs "
-                "with labels) or `dosage_obsm_key` (a matrix of doses in obsm)."
+                "The perturbations of the cells are not given. Pass `perturbation_key` (a column "
+                "of obs with labels) or `dosage_obsm_key` (a matrix of doses in obsm)."
             )
         if self.dosage_key is not None and self.dosage_obsm_key is not None:
             raise InvalidDosageError(
@@ -104,7 +105,7 @@ class PerturbationField(BaseAnnDataField):
         check_keys_exist(adata, obs=columns, obsm=[self.dosage_obsm_key])
 
     def register_field(self, adata: AnnData) -> dict:
-        """Encode the training data and remember its vocabulary."""
+        """Encode the training data and store its vocabulary."""
         labels = self.read(adata)
         if self.dosage_obsm_key is not None:
             self._check_same_names(adata)
@@ -126,8 +127,8 @@ class PerturbationField(BaseAnnDataField):
         key, control = self.perturbation_key, self.spelling.control_label
         if self.dosage_obsm_key is None:
             advice = (
-                " Cells are read by their labels: name the perturbation of each there. If all are "
-                f"control cells: adata.obs[{key!r}] = {control!r}."
+                " The labels of the cells are required: add the perturbation of each there. If all "
+                f"are control cells: adata.obs[{key!r}] = {control!r}."
             )
             check_has("adata.obs has no", [key], adata.obs.columns, advice)
         return self.read(adata, vocabulary=list(state_registry[self.VOCABULARY_KEY]))
@@ -150,7 +151,7 @@ class PerturbationField(BaseAnnDataField):
         return table
 
     def read(self, adata: AnnData, vocabulary: Sequence[str] | None = None) -> Labels:
-        """Read what was done to cells, by known names or the cells' own; nothing is written."""
+        """Read perturbations of cells, by known names or the cells' own; nothing is written."""
         self.validate_field(adata)
         names_of_singles = vocabulary if self.additive else None
         if self.dosage_obsm_key is not None:
@@ -196,22 +197,22 @@ class PerturbationField(BaseAnnDataField):
         if unusable:
             raise InvalidPerturbationLabelError(
                 f"Columns of adata.obsm[{self.dosage_obsm_key!r}] are named {listing(unusable)}: "
-                "names may be neither missing nor empty, nor contain the delimiter "
-                f"({delimiter!r}), with which combinations are written. Rename them, or pass "
-                "another `delimiter`."
+                "names must not be missing or empty, or contain the delimiter "
+                f"({delimiter!r}), which joins combinations. Rename them, or pass another "
+                "`delimiter`."
             )
         return names
 
     def _check_same_names(self, adata: AnnData) -> None:
-        """Check that a table in the training data has the names that were given."""
+        """Check that a table in the training data has the names that were passed."""
         table, names = adata.obsm[self.dosage_obsm_key], self.perturbation_names
         if not isinstance(table, pd.DataFrame) or names is None or isinstance(names, str):
             return
         if list(map(str, table.columns)) != list(map(str, names)):
             raise InvalidDosageError(
                 f"`perturbation_names` ({listing(names)}) are not the columns of the table "
-                f"adata.obsm[{self.dosage_obsm_key!r}] ({listing(table.columns)}). Leave them out: "
-                "a table has its own."
+                f"adata.obsm[{self.dosage_obsm_key!r}] ({listing(table.columns)}). Omit them: the "
+                "names of the table are used."
             )
 
     def _write(self, adata: AnnData, labels: Labels) -> dict:
@@ -230,7 +231,7 @@ class PerturbationField(BaseAnnDataField):
         }
 
     def _tell_doses(self, adata: AnnData) -> None:
-        """Write where doses are, so that what is observed is of the doses that models know."""
+        """Store where doses are, so that observed effects use the same doses as models."""
         adata.uns.pop(REGISTERED_DOSES, None)
         if self.dosage_key is not None:
             keys = {"perturbation_key": self.perturbation_key, "dosage_key": self.dosage_key}
@@ -248,13 +249,13 @@ def unpack_perturbations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def perturbation_field(manager: AnnDataManager) -> PerturbationField:
-    """Return the one field of a manager that holds perturbations."""
+    """Return the field of a manager with perturbations."""
     (field,) = (field for field in manager.fields if isinstance(field, PerturbationField))
     return field
 
 
 def registered_labels(manager: AnnDataManager) -> Labels:
-    """Return what every registered cell was perturbed with, by the names of the training data."""
+    """Return the perturbations of every registered cell, by the names of the training data."""
     field = perturbation_field(manager)
     codes, doses = unpack_perturbations(manager.get_from_registry(field.registry_key))
     vocabulary = manager.get_state_registry(field.registry_key)[field.VOCABULARY_KEY]

@@ -1,4 +1,4 @@
-"""Whether registered data are still what they were when they were read."""
+"""Detect changes of registered data since they were read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from scvi_sams.exceptions import RegistrationError
 from scvi_sams.labels._names import factorize
 
 _VALUES_SAMPLED = 2**18
-"""Of a larger matrix evenly spaced rows with about as many values are read, for some milliseconds:
-normalising, scaling, sorting or replacing it changes them."""
+"""Number of values read. Of larger matrices evenly spaced rows are read, which takes some
+milliseconds: normalising, scaling, sorting or replacing the matrix changes them."""
 _FEWEST_ROWS = 64
 _ROWS_ON_DISK = 8
-"""Each is an access to the disk."""
+"""Number of these rows on disk, each of which is a disk access."""
 _COLUMNS = (
     "perturbation_key",
     "dosage_key",
@@ -33,10 +33,10 @@ _LISTS_OF_COLUMNS = ("categorical_covariate_keys", "continuous_covariate_keys")
 
 
 def registered_parts(adata: AnnData, arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Digest what was registered, but for the expression, by where it stands in the AnnData.
+    """Digest what was registered, except the expression, by its slot in the AnnData.
 
     ``arguments`` are those of ``setup_anndata``. Genes, labels, doses and covariates are read in
-    full; what is no longer there is left out.
+    full; missing slots are omitted.
     """
     parts = {
         "the number of cells": str(adata.n_obs),
@@ -48,7 +48,7 @@ def registered_parts(adata: AnnData, arguments: Mapping[str, Any]) -> dict[str, 
         if key is not None and key in adata.obs:
             parts[f"adata.obs[{key!r}]"] = column_digest(adata.obs[key])
         elif key is not None and key in (arguments["guide_key"], arguments["context_key"]):
-            # Other cells need neither: a column that comes later is a change.
+            # Other cells do not require it: a column added later is a change.
             parts[f"adata.obs[{key!r}]"] = "no column"
     key = arguments["dosage_obsm_key"]
     if key is not None and key in adata.obsm:
@@ -60,7 +60,7 @@ def registered_parts(adata: AnnData, arguments: Mapping[str, Any]) -> dict[str, 
 
 
 def changed_parts(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Names of what is not as it was."""
+    """Names of changed parts."""
     return [name for name, digest in before.items() if now.get(name) != digest]
 
 
@@ -78,7 +78,7 @@ def column_digest(column: pd.Series) -> str:
 def values_digest(values: Any, location: str) -> str:
     """Digest a matrix by its values in some rows: dense and sparse ones can be the same.
 
-    Values count in single precision, in which models read them. ``location`` says where it stands.
+    Values are compared in single precision, as models read them. ``location`` names the slot.
     """
     if values is None or getattr(values, "ndim", 2) != 2:
         return "no matrix"

@@ -1,4 +1,4 @@
-"""The AnnData field that holds which guides each cell carries."""
+"""The AnnData field with the guides of each cell."""
 
 from __future__ import annotations
 
@@ -34,18 +34,17 @@ logger = logging.getLogger("scvi.sams")
 
 @dataclass(frozen=True, eq=False)
 class Guides:
-    """Which guides registered cells carry.
+    """Guides of registered cells.
 
     Attributes
     ----------
     names
-        One per guide of a perturbation; those of controls are none.
+        One per guide of a perturbation; guides of controls are excluded.
     perturbation
-        Integers of shape ``(n_guides,)``: code of the perturbation that each guide belongs to,
-        ascending.
+        Integers of shape ``(n_guides,)``: code of the perturbation of each guide, ascending.
     codes
         Integers of shape ``(n_cells, n_slots)``: positions in ``names``, ascending, or -1 where a
-        slot is empty. Control cells, and cells whose guide is unknown, have no others.
+        slot is empty. Control cells, and cells with unknown guides, have only empty slots.
     """
 
     names: tuple[str, ...]
@@ -57,15 +56,15 @@ class GuideField(BaseAnnDataField):
     """Names of guides in obs as padded codes.
 
     Writes ``obsm["_scvi_guides"]``, float32 of shape ``(n_cells, n_slots)``: see :class:`Guides`.
-    Guides, and the perturbation of each, are learned from the training data and kept in the
-    registry. Other data are read by name, and need no such column.
+    Guides, and the perturbation of each, are learned from the training data and stored in the
+    registry. Other data are matched by name, and do not require the column.
 
     Parameters
     ----------
     guide_key
         Column of obs.
     perturbations
-        The field that says what was done to the cells.
+        The field with the perturbations of the cells.
     """
 
     registry_key = REGISTRY_KEYS.GUIDES
@@ -87,8 +86,8 @@ class GuideField(BaseAnnDataField):
         if not perturbations.additive:
             raise InvalidArgumentError(
                 "`guide_key` is for models in which the effects of perturbations add up (SAMSVAE, "
-                "CPAVAE): in this one a combination is a perturbation of its own, and a guide "
-                "belongs to a perturbation. Leave it out."
+                "CPAVAE): in this one a combination is a separate perturbation, and a guide "
+                "belongs to a perturbation. Omit it."
             )
         self.guide_key = guide_key
         self.perturbations = perturbations
@@ -99,7 +98,7 @@ class GuideField(BaseAnnDataField):
         check_keys_exist(adata, obs=[self.guide_key])
 
     def register_field(self, adata: AnnData) -> dict:
-        """Encode the training data, and remember the guides and their perturbations."""
+        """Encode the training data, and store the guides and their perturbations."""
         self.validate_field(adata)
         labels = self.perturbations.read(adata)
         groups, group_of_cell = carriers_of_guides(only_column(adata, self.guide_key), labels)
@@ -174,7 +173,7 @@ class GuideField(BaseAnnDataField):
 
 
 def guide_field(manager: AnnDataManager) -> GuideField | None:
-    """Return the field of a manager that holds guides, if they were registered."""
+    """Return the field of a manager with guides, if they were registered."""
     return next((field for field in manager.fields if isinstance(field, GuideField)), None)
 
 
@@ -204,7 +203,7 @@ def tell_of_guides(manager: AnnDataManager) -> None:
         )
     if field.guide_key not in manager.adata.obs:
         logger.info(
-            f"adata.obs has no column {field.guide_key!r}: cells are read as without known guides."
+            f"adata.obs has no column {field.guide_key!r}: cells are treated as without guides."
         )
     elif n_without:
         cells = f"{n_without:,} perturbed cell{'s have' if n_without > 1 else ' has'}"

@@ -1,4 +1,4 @@
-"""Registration that checks first, and that can be repeated without learning anything new."""
+"""Registration that is checked first, and can be repeated without learning anything new."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ from scvi_sams.data._guides import guide_field, tell_of_guides
 from scvi_sams.exceptions import RegistrationError
 
 ADATA_LOCK = threading.RLock()
-"""Held while slots of an AnnData are written, or read as written: two models that share one, each
-in a thread of its own, would else read what the other has just registered."""
+"""Held while slots of an AnnData are written, or read: two models in two threads that share an
+AnnData could otherwise read what the other has just registered."""
 
 
 class ScreenManager(AnnDataManager):
-    """An :class:`~scvi.data.AnnDataManager` of a model's own view of an AnnData.
+    """An :class:`~scvi.data.AnnDataManager` that registers an AnnData for one model.
 
-    Whatever is registered is checked before anything is written. scvi-tools keeps the codes of the
-    last registration in the AnnData. If that was another model's, :meth:`validate`, which methods
-    of a model begin with, registers this one again, by the categories that it learned the first
-    time; :meth:`get_from_registry` reads as it would be registered, and writes nothing.
+    Everything to register is checked before anything is written. scvi-tools stores the codes of the
+    last registration in the AnnData. If that was another model's, :meth:`validate`, with which
+    methods of a model begin, registers this one again, with the categories learned the first time;
+    :meth:`get_from_registry` reads as if it were registered, and writes nothing.
 
-    scvi-tools keeps managers for as long as the process lives. Models :meth:`release_adata` that
-    was passed to a method.
+    scvi-tools keeps managers until the process ends. Models call :meth:`release_adata` for data
+    that was passed to a method.
     """
 
     _learned: dict | None = None
     _registered: Mapping[str, str]
-    """Digests of what was read the first time."""
+    """Digests of the data when first read."""
     _adata: Callable[[], AnnData | None] = staticmethod(lambda: None)
 
     @property
     def adata(self) -> AnnData | None:
-        """What is registered; ``None`` before, and once nobody else has it any more."""
+        """Registered AnnData; ``None`` before, and once nothing else refers to it."""
         return self._adata()
 
     @adata.setter
@@ -69,12 +69,12 @@ class ScreenManager(AnnDataManager):
         self._adata = lambda: adata
 
     def release_adata(self) -> None:
-        """Keep the AnnData alive no longer."""
+        """Stop keeping the AnnData alive."""
         if self.adata is not None:
             self._adata = weakref.ref(self.adata)
 
     def __getstate__(self) -> dict[str, Any]:
-        """State with the AnnData itself: in another process nobody else has it."""
+        """State with the AnnData itself: in another process nothing else refers to it."""
         return {**vars(self), "_adata": self.adata}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ class ScreenManager(AnnDataManager):
     def register_fields(
         self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
     ) -> None:
-        """Register all fields, or none: if one cannot be read the AnnData is as it was.
+        """Register all fields, or none: if one cannot be read the AnnData is unchanged.
 
         ``source_registry`` is that of the training data, whose categories are used; ``None`` learns
         them.
@@ -98,12 +98,12 @@ class ScreenManager(AnnDataManager):
         source = self._learned or source_registry
         check_anndata(RegistrationError, adata=adata)
         if adata.is_view:
-            # One of a file that anndata keeps open cannot be copied in memory.
+            # A view of a file opened by anndata cannot be copied in memory.
             copy = "adata.to_memory()" if adata.isbacked else "adata.copy()"
             raise RegistrationError(f"A view cannot be registered. Pass a copy: {copy}.")
         if source_registry is not None and self._learned is None:
             genes = _state_of(source_registry, REGISTRY_KEYS.X)["column_names"]
-            # Genes that were all renamed, as from identifiers to symbols, are the user's affair.
+            # Renaming all genes, such as identifiers to symbols, is left to the user.
             if adata.n_vars != len(genes) or adata.var_names.isin(genes).any():
                 check_genes(adata, genes)
         self.check_fields(adata, source)
@@ -117,7 +117,7 @@ class ScreenManager(AnnDataManager):
             tell_of_contexts(self, learned=source_registry is None)
 
     def _tell_levels(self, adata: AnnData) -> None:
-        """Write what models condition on, so that observed effects can say where they are from."""
+        """Store covariates of the model, so that observed effects can record their levels."""
         arguments = self.registry[SETUP_ARGUMENTS_KEY]
         keys = [arguments["batch_key"], *(arguments["categorical_covariate_keys"] or [])]
         adata.uns.pop(REGISTERED_LEVELS, None)
@@ -126,11 +126,11 @@ class ScreenManager(AnnDataManager):
             adata.uns[REGISTERED_LEVELS] = np.array(named, dtype=str)
 
     def changes(self) -> list[str]:
-        """Name the genes, labels, doses and covariates that are not as they were registered."""
+        """Name the genes, labels, doses and covariates that changed since registration."""
         return changed_parts(self._registered, self._parts(self.adata))
 
     def check_as_learned(self) -> None:
-        """Raise an error if genes or fields could not be registered again as they were."""
+        """Raise if genes or fields can no longer be registered as they were."""
         if self._learned is not None:
             genes = _state_of(self._learned, REGISTRY_KEYS.X)["column_names"]
             check_genes(self.adata, genes, advice="")
@@ -148,13 +148,13 @@ class ScreenManager(AnnDataManager):
                     adata.uns.setdefault(MANAGER_UUID_KEY, "")
                 super().validate()
             finally:
-                # scvi-tools forgets the AnnData if it cannot register it again.
+                # scvi-tools drops the AnnData if it cannot register it again.
                 self.adata = adata
 
     def get_from_registry(self, registry_key: str) -> np.ndarray | pd.DataFrame:
-        """Return what is registered under a key, whoever registered the AnnData last.
+        """Return the data registered under a key, whichever model registered the AnnData last.
 
-        Columns of numbers are returned as numbers, whatever their type in the AnnData.
+        Numeric columns are returned as numbers, whatever their type in the AnnData.
         """
         with ADATA_LOCK:
             values = self._as_registered(registry_key)
@@ -180,7 +180,7 @@ class ScreenManager(AnnDataManager):
         return field.get_field_data(labels_only)
 
     def check_fields(self, adata: AnnData, source_registry: dict | None) -> None:
-        """Raise an error, naming values, if a field could not be registered; nothing is written.
+        """Raise, naming values, if a field cannot be registered; nothing is written.
 
         ``adata`` may be a view; ``source_registry`` is as for :meth:`register_fields`.
         """

@@ -18,9 +18,8 @@ def open_screen(path: str | os.PathLike[str]) -> AnnData:
     """Open a screen that may be larger than memory.
 
     Cells and genes (``obs``, ``var``, ``obsm``, ``varm``, ``uns``) are read; ``X`` and all layers
-    stay on disk and are read in blocks when they are needed. ``obsp``, ``varp`` and ``raw`` are
-    left out. The file is opened for reading only: whatever is registered or written into the result
-    stays in memory.
+    stay on disk and are read in blocks when needed. ``obsp``, ``varp`` and ``raw`` are omitted. The
+    file is opened read-only: registrations and results stay in memory.
 
     Parameters
     ----------
@@ -37,11 +36,11 @@ def open_screen(path: str | os.PathLike[str]) -> AnnData:
     FileNotFoundError
         If there is no such file.
     UnreadableDataError
-        If the file is neither, or is damaged.
+        If the file has neither format, or is damaged.
 
     Examples
     --------
-    Training streams, because the expression is on disk, and so do all results:
+    Training and all results stream from disk:
 
     >>> import scvi_sams
     >>> scvi_sams.datasets.simulate_screen(n_genes=50).write_h5ad("screen.h5ad")
@@ -76,7 +75,7 @@ def open_screen(path: str | os.PathLike[str]) -> AnnData:
 
 
 def _left_on_disk(stored: Any) -> Any:
-    """Stand-in for a matrix on disk; anything that is no matrix is read."""
+    """Placeholder for a matrix on disk; anything that is not a matrix is read."""
     is_group = isinstance(stored, h5py.Group | zarr.Group)
     if is_group and stored.attrs.get("encoding-type") in ("csr_matrix", "csc_matrix"):
         return sparse_dataset(stored)

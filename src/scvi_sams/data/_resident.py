@@ -1,4 +1,4 @@
-"""Cells that stay on the device that trains, as sparse as they are, and their mini-batches."""
+"""Cells on the training device, sparse as stored, and their mini-batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS_PER_READ = 16_384
 
 
 class ResidentLoader(ScreenLoader):
-    """Yields mini-batches of cells that are on the device, without waiting for it."""
+    """Yields mini-batches of cells on the device, without synchronising with it."""
 
     def __init__(self, cells: ResidentCells, order: BlockOrder) -> None:
         super().__init__(order)
@@ -33,10 +33,10 @@ class ResidentLoader(ScreenLoader):
 
 
 class ResidentCells:
-    """All that is registered of all cells, on a device.
+    """All registered data of all cells, on a device.
 
-    ``values_of_cells``, the number of stored values of every cell, is on the CPU: with it sizes of
-    mini-batches are known without asking the device.
+    ``values_of_cells``, the number of stored values of every cell, is on the CPU: sizes of
+    mini-batches are then known without synchronising with the device.
     """
 
     def __init__(self, adata_manager: AnnDataManager, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class ResidentCells:
         self.n_genes = x.shape[1]
         if sparse.issparse(x):
             x = sparse.csr_matrix(x)
-            if not x.has_canonical_format:  # values that are stored twice add up
+            if not x.has_canonical_format:  # duplicate entries add up
                 x = x.copy()
                 x.sum_duplicates()
             self.values_of_cells = np.diff(x.indptr)
@@ -71,7 +71,7 @@ class ResidentCells:
     def _made_dense(self, rows: torch.Tensor, n_values: int) -> torch.Tensor:
         starts = self.starts[rows]
         lengths = self.starts[rows + 1] - starts
-        # Stored value i of cell b of the batch: place in the stored arrays, and in the dense ones.
+        # Stored value i of cell b of the batch: position in the stored and in the dense arrays.
         first = lengths.cumsum(0) - lengths
         cells = torch.arange(len(rows), device=self.device)
         offsets = torch.stack([starts - first, cells * self.n_genes])
@@ -84,7 +84,7 @@ class ResidentCells:
 
 
 def _as_small_as_possible(values: np.ndarray) -> np.ndarray:
-    """The same numbers in the smallest of some types; what is not whole in single precision."""
+    """The same numbers in the smallest exact type; non-integers in single precision."""
     if not len(values):
         return values.astype(np.uint8)
     if values.dtype.kind == "f" and (values != np.round(values)).any():

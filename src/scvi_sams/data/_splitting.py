@@ -1,4 +1,4 @@
-"""Splits of cells for training, which keep every perturbation among the training cells."""
+"""Splits of cells for training, with training cells for every perturbation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def training_split(
 ) -> list[np.ndarray]:
     """Positions of training, validation and test cells of a registered screen.
 
-    The share of training cells is 0.9 unless it is given, that of validation cells what is left of
-    it; what is left of both is the test set. With ``shuffle`` cells are split at random within each
-    perturbation and combination, with the seed ``scvi.settings.seed`` (0 if unset). Otherwise they
-    are taken as they stand: validation, training, then test cells, the order of scvi-tools.
+    The fraction of training cells is 0.9 by default, that of validation cells the remainder; if
+    both are set, the remainder is the test set. With ``shuffle`` cells are split at random within
+    each perturbation and combination, with the seed ``scvi.settings.seed`` (0 if unset). Otherwise
+    they keep their order: validation, training, then test cells, the order of scvi-tools.
     """
     train = 0.9 if train_size is None else float(train_size)
     validation = 1 - train if validation_size is None else float(validation_size)
-    # Rounded, so that 0.7 and 0.3 leave nothing rather than a negative crumb.
+    # Rounded, so that 0.7 and 0.3 leave nothing, not a small negative number.
     fractions = (train, validation, round(1 - train - validation, 9))
     if not shuffle:
         return _sequential_split(manager.adata.n_obs, fractions)
@@ -45,10 +45,10 @@ def default_seed() -> int:
 
 
 def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
-    """Check a split that a user gives, and put the cells that it leaves out in the test part.
+    """Check a user's split, and add the cells that it leaves out to the test part.
 
-    It holds positions, or booleans, of training, validation and test cells; later parts may be left
-    out. Returned are positions of the three, together all cells.
+    It consists of positions, or booleans, of training, validation and test cells; later parts may
+    be omitted. Returns positions of the three parts, together all cells.
     """
     train, validation, test = parts_of_split(split, n_cells)
     left_out = np.setdiff1d(np.arange(n_cells), np.concatenate([train, validation, test]))
@@ -56,7 +56,7 @@ def complete_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
 
 
 def parts_of_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
-    """Check a split that a user gives; positions of training, validation and test cells."""
+    """Check a user's split; positions of training, validation and test cells."""
     if isinstance(split, str) or not isinstance(split, Iterable):
         raise InvalidSplitError(
             "`external_indexing` must be a list of positions of training, validation and test "
@@ -65,7 +65,7 @@ def parts_of_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
     given = [[] if part is None else part for part in split]
     if len(given) > 3:
         raise InvalidSplitError(
-            f"The split has {len(given)} parts; there are training, validation and test cells."
+            f"The split has {len(given)} parts; pass training, validation and test cells."
         )
     parts = [as_cells("external_indexing", part, n_cells) for part in given]
     _check_parts(parts, n_cells)
@@ -73,7 +73,7 @@ def parts_of_split(split: Iterable[object], n_cells: int) -> list[np.ndarray]:
 
 
 def _check_parts(parts: Sequence[np.ndarray], n_cells: int) -> None:
-    """Raise an error if there are no training cells, or parts overlap or name no cells."""
+    """Raise without training cells, or if parts overlap or have invalid positions."""
     if not len(parts) or not len(parts[0]):
         raise InvalidSplitError("The split has no training cells.")
     named = np.concatenate(parts)
@@ -87,7 +87,7 @@ def _check_parts(parts: Sequence[np.ndarray], n_cells: int) -> None:
     if times.max() > 1:
         raise InvalidSplitError(
             f"The split names {(times > 1).sum()} cells more than once, such as the cell at "
-            f"position {times.argmax()}. A cell belongs to one part, once."
+            f"position {times.argmax()}. Each cell may be in only one part, once."
         )
 
 

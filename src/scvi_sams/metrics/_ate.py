@@ -32,8 +32,8 @@ def compare_ate(
     """Compare predicted with observed effects, per perturbation and over all of them.
 
     A perturbation that is missing in ``predicted``, or has a value there that is not finite, is a
-    failed prediction. It is not skipped: it is scored as a prediction of no effect, in its own row and in
-    ``"all"``, and counted in ``missing``.
+    failed prediction. It is not skipped: it is scored as a prediction of no effect, in its own
+    row and in ``"all"``, and counted in ``missing``.
 
     Parameters
     ----------
