@@ -211,7 +211,7 @@ UNKNOWN: list[Case] = [
         "`tl.context_effects`: no contexts are registered",
         lambda situation: tl.context_effects(situation.shared),
         SAMSError,
-        "knows no contexts",
+        "has no contexts",
         "context_key",
     ),
     refused(

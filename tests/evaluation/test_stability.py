@@ -230,7 +230,7 @@ def test_the_warning_names_the_number_and_the_worst_perturbations():
     assert len(caught) == 1
     message = str(caught[0].message)
     assert "share 0.33 of their active entries" in message
-    assert "Least of all for C (0.00), D (0.00). " in message
+    assert "It is lowest for C (0.00), D (0.00). " in message
     assert "consensus_masks" in message
     assert caught[0].filename == __file__
 
@@ -238,7 +238,7 @@ def test_the_warning_names_the_number_and_the_worst_perturbations():
 def test_one_bad_run_of_several_is_named():
     good = [random_run(4, n_perturbations=20), shuffled(random_run(4, n_perturbations=20))]
     bad = random_run(9, n_perturbations=20)
-    with pytest.warns(UserWarning, match="Run 1 is unlike the others") as caught:
+    with pytest.warns(UserWarning, match="Run 1 differs from the others") as caught:
         stability = mask_stability([good[0], bad, good[1], good[0]])
     of_pair = stability.pairs.set_index(["first", "second"])["jaccard"]
     assert of_pair[0, 2] == of_pair[0, 3] == of_pair[2, 3] == 1
@@ -257,7 +257,7 @@ def test_one_bad_run_of_several_is_named():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         mask_stability([good[0], bad])
-    assert not any("is unlike the others" in str(warning.message) for warning in caught)
+    assert not any("differs from the others" in str(warning.message) for warning in caught)
 
 
 def test_runs_that_find_nothing_agree_but_the_user_is_told():

@@ -155,8 +155,8 @@ def test_calls_of_decoys_are_counted(q_value, logged, trained_with, monkeypatch,
     assert (found["called"] == (2 if q_value < 0.05 else 0)).all()
     assert (found["n_cells"] == 5).all()
     assert logged in caplog.text
-    assert ("Calls on this screen are not what they say" in caplog.text) == (q_value < 0.05)
-    assert ("Do not read masks without the test" in caplog.text) == (q_value > 0.05)
+    assert ("Error rates on this screen are not controlled" in caplog.text) == (q_value < 0.05)
+    assert ("Do not use masks without the test" in caplog.text) == (q_value > 0.05)
 
 
 def test_half_of_the_control_cells_stay(trained_with):

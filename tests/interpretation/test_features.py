@@ -180,7 +180,7 @@ def test_features_that_say_nothing_have_no_rows_and_a_warning(adata, caplog):
     assert table.empty
     assert list(table.columns) == ["feature", "latent", "part", "weight", "sd", "lfsr"]
     assert table.attrs["explained"] == 0
-    assert "Features say nothing of latent dimensions" in caplog.text
+    assert "Features are uninformative about latent dimensions" in caplog.text
 
 
 def test_where_weights_are_known_nothing_is_warned_of(model, caplog):
@@ -221,7 +221,7 @@ def test_learned_features_stand_before_noise():
 
 def test_models_without_features_are_an_error(adata):
     made = train_small(adata.copy())
-    with pytest.raises(SAMSError, match=r"knows no features .*perturbation_features=\.\.\."):
+    with pytest.raises(SAMSError, match=r"has no features .*perturbation_features=\.\.\."):
         feature_importance(made)
 
 

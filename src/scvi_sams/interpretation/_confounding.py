@@ -1,4 +1,4 @@
-"""Columns of ``obs`` that go together with perturbations, and that no model was told of."""
+"""Columns of ``obs`` that are confounded with perturbations and not registered."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from scvi_sams.labels._labels import Labels
 
 _MOST_LEVELS = 50
 _LARGE_DIFFERENCE = 0.5
-"""Share of the cells of a perturbation that would have to change level to be like controls."""
+"""Proportion of a perturbation's cells that would have to change level to match controls."""
 _SURE = 1e-6
 
 
 def confounding_columns(adata: AnnData, labels: Labels, registered: set[str]) -> pd.Series:
-    """Name the columns whose levels differ between a perturbation's cells and control cells.
+    """Find columns whose levels differ between the cells of a perturbation and control cells.
 
-    Effects of such a column (a lane, replicate or donor in which a perturbation was screened, and
-    the controls were not) pass for effects of the perturbation.
+    Effects of such a column (a lane, replicate or donor in which a perturbation, but not the
+    controls, was screened) would be attributed to the perturbation.
 
     Parameters
     ----------
     adata
         Cells.
     labels
-        What was done to each.
+        Perturbations of each cell.
     registered
-        Columns that the model accounts for, or that its labels come from.
+        Columns that the model accounts for, or from which its labels come.
 
     Returns
     -------
     One entry per perturbation: names of columns, joined by ``", "``. Text and categorical columns
-    of 2 to 50 levels count, unless their levels say which perturbation a cell has, as guides do.
+    with 2 to 50 levels are considered, unless levels identify perturbations, as guides do.
     """
     found: list[list[str]] = [[] for _ in labels.vocabulary]
     carriers = [
@@ -60,7 +60,7 @@ def _levels(column: pd.Series) -> np.ndarray | None:
 
 
 def _tells_perturbations(level: np.ndarray, labels: Labels) -> bool:
-    """Whether most perturbed cells could be told their label by their level."""
+    """Whether the level identifies the label of most perturbed cells."""
     table = pd.crosstab(level[~labels.is_control], labels.name_of_cell[~labels.is_control])
     n_labels = table.shape[1]
     return n_labels > 1 and table.max(axis=1).sum() > 0.9 * table.to_numpy().sum()

@@ -1,4 +1,4 @@
-"""Whether perturbations do the same in all cell types, donors and batches."""
+"""Test whether perturbations have the same effect in all cell types, donors and batches."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def context_interactions(
     per_perturbation: bool = False,
     max_cells: int = MOST_CELLS,
 ) -> pd.DataFrame:
-    """Say of columns of ``obs`` whether the effects of perturbations differ between their levels.
+    """Test for columns of ``obs`` whether effects of perturbations differ between their levels.
 
-    Models take it that a perturbation shifts the latent state by the same in all cells. Where it
-    does something in one cell type only, masks and effects are an average that holds nowhere. This
-    test does not rest on the model: for each perturbation it compares the effects (cells less
-    control cells) within the levels of a column with each other. ``train`` does so when it ends,
-    and warns of columns that are not registered as contexts.
+    Models assume that a perturbation shifts the latent state by the same amount in all cells. If it
+    acts in one cell type only, masks and effects are an average that applies to none. This test
+    does not depend on the model: for each perturbation it compares the effects (cells minus control
+    cells) in the levels of a column. ``train`` runs it at the end, and warns of columns that are
+    not registered as contexts.
 
     Parameters
     ----------
     model
-        Trained or not, and holding its cells.
+        Trained or untrained model with its data.
     keys
-        Columns to test. ``None``: batch, categorical covariates and context, and all columns of
-        text, categories or booleans with 2 to 20 levels, where two levels have 15 control cells and
+        Columns to test. ``None``: batch, categorical covariates and context, and all text,
+        categorical or boolean columns with 2 to 20 levels, of which two have 15 control cells and
         15 cells of some perturbation.
     per_perturbation
-        Return a row for each column and perturbation instead.
+        Return one row for each column and perturbation instead.
     max_cells
-        Most cells that are read. Of larger screens a third are control cells, and the others are
-        those of the perturbations that have most, at least 300 of each that has as many.
+        Largest number of cells to read. In larger screens a third are control cells; the others
+        are from the perturbations with most cells, at least 300 of each that has as many.
 
     Returns
     -------
@@ -52,26 +52,26 @@ def context_interactions(
     - ``registered_as``: ``"batch"``, ``"categorical covariate"``, ``"context"`` or ``"not
       registered"``; ``n_levels``; ``n_tested``, perturbations (labels of cells, combinations too)
       with enough cells in two levels.
-    - ``n_differ``: perturbations whose effects differ at a false discovery rate of .05 and by
-      enough, a ``share`` of .15; ``most_different``: the one of these that differs most.
-    - ``share``: of the squared effects of all tested perturbations, what levels do not share, less
-      what chance makes of equal effects, from 0 to 1. An effect of one size in one of three levels
-      and none in the others has a share of .67. It says little where ``p_value`` is large.
-    - ``p_value``: of effects that are the same in all levels, for all perturbations (Simes).
-    - ``is_balanced``: whether the cells of each perturbation are in the same levels as control
-      cells are. Levels that perturbations change, such as clusters or phases of the cell cycle that
-      were told from expression, are no contexts, and effects within them mean little.
-    - ``differs``: whether ``train`` warns of such a column: ``p_value`` is at most .001, some
+    - ``n_differ``: perturbations whose effects differ at a false discovery rate of 0.05 and with a
+      ``share`` of at least 0.15; ``most_different``: the one of these that differs most.
+    - ``share``: proportion of the squared effects of all tested perturbations that levels do not
+      share, corrected for chance, from 0 to 1. An effect in one of three levels and none in the
+      others has a share of 0.67. Not meaningful if ``p_value`` is large.
+    - ``p_value``: of the hypothesis that effects are the same in all levels, over all perturbations
+      (Simes).
+    - ``is_balanced``: whether cells of each perturbation are distributed over the levels as control
+      cells are. Levels that depend on perturbations, such as clusters or cell cycle phases inferred
+      from expression, are not contexts, and effects within them are hard to interpret.
+    - ``differs``: whether ``train`` warns of such a column: ``p_value`` is at most 0.001, some
       perturbation differs, and the column is balanced or registered.
 
-    With ``per_perturbation`` one row per column, ``perturbation`` and (where contexts are
-    registered) ``context``: ``n_levels``, ``squared_effect`` and ``squared_difference`` (in
-    units of what cells vary, times their number; by chance they may be below 0), their ``share``,
+    With ``per_perturbation`` one row per column, ``perturbation`` and (if contexts are registered)
+    ``context``: ``n_levels``, ``squared_effect`` and ``squared_difference`` (in units of the
+    variance between cells, times their number; they may be negative by chance), their ``share``,
     ``p_value``, ``q_value`` and ``differs``.
 
-    Where contexts are registered, other columns are tested within them. Cells are compared within
-    registered batches and categories, and what depends linearly on continuous covariates is taken
-    out.
+    If contexts are registered, other columns are tested within them. Cells are compared within
+    registered batches and categories, and linear effects of continuous covariates are removed.
 
     Raises
     ------
@@ -80,18 +80,18 @@ def context_interactions(
     MissingKeyError
         If ``adata.obs`` lacks a column.
     InvalidArgumentError
-        If ``keys`` or ``max_cells`` is none.
+        If ``keys`` or ``max_cells`` is invalid.
 
     Notes
     -----
     Effects are compared as fold changes, on the axes in which cells vary most. On logarithms of
-    counts plus one, what multiplies rates alike in two cell types is no longer the same effect once
-    they express genes at different rates. The p-value of a perturbation is that of Brunner, Dette
-    and Munk (1997) for groups of unequal variances.
+    counts plus one, equal fold changes in two cell types are not equal effects if the types express
+    genes at different rates. The p-value of a perturbation is that of Brunner, Dette and Munk
+    (1997) for groups with unequal variances.
 
     Examples
     --------
-    A screen of three cell types, each perturbation active in one of them:
+    A screen of three cell types; each perturbation acts in one of them:
 
     >>> screen = scvi_sams.datasets.simulate_screen(
     ...     n_genes=100,
@@ -110,8 +110,8 @@ def context_interactions(
     check_bool(per_perturbation=per_perturbation)
     if model.adata is None:
         raise SAMSError(
-            "The model was loaded without data, and whether effects differ is seen in cells: load "
-            "it with `adata`."
+            "The model was loaded without data, but effects are compared between cells: load it "
+            "with `adata`."
         )
     if keys is not None:
         keys = [keys] if isinstance(keys, str) else as_list("keys", keys, "names of columns")

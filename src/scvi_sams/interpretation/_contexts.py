@@ -1,4 +1,4 @@
-"""In which contexts perturbations act, and where they do something else than elsewhere."""
+"""Contexts in which perturbations act, and in which their effects differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scvi.sams")
 
 _N_COMPONENTS = 20
-"""Of the test on cells, as in ``model.test_perturbations``."""
+"""Arguments of the test on cells, as in ``model.test_perturbations``."""
 _LIKELY = 0.5
 
 
@@ -35,48 +35,47 @@ def context_effects(
     fdr: float = 0.05,
     key_added: str | None = RESULT_KEYS.CONTEXT_EFFECTS,
 ) -> pd.DataFrame:
-    """Say of each perturbation in which contexts it acts, and where it differs from the others.
+    """List for each perturbation the contexts in which it acts, and where its effect differs.
 
     Parameters
     ----------
     model
         Trained on data with contexts, ``setup_anndata(context_key=...)``.
     perturbations
-        Which to report, in this order; ``None`` for all. Calls are made over the whole screen
-        whichever are asked for.
+        Perturbations to report, in this order; ``None``: all. Calls are made over the whole screen
+        in any case.
     fdr
         False discovery rate of ``acts``, and of ``differs``, over all measured pairs of a
         perturbation and a context.
     key_added
-        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        Key of ``adata.uns`` of the training data to which the table is written; ``None`` writes
         nothing.
 
     Returns
     -------
-    One row per pair, those of a perturbation together:
+    One row per pair, grouped by perturbation:
 
     - ``perturbation``, ``context``; ``n_cells``: training cells of the pair; ``is_measured``:
-      whether it has cells. Of other pairs probabilities and effects are what contexts share and
-      what the prior says, and nothing is called.
-    - ``p_acts``: posterior probability that it moves some latent dimension there; ``q_value``: of a
-      test whether the cells of the pair differ from cells of the context that lack nothing but the
-      perturbation, whatever the model has learned, over all pairs (NaN: not tested).
-    - ``p_differs``: posterior probability of an effect of the context's own, beside what contexts
-      share: there is one there only, a stronger or weaker one, or none.
-    - ``acts``: called by ``p_acts`` and by the test. ``differs``: called by ``p_differs``, where
-      the test finds the perturbation in some context.
+      whether it has cells. Other pairs have shared effects, and the prior for specific effects;
+      they are never called.
+    - ``p_acts``: posterior probability that it shifts some latent dimension there; ``q_value``: of
+      a test, independent of the model, whether the cells of the pair differ from otherwise equal
+      cells of the context without the perturbation, over all pairs (NaN: not tested).
+    - ``p_differs``: posterior probability of a context-specific effect in addition to the shared
+      one: an effect in this context only, a stronger or weaker effect, or none.
+    - ``acts``: called by ``p_acts`` and by the test. ``differs``: called by ``p_differs``, if the
+      test is significant for the perturbation in some context.
     - ``effect``, ``own_effect``: Euclidean norms over latent dimensions of the posterior mean of
-      the whole effect of a unit dose and of the context's own part, in standard deviations of basal
-      states.
-    - ``own_latents``: dimensions on which a called pair differs, those that are more likely than
-      not, joined by ``", "``.
-    - ``pattern``, of the perturbation: ``"shared"``: acts, and differs nowhere; ``"only in: ..."``:
-      acts in these contexts, probably not in others, and the difference is called;
-      ``"differs in: ..."``: acts in others too; ``"none"``: nothing is called; ``"unclear"``: acts
-      in some contexts and probably not in others, but no difference is called, or it was measured
-      in one context only.
+      the total effect of a unit dose and of its context-specific part, in SD of basal states.
+    - ``own_latents``: dimensions on which a called pair differs with a probability above 0.5,
+      joined by ``", "``.
+    - ``pattern``, of the perturbation: ``"shared"``: acts, and differs nowhere;
+      ``"only in: ..."``: acts in these contexts, probably not in others, and the difference is
+      called; ``"differs in: ..."``: acts in others too; ``"none"``: nothing is called;
+      ``"unclear"``: acts in some contexts and probably not in others, but no difference is called,
+      or it was measured in only one context.
 
-    ``attrs["expected_false"]`` has the expected shares of false ones among those called, by their
+    ``attrs["expected_false"]`` contains the expected proportions of false calls, from their
     probabilities, as ``{"acts": ..., "differs": ...}``; they are logged as well.
 
     Raises
@@ -84,30 +83,30 @@ def context_effects(
     SAMSError
         If no contexts are registered, or the model was loaded without data.
     UnknownPerturbationError
-        If no cell of the training data carries a perturbation.
+        If a perturbation has no cells in the training data.
     InvalidArgumentError
         If ``perturbations`` is empty, or ``fdr`` is not between 0 and 1.
 
     Warnings
     --------
-    Where a pair has few cells, a shared effect is inferred from the cells of other contexts:
-    ``p_acts`` may be high and ``acts`` false. A small difference in size is taken for none.
-    Probabilities and sizes are those of the latent state: what a perturbation does to single genes
-    beside that (:meth:`~scvi_sams.SAMSVAE.get_direct_effects`) is seen by the test alone.
+    If a pair has few cells, a shared effect is inferred from the cells of other contexts:
+    ``p_acts`` may be high and ``acts`` false. Small differences in size are not detected.
+    Probabilities and sizes refer to the latent state: direct effects on single genes
+    (:meth:`~scvi_sams.SAMSVAE.get_direct_effects`) only affect the test.
 
     Notes
     -----
-    Pairs are called as by :func:`scvi_sams.evaluation.active_at_fdr`, in the order of their
-    probabilities as long as the expected share of false ones is at most ``fdr``. The probability of
-    a pair is the largest of those of its latent dimensions: the product of all would count, for
-    each, the hundredth or two that is left of the prior where cells say nothing.
+    Pairs are called as in :func:`scvi_sams.evaluation.active_at_fdr`, in order of their
+    probabilities as long as the expected proportion of false ones is at most ``fdr``. The
+    probability of a pair is the largest over its latent dimensions: combining all of them would add
+    up prior probabilities of 0.01 to 0.02 from dimensions without information.
 
-    On simulated screens of 50 perturbations with some 27 cells in each of three cell types (nine
-    screens, three each with all, half and none of the effects in one type only) none or one in
-    forty of the pairs called to act at 5 % were false, and four in five of the true ones were
-    found; of those called to differ 0 - 10 %, all of them in perturbations that do differ. Without
-    effects, or with contexts drawn at random on the screen of Papalexi et al. (2021), nothing was
-    called to differ.
+    On simulated screens of 50 perturbations with about 27 cells in each of three cell types (nine
+    screens, three each with all, half and none of the effects in one type only), at most one in
+    forty of the pairs called to act at 5 % was false, and four in five of the true ones were
+    found; of pairs called to differ 0 to 10 % were false, all of them in perturbations that do
+    differ. Without effects, or with random contexts on the screen of Papalexi et al. (2021),
+    nothing was called to differ.
 
     Examples
     --------
@@ -169,15 +168,15 @@ def context_effects(
 
 
 def _check_model(model: SAMSVAE, perturbations: Sequence[str] | None) -> list[str]:
-    """Which perturbations are asked for; an error where nothing can be told of contexts."""
+    """Requested perturbations; an error if contexts cannot be compared."""
     if not model.contexts:
         raise SAMSError(
-            "The model knows no contexts. Name the column of adata.obs with the cell type, donor "
+            "The model has no contexts. Name the column of adata.obs with the cell type, donor "
             "or line in SAMSVAE.setup_anndata(context_key=...), and train on these data."
         )
     if model.adata is None:
         raise SAMSError(
-            "The model was loaded without data, and calls rest on a test on the cells too: load it "
+            "The model was loaded without data, but calls also use a test on the cells: load it "
             "with `adata`."
         )
     model._check_if_trained(warn=True)
@@ -185,19 +184,19 @@ def _check_model(model: SAMSVAE, perturbations: Sequence[str] | None) -> list[st
         return list(model.perturbations)
     chosen = as_names("perturbations", perturbations)
     if not chosen:
-        raise InvalidArgumentError("`perturbations` is empty: name some, or None for all.")
+        raise InvalidArgumentError("`perturbations` is empty: name some, or pass None for all.")
     without_cells = [name for name in chosen if name in model.unmeasured]
     if without_cells:
         raise UnknownPerturbationError(
-            f"No cell carries {listing(without_cells)}, and tl.context_effects tests cells. For "
-            "what the model predicts in a context, use model.predict_ate(perturbations, context=)."
+            f"There are no cells with {listing(without_cells)}, but tl.context_effects tests cells."
+            " For predictions in a context, use model.predict_ate(perturbations, context=)."
         )
     check_known(chosen, model.perturbations)
     return chosen
 
 
 def _called(probability: np.ndarray, among: np.ndarray, fdr: float) -> np.ndarray:
-    """Pairs that are called at the false discovery rate over those ``among`` which."""
+    """Pairs called at the false discovery rate over the pairs in ``among``."""
     called = np.zeros(among.shape, dtype=bool)
     called[among] = within(mask_q_values(probability[among]), fdr)
     return called
@@ -218,7 +217,7 @@ def _own_latents(own_masks: np.ndarray, differs: np.ndarray) -> list[str]:
 def _patterns(
     pairs: PairEffects, acts: np.ndarray, differs: np.ndarray, contexts: Sequence[str]
 ) -> list[str]:
-    """Sum up each perturbation in a word."""
+    """Summarise each perturbation in a word."""
     names = np.array(contexts, dtype=object)
     does_not = pairs.is_measured & ~acts & (pairs.p_acts < _LIKELY)
     return [

@@ -1,4 +1,4 @@
-"""A check of the whole: perturbations that do nothing, hidden among the others."""
+"""A check of the complete analysis: perturbations without effects, hidden among the others."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ logger = logging.getLogger("scvi.sams")
 
 _DOSES = "doses"
 _LARGEST_SHARE = 0.5
-"""Of the control cells that may become decoys: the others are what all effects are told from."""
+"""Proportion of control cells that may become decoys; effects are measured against the others."""
 _NOT_REPEATED = ("checkpoint_path",)
 _TOO_MANY = 0.1
-"""Probability of as many called decoys or more, at which a warning says so."""
+"""Warn if the probability of at least as many called decoys is below this."""
 
 
 def decoy_check(
@@ -47,12 +47,11 @@ def decoy_check(
     seed: int = 0,
     train_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Hide perturbations that do nothing in the screen, train anew, and count how many are called.
+    """Hide perturbations without effects in the screen, train again, and count how many are called.
 
     Random control cells get the labels of perturbations that do not exist. A model with the same
-    settings is trained on all cells, decoys among them. What it calls of the decoys is false,
-    whatever the reason: the model, its training, or this screen. The model and its data stay as
-    they are.
+    settings is trained on all cells, including decoys. Calls of decoys are false, whatever the
+    reason: the model, its training, or this screen. The model and its data are unchanged.
 
     Parameters
     ----------
@@ -61,22 +60,22 @@ def decoy_check(
     n_decoys
         Number of decoys. They take up to half of the control cells.
     n_cells
-        Control cells that each decoy takes, from all batches and categorical covariates in
-        proportion; ``None``: as many as the median perturbation has, or what half of the control
+        Number of control cells per decoy, from all batches and categorical covariates in
+        proportion; ``None``: as many as the median perturbation has, or as half of the control
         cells allow.
     fdr
-        False discovery rate of what is called.
+        False discovery rate of calls.
     seed
-        Of the choice of cells, and of the training.
+        Seed of the choice of cells, and of training.
     train_kwargs
-        For ``train``, in place of what is on record of the model's last training. (Objects such as
-        callbacks are not on record.)
+        Arguments of ``train``, instead of those recorded for the last training of the model.
+        (Objects such as callbacks are not recorded.)
 
     Returns
     -------
     One row per decoy: ``n_cells``, ``q_value`` of the test that its cells differ, and the number of
-    mask entries that are called by masks alone (``by_masks``) and by masks and test (``called``,
-    :func:`called_masks`). The shares of decoys with a call are logged.
+    mask entries called by masks alone (``by_masks``) and by masks and test (``called``,
+    :func:`called_masks`). The proportions of decoys with a call are logged.
 
     Raises
     ------
@@ -130,8 +129,8 @@ def _cells_per_decoy(labels: Labels, n_decoys: int, n_cells: int | None) -> int:
         check_integer(n_cells=n_cells)
     if not 2 <= n_cells <= most:
         raise InvalidArgumentError(
-            f"{n_decoys} decoys of {n_cells} cells cannot be made of {n_controls} control cells: "
-            "each needs two or more, and half of the control cells stay what they are. Pass "
+            f"{n_decoys} decoys of {n_cells} cells cannot be made from {n_controls} control cells: "
+            "each needs at least two, and half of the control cells must remain. Pass "
             "smaller `n_decoys` or `n_cells`."
         )
     return n_cells
@@ -140,7 +139,7 @@ def _cells_per_decoy(labels: Labels, n_decoys: int, n_cells: int | None) -> int:
 def _choose(
     labels: Labels, strata: np.ndarray, n_decoys: int, n_cells: int, seed: int
 ) -> np.ndarray:
-    """Number of each cell's decoy, -1 for none, ``(n_cells,)``; strata have their shares."""
+    """Number of each cell's decoy, -1 for none, ``(n_cells,)``; in proportion to strata."""
     rng = np.random.default_rng(seed)
     controls = np.flatnonzero(labels.is_control)
     controls = rng.permutation(controls)
@@ -163,7 +162,7 @@ def _new_names(labels: Labels, n_decoys: int) -> list[str]:
 def _with_decoys(
     model: MaskMixin, labels: Labels, decoy_of_cell: np.ndarray, names: list[str]
 ) -> AnnData:
-    """Register cells in which decoys are perturbations beside all others."""
+    """Register cells in which decoys are perturbations in addition to all others."""
     cells, slots = np.nonzero(labels.codes != NO_PERTURBATION)
     doses = labels.doses[cells, slots]
     decoys = np.flatnonzero(decoy_of_cell >= 0)
@@ -194,7 +193,7 @@ def _with_decoys(
         "control": list(labels.spelling.control),
         "layer": None,
     }
-    if not model._additive:  # a combination is a perturbation, and its name no longer read
+    if not model._additive:  # combinations are perturbations: their names cannot be parsed again
         setup["delimiter"] = None
     type(model).setup_anndata(adata, **setup)
     return adata
@@ -222,17 +221,17 @@ def _report(table: pd.DataFrame, fdr: float) -> None:
     )
     if binom.sf(called - 1, len(table), fdr) < _TOO_MANY:
         logger.warning(
-            f"{text} Calls on this screen are not what they say: control cells may differ among "
-            "themselves (register what they differ by as `batch_key`), or are too few."
+            f"{text} Error rates on this screen are not controlled: control cells may differ among "
+            "themselves (register the cause as `batch_key`), or are too few."
         )
     elif binom.sf(by_masks - 1, len(table), fdr) < _TOO_MANY:
-        logger.warning(f"{text} Do not read masks without the test (scvi_sams.tl.called_masks).")
+        logger.warning(f"{text} Do not use masks without the test (scvi_sams.tl.called_masks).")
     else:
         logger.info(text)
 
 
 def _without_guides(obs: pd.DataFrame, guide_key: str | None, decoys: np.ndarray) -> pd.DataFrame:
-    """Copy of obs in which decoys have no guide: theirs are those of control cells."""
+    """Copy of obs in which decoys have no guide: their guides are those of control cells."""
     obs = obs.copy()
     if guide_key in obs:
         guides = obs[guide_key].astype(object)

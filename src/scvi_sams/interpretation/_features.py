@@ -1,4 +1,4 @@
-"""Which features of perturbations tell of which latent dimensions."""
+"""Features of perturbations that are informative about latent dimensions."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ logger = logging.getLogger("scvi.sams")
 
 
 def feature_importance(model: SAMSVAE) -> pd.DataFrame:
-    r"""Say which features make which latent dimensions likelier to move, and which way.
+    r"""List features that predict which latent dimensions are shifted, and in which direction.
 
     Parameters
     ----------
     model
-        Trained with ``perturbation_features``.
+        Model trained with ``perturbation_features``.
 
     Returns
     -------
-    One row per feature, latent dimension and part of the prior, the surest (``weight`` per ``sd``)
-    first:
+    One row per feature, latent dimension and part of the prior, most certain (``weight`` per
+    ``sd``) first:
 
-    - ``feature``: a column of the table that differs among measured perturbations; ``latent``.
-    - ``part``: ``"mask"``, whether perturbations with the feature move the dimension, or
-      ``"effect"``, where those that move it go.
-    - ``weight``, ``sd``: posterior mean and standard deviation per standard deviation of the column
-      among measured perturbations. Of masks in log-odds, of effects in standard deviations of basal
-      states. Weights are joint, as in a regression: columns that go together share theirs.
-    - ``lfsr``: local false sign rate, the posterior probability of the other sign. That a weight is
-      0 is not among the alternatives, so that an entry needs a small one (see Notes).
+    - ``feature``: a column of the table that varies among measured perturbations; ``latent``.
+    - ``part``: ``"mask"``, whether perturbations with the feature shift the dimension, or
+      ``"effect"``, the direction of the shift.
+    - ``weight``, ``sd``: posterior mean and SD per SD of the column among measured perturbations.
+      For masks in log-odds, for effects in SD of basal states. Weights are joint, as in a
+      regression: correlated columns share their weight.
+    - ``lfsr``: local false sign rate, the posterior probability of the opposite sign. A weight of 0
+      is not among the alternatives, so use a low threshold (see Notes).
 
-    Dimensions that fewer than five perturbations move have no weights, and no rows. Of tables of
-    more than a hundred columns, which models reduce by a singular value decomposition, ``weight``
-    and ``sd`` are those of components taken back to columns.
+    Dimensions that fewer than five perturbations shift have no weights, and no rows. Tables of more
+    than a hundred columns are reduced by a singular value decomposition; ``weight`` and ``sd`` are
+    then those of components transformed back to columns.
 
-    ``attrs["explained"]`` is the share of the prior variance of effects that features explain, and
-    ``attrs["prediction"]`` what predictions of unmeasured perturbations are made of: weights of
+    ``attrs["explained"]`` is the proportion of the prior variance of effects that features explain,
+    and ``attrs["prediction"]`` contains the weights of predictions of unmeasured perturbations: of
     this prior (``"model"``), of ridge regression of ``"shifts"`` and of effects on ``"genes"``, and
     of the mean.
 
-    Where features say nothing of latent dimensions the table is empty, and a warning says so.
+    If features are uninformative about latent dimensions, the table is empty, with a warning.
 
     Raises
     ------
@@ -58,9 +58,8 @@ def feature_importance(model: SAMSVAE) -> pd.DataFrame:
 
     Warnings
     --------
-    A weight says what goes together in this screen, not that the feature is why. The standard
-    deviations take latent dimensions, and how strong features are altogether, as known, so that
-    they are rather too small.
+    A weight is an association in this screen, not a cause. SDs do not include the uncertainty of
+    latent dimensions and of the overall strength of features, so they are somewhat too small.
 
     See Also
     --------
@@ -72,9 +71,9 @@ def feature_importance(model: SAMSVAE) -> pd.DataFrame:
     :math:`\phi = P^T x`, and weights of these of mean :math:`v` and covariance :math:`C`, weights
     of columns have mean :math:`P v` and covariance :math:`P C P^T`.
 
-    On eight simulated screens of 64 perturbations with known axes, five features that explained 80
-    % of effects and liabilities of masks and ten of noise, 12 % of the weights with a rate below
-    .05 were of noise or had the wrong sign; 7 % below .01, and 2 % below .001.
+    On eight simulated screens of 64 perturbations with known axes, five features that explained
+    80 % of effects and liabilities of masks and ten noise features, 12 % of the weights with a rate
+    below 0.05 were of noise or had the wrong sign; 7 % below 0.01, and 2 % below 0.001.
 
     Examples
     --------
@@ -85,18 +84,18 @@ def feature_importance(model: SAMSVAE) -> pd.DataFrame:
     >>> with_features = scvi_sams.SAMSVAE(
     ...     screen, n_latent=4, n_hidden=16, perturbation_features="perturbation_features"
     ... )
-    >>> with_features.train(max_epochs=2, enable_progress_bar=False)  # too few to learn of features
+    >>> with_features.train(max_epochs=2, enable_progress_bar=False)  # too short to learn weights
     >>> scvi_sams.tl.feature_importance(with_features).columns.tolist()
     ['feature', 'latent', 'part', 'weight', 'sd', 'lfsr']
     """
     features = model.module.features
     if features is None:
         raise SAMSError(
-            "This model knows no features of perturbations. Make one with "
+            "This model has no features of perturbations. Make one with "
             "perturbation_features=..., and train it."
         )
     if not model.is_trained and not bool(features.is_fitted):
-        raise SAMSError("Nothing is known of features yet: train the model.")
+        raise SAMSError("Weights of features are not estimated yet: train the model.")
     made_with = model.init_params_["non_kwargs"]["perturbation_features"]
     found = weights_of_columns(made_with, model.perturbations, features)
     table = _table(found)
@@ -105,15 +104,15 @@ def feature_importance(model: SAMSVAE) -> pd.DataFrame:
     table.attrs["prediction"] = {} if unmeasured is None else unmeasured.stacking or {}
     if not len(table):
         logger.warning(
-            "Features say nothing of latent dimensions: effects of perturbations that were left "
-            "out were not surely likelier with what features say, or there are fewer than ten "
+            "Features are uninformative about latent dimensions: they did not significantly "
+            "improve the prediction of left-out perturbations, or there are fewer than ten "
             "perturbations. Masks and effects have the prior without features."
         )
     return table
 
 
 def _table(found: WeightsOfColumns) -> pd.DataFrame:
-    """Make one row per weight, in the order of how sure its sign is."""
+    """Make one row per weight, in the order of the certainty of its sign."""
     is_known = (found.masks_sd > 0).any(axis=0) | (found.effects_sd > 0).any(axis=0)
     latents = np.array([f"latent_{place}" for place in np.flatnonzero(is_known)], dtype=object)
     n_columns = len(found.columns)

@@ -1,4 +1,4 @@
-"""What the cells of each guide show beside control cells: on genes, and along an effect."""
+"""Effects of guides in cells relative to controls: on genes, and along a predicted effect."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from scvi_sams.train._gene_sums import TARGET_SUM
 from scvi_sams.train._statistics import chunks_of_cells
 
 _MOST_CONTROLS = 5000
-"""That say how much control cells vary along effects; their means are of all."""
+"""Control cells used to estimate variances along effects; means use all of them."""
 _SMALLEST_VARIANCE = 1e-8
-"""Of a gene: those that vary less say nothing."""
+"""Smallest variance of a gene that is used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Which cells speak for each guide, and the control cells that they are compared with.
+    """Cells of each guide, and the control cells with which they are compared.
 
-    Cells speak that carry a perturbation alone, at its dose, and one guide, in a stratum (batch and
-    categorical covariates) that has control cells. K guides, S strata.
+    Used are cells with one perturbation, at its dose, and one guide, in a stratum (batch and
+    categorical covariates) with control cells. K guides, S strata.
 
     Attributes
     ----------
     perturbation
-        Of each guide, ``(K,)``.
+        Perturbation of each guide, ``(K,)``.
     guide
-        Of each cell, ``(n_cells,)``: K for control cells, -1 for those that are not used.
+        Guide of each cell, ``(n_cells,)``: K for control cells, -1 for those that are not used.
     stratum
-        Of each cell, ``(n_cells,)``.
+        Stratum of each cell, ``(n_cells,)``.
     n_cells
-        Of each guide, ``(K,)``.
+        Number of cells of each guide, ``(K,)``.
     share
-        Of the cells of each guide that are in each stratum, ``(K, S)``.
+        Proportion of the cells of each guide in each stratum, ``(K, S)``.
     n_controls
-        In each stratum, ``(S,)``.
+        Number of control cells in each stratum, ``(S,)``.
     """
 
     perturbation: np.ndarray
@@ -62,7 +62,7 @@ class Compared:
         n_controls = np.bincount(strata[labels.is_control], minlength=int(strata.max()) + 1)
         if not n_controls.any():
             raise MissingControlError(
-                "The effects of guides are differences from control cells, and no cell is one."
+                "Effects of guides are differences from control cells, but there are none."
             )
         code = labels.codes.max(axis=1)
         speaks = (labels.codes >= 0).sum(axis=1) == 1
@@ -92,11 +92,11 @@ class Compared:
         return sparse.csr_array(sparse.diags_array((self.n_cells > 0).astype(float)))
 
     def error_of_controls(self, share: np.ndarray) -> np.ndarray:
-        """Variance of means of control cells, per that of a cell, for shares ``(..., S)``."""
+        """Variance of means of control cells per cell variance, for proportions ``(..., S)``."""
         return (share**2 / np.maximum(self.n_controls, 1)).sum(axis=-1)
 
     def less_controls(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values of cells less the mean of the control cells of their stratum.
+        """Subtract from cells the mean of the control cells of their stratum.
 
         Parameters
         ----------
@@ -120,9 +120,9 @@ class GeneEffects(NamedTuple):
     """Observed effects on genes."""
 
     effect: np.ndarray
-    """Of each guide, ``(K, G)``; NaN where it has no cells."""
+    """Effect of each guide, ``(K, G)``; NaN without cells."""
     variance: np.ndarray
-    """Within guides, and within strata of control cells, ``(G,)``; infinite where there is none."""
+    """Variance within guides and strata of controls, ``(G,)``; infinite if it is too small."""
     of_controls: np.ndarray
     """Means of the control cells of each stratum, ``(S, G)``."""
 
@@ -130,7 +130,7 @@ class GeneEffects(NamedTuple):
 def normalised_cells(
     manager: AnnDataManager, cells: np.ndarray, *, counts: bool
 ) -> Iterator[tuple[np.ndarray, sparse.csr_array]]:
-    """Yield places in ascending ``cells`` and what effects are means of, in blocks."""
+    """Yield positions in ascending ``cells`` and their normalised values, in blocks."""
     start = 0
     for x, size in chunks_of_cells(manager, cells):
         values = sparse.csr_array(x)
@@ -142,7 +142,7 @@ def normalised_cells(
 
 
 def gene_effects(manager: AnnDataManager, compared: Compared, *, counts: bool) -> GeneEffects:
-    """Read the cells once and take differences from control cells within strata."""
+    """Read the cells once and compute differences from control cells within strata."""
     n_guides, n_strata = compared.share.shape
     # Groups are guides, then control cells of each stratum.
     group = np.where(compared.is_control, n_guides + compared.stratum, compared.guide)
@@ -166,26 +166,26 @@ def gene_effects(manager: AnnDataManager, compared: Compared, *, counts: bool) -
 
 
 class Slopes(NamedTuple):
-    """How much of an effect guides, or several together, show."""
+    """Proportion of an effect in guides, or in several together."""
 
     slope: np.ndarray
     standard_error: np.ndarray
 
 
 class AlongEffects(NamedTuple):
-    """What cells show along the effect of their perturbation, in units of it."""
+    """Projection of cells on the effect of their perturbation, in units of it."""
 
     mean: np.ndarray
-    """Of each guide, less control cells, ``(K,)``."""
+    """Mean of each guide, minus control cells, ``(K,)``."""
     squared_error: np.ndarray
-    """Of the mean over the cells of each guide, ``(K,)``; NaN for a single cell."""
+    """Variance of the mean over the cells of each guide, ``(K,)``; NaN for a single cell."""
     variance_of_controls: np.ndarray
-    """Of a control cell, for each guide, ``(K,)``."""
+    """Variance of a control cell, for each guide, ``(K,)``."""
 
     def of(self, weights: sparse.csr_array, compared: Compared) -> Slopes:
         """Slopes of weighted means of guides, ``(n, K)``, each of one perturbation.
 
-        NaN for empty rows. Weights are shares of cells.
+        NaN for empty rows. Weights are proportions of cells.
         """
         total = np.asarray(weights.sum(axis=1)).ravel()
         slope = weights @ np.where(compared.n_cells > 0, self.mean, 0)
@@ -207,10 +207,10 @@ def along_effects(
     *,
     counts: bool,
 ) -> AlongEffects:
-    """Regress observed effects of guides on those predicted of their perturbations.
+    """Regress observed effects of guides on predicted effects of their perturbations.
 
-    Weights are inverse variances of genes. As that is a sum over the genes of each cell, errors are
-    those of means over cells, whatever genes have to do with one another.
+    Weights are inverse variances of genes. The slope is a sum over the genes of each cell, so
+    errors are those of means over cells, and correlations between genes are accounted for.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def _variance_of_controls(
     *,
     counts: bool,
 ) -> np.ndarray:
-    """Variance of what a control cell shows along each effect, within strata, ``(T,)``."""
+    """Variance of control cells along each effect, within strata, ``(T,)``."""
     controls = np.flatnonzero(compared.is_control)
     every = -(-len(controls) // _MOST_CONTROLS)
     chosen = controls[::every]

@@ -1,4 +1,4 @@
-"""How well each guide works, and whether guides of one gene do the same."""
+"""Efficacy of guides, and agreement of guides of the same gene."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scvi.sams")
 
 NOTHING = 0.25
-"""Of the effect of a perturbation: less counts as none."""
+"""Proportion of the effect of a perturbation below which a guide has no effect."""
 _N_COMPONENTS = 30
-"""Axes that siblings are compared on. Axes of predicted effects would find more, but what cells of
-a guide have by chance is in what was fitted to them: of guides without an effect, most that have a
+"""Number of axes on which siblings are compared. Axes of predicted effects would be more sensitive,
+but were fitted to the chance deviations of the same cells: of guides without an effect, most with a
 hundred cells would differ from their siblings."""
 
 
@@ -59,62 +59,62 @@ def guide_efficacy(
     n_posterior_samples: int = 100,
     key_added: str | None = RESULT_KEYS.GUIDES,
 ) -> pd.DataFrame:
-    """Say of each guide how much of the effect of its perturbation its cells show.
+    """Measure for each guide how much of the effect of its perturbation its cells show.
 
-    A guide that does not cut or bind leaves its cells as they were; one that acts elsewhere too
-    changes them in a way that other guides of the gene do not.
+    A guide that does not cut or bind leaves its cells unchanged; an off-target guide changes them
+    in a way that other guides of the gene do not.
 
     Parameters
     ----------
     model
-        Trained on cells registered with ``guide_key``, and holding them.
+        Model trained on cells registered with ``guide_key``, with its data.
     fdr
         False discovery rate over guides of ``differs_from_siblings``.
     interval
         Probability mass of intervals.
     n_samples, n_posterior_samples
-        Of ``predict_ate``.
+        As in ``predict_ate``.
     key_added
-        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        Key of ``adata.uns`` of the training data to which the table is written; ``None`` writes
         nothing.
 
     Returns
     -------
     One row per guide, in the order of perturbations:
 
-    - ``perturbation``; ``n_cells``, cells that carry it alone (that perturbation, at its largest
-      dose, and no second guide) in batches and categories with control cells. All that follows but
-      the rate is of these cells.
+    - ``perturbation``; ``n_cells``: cells with only this perturbation, at its largest dose, and no
+      second guide, in batches and categories with control cells. All columns below except the
+      response rate are computed from these cells.
     - ``acts``: whether the cells of the perturbation differ enough from others for the model to
-      tell which of them respond (``responses=True``), or at all (``model.test_perturbations`` at
-      ``fdr``). **Where it does not, nothing is known of its guides**: all numbers that follow are
-      NaN and both flags are False.
-    - ``response_rate``: proportion of the cells of the guide that respond, with ``rate_low`` and
-      ``rate_high``, of its posterior on the scale of log-odds, given what other guides say. NaN for
-      models made with ``responses=False``.
-    - ``effect_size``: slope of the observed effect of the guide over genes on the effect that the
-      model predicts of cells that respond to the perturbation, weighted by inverse variances; 1 is
-      all of it, 0 none. ``effect_standard_error`` (of means over cells, so that correlations
-      between genes count; the prediction is taken as known) and ``effect_low``, ``effect_high``. Of
-      models with ``responses=False`` the prediction is that of all cells, and guides that work
-      exceed 1 where others do not.
-    - ``agreement``: cosine of the observed effects of the guide and of its siblings, the other
-      guides of the perturbation taken together, on axes of expression in units in which cells vary
-      alike, corrected for errors; NaN where either is mostly error, or there are no siblings.
-    - ``p_value``, ``q_value``: whether the effect of the guide is something else than a multiple (0
-      or more) of that of its siblings, over all tested guides. NaN with fewer than five cells, or
-      20 of the perturbation.
-    - ``does_nothing``: it certainly shows less than a quarter of the effect of the perturbation and
-      its siblings more than that (by the intervals), and it does not differ in other ways.
-    - ``differs_from_siblings``: ``q_value`` is at most ``fdr``, and ``agreement`` below .9: what
-      the guide does besides is at least half of what it does as they do. The guide that differs
-      most is put aside, and no longer counts as sibling of the others. Of two guides that are left
-      both are flagged, as nobody can tell which is right.
+      identify responding cells (``responses=True``), or at all (``model.test_perturbations`` at
+      ``fdr``). **If not, guides cannot be assessed**: all following numbers are NaN and both flags
+      are False.
+    - ``response_rate``: proportion of the cells of the guide that respond, with the posterior
+      interval ``rate_low`` to ``rate_high``, computed on the log-odds scale given the other guides.
+      NaN for models with ``responses=False``.
+    - ``effect_size``: slope of the observed effect of the guide over genes on the effect predicted
+      for cells that respond to the perturbation, weighted by inverse variances; 1 is the full
+      effect, 0 none. ``effect_standard_error`` (of means over cells, so that correlations between
+      genes are accounted for; the prediction is taken as known) and ``effect_low``,
+      ``effect_high``. With ``responses=False`` the prediction is that for all cells, and active
+      guides exceed 1 if others are inactive.
+    - ``agreement``: cosine of the observed effects of the guide and of its siblings (the other
+      guides of the perturbation together), on axes of expression scaled by the variation between
+      cells, corrected for errors; NaN if either is mostly error, or there are no siblings.
+    - ``p_value``, ``q_value``: of the test whether the effect of the guide is something other than
+      a non-negative multiple of that of its siblings, over all tested guides. NaN with fewer than
+      five cells, or 20 of the perturbation.
+    - ``does_nothing``: its effect is below a quarter of that of the perturbation, that of its
+      siblings is above (both by their intervals), and it does not differ in other ways.
+    - ``differs_from_siblings``: ``q_value`` is at most ``fdr``, and ``agreement`` below 0.9: the
+      additional effect of the guide is at least half of the shared one. The guide that differs most
+      is then excluded from the siblings of the others. If two guides are left, both are flagged,
+      because it is unknown which one is correct.
 
-    Weaker siblings (fewer cells that respond) are multiples of stronger ones. So is a guide that
-    alone of all does something: then the others are said to do nothing, though it may be the one
-    that acts elsewhere. Batches and categorical covariates are accounted for; continuous
-    covariates in tests only.
+    Weaker siblings (fewer responding cells) are multiples of stronger ones. So is a guide that is
+    the only one with an effect: the others are then flagged as inactive, although it may be the
+    off-target one. Batches and categorical covariates are accounted for; continuous covariates only
+    in tests.
 
     Raises
     ------
@@ -127,11 +127,11 @@ def guide_efficacy(
 
     Notes
     -----
-    The test is Hotelling's of what is left of the effect after the best multiple, on the axes in
-    which cells vary most; were all cells to share a covariance, it would be Bartlett's test of a
-    second canonical variate. Means of mixtures of cells that respond and do not are collinear,
-    whatever is measured of cells. Effects of a weaker shift need not be: where the decoder is
-    curved, a guide that works by half may differ from its siblings.
+    The test is Hotelling's test of the residual after the best multiple, on the axes in which cells
+    vary most; if all cells had the same covariance, it would be Bartlett's test of a second
+    canonical variate. Means of mixtures of responding and other cells are collinear on any scale.
+    Effects of a weaker shift need not be: where the decoder is curved, a guide with half of the
+    effect may differ from its siblings.
 
     Examples
     --------
@@ -181,14 +181,14 @@ def guide_efficacy(
 def _guides_of(model: PerturbationModel) -> Guides:
     if model.adata is None:
         raise SAMSError(
-            "The model was loaded without data, and how well guides work is seen in cells: load it "
+            "The model was loaded without data, but efficacy is measured in cells: load it "
             "with `adata`."
         )
     guides = registered_guides(model.adata_manager)
     if guides is None:
         raise SAMSError(
-            "No guides are registered. Name the column of adata.obs that says which guides a cell "
-            "carries in setup_anndata(guide_key=...), and train on these data."
+            "No guides are registered. Name the column of adata.obs with the guides of each cell "
+            "in setup_anndata(guide_key=...), and train on these data."
         )
     return guides
 
@@ -196,7 +196,7 @@ def _guides_of(model: PerturbationModel) -> Guides:
 def _predicted(
     model: PerturbationModel, doses: np.ndarray, n_samples: int, n_posterior_samples: int
 ) -> np.ndarray:
-    """Effects on cells that respond, on the scale of means of logarithms, ``(T, G)``."""
+    """Effects on responding cells, on the scale of means of logarithms, ``(T, G)``."""
     likelihood = model.module.likelihood
     method: EffectScale = "lognorm" if likelihood.has_laplace_transform else "lograte"
     ate = model.predict_ate(
@@ -212,7 +212,7 @@ def _predicted(
 
 
 def _acting(model: PerturbationModel, fdr: float) -> np.ndarray:
-    """Perturbations whose guides can be told apart, ``(T,)``."""
+    """Perturbations whose guides can be assessed, ``(T,)``."""
     responses = model.module.responses
     if responses is not None and model.module.has_branches:
         return responses.acts.cpu().numpy()
@@ -221,7 +221,7 @@ def _acting(model: PerturbationModel, fdr: float) -> np.ndarray:
 
 
 def _features(model: PerturbationModel, compared: Compared) -> np.ndarray:
-    """What siblings are compared in, found without a look at labels, cells x features."""
+    """Features on which siblings are compared, computed without labels, cells x features."""
     manager, counts = model.adata_manager, model.module.likelihood.is_count_likelihood
     features = principal_features(manager, strata_of_cells(manager), _N_COMPONENTS, counts=counts)
     features = without_linear(features, continuous_covariates(manager))
@@ -229,7 +229,7 @@ def _features(model: PerturbationModel, compared: Compared) -> np.ndarray:
 
 
 def _rates(model: PerturbationModel, interval: float) -> dict[str, np.ndarray | float]:
-    """Proportions of cells of guides that respond, where the model has them."""
+    """Proportions of responding cells of guides, if the model has them."""
     responses = model.module.responses
     n_perturbations = len(model.perturbations)
     names = ("response_rate", "rate_low", "rate_high")
@@ -270,11 +270,10 @@ def _efficacy(
 
 def _tell(table: pd.DataFrame) -> None:
     for flag, one, several in (
-        ("does_nothing", "shows next to nothing of what its", "show next to nothing of what their"),
-        ("differs_from_siblings", "does something else than its", "do something else than their"),
+        ("does_nothing", "has almost no effect, unlike its", "have almost no effect, unlike their"),
+        ("differs_from_siblings", "has another effect than its", "have other effects than their"),
     ):
         names = table.index[table[flag]]
-        rest = " do" if flag == "does_nothing" else ""
         what = f"one guide {one}" if len(names) == 1 else f"{len(names)} guides {several}"
         if len(names):
-            logger.info(f"{what} siblings{rest}: {listing(names)}.")
+            logger.info(f"{what} siblings: {listing(names)}.")

@@ -1,4 +1,4 @@
-"""Genetic interactions as the cells show them, and beside those that a model predicts."""
+"""Genetic interactions observed in cells, compared with those that a model predicts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def observed_interactions(
     target_sum: float = 1e4,
     delimiter: str | None = "+",
 ) -> AnnData:
-    """Interactions of combinations whose perturbations were measured one by one as well.
+    """Observed interactions of combinations whose perturbations were also measured alone.
 
     With the means over cells of f of :func:`scvi_sams.evaluation.observed_ate`, for two
     perturbations ``interaction = mean(A+B) - mean(A) - mean(B) + mean(control)`` per gene, which is
@@ -61,13 +61,13 @@ def observed_interactions(
     Parameters
     ----------
     adata
-        Cells x genes counts. Not changed.
+        Counts, cells x genes. Not changed.
     combinations
-        Labels; ``None`` for all that were measured and whose perturbations were.
+        Labels; ``None``: all measured combinations whose perturbations were also measured alone.
     direction
-        What ``predict_interactions`` returned for these combinations: its additive expectation is
-        the direction along which scores are taken. There are no scores without it, because along
-        a direction estimated from the same few cells noise passes for buffering.
+        Result of ``predict_interactions`` for these combinations: scores are taken along its
+        additive expectation. Without it there are no scores, because along a direction estimated
+        from the same few cells noise would look like buffering.
     perturbation_key, control, dosage_key, method, layer, size_factor_key, indices, target_sum, \
     delimiter
         As in :func:`scvi_sams.evaluation.observed_ate`.
@@ -77,21 +77,21 @@ def observed_interactions(
     AnnData, combinations x genes. ``X``: interaction; ``layers``: ``"effect"``, ``"additive"`` and
     the ``"standard_error"`` of the interaction (root of the summed variances of all means).
     ``obs``: ``perturbation`` and ``dosage``, ``n_cells`` of the combination, ``n_cells_single``,
-    the fewest of its perturbations, and with ``direction``: ``score``, its ``score_standard_error``
-    (from the scores of single cells, so that correlations between genes count) and
-    ``additive_score``.
+    the smallest number of cells of its perturbations, and with ``direction``: ``score``,
+    ``score_standard_error`` (from the scores of single cells, so that correlations between genes
+    are accounted for) and ``additive_score``.
 
     Raises
     ------
     UnknownPerturbationError
         If a combination or one of its perturbations has no cells.
     InvalidDosageError
-        If a perturbation has several doses in the cells that are needed.
+        If a perturbation has several doses in the required cells.
     ScaleMismatchError
-        If ``direction`` is of another method, target sum or size factor.
+        If ``direction`` has another method, target sum or size factor.
     SAMSError
-        If a label is no combination, occurs twice, or is not in ``direction``; if ``direction`` has
-        other genes; if nothing is left to look at.
+        If a label is not a combination, occurs twice, or is not in ``direction``; if ``direction``
+        has other genes; if no combination is left.
     MissingKeyError, MissingControlError, InvalidCountsError
         As for :func:`scvi_sams.evaluation.observed_ate`.
 
@@ -118,7 +118,7 @@ def observed_interactions(
         combinations = _complete_combinations(cells_of, spelling)
     combinations = as_names("combinations", combinations)
     if not combinations:
-        raise InvalidArgumentError("`combinations` is empty: name combinations, or None for all.")
+        raise InvalidArgumentError("`combinations` is empty: name some, or pass None for all.")
     names = [canonical(c) for c in combinations]
     check_unique(names)
     dosage_of = _one_dosage_each(labels, names)
@@ -177,25 +177,24 @@ def genetic_interactions(
     key_added: str | None = RESULT_KEYS.INTERACTIONS,
     **predict_kwargs: Any,
 ) -> pd.DataFrame:
-    """Interactions that a model predicts beside those that its data show.
+    """Compare interactions predicted by a model with those observed in its data.
 
     Parameters
     ----------
     model
-        Trained on counts with labels in obs and without doses; with other data combine
+        Model trained on counts with labels in obs and without doses; for other data combine
         ``predict_interactions`` and :func:`observed_interactions` yourself.
     combinations
-        Labels; ``None`` for all whose perturbations were measured one by one as well.
+        Labels; ``None``: all combinations whose perturbations were also measured alone.
     indices
-        Cells of the training data that observations are taken from, such as held-out ones; ``None``
-        for all.
+        Cells of the training data for observed interactions, such as held-out cells; ``None``: all.
     key_added
-        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        Key of ``adata.uns`` of the training data to which the table is written; ``None`` writes
         nothing.
     **predict_kwargs
-        For ``predict_interactions``. ``method`` is ``"lognorm"`` unless it is given, so that both
-        kinds of scores are of log-normalised counts in cells of the sizes of the screen
-        (``"lograte"`` where a likelihood of your own has no ``"lognorm"``).
+        Arguments of ``predict_interactions``. The default ``method`` is ``"lognorm"``, so that both
+        kinds of scores refer to log-normalised counts in cells of the sizes of the screen
+        (``"lograte"`` if a custom likelihood has no ``"lognorm"``).
 
     Returns
     -------
@@ -203,14 +202,14 @@ def genetic_interactions(
     interval ``predicted_low`` and ``predicted_high``; ``observed_score`` with
     ``observed_standard_error``, ``z``, two-sided ``p_value`` (normal) and ``fdr`` (Benjamini and
     Hochberg). Scores are interactions along the additive expectation of the model, in log2 units,
-    negative where the combination is weaker than the sum. ``predicted_relative`` and
-    ``observed_relative`` divide them by the additive expectation: -0.3 is a combination that
-    reaches 70 % of the sum. Sorted by ``p_value``.
+    negative if the combination is weaker than the sum. ``predicted_relative`` and
+    ``observed_relative`` are relative to the additive expectation: -0.3 is a combination with 70 %
+    of the sum. Sorted by ``p_value``.
 
     Raises
     ------
     SAMSError
-        If the model was trained on something else than labels without doses and counts.
+        If the model was not trained on counts with labels without doses.
     UnknownPerturbationError
         If a combination or one of its perturbations has no cells.
 
@@ -227,14 +226,14 @@ def genetic_interactions(
     for key in ("dosage_key", "dosage_obsm_key"):
         if arguments[key] is not None:
             raise SAMSError(
-                f"The model was registered with `{key}`, and observations at several doses have no "
-                "single mean. Use model.predict_interactions, and observed_interactions on the "
+                f"The model was registered with `{key}`, but observed interactions need a single "
+                "dose. Use model.predict_interactions, and observed_interactions on the "
                 "cells of one dose."
             )
     if not model.module.likelihood.is_count_likelihood:
         raise SAMSError(
-            "Observed interactions are those of counts, and a normal likelihood has none. Use "
-            "model.predict_interactions."
+            "Observed interactions are computed from counts, but the model has a normal "
+            "likelihood. Use model.predict_interactions."
         )
     settings = {
         key: arguments[key]
@@ -260,7 +259,7 @@ def genetic_interactions(
         observed_relative=observed["score"] / observed["additive_score"],
         z=z,
         p_value=p_value,
-        # A combination with a single cell has no standard error, and so shows nothing.
+        # A combination with a single cell has no standard error, and so no test.
         fdr=stats.false_discovery_control(p_value.fillna(1)),
     )
     table = table.sort_values("p_value", kind="stable")
@@ -287,7 +286,7 @@ def _complete_combinations(cells_of: dict[str, np.ndarray], spelling: Spelling) 
     if not found:
         raise SAMSError(
             "No combination was measured together with each of its perturbations alone. Check "
-            "`delimiter`; predict_interactions needs no measured ones."
+            "`delimiter`; predict_interactions does not require measured ones."
         )
     return sorted(found)
 
@@ -299,8 +298,8 @@ def _one_dosage_each(labels: Labels, combinations: list[str]) -> dict[str, Dosag
         doses = np.unique(labels.doses[labels.codes == code])
         if name in needed and len(doses) > 1:
             raise InvalidDosageError(
-                f"{name!r} has the doses {', '.join(f'{dose:g}' for dose in doses[:5])}, and an "
-                "interaction is that of one dose of each perturbation. Pass the cells of one dose, "
+                f"{name!r} has the doses {', '.join(f'{dose:g}' for dose in doses[:5])}, but an "
+                "interaction needs one dose of each perturbation. Pass the cells of one dose, "
                 "and control cells, as `indices`."
             )
     names, dosages, _ = groups_of_cells(labels)
@@ -311,8 +310,8 @@ def _check_measured(groups: list[str], cells_of: dict[str, np.ndarray]) -> None:
     missing = [group for group in groups if group not in cells_of]
     if missing:
         raise UnknownPerturbationError(
-            f"No cell used carries {', '.join(map(repr, missing))}, which the interaction of "
-            f"{groups[0]!r} needs. Leave it out, or check `indices` and `delimiter`."
+            f"No cell used has {', '.join(map(repr, missing))}, which the interaction of "
+            f"{groups[0]!r} requires. Remove it, or check `indices` and `delimiter`."
         )
 
 
@@ -321,7 +320,7 @@ def _directions(
 ) -> np.ndarray:
     """Unit vectors of the additive expectation, combinations x genes; zero where there is none."""
     if not predicted.var_names.equals(genes):
-        raise SAMSError("`direction` has other genes than `adata`, or in another order.")
+        raise SAMSError("`direction` has other genes than `adata`, or another order of genes.")
     advice = " Predict the interactions of the same combinations."
     check_has("`direction` has no", names, predicted_names, advice)
     rows = pd.Index(predicted_names).get_indexer(pd.Index(names))

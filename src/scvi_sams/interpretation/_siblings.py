@@ -1,15 +1,15 @@
-"""Whether the effect of a guide is a multiple of that of the other guides of its gene.
+"""Test whether the effect of a guide is a multiple of that of the other guides of its gene.
 
 With ``d`` the effect of a guide on features of cells and ``s`` that of its siblings together, the
 statistic is the smallest over angles of::
 
     (cos a * d - sin a * s)' V(a)^-1 (cos a * d - sin a * s),    0 <= a <= pi / 2
 
-where ``V(a)`` is the covariance of that difference by cells: of the guide, of its siblings, and of
-the control cells, which both are compared with. It is zero where one effect is a multiple of the
-other, by 0 or by more. If all cells had one covariance, it would be that of Bartlett's test of the
-second canonical variate. Cells that respond vary otherwise than control cells, and those of a guide
-lie somewhere between the two.
+where ``V(a)`` is the covariance of that difference, from the cells of the guide, of its siblings,
+and of the control cells with which both are compared. It is zero if one effect is a non-negative
+multiple of the other. If all cells had the same covariance, it would be that of Bartlett's test of
+the second canonical variate. Responding cells have another covariance than control cells; that of
+the cells of a guide is between the two.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ from scvi_sams._group_tests import q_values
 from scvi_sams.interpretation._guide_cells import Compared
 
 _CELLS_PER_FEATURE = 10
-"""Cells of a perturbation for each feature that its tests look at."""
+"""Cells of a perturbation per feature in its tests."""
 _FEWEST_CELLS = 5
-"""Of a guide that is tested: the mean of fewer is far from normal."""
+"""Smallest number of cells of a tested guide: means of fewer are far from normal."""
 _FEWEST_LEFT = 2
-"""Guides that are compared with one another once others are put aside."""
+"""Smallest number of guides to compare after others are excluded."""
 _UNEXPLAINED = 1e-3
-"""Share of the variance of a feature that those before it must leave."""
+"""Smallest proportion of the variance of a feature that earlier features do not explain."""
 _AGREES = 0.9
-"""Cosine from which on two effects count as one: what is left is half as long as what is shared."""
+"""Cosine above which two effects are the same: the residual is half as long as the shared part."""
 _MOST_ERROR = 0.5
-"""Share of the squared length of an effect, for its direction to be known."""
+"""Proportion of the squared length of an effect that must not be error to know its direction."""
 _BEYOND, _SMALLEST_VARIANCE = 0.5, 0.1
-"""How far beyond those of all its siblings variances of a guide go, and how small they get."""
+"""Limit of extrapolation of variances beyond those of all siblings, and their smallest value."""
 _N_ANGLES = 65
 _END = 1e-4
-"""Of an angle: closer to an end than its minimum is found."""
+"""Tolerance of angles: the minimum is found less accurately than this from the ends."""
 
 
 class SiblingTests(NamedTuple):
     """For each guide, ``(K,)``."""
 
     p_value: np.ndarray
-    """NaN where there are no siblings, or too few cells."""
+    """NaN without siblings, or with too few cells."""
     q_value: np.ndarray
-    """Over the guides that are tested."""
+    """Over the tested guides."""
     agreement: np.ndarray
-    """Cosine of the effect with that of its siblings; NaN where either is mostly error."""
+    """Cosine of the effect with that of its siblings; NaN if either is mostly error."""
     differs: np.ndarray
-    """Whether it does, at the false discovery rate and by enough."""
+    """Whether it differs, at the false discovery rate and by enough."""
     put_aside: np.ndarray
-    """Whether it is no longer among the siblings of others."""
+    """Whether it is excluded from the siblings of others."""
 
 
 class _Guides(NamedTuple):
@@ -69,7 +69,7 @@ class _Guides(NamedTuple):
     mean: np.ndarray
     """``(J, p)``; cells with the perturbation have variance 1 in each feature."""
     variance: np.ndarray
-    """Of a cell of each guide, ``(J, p)``."""
+    """Variance of a cell of each guide, ``(J, p)``."""
     of_controls: np.ndarray
     """Variance of a control cell in each feature, ``(p,)``."""
     freedom: int
@@ -83,11 +83,11 @@ class Pair(NamedTuple):
     of_cells: np.ndarray
     """Variances of the means of their own cells, ``(2, p)``."""
     of_controls: np.ndarray
-    """Covariance of the means of control cells, per that of a cell, ``(2, 2)``."""
+    """Covariance of the means of control cells, relative to that of a cell, ``(2, 2)``."""
 
 
 def independent_features(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Leave out features that those before them explain, by the cells ``rows``."""
+    """Remove features that earlier ones explain, based on the cells ``rows``."""
     values = features[rows] - features[rows].mean(axis=0)
     length = np.linalg.norm(values, axis=0)
     left = np.abs(np.diagonal(np.linalg.qr(values, mode="r")))
@@ -98,10 +98,10 @@ def independent_features(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def sibling_weights(compared: Compared, put_aside: np.ndarray) -> sparse.csr_array:
-    """Shares of each sibling in the cells of all siblings of a guide, ``(K, K)``.
+    """Proportions of each sibling in the cells of all siblings of a guide, ``(K, K)``.
 
-    Rows of guides without siblings are empty. Guides that are ``put_aside``, ``(K,)``, are siblings
-    of none.
+    Rows of guides without siblings are empty. Guides that are ``put_aside``, ``(K,)``, are not
+    siblings.
     """
     rows, columns, weights = [], [], []
     for guides in _by_perturbation(compared):
@@ -130,18 +130,18 @@ def sibling_tests(
 ) -> SiblingTests:
     """Test each guide against its siblings.
 
-    A guide that differs would make the others differ from their siblings too. Of each perturbation
-    the one with the smallest p-value is put aside as long as two or more are left, and the others
-    are tested anew without it.
+    A guide that differs would also make the others differ from their siblings. For each
+    perturbation, the guide with the smallest p-value is excluded as long as two or more are left,
+    and the others are tested again without it.
 
     Parameters
     ----------
     features
-        Cells x features, the most important first, none of which others explain.
+        Cells x features, the most important first, none of which is explained by others.
     is_tested
-        Which perturbations are looked at, ``(T,)``.
+        Perturbations to test, ``(T,)``.
     fdr
-        At which guides are put aside.
+        False discovery rate at which guides are excluded.
     """
     values, base = compared.less_controls(features)
     order = np.argsort(compared.guide, kind="stable")
@@ -204,16 +204,16 @@ def _prepared(
 
 
 def between(own: np.ndarray, of_controls: np.ndarray) -> np.ndarray:
-    """Variances of cells of guides, as far from those of control cells as their own are.
+    """Variances of cells of guides, interpolated from the variance of control cells.
 
-    A guide has too few cells for variances of its own in each feature, and one number for all.
+    A guide has too few cells for a separate variance per feature; one number is estimated for all.
 
     Parameters
     ----------
     own
         Variances within guides, ``(J, p)``; 1 over all guides together.
     of_controls
-        ``(p,)``.
+        Variances of control cells, ``(p,)``.
     """
     typical = np.maximum(of_controls, 1)
     towards = (of_controls - 1) / typical
@@ -224,7 +224,7 @@ def between(own: np.ndarray, of_controls: np.ndarray) -> np.ndarray:
 
 
 def _pair(guides: _Guides, guide: int, put_aside: np.ndarray, compared: Compared) -> Pair | None:
-    """Return a guide and its siblings; ``None`` where either has too few cells."""
+    """Return a guide and its siblings; ``None`` if either has too few cells."""
     n = compared.n_cells[guides.which]
     is_self = guides.which == guide
     n_siblings = np.where(is_self | put_aside[guides.which], 0, n)
@@ -241,17 +241,17 @@ def _pair(guides: _Guides, guide: int, put_aside: np.ndarray, compared: Compared
 def _p_value(pair: Pair, guides: _Guides) -> float:
     statistic, n_fitted = collinearity(pair, guides.of_controls)
     n_left = len(guides.of_controls) - n_fitted
-    # Hotelling's, as the covariance is estimated.
+    # Hotelling's distribution, because the covariance is estimated.
     freedom = guides.freedom - n_left + 1
     scale = freedom / (guides.freedom * n_left)
     return float(f_distribution.sf(statistic * scale, n_left, freedom))
 
 
 def cosine(pair: Pair, of_controls: np.ndarray) -> float:
-    """Cosine of two effects, had they no errors; NaN where either is mostly error.
+    """Cosine of two effects, corrected for errors; NaN if either is mostly error.
 
-    What errors add to squared lengths, and as control cells are shared to the product, is taken
-    away.
+    The expected contributions of errors to squared lengths, and through shared control cells to the
+    product, are subtracted.
     """
     products = pair.effects @ pair.effects.T
     errors = np.diag(pair.of_cells.sum(axis=1)) + pair.of_controls * of_controls.sum()
@@ -263,7 +263,7 @@ def cosine(pair: Pair, of_controls: np.ndarray) -> float:
 
 
 def collinearity(pair: Pair, of_controls: np.ndarray) -> tuple[float, int]:
-    """Statistic, and how many features more than directions it is of."""
+    """Statistic, and its number of features minus directions."""
 
     def at(angle: np.ndarray | float) -> np.ndarray:
         weights = np.stack([np.cos(angle), -np.sin(angle)])
@@ -279,6 +279,6 @@ def collinearity(pair: Pair, of_controls: np.ndarray) -> tuple[float, int]:
     ends = angles[[max(best - 1, 0), min(best + 1, _N_ANGLES - 1)]]
     found = minimize_scalar(lambda a: float(at(a)), bounds=tuple(ends), method="bounded")
     statistic, angle = min((values[best], angles[best]), (float(found.fun), float(found.x)))
-    # At an end no multiple is fitted: there is nothing of one of the two.
+    # At the ends no multiple is fitted: one of the two effects is zero.
     inside = _END < angle < np.pi / 2 - _END
     return float(statistic), int(inside)

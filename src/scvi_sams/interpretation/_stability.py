@@ -1,4 +1,4 @@
-"""Whether runs agree on their masks, and what they agree on."""
+"""Agreement of masks between runs, and consensus masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scvi_sams.metrics._recovery import check_same_rows
 _REPRODUCIBLE = 0.5
 """Mean Jaccard index of active entries below which masks are reported as not reproducible."""
 _ODD = 0.25
-"""By how much less a run shares with the others than they do with one another, to be told of."""
+"""Difference of a run's agreement from that of the others at which it is reported."""
 _N_WORST = 5
 
 
@@ -36,31 +36,30 @@ class MaskedModel(Protocol):
     def get_perturbation_effects(
         self, *, key_added: str | None = ...
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return mean and standard deviation of the masked effects, perturbations x latent."""
+        """Return mean and SD of the masked effects, perturbations x latent."""
 
 
 @dataclass(frozen=True, eq=False)
 class MaskStability:
-    """How far runs agree on which latent dimensions each perturbation moves.
+    """Agreement of runs on the latent dimensions that each perturbation shifts.
 
     Attributes
     ----------
     pairs
         One row per pair of runs, ``first`` and ``second`` (their positions): ``jaccard`` of the
-        active entries of matched latents (entries of latents without a partner disagree),
-        ``cosine`` of the mean effects, and ``adjusted_rand_index`` of the groups that the strongest
-        active latent of each perturbation makes. The last needs no matching.
+        active entries of matched latents (entries of unmatched latents count as disagreement),
+        ``cosine`` of the mean effects, and ``adjusted_rand_index`` of the groups of perturbations
+        with the same strongest active latent. The last does not require matching.
     perturbations
-        Per perturbation: ``jaccard`` of its active latents, averaged over the pairs (two empty
-        masks agree: 1), and ``n_active``, their number, averaged over the runs.
+        Per perturbation: ``jaccard`` of its active latents, averaged over pairs (two empty masks
+        agree: 1), and ``n_active``, their number, averaged over runs.
     latents
-        Per latent of the first run: ``cosine``, the absolute cosine similarity of its effects to
-        those of its partner, averaged over the other runs (0 where there is no partner; NaN for a
-        latent that moves nothing in the first run), and ``n_active`` perturbations in the first
-        run.
+        Per latent of the first run: ``cosine``, the absolute cosine similarity of its effects with
+        those of its match, averaged over the other runs (0 without a match; NaN for a latent
+        without effects in the first run), and ``n_active`` perturbations in the first run.
     runs
-        Per run: ``jaccard``, its mean over the pairs that the run is in, and ``n_active`` entries.
-        A bad run stands out here; the best one is a good reference for :func:`consensus_masks`.
+        Per run: ``jaccard``, its mean over the pairs with the run, and ``n_active`` entries. Use it
+        to detect a bad run, and to choose the reference of :func:`consensus_masks`.
     """
 
     pairs: pd.DataFrame
@@ -70,7 +69,7 @@ class MaskStability:
 
 
 class ConsensusMasks(NamedTuple):
-    """What runs agree on: perturbations of the first run x latents of the reference run.
+    """Consensus of runs: perturbations of the first run x latents of the reference run.
 
     Attributes
     ----------
@@ -79,7 +78,7 @@ class ConsensusMasks(NamedTuple):
     effects
         Mean effect with the sign of the reference run, averaged over the runs.
     support
-        Share of the runs that call the entry active.
+        Proportion of runs in which the entry is active.
     """
 
     masks: pd.DataFrame
@@ -93,10 +92,10 @@ class _Run(NamedTuple):
     active: pd.DataFrame
 
     def matched_to(self, reference: _Run) -> _Matching:
-        """Match latents by their mean effects; those that move nothing match nothing.
+        """Match latents by their mean effects; those without active entries are not matched.
 
-        What is left in them is noise. Among few perturbations, noise is often more similar to noise
-        by chance than what two runs found, and would take its partners away.
+        Their values are noise. With few perturbations, noise can by chance be more similar to other
+        noise than effects of two runs are, and would take their matches.
         """
         if self is reference:
             n_latent = self.masks.shape[1]
@@ -109,39 +108,39 @@ class _Run(NamedTuple):
 
 
 class _Matching(NamedTuple):
-    """Partner of every latent of a reference: position (-1: none), sign and cosine (0: none)."""
+    """Match of every latent of a reference: position (-1: none), sign and cosine (0: none)."""
 
     positions: np.ndarray
     signs: np.ndarray
     cosines: np.ndarray
 
     def place(self, table: pd.DataFrame) -> np.ndarray:
-        """Bring a table to the order of the reference; 0 where a latent has no partner."""
+        """Reorder a table as in the reference; 0 for latents without a match."""
         values = table.to_numpy(np.float64)
         padded = np.column_stack([values, np.zeros(len(values))])
         return padded[:, self.positions]
 
 
 def align_latents(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Match the latent dimensions of one run one to one to those of a reference run.
+    """Match the latent dimensions of a run one to one with those of a reference run.
 
-    Latent dimensions have no order and no sign: another run may find the same ones elsewhere and
-    mirrored. Of all matchings it takes one with the largest sum of absolute cosine similarities
+    Latent dimensions have no order and no sign: another run may find the same ones in another order
+    and with opposite signs. The matching has the largest sum of absolute cosine similarities
     between columns, by the Hungarian algorithm.
 
     Parameters
     ----------
     effects, reference
         Perturbations x latent, of the same perturbations: mean effects (or masks, which have no
-        sign). The numbers of latents may differ. Set latents that move nothing to 0
-        (:func:`active_at_fdr` says which), or their noise may be matched with noise.
+        sign). The numbers of latents may differ. Set latents without active entries to 0
+        (see :func:`active_at_fdr`), otherwise their noise may be matched with noise.
 
     Returns
     -------
     One row per latent of ``reference``, in its order: ``latent``, the column of ``effects`` that
     matches it (``None`` if none does), ``sign`` (1 or -1; 0 if none) and ``cosine``, their absolute
-    cosine similarity. Columns that are all zero, and those with a similarity of 0 to all that is
-    left, match nothing.
+    cosine similarity. Zero columns, and columns with a similarity of 0 to all remaining ones, are
+    not matched.
 
     Raises
     ------
@@ -152,7 +151,7 @@ def align_latents(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFram
 
     Examples
     --------
-    The second run has the same two latents, swapped, and one of them mirrored:
+    The second run has the same two latents in another order, and one with the opposite sign:
 
     >>> reference = pd.DataFrame({"a": [1.0, 0.0, 2.0], "b": [0.0, 3.0, 0.0]})
     >>> effects = pd.DataFrame({"x": [0.0, 2.0, 0.0], "y": [-1.0, 0.0, -2.0]})
@@ -179,20 +178,20 @@ def align_latents(effects: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFram
 
 
 def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskStability:
-    """Measure how far masks can be reproduced, by models of one screen trained with other seeds.
+    """Measure the reproducibility of masks between models trained with different seeds.
 
-    It is about the masks themselves: the test of :func:`scvi_sams.tl.called_masks`, which is the
-    same in each run, plays no part.
+    It concerns the masks themselves: the test of :func:`scvi_sams.tl.called_masks`, which is the
+    same in each run, is not used.
 
     Entries are active at a false discovery rate (:func:`active_at_fdr`); latents are matched
-    between each pair of runs by their mean effects (:func:`align_latents`), except for latents
-    without any active entry, which match nothing.
+    between each pair of runs by their mean effects (:func:`align_latents`), except latents without
+    any active entry, which are not matched.
 
     Parameters
     ----------
     models
         At least two trained models with the same perturbations; their numbers of latents may
-        differ. Runs over random splits of the cells count the sampling of cells too.
+        differ. With different random splits of the cells, sampling of cells is included.
     fdr
         False discovery rate of each run's active entries.
 
@@ -206,18 +205,18 @@ def mask_stability(models: Sequence[MaskedModel], *, fdr: float = 0.05) -> MaskS
         If there are fewer than two models, ``fdr`` is not between 0 and 1, or masks or effects are
         not finite.
     UnknownPerturbationError
-        If the models know different perturbations.
+        If the models have different perturbations.
 
     Warns
     -----
     UserWarning
-        If one of three or more runs is unlike the others (its mean Jaccard index is lower by 0.25
-        than theirs with one another), the mean over the pairs is below 0.5, or no run has an active
-        entry.
+        If one of three or more runs differs from the others (its mean Jaccard index is lower by
+        0.25 than theirs with one another), the mean over pairs is below 0.5, or no run has an
+        active entry.
 
     Examples
     --------
-    Models of one screen with other seeds; here a model and itself:
+    Models of one screen with different seeds; here a model and itself:
 
     >>> stability = scvi_sams.evaluation.mask_stability([model, model])
     >>> stability.pairs[["first", "second", "jaccard"]].values.tolist()
@@ -265,8 +264,8 @@ def consensus_masks(
 ) -> ConsensusMasks:
     """Average masks and effects over runs, in the latent dimensions of one of them.
 
-    Latents of every run are matched to those of the reference run as in :func:`mask_stability`,
-    and take their sign. A run without a partner for a latent contributes 0 to it.
+    Latents of every run are matched with those of the reference run as in :func:`mask_stability`,
+    and get their sign. A run without a match for a latent contributes 0 to it.
 
     Parameters
     ----------
@@ -285,7 +284,7 @@ def consensus_masks(
     SAMSError
         As for :func:`mask_stability`, and if there is no model at ``reference``.
     UnknownPerturbationError
-        If the models know different perturbations.
+        If the models have different perturbations.
 
     Examples
     --------
@@ -335,7 +334,7 @@ def _read_runs(models: Sequence[MaskedModel], fdr: float) -> list[_Run]:
 
 def _match(effects: np.ndarray, reference: np.ndarray) -> _Matching:
     if not (np.isfinite(effects).all() and np.isfinite(reference).all()):
-        raise SAMSError("Some effects are not finite: training diverged. Leave out that run.")
+        raise SAMSError("Some effects are not finite: training diverged. Remove that run.")
     cosine = unit_rows(reference.T) @ unit_rows(effects.T).T
     rows, columns = linear_sum_assignment(np.abs(cosine), maximize=True)
     found = cosine[rows, columns] != 0
@@ -349,7 +348,7 @@ def _match(effects: np.ndarray, reference: np.ndarray) -> _Matching:
 def _compare(first: _Run, second: _Run, matching: _Matching) -> tuple[dict[str, float], np.ndarray]:
     """Return the agreement of two matched runs, and the Jaccard index of each perturbation."""
     shared = (first.active.to_numpy() & (matching.place(second.active) > 0)).sum(axis=1)
-    # What is active in a latent without a partner is in the union but cannot be shared.
+    # Active entries of unmatched latents are in the union but not in the intersection.
     union = first.active.sum(axis=1).to_numpy() + second.active.sum(axis=1).to_numpy() - shared
     product = np.vdot(first.effects, matching.place(second.effects) * matching.signs)
     agreement = {
@@ -365,7 +364,7 @@ def _jaccard(shared: np.ndarray, union: np.ndarray) -> np.ndarray:
 
 
 def _groups(run: _Run) -> np.ndarray:
-    """Group perturbations by their strongest active latent; -1 for those that have none."""
+    """Group perturbations by their strongest active latent; -1 for those without one."""
     strength = run.effects.abs().where(run.active, -1).to_numpy()
     return np.where(run.active.any(axis=1), strength.argmax(axis=1), -1)
 
@@ -375,7 +374,7 @@ def _has(pairs: pd.DataFrame, run: int) -> pd.Series:
 
 
 def _odd_run(stability: MaskStability) -> str | None:
-    """Say which run agrees with no other, where the others agree."""
+    """Describe a run that does not agree with the others, if the others agree."""
     run = int(stability.runs["jaccard"].to_numpy().argmin())
     is_of_run = _has(stability.pairs, run)
     if is_of_run.all():
@@ -385,22 +384,22 @@ def _odd_run(stability: MaskStability) -> str | None:
     if of_run > of_others - _ODD:
         return None
     return (
-        f"Run {run} is unlike the others: it shares {of_run:.2f} of the active entries with them, "
-        f"and they share {of_others:.2f} with one another (Jaccard index). It has "
+        f"Run {run} differs from the others: it shares {of_run:.2f} of the active entries with "
+        f"them, and they share {of_others:.2f} with one another (Jaccard index). It has "
         f"{stability.runs['n_active'][run]} active entries, the others "
-        f"{stability.runs['n_active'].drop(run).median():g}. Do not read that run: leave it out, "
+        f"{stability.runs['n_active'].drop(run).median():g}. Do not interpret that run: remove it, "
         "or keep the entries that most runs support (consensus_masks, with another run as "
         "`reference`)."
     )
 
 
 def _instability(stability: MaskStability, fdr: float) -> str | None:
-    """Say that masks cannot be reproduced, or that there are none."""
+    """Describe that masks are not reproducible, or that there are none."""
     jaccard = stability.pairs["jaccard"].mean()
     if not stability.perturbations["n_active"].any():
         return (
-            f"No run has an active mask entry at a false discovery rate of {fdr:g}: that the runs "
-            "agree means nothing. Train for longer, on more cells, or allow a higher rate."
+            f"No run has an active mask entry at a false discovery rate of {fdr:g}, so agreement "
+            "of the runs means nothing. Train for longer, on more cells, or allow a higher rate."
         )
     if jaccard >= _REPRODUCIBLE:
         return None
@@ -408,7 +407,7 @@ def _instability(stability: MaskStability, fdr: float) -> str | None:
     listed = ", ".join(f"{name} ({value:.2f})" for name, value in worst[worst < 1].items())
     return (
         f"The masks are not reproducible: runs share {jaccard:.2f} of their active entries "
-        f"(Jaccard index, mean over {len(stability.pairs)} pairs). Least of all for {listed}. "
-        "Do not read single masks of one run: keep entries that most runs support "
+        f"(Jaccard index, mean over {len(stability.pairs)} pairs). It is lowest for {listed}. "
+        "Do not interpret single masks of one run: keep entries that most runs support "
         "(consensus_masks), or measure more cells of these perturbations."
     )

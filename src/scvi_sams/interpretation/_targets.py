@@ -1,4 +1,4 @@
-"""How far perturbations change the genes that they target."""
+"""Effects of perturbations on the genes that they target."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scvi.sams")
 
 _CONTINUITY = 0.5
-"""Added to counts that may be zero, before their logarithm is taken."""
+"""Pseudocount for counts that may be zero, before taking logarithms."""
 
 
 @torch.inference_mode()
@@ -39,46 +39,46 @@ def target_knockdown(
     interval: float = 0.95,
     key_added: str | None = RESULT_KEYS.TARGETS,
 ) -> pd.DataFrame:
-    """Say how far each perturbation changes the gene that bears its name.
+    """Change of the target gene of each perturbation.
 
-    The first thing to look at in a CRISPRi, CRISPRa or overexpression screen: a guide that does not
-    move its own gene did not work, whatever else its cells show. (A knockout need not change the
-    RNA of its gene.)
+    Check this first in a CRISPRi, CRISPRa or overexpression screen: a guide that does not change
+    its own gene did not work, whatever other changes its cells show. (A knockout need not change
+    the RNA of its gene.)
 
     Parameters
     ----------
     model
         Trained model.
     target_genes
-        Gene of ``var_names`` that a perturbation targets, by the name of the perturbation; those
-        that are not in it, and all by default, target the gene of their own name.
+        Gene of ``var_names`` that a perturbation targets, by the name of the perturbation. Default:
+        the gene with the name of the perturbation, also for perturbations that are not in it.
     n_samples, n_posterior_samples, interval
-        Of ``predict_ate``; more samples of the posterior than there, for tails.
+        As in ``predict_ate``, with more posterior samples for accurate tails.
     key_added
-        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        Key of ``adata.uns`` of the training data to which the table is written; ``None`` writes
         nothing.
 
     Returns
     -------
-    One row per perturbation whose gene is among those measured, the strongest decrease first:
+    One row per perturbation whose gene was measured, the strongest decrease first:
 
-    - ``gene``, and ``dosage``, the largest in training cells, which all that follows is about.
+    - ``gene``, and ``dosage``, the largest in training cells, for all following columns.
     - ``lfc``, with its posterior interval ``lfc_low`` and ``lfc_high``: predicted log2 fold change
       of the gene's mean rate; -2 leaves a quarter.
-    - ``direct``: what of it is a direct effect, in the same units, and ``lfsr``, its local false
-      sign rate (``get_direct_effects``); the rest is of the latent state, and of stacking. Only
-      for models with direct effects.
-    - ``n_cells``: cells in the data that carry the perturbation alone, at that dose, and
-      ``observed``: log2 fold change of the gene's counts per size of the cell, between sums over
-      control cells and over these cells, each with half a count more; NaN where there are none.
-      Only for models that have their data.
+    - ``direct``: the part that is a direct effect, in the same units, and ``lfsr``, its local false
+      sign rate (``get_direct_effects``); the rest comes from the latent state and from stacking.
+      Only for models with direct effects.
+    - ``n_cells``: cells in the data with only this perturbation, at that dose, and ``observed``:
+      log2 fold change of the gene's counts per size of the cell, between sums over control cells
+      and over these cells, with a pseudocount of 0.5 each; NaN without cells. Only for models with
+      their data.
 
-    The two fold changes need not agree: predictions explain means of logarithms, the scale on which
-    effects are reported, and ``observed`` is that of means. Where some of the cells escaped, or few
-    counts are left, ``lfc`` is further from 0.
+    The two fold changes need not agree: predictions fit means of logarithms, the scale on which
+    effects are reported, while ``observed`` is that of means. If some cells escaped, or counts are
+    low, ``lfc`` is further from 0.
 
-    Of a normal likelihood, all of these are differences of means, in the units of the data.
-    ``attrs["without_gene"]`` names the perturbations that are left out.
+    For a normal likelihood, all of these are differences of means, in the units of the data.
+    ``attrs["without_gene"]`` names the perturbations without a row.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def target_knockdown(
     UnknownPerturbationError
         If ``target_genes`` has a perturbation that the model does not know.
     InvalidArgumentError
-        If ``target_genes`` is no mapping, or a number is out of range.
+        If ``target_genes`` is not a mapping, or a number is out of range.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def target_knockdown(
     if without:
         logger.info(
             f"{len(without)} perturbations have no gene among those measured, such "
-            f"as {listing(without, 3)}; `target_genes` may name it."
+            f"as {listing(without, 3)}; you can name it in `target_genes`."
         )
     if key_added is not None and model.adata is not None:
         model.adata.uns[key_added] = table.copy()
@@ -131,11 +131,11 @@ def target_knockdown(
 def _targets(
     model: PerturbationModel, target_genes: Mapping[str, str] | None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Positions of perturbations that have a gene and of these genes; perturbations without."""
+    """Positions of perturbations with a gene and of these genes; perturbations without."""
     if target_genes is not None and not isinstance(target_genes, Mapping):
         raise InvalidArgumentError(
-            "`target_genes` maps names of perturbations to genes, such as {'guide_1': 'STAT1'}, "
-            f"and is {target_genes!r}."
+            "`target_genes` must be a dict from names of perturbations to genes, such as "
+            f"{{'guide_1': 'STAT1'}}, not {target_genes!r}."
         )
     targets = {} if target_genes is None else dict(target_genes)
     perturbations = model.perturbations
@@ -186,7 +186,7 @@ def _predicted_changes(
 def _direct_changes(
     direct: DirectEffects, rows: np.ndarray, genes: np.ndarray, *, is_count: bool
 ) -> dict[str, np.ndarray]:
-    # A perturbation at a time: a large screen does not hold all genes of all.
+    # One perturbation at a time: for a large screen all genes of all do not fit into memory.
     each = torch.as_tensor(rows, device=direct.mean.device).split(1)
     mean, sign_error = np.array(
         [
@@ -203,7 +203,7 @@ def _direct_changes(
 def _observed_changes(
     model: PerturbationModel, rows: np.ndarray, genes: np.ndarray, dosages: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Cells that carry a perturbation alone at its dose, and what they show of its gene."""
+    """Cells with only one perturbation at its dose, and the observed change of its gene."""
     n_perturbations = len(model.perturbations)
     gene_of = np.full(n_perturbations, -1)
     gene_of[rows] = genes
