@@ -78,7 +78,7 @@ def test_better_is_right_and_up(summary):
     places = {(round(x, 2), round(y, 2)) for x, y, _ in points(ax)}
     assert (1.5, 0.1) in places
     assert (2.0, 0.5) in places
-    chance = handles[names.index("chance: not told apart")]
+    chance = handles[names.index("chance: perturbations not distinguished")]
     assert set(chance.get_ydata()) == {0.5}
 
 

@@ -31,7 +31,7 @@ def test_every_term_of_a_trained_model_has_a_panel(history):
         "KL of basal states",
         "KL of masks",
         "KL of effects",
-        "share of active masks",
+        "proportion of active masks",
     ]
     for ax, term in zip(panels, ["elbo", "reconstruction_loss", "kl_z_basal"], strict=False):
         for line, side in zip(ax.lines, ["train", "validation"], strict=True):

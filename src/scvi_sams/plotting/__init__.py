@@ -1,4 +1,4 @@
-"""Figures: each function draws on the axes it is given, returns them, and never shows them."""
+"""Figures: each function draws on the given axes, returns them, and never shows them."""
 
 from scvi_sams.plotting._benchmark import (
     benchmark_metric,

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: every method between its controls."""
+"""Figures of a benchmark: methods compared with the controls."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _FONT_SIZE = 8
 def benchmark_metric(
     summary: pd.DataFrame, metric: str, *, mode: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """One metric of every method, with its interval, chance and the controls.
+    """One metric of every method, with intervals, chance level and controls.
 
     Parameters
     ----------
     summary
-        Of :meth:`scvi_sams.evaluation.BenchmarkResult.summary`.
+        Result of :meth:`scvi_sams.evaluation.BenchmarkResult.summary`.
     metric, mode
-        Which metric; the mode only where several have a metric of this name. Of a metric that is
-        both averaged over perturbations and flattened, the flattened one is drawn.
+        Metric to draw; the mode is required only if several modes have a metric of this name. If a
+        metric is both averaged over perturbations and flattened, the flattened one is drawn.
     ax
         Axes to draw on; ``None`` makes a figure.
 
     Returns
     -------
-    The axes. Bars are 95 % intervals over perturbations; where there is one value for all, they
-    span one standard deviation over seeds. Methods with failures are drawn by the mean of what
-    succeeded, hollow, with the number of failures.
+    The axes. Bars are 95 % intervals over perturbations; if there is one value for all, they are
+    one SD over seeds. Methods with failures have hollow markers at the mean of the successful
+    predictions, with the number of failures.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def benchmark_metric(
     ax.set_yticks(places, rows["method"].map(literal))
     ax.set_ylim(-0.7, len(rows) - 0.3)
     direction = "higher" if rows["higher_is_better"].iloc[0] else "lower"
-    # Two lines, because the axes of a narrow figure are narrower than one.
+    # Two lines, because a single line can be wider than the axes of a narrow figure.
     ax.set_xlabel(f"{_name(rows)}\n({direction} is better)", fontsize=_FONT_SIZE)
     tidy(ax, _FONT_SIZE)
     return ax
@@ -88,19 +88,19 @@ def benchmark_specificity(
     mode: str | None = "perturbench",
     ax: Axes | None = None,
 ) -> Axes:
-    """Fit against specificity: a method that tells no perturbations apart stands on the line.
+    """Fit against specificity: a method that does not distinguish perturbations is on the line.
 
     Parameters
     ----------
     fit, specificity
         Metrics of the two axes.
     summary, mode, ax
-        As for :func:`benchmark_metric`; the mode is that of both metrics.
+        As for :func:`benchmark_metric`; the mode applies to both metrics.
 
     Returns
     -------
     The axes, both directed so that better is right and up. Bars are 95 % intervals. Methods with
-    failures are hollow, and stand at the mean of what succeeded.
+    failures have hollow markers at the mean of the successful predictions.
 
     Raises
     ------
@@ -136,10 +136,10 @@ def benchmark_specificity(
         )
     chance = y_rows["chance"].mean()
     if np.isfinite(chance):
-        label = "chance: not told apart"
+        label = "chance: perturbations not distinguished"
         ax.axhline(chance, color="0.35", linestyle=":", linewidth=1, zorder=1, label=label)
     for axis, rows in ((ax.xaxis, x_rows), (ax.yaxis, y_rows)):
-        # Whatever the metric's direction, the better end is right and up.
+        # Better is right and up, whatever the metric's direction.
         axis.set_inverted(not rows["higher_is_better"].iloc[0])
         axis.set_label_text(f"{_name(rows)} (better \N{RIGHTWARDS ARROW})", fontsize=_FONT_SIZE)
     tidy(ax, _FONT_SIZE)
@@ -165,26 +165,26 @@ def benchmark_perturbations(
     label_worst: int = 3,
     ax: Axes | None = None,
 ) -> Axes:
-    """One metric of every perturbation: a method against a reference.
+    """One metric for every perturbation: a method against a reference.
 
     Parameters
     ----------
     scores
         Tidy table of :class:`scvi_sams.evaluation.BenchmarkResult`.
     method, reference
-        Which two methods.
+        The two methods to compare.
     metric, mode
-        Which metric.
+        Metric to draw.
     label_worst
-        Number of perturbations to name: those where the method falls behind most. Names that find
-        no free place are left out.
+        Number of perturbations to name: those where the method is worst relative to the reference.
+        Names without free space are omitted.
     ax
         Axes to draw on; ``None`` makes a figure.
 
     Returns
     -------
-    The axes, one point per perturbation, averaged over seeds; the shaded side of the identity
-    line is where the method is better.
+    The axes, one point per perturbation, averaged over seeds; the method is better on the shaded
+    side of the identity line.
 
     Raises
     ------
@@ -235,7 +235,7 @@ def benchmark_perturbations(
 
 
 def _check_columns(name: str, table: pd.DataFrame) -> None:
-    columns = getattr(table, "columns", ())  # of the whole result it is one step further
+    columns = getattr(table, "columns", ())  # a whole BenchmarkResult has none
     advice = " Pass the table of a BenchmarkResult: .summary() or .scores."
     check_has(f"`{name}` has no column", ("method", "metric", "mode"), columns, advice)
 
@@ -261,7 +261,7 @@ def _name(rows: pd.DataFrame) -> str:
 
 
 def _note_failures(ax: Axes, place: float, row: pd.Series) -> None:
-    """Say it beside the axes, where it hides no method."""
+    """Note failures beside the axes, so that no method is hidden."""
     what = "fits incomplete" if row["over"] == "all" else "failed"
     ax.annotate(
         f"{row['n_failed']} of {row['n_values']} {what}",

@@ -1,4 +1,4 @@
-"""Diagnostics of a model: how training went, and whether probabilities mean what they say."""
+"""Diagnostics of a model: training curves, and calibration of probabilities."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TERMS = {
     "kl_z_basal": "KL of basal states",
     "kl_masks": "KL of masks",
     "kl_effects": "KL of effects",
-    "active_masks": "share of active masks",
+    "active_masks": "proportion of active masks",
 }
-"""What history calls a term, and what it is: in nats per cell, but for the last."""
+"""Names of terms in history, and their labels: nats per cell, except for the last."""
 _SIDES = {"train": ("#0072B2", "-"), "validation": ("#D55E00", "--")}
 _FIRST_EPOCHS = 0.05
-"""Share of the epochs whose values may lie outside: the first ones dwarf all others."""
+"""Proportion of epochs whose values may be outside the axes: the first ones are much larger."""
 _PANELS_PER_ROW = 3
 _LARGEST_POINT, _SMALLEST_POINT = 120, 12
 
@@ -35,7 +35,7 @@ def training_curves(
     terms: Sequence[str] | None = None,
     axes: Sequence[Axes] | np.ndarray | None = None,
 ) -> Sequence[Axes]:
-    """Every term of the ELBO over the epochs, of training and validation cells.
+    """Every term of the ELBO over epochs, for training and validation cells.
 
     Parameters
     ----------
@@ -43,19 +43,19 @@ def training_curves(
         ``model.history``, ``None`` before training.
     terms
         Some of ``"elbo"``, ``"reconstruction_loss"``, ``"kl_z_basal"``, ``"kl_masks"``,
-        ``"kl_effects"`` and ``"active_masks"``; ``None`` for all that the model has.
+        ``"kl_effects"`` and ``"active_masks"``; ``None`` for all terms of the model.
     axes
         One axes per term; ``None`` makes a figure.
 
     Returns
     -------
     The axes, one per term. Nats per cell, lower is better for the first two; the divergences of
-    masks and effects are shared out among the cells. The dense phase is shaded.
+    masks and effects are divided between the cells. The dense phase is shaded.
 
     Raises
     ------
     MissingKeyError
-        If the history has no such term, as that of a model that is not trained has none.
+        If the history has no such term, for example because the model is not trained.
     SAMSError
         If there is not one axes per term.
 
@@ -116,21 +116,21 @@ def _draw_term(ax: Axes, history: Mapping[str, pd.DataFrame], term: str) -> None
 def mask_calibration(
     calibration: Calibration | Mapping[str, Calibration], *, ax: Axes | None = None
 ) -> Axes:
-    """Reliability diagram: inclusion probability against the share of entries that are true.
+    """Reliability diagram: inclusion probability against the proportion of true entries.
 
-    Probabilities that mean what they say lie on the diagonal; below it they promise too much.
+    Calibrated probabilities are on the diagonal; overconfident ones are below it.
 
     Parameters
     ----------
     calibration
-        From :func:`~scvi_sams.evaluation.mask_calibration`, or several by name.
+        Result of :func:`~scvi_sams.evaluation.mask_calibration`, or several by name.
     ax
         Axes to draw on; ``None`` makes a figure.
 
     Returns
     -------
-    The axes. A point is a bin, its area grows with the logarithm of the number of entries in it;
-    the legend gives expected calibration errors.
+    The axes. A point is a bin; its area increases with the logarithm of the number of entries in
+    it. The legend contains expected calibration errors.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def mask_calibration(
         isinstance(one, Calibration) for one in several.values()
     ):
         raise InvalidArgumentError(
-            "`calibration` must be what scvi_sams.evaluation.mask_calibration returned, or a dict "
+            "`calibration` must be the result of scvi_sams.evaluation.mask_calibration, or a dict "
             f"of several, not {type(calibration).__name__}."
         )
     ax = new_axes(ax, 4.6, 4.4)
@@ -169,7 +169,7 @@ def mask_calibration(
         )
     ax.set(
         xlabel="inclusion probability",
-        ylabel="share of entries that are true",
+        ylabel="proportion of true entries",
         xlim=(-0.04, 1.04),
         ylim=(-0.04, 1.04),
         aspect="equal",

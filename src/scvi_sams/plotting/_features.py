@@ -1,4 +1,4 @@
-"""What features of perturbations say of latent dimensions."""
+"""Weights of features of perturbations for latent dimensions."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ def feature_importance(
     n_features: int = 40,
     ax: Axes | None = None,
 ) -> Axes:
-    """Heatmap of what features say of latent dimensions; a dot marks sure signs.
+    """Heatmap of the weights of features for latent dimensions; dots mark significant signs.
 
     Parameters
     ----------
     importance
-        Of :func:`scvi_sams.tl.feature_importance`.
+        Table of :func:`scvi_sams.tl.feature_importance`.
     part
-        ``"effect"``: where a dimension is moved to, in its units. ``"mask"``: whether it is moved,
-        in log-odds.
+        ``"effect"``: the direction of shifts, in latent units. ``"mask"``: whether a dimension is
+        shifted, in log-odds.
     max_lfsr
-        Weights whose local false sign rate is below this are marked. A rate of .05 would mark many
-        of features that say nothing (:func:`scvi_sams.tl.feature_importance`).
+        Weights with a smaller local false sign rate are marked. A rate of 0.05 would mark many
+        uninformative features (:func:`scvi_sams.tl.feature_importance`).
     n_features
-        At most so many rows: the features with the strongest marked weights.
+        Largest number of rows: the features with the strongest marked weights.
     ax
         Axes to draw on; ``None`` makes a figure of fitting size.
 
     Returns
     -------
     The axes: features with a marked weight, strongest first, and latent dimensions with one.
-    Colours are centred on 0. Tick labels are thinned where they would not fit.
+    Colours are centred on 0. Tick labels are thinned if they do not fit.
 
     Raises
     ------
     MissingKeyError
         If the table has no such columns.
     InvalidArgumentError
-        If ``importance`` is no table, or another argument is out of its range.
+        If ``importance`` is not a table, or another argument is out of its range.
     SAMSError
-        If the local false sign rate of no weight is below ``max_lfsr``.
+        If no weight has a local false sign rate below ``max_lfsr``.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def feature_importance(
     """
     if not isinstance(importance, pd.DataFrame):
         raise InvalidArgumentError(
-            "`importance` is the table of scvi_sams.tl.feature_importance, not of type "
+            "`importance` must be the table of scvi_sams.tl.feature_importance, not of type "
             f"{type(importance).__name__}."
         )
     check_has("The table has no column", _COLUMNS, importance.columns)
@@ -85,8 +85,8 @@ def feature_importance(
     sure = of_part[of_part["lfsr"] < max_lfsr]
     if sure.empty:
         raise SAMSError(
-            f"No weight of {part}s has a local false sign rate below {max_lfsr:g}: features say "
-            "little of them. A larger max_lfsr shows what there is."
+            f"No weight of {part}s has a local false sign rate below {max_lfsr:g}: features are "
+            "hardly informative. Use a larger max_lfsr to show weights."
         )
     strength = sure["weight"].abs().groupby(sure["feature"], sort=False).max()
     rows = strength.sort_values(ascending=False, kind="stable").index[:n_features]
@@ -96,7 +96,7 @@ def feature_importance(
         of_part.pivot_table(index="feature", columns="latent", values=name).loc[rows, columns]
         for name in ("weight", "lfsr")
     )
-    meaning = f"weight of {part}s ({_UNITS[part]} per sd)\n(dots: sure of the sign)"
+    meaning = f"weight of {part}s ({_UNITS[part]} per SD)\n(dots: significant sign)"
     ax = marked_heatmap(values, lfsr.to_numpy() < max_lfsr, meaning, ax)
     ax.set_xlabel(f"latent dimension ({len(columns)})", fontsize=FONT_SIZE + 1)
     ax.set_ylabel(f"feature ({len(rows)})", fontsize=FONT_SIZE + 1)

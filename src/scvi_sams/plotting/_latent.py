@@ -32,7 +32,7 @@ _COLORS = (
     "#882255",
     "#999933",
 )
-"""Paul Tol's "muted" scheme: distinct for colour-blind readers, with grey left for the rest."""
+"""Paul Tol's "muted" scheme: distinct for colour-blind readers; grey is for the rest."""
 _REST_COLOR = "#DDDDDD"
 _SEED = 0
 
@@ -45,7 +45,7 @@ def latent(
     axes: Sequence[Axes] | np.ndarray | None = None,
     highlight: Sequence[str] | None = None,
 ) -> Sequence[Axes]:
-    """UMAPs of latent representations side by side, cells coloured by a label.
+    """UMAPs of latent representations side by side, with cells coloured by a label.
 
     Parameters
     ----------
@@ -59,19 +59,19 @@ def latent(
     axes
         One axes per panel; ``None`` makes a figure.
     highlight
-        Labels to colour (at most nine), all others are grey. ``None`` colours the largest groups.
+        Labels to colour (at most nine); all others are grey. ``None`` colours the largest groups.
 
     Returns
     -------
-    The axes, one per panel. The legend stands beside the last one.
+    The axes, one per panel. The legend is beside the last one.
 
     Raises
     ------
     MissingKeyError
         If a representation or the column is not in ``adata``.
     SAMSError
-        If there are more labels to highlight than colours, labels that no cell carries, or not one
-        axes per panel.
+        If there are more labels to highlight than colours, labels without cells, or the number of
+        axes differs from that of panels.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def latent(
     """
     basis = as_names("basis", basis)
     if not basis:
-        raise InvalidArgumentError("`basis` is empty: name representations of adata.obsm.")
+        raise InvalidArgumentError("`basis` is empty: name representations in adata.obsm.")
     highlight = None if highlight is None else as_names("highlight", highlight)
     check_has("adata.obs has no column", [color], adata.obs.columns)
     advice = " Compute it first with the model's get_latent_representation."
@@ -94,7 +94,7 @@ def latent(
         palette[others] = _REST_COLOR
     shown = pd.Categorical(labels, list(palette)).rename_categories(literal)
     colours = {literal(name): colour for name, colour in palette.items()}
-    # The others first, the rest in random order, so that no group is drawn on top of all others.
+    # Grey cells first, the rest in random order, so that no group covers all others.
     cells = np.random.default_rng(_SEED).permutation(len(labels))
     cells = cells[np.argsort(labels.map(palette).iloc[cells] != _REST_COLOR, kind="stable")]
     size = (3.8 * len(basis) + 1.4, 3.8)
@@ -128,15 +128,15 @@ def latent(
 
 
 def _highlighted(labels: pd.Series, highlight: Sequence[str] | None) -> list[str]:
-    """Return the labels that get a colour, the largest group first unless they were chosen."""
+    """Return the labels to colour, the largest group first unless they were chosen."""
     sizes = labels.value_counts()
     if highlight is None:
         by_size = sorted(sizes.index, key=lambda label: (-sizes[label], label))
         return by_size[: len(_COLORS)]
-    check_has("No cell carries the label", highlight, sizes.index)
+    check_has("No cell has the label", highlight, sizes.index)
     if len(highlight) > len(_COLORS):
         raise SAMSError(
-            f"{len(highlight)} labels cannot be told apart by colour; highlight at most "
+            f"{len(highlight)} labels cannot be distinguished by colour; highlight at most "
             f"{len(_COLORS)}."
         )
     return list(highlight)

@@ -1,4 +1,4 @@
-"""How good methods are, against the number of training cells."""
+"""Performance of methods by the number of training cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES = {
     "pearson": "Pearson correlation of effects\n(higher is better)",
     "rmse": "RMSE of effects, log2 units\n(lower is better)",
     "mean_pearson": "mean Pearson correlation per perturbation\n(higher is better)",
-    "rank": "rank of the own prediction, chance 0.5\n(lower is better)",
+    "rank": "rank of its own prediction, chance 0.5\n(lower is better)",
 }
 _CONTROLS = {
     "control mean": ":",
@@ -31,7 +31,7 @@ _FONT_SIZE = 8
 
 
 def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | None = None) -> Axes:
-    """Quality of methods against the training cells of each perturbation.
+    """Performance of methods by the number of training cells per perturbation.
 
     Parameters
     ----------
@@ -45,9 +45,8 @@ def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | N
     Returns
     -------
     The axes: a line per method, through the means over seeds, and a band from the lowest to the
-    highest seed; controls in grey. Cells are on a logarithmic axis, at the median over
-    perturbations of those that trained. Where predictions failed and a metric has no value, the
-    line has a gap.
+    highest seed; controls in grey. The logarithmic axis shows the median number of training cells
+    over perturbations. Lines have gaps where predictions failed and a metric has no value.
 
     Raises
     ------
@@ -111,7 +110,7 @@ def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | N
 
 
 def _name_the_numbers(ax: Axes, curve: pd.DataFrame) -> None:
-    """Put ticks where cells were counted, and say where they are all."""
+    """Put ticks at the numbers of cells, and label all of them."""
     ax.set_xscale("log")
     is_all = curve["cells_per_perturbation"].isna().to_numpy()
     ticks = {

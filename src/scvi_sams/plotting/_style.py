@@ -1,4 +1,4 @@
-"""What figures share: sizes, colours, new axes, names beside points and along heatmaps."""
+"""Common style of figures: sizes, colours, new axes, labels of points and heatmaps."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from scvi_sams.exceptions import SAMSError
 
 FONT_SIZE = 7
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, told apart with any colour vision; shapes or line styles differ as well."""
+"""Okabe and Ito's palette, suitable for colour-blind readers; shapes or line styles differ too."""
 _ADJUSTMENT = {
     "expand": (1.25, 1.8),
     "force_static": 0.1,
     "force_text": 0.2,
     "force_explode": 1.0,
     "min_arrow_len": 0,  # a line for every name
-    "iter_lim": 300,  # not a time limit: figures are the same on any machine
+    "iter_lim": 300,  # instead of a time limit, so that figures are the same on any machine
     "arrowprops": {"arrowstyle": "-", "color": "0.4", "linewidth": 0.5},
 }
 
 
 def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """Axes of a new figure of this size in inches, unless there are some."""
+    """Axes of a new figure of this size in inches, unless axes are given."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
@@ -59,17 +59,17 @@ def new_panels(
 
 
 def literal(name: object) -> str:
-    """Escape the dollar signs of a name, between which matplotlib would see a formula."""
+    """Escape the dollar signs of a name, which matplotlib would parse as a formula."""
     return str(name).replace("$", r"\$")
 
 
 def lay_out(ax: Axes) -> None:
-    """Settle the layout of the figure, which the places of names depend on."""
+    """Finish the layout of the figure, on which positions of labels depend."""
     ax.figure.canvas.figure.draw_without_rendering()
 
 
 def tidy(ax: Axes, font_size: int = FONT_SIZE) -> None:
-    """Small ticks, and no frame above and on the right."""
+    """Small ticks, and no frame at the top and on the right."""
     ax.tick_params(labelsize=font_size, length=2)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -77,10 +77,9 @@ def tidy(ax: Axes, font_size: int = FONT_SIZE) -> None:
 def label_points(
     ax: Axes, x: np.ndarray, y: np.ndarray, names: Mapping[int, str], *, avoid: Sequence[Text] = ()
 ) -> None:
-    """Name points by their positions, beside them and away from the others and from other texts.
+    """Label points by their positions, beside them and away from other points and texts.
 
-    A name that finds no free place, inside the axes and without crossing the names before it, is
-    left out.
+    A label without free space, inside the axes and without crossing earlier labels, is omitted.
     """
     if not names:
         return
@@ -99,7 +98,7 @@ def label_points(
     ]
     boxes = [text.get_window_extent() for text in avoid]
     unit = ax.figure.dpi / 72
-    # Of points that lie on each other one is enough to keep away from.
+    # One of several points at the same position is enough to keep away from.
     squares = ax.transData.transform(np.column_stack([x, y])) // (6 * unit)
     _, distinct = np.unique(squares, axis=0, return_index=True)
     _, lines = adjust_text(
@@ -124,13 +123,13 @@ def label_points(
 
 
 def label_rows_and_columns(ax: Axes, rows: pd.Index, columns: pd.Index) -> None:
-    """Name rows and columns of an image, thinned where names would not fit."""
+    """Label rows and columns of an image, thinned if labels do not fit."""
     lay_out(ax)
     box = ax.get_window_extent()
     points_per_pixel = 72 / ax.figure.dpi
     line = 1.3 * FONT_SIZE
     _set_ticks(ax.yaxis, rows, box.height * points_per_pixel / line)
-    # Names longer than a number stand upright and need one line each.
+    # Names longer than a number are vertical and need one line each.
     longest = max((len(str(name)) for name in columns), default=0)
     upright = longest > 3
     width = line if upright else max(line, 0.8 * FONT_SIZE * longest)
