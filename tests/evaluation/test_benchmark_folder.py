@@ -178,7 +178,7 @@ def test_a_fit_under_the_name_of_another_is_not_taken_for_it(screen, log, tmp_pa
     shutil.rmtree(first)
     shutil.copytree(second, first)
     runs = run(screen, tmp_path).runs.set_index(["method", "seed"])
-    assert "of other data or settings" in caplog.text
+    assert "it belongs to other data or settings" in caplog.text
     assert not runs.loc[("logged", 0), "from_folder"]
     assert runs.loc[("logged", 1), "from_folder"]
 

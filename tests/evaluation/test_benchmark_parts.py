@@ -89,7 +89,7 @@ def test_a_model_can_be_named():
 
 @pytest.mark.parametrize("name", [3, "", " "])
 def test_a_method_has_a_name(name):
-    with pytest.raises(SAMSError, match="named by text"):
+    with pytest.raises(SAMSError, match="must be text"):
         resolve_methods({name: additive})
 
 
@@ -579,7 +579,7 @@ def test_a_baseline_with_a_fit_of_its_own_is_fitted_by_it(screen):
         ("target_sum", "x", "a number above 0"),
         ("versions", 3, "a dict"),
         ("folder", 3, "the path of a file or folder"),
-        ("n_jobs", 0, "how many fits"),
+        ("n_jobs", 0, "number of parallel fits"),
         ("n_jobs", "all", "a whole number"),
     ],
 )

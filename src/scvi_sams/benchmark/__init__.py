@@ -1,1 +1,1 @@
-"""Many methods on one screen: fitted, scored, summarised, and reported."""
+"""Compare methods on one screen: fit, score, summarise, and report."""

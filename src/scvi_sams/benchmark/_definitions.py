@@ -1,4 +1,4 @@
-"""What the rows of a benchmark mean: axes, headline metrics, and those of models and truth."""
+"""Definitions of benchmark results: axes, headline metrics, and those of models and truth."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from scvi_sams.metrics._comparison import Metric
 from scvi_sams.metrics._scoring import METRICS, describe_metrics
 
 AXES = ("fit", "specificity", "distribution", "truth")
-"""Questions that a metric may answer. None of them alone says that a method is good."""
+"""Questions that a metric may answer. A good method does well in all of them."""
 FAILURES = ("failed", "missing", "nan")
-"""What the status of a failed prediction is."""
+"""Statuses of a failed prediction."""
 
 _BOUND = (
     "importance-weighted bound on log p(x) per test cell {which}, nats; for models of the same "
@@ -18,14 +18,14 @@ _BOUND = (
 )
 _PAPER = "Bereket and Karaletsos, NeurIPS 2023"
 _RECOVERY = "{score} of active entries, {what}, after one to one matching of latent dimensions"
-_MASK = "posterior inclusion probability > 0.5 (what masks say by themselves)"
+_MASK = "posterior inclusion probability > 0.5 (masks alone)"
 _CALLED = (
     "called at a false discovery rate of 5 % by masks and by a test on the cells "
     "(scvi_sams.tl.called_masks)"
 )
 _EFFECT = (
     "|posterior mean effect| > 0.5 standard deviations of basal states (a fixed threshold: the "
-    "best one needs the truth)"
+    "best one requires the truth)"
 )
 
 
@@ -69,11 +69,11 @@ HEADLINES = tuple(
     for metric in (*METRICS.values(), *METRICS_OF_FITS)
     if metric.is_headline
 )
-"""Mode, metric and what it is taken over, in the order of the tables."""
+"""Mode, metric and what it is computed over, in the order of the tables."""
 
 
 def define_metrics() -> pd.DataFrame:
-    """Describe every metric of a benchmark; as :func:`describe_metrics`, with ``axis``."""
+    """Describe every metric of a benchmark; like :func:`describe_metrics`, with ``axis``."""
     described = describe_metrics()
     own = pd.DataFrame([vars(metric) for metric in METRICS_OF_FITS])[described.columns]
     table = pd.concat([described, own], ignore_index=True)
@@ -82,8 +82,8 @@ def define_metrics() -> pd.DataFrame:
 
 
 def axes_of(table: pd.DataFrame) -> list[str]:
-    """Return which question the metric of each row answers."""
+    """Return the question that the metric of each row answers."""
     axes = {(own.mode, own.metric): own.axis for own in (*METRICS.values(), *METRICS_OF_FITS)}
-    # A model whose own scores failed as a whole has a row of mode "model" that says so.
+    # A model whose own scores all failed has a row of mode "model" instead.
     rows = zip(table["mode"], table["metric"], strict=True)
     return [axes.get(row, "distribution") for row in rows]

@@ -36,12 +36,12 @@ from scvi_sams.metrics._scoring import METRICS, metrics_by_mode, score_sides
 from scvi_sams.splits._split import Split
 from scvi_sams.train._interruption import interrupts_raise
 
-_SINGLE_CELL = "A single test cell has no half."
+_SINGLE_CELL = "A single test cell cannot be halved."
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Which scores; see :func:`scvi_sams.evaluation.score_predictions`."""
+    """Scores to compute; see :func:`scvi_sams.evaluation.score_predictions`."""
 
     modes: tuple[str, ...]
     target_genes: Mapping[str, str | Sequence[str]] | None
@@ -49,7 +49,7 @@ class ScoreOptions:
 
     @property
     def keep_cells(self) -> bool:
-        """Whether a mode scores predicted cells only."""
+        """Whether a mode requires predicted cells."""
         return any(_needs(mode) == {"cells"} for mode in self.modes)
 
 
@@ -72,7 +72,7 @@ def run_task(
     store: FitStore,
     n_threads: int | None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Load the fit or make it, score it, and keep what was made; tell how it ran."""
+    """Load or compute the fit, score it, store it, and describe how it ran."""
     score_key = fingerprint(options, task.versions)
     place = store.place(task.name, task.seed, task.key)
     kept = store.load(place, task.key)
@@ -82,19 +82,19 @@ def run_task(
     with _limited_threads(n_threads):
         fold = make_fold(screen, task.split)
         if task.method is None:
-            # Two halves of cells cost nothing: only scores are worth keeping.
+            # Halves of cells are fast to compute: only scores are stored.
             started = time.perf_counter()
             predictions, scored = half_of_test_cells(fold, task.seed, keep_cells=options.keep_cells)
             fit = StoredFit(predictions, _record(task, "ok", "", [], started))
         else:
             scored = fold
-            with interrupts_raise():  # a training that was cut short is not to be scored or kept
+            with interrupts_raise():  # an interrupted training must not be scored or stored
                 fit = kept or _fit(task, task.method, fold, options)
         tables = [
             _score_fold(scored, fit.predictions, options),
             _extra_rows([Extra(**extra) for extra in fit.record["extras"]]),
         ]
-    # A profile has no distance between cells: there may be nothing to score.
+    # Profiles have no distances between cells: there may be nothing to score.
     filled = [table for table in tables if len(table)] or tables[-1:]
     scores = pd.concat(filled, ignore_index=True)
     scores["message"] = scores["message"].fillna("")
@@ -106,7 +106,7 @@ def run_task(
             if kept is None:
                 store.save(place, fit)
             store.save_scores(place, score_key, scores)
-        except SavingError as error:  # what was fitted is worth more than the folder
+        except SavingError as error:  # continue: the fit is more important than the folder
             not_kept = f"not kept: {error}"
     return _outcome(task, scores, fit, from_folder=kept is not None, not_kept=not_kept)
 
@@ -117,7 +117,7 @@ def _outcome(
     named = {"method": task.name, "seed": task.seed}
     told = {key: fit.record[key] for key in ("status", "message", "seconds")}
     told["message"] = told["message"] or not_kept
-    # With what names the task in front.
+    # Starts with the columns that identify the task.
     scores = pd.DataFrame(named, index=scores.index).join(scores)
     return scores, named | told | {"from_folder": from_folder}
 
@@ -126,7 +126,7 @@ def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> Store
     started = time.perf_counter()
     try:
         fitted = method.fit(fold, task.seed)
-    except Exception as error:  # noqa: BLE001 - whatever a method raises is a row of the table
+    except Exception as error:  # noqa: BLE001 - any error of a method is a row of the table
         message = describe_error(error)
         nothing = Predictions.of(fold, {}, {}, dict.fromkeys(fold.perturbations, message))
         return StoredFit(nothing, _record(task, "failed", message, [], started))
@@ -139,14 +139,14 @@ def _fit(task: Task, method: Method, fold: Fold, options: ScoreOptions) -> Store
 
 
 def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
-    """Ask for every tested perturbation; a failure of one does not stop the others."""
+    """Predict every tested perturbation; a failure of one does not stop the others."""
     profiles: dict[Key, np.ndarray] = {}
     cells: dict[Key, sparse.csr_matrix] = {}
     messages: dict[Key, str] = {}
 
     @cache
     def shift(level: str) -> np.ndarray:
-        """By how much the training control cells of a level differ from all of them."""
+        """Difference of the training control cells of a level from all of them."""
         of_level, of_all = (
             fold.train.X[fold.training_controls(chosen)].mean(axis=0) for chosen in (level, None)
         )
@@ -166,15 +166,15 @@ def predict_all(fitted: Fitted, fold: Fold, *, keep_cells: bool) -> Predictions:
                 rows = fitted.predict_cells(level)
             if keep_cells and rows.shape[0] > 1:
                 cells[level, label] = sparse.csr_matrix(rows)
-        except Exception as error:  # noqa: BLE001 - whatever a method raises is a row of the table
+        except Exception as error:  # noqa: BLE001 - any error of a method is a row of the table
             messages[level, label] = describe_error(error)
     return Predictions.of(fold, profiles, cells, messages)
 
 
 def half_of_test_cells(fold: Fold, seed: int, *, keep_cells: bool) -> tuple[Predictions, Fold]:
-    """Predict by halves of cells, level by level; return the fold to score it on as well.
+    """Predict by halves of cells, level by level; also return the fold to score it on.
 
-    This is the positive control, as :func:`split_half` makes it.
+    This is the positive control, as in :func:`split_half`.
     """
     observed, labels = fold.observed, fold.observed_labels
     levels, name_of = fold.columns.levels(observed), labels.canonical
@@ -239,7 +239,7 @@ def _rows(
 
 
 def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> pd.DataFrame:
-    """Score mean profiles, and cells where there are any; name what failed and why."""
+    """Score mean profiles, and cells if there are any; name failures and their reasons."""
     genes, labels = fold.observed.var_names, fold.observed_labels
     observed = Side(sparse.csr_array(fold.observed.X), labels, fold.columns.levels(fold.observed))
     chosen = Options(options.target_genes, _centroid(fold), options.n_top_genes)
@@ -254,7 +254,7 @@ def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> 
         side = read_side(predicted, genes, "predicted", *keys, labels.spelling)
         table = score_sides(side, observed, genes, modes, chosen)
         if predicted is predictions.cells:
-            # Every method is compared by its profiles; cells add what needs cells.
+            # All methods are compared by their profiles; cells add metrics that require cells.
             rows = zip(table["mode"], table["metric"], strict=True)
             table = table[[METRICS[row].needs == "cells" for row in rows]]
         scores.append(table if observed.levels is not None else table.drop(columns="covariate"))
@@ -264,7 +264,7 @@ def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> 
 
 
 def _needs(mode: str) -> set[str | None]:
-    """What the metrics of a mode need to be predicted."""
+    """Kinds of predictions that the metrics of a mode require."""
     return {metric.needs for metric in metrics_by_mode()[mode]}
 
 
@@ -279,8 +279,8 @@ def _extra_rows(extras: Sequence[Extra]) -> pd.DataFrame:
 def _centroid(fold: Fold) -> np.ndarray | None:
     """Mean over training perturbations of their means, the reference of Systema.
 
-    By the baseline that predicts it, so that this baseline differs from it by nothing, not even by
-    rounding, of which a correlation would make an effect.
+    Computed by the baseline that predicts it, so that this baseline is exactly equal to it: a
+    correlation would turn a rounding difference into an effect.
     """
     if fold.columns.covariate_key is not None:
         return None
@@ -304,7 +304,7 @@ def _explained(scores: pd.DataFrame, fold: Fold, messages: Mapping[Key, str]) ->
         else "a prediction that is not finite counts as no effect"
     )
     not_finite = scores["status"].eq("nan") & message.eq("")
-    message[not_finite] = "the prediction holds values that are not finite"
+    message[not_finite] = "the prediction contains values that are not finite"
     return scores.assign(message=message)
 
 

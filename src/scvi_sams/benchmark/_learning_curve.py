@@ -1,4 +1,4 @@
-"""How good methods are with few training cells of each perturbation, and with many."""
+"""Performance of methods with few and with many training cells of each perturbation."""
 
 from __future__ import annotations
 
@@ -48,35 +48,35 @@ def learning_curve(
     n_jobs: int | None = None,
     progress_bar: bool = True,
 ) -> pd.DataFrame:
-    """Score methods that were fitted to few cells of each perturbation, and to many.
+    """Score methods fitted to different numbers of cells of each perturbation.
 
-    For each seed the cells of every label are divided at random: one part may train, the other is
-    tested. Of the part that may train, a number of cells of each perturbation (and combination)
-    train, larger numbers including the smaller ones; all its control cells always do. The tested
-    cells are the same for all numbers. Fits and scores are those of :func:`benchmark`, whose
-    controls are run here, too: ``"control mean"``, ``"mean of perturbations"``, and
-    ``"half of the test cells"``, which no number of training cells changes. Both its sides are half
-    of the tested cells, so that methods pass it where more cells than these train.
+    For each seed the cells of every label are divided at random into cells that may train and test
+    cells. Of the former, a number of cells of each perturbation (and combination) train, where
+    larger numbers include the smaller ones; all control cells among them always train. Test cells
+    are the same for all numbers. Fits and scores are those of :func:`benchmark`, with the same
+    controls: ``"control mean"``, ``"mean of perturbations"``, and ``"half of the test cells"``,
+    which does not depend on the number of training cells. Both of its sides are half of the test
+    cells, so methods can exceed it if they train on more cells.
 
     Parameters
     ----------
     adata
-        Cells x genes counts. Not changed.
+        Counts, cells x genes. Not changed.
     methods
-        As for :func:`benchmark`. Models hold some of the training cells out for their own
-        validation, as ``train`` does; all others are fitted to all of them.
+        As for :func:`benchmark`. Models use some of the training cells for their own validation, as
+        in ``train``; all others are fitted to all of them.
     cells
-        Training cells of each perturbation; ``None`` is all that may train. Perturbations that have
-        fewer train with what they have.
+        Training cells of each perturbation; ``None`` is all that may train. Perturbations with
+        fewer cells train with what they have.
     seeds
-        Of splits and methods.
+        Seeds of splits and methods.
     train_size
-        Share of the cells of each label that may train.
+        Fraction of the cells of each label that may train.
     perturbation_key, control, delimiter, layer, batch_key, size_factor_key
         As for :func:`benchmark`.
     target_sum
-        Total that cells are normalised to; ``None`` takes the median size of all cells, so that
-        errors are in the same units wherever they are compared.
+        Total to which cells are normalised; ``None``: the median size of all cells, so that errors
+        are in the same units for all fits.
     versions, folder, n_jobs, progress_bar
         As for :func:`benchmark`.
 
@@ -84,29 +84,29 @@ def learning_curve(
     -------
     One row per number of cells, method and seed:
 
-    - ``method``; ``cells_per_perturbation``, as asked for (missing where it was ``None``);
-      ``n_cells``, the median over perturbations of the cells that trained; ``seed``.
-    - ``pearson``, ``rmse``: of predicted with observed average treatment effects, over all
-      perturbations x genes at once. An effect is the difference of mean
+    - ``method``; ``cells_per_perturbation``, as requested (missing for ``None``);
+      ``n_cells``, the median over perturbations of the number of training cells; ``seed``.
+    - ``pearson``, ``rmse``: of predicted and observed average treatment effects, over all
+      perturbations x genes together. An effect is the difference of mean
       ``log2(1 + target_sum * x / size)`` from all control cells. A failed prediction counts as no
       effect.
     - ``mean_pearson``: mean over perturbations of the correlation over genes.
     - ``rank``: mean over perturbations of the rank of a prediction among those of all perturbations
       by its distance to the observation, 0 best, 0.5 chance (``rank_rmse_average``).
-    - ``n_failed``: perturbations whose prediction failed, and ``message``, why the first of them
-      did. The means are then NaN, but for the rank, which takes its worst value.
+    - ``n_failed``: number of failed perturbations, and ``message``, the reason of the first.
+      Means are then NaN, except for the rank, which has its worst value.
 
     Raises
     ------
     InvalidArgumentError
-        If ``cells`` or ``seeds`` are not whole numbers of at least 1 (seeds: 0), ``cells`` names a
-        number twice, or ``train_size`` is not between 0 and 1.
+        If ``cells`` or ``seeds`` are not whole numbers of at least 1 (seeds: 0), ``cells`` contains
+        a number twice, or ``train_size`` is not between 0 and 1.
     SAMSError, KeyboardInterrupt
         As for :func:`benchmark`.
 
     See Also
     --------
-    scvi_sams.pl.learning_curve : draws the table.
+    scvi_sams.pl.learning_curve : plots the table.
 
     Examples
     --------
@@ -166,12 +166,12 @@ def _as_numbers_of_cells(cells: object) -> list[int | None]:
         if number is not None:
             check_integer(cells=number)
     if not numbers or len(set(numbers)) < len(numbers):
-        raise InvalidArgumentError(f"`cells` is {numbers}; give at least one number, each once.")
+        raise InvalidArgumentError(f"`cells` is {numbers}; pass at least one number, each once.")
     return [None if number is None else int(number) for number in numbers]
 
 
 def _split(labels: Labels, number: int | None, train_size: float, seed: int) -> Split:
-    """Test the same cells whatever the number of those that train, which are nested."""
+    """Same test cells for any number of training cells, which are nested."""
     shares = (train_size, 0.0, 1 - train_size)
     train, _, test = stratified_split(labels.name_of_cell, shares, seed=seed)
     if number is not None:
@@ -192,7 +192,7 @@ def _split(labels: Labels, number: int | None, train_size: float, seed: int) -> 
 
 
 def _median_cells(labels: Labels, split: Split) -> float:
-    """Median over perturbations of the training cells of one."""
+    """Median over perturbations of the number of training cells."""
     trained = split.train[~labels.is_control[split.train]]
     return float(pd.Series(labels.name_of_cell[trained]).value_counts().median())
 

@@ -1,4 +1,4 @@
-"""What can take part: built-in methods by name, baselines, functions and models."""
+"""Methods of a benchmark: built-in methods by name, baselines, functions and models."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ BUILT_IN: dict[str, Callable[[], Any]] = {
     "SVAEPlus": partial(ModelMethod, SVAEPlus),
     "ConditionalVAE": partial(ModelMethod, ConditionalVAE),
 }
-"""A new comparator is one line here."""
+"""To add a comparator, add a line here."""
 
 _MOST_CONTROL_CELLS = 1000
 
@@ -73,7 +73,8 @@ def resolve_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Met
     Raises
     ------
     SAMSError
-        If a string names no built-in method, a value is no method, or a name is reserved.
+        If a string is not the name of a built-in method, a value is not a method, or a name is
+        reserved.
     """
     wanted = "a dict of methods by name, or a list of built-in names"
     several = methods if isinstance(methods, Mapping) else as_list("methods", methods, wanted)
@@ -93,7 +94,7 @@ def resolve_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Met
 
 def _resolve(name: str, method: Any) -> Method:
     if not isinstance(name, str) or not name.strip():
-        raise SAMSError(f"A method is named by text, not by {name!r}.")
+        raise SAMSError(f"The name of a method must be text, not {name!r}.")
     if isinstance(method, str):
         if method not in BUILT_IN:
             raise SAMSError(
@@ -105,7 +106,7 @@ def _resolve(name: str, method: Any) -> Method:
         return method
     if isinstance(method, type):
         raise SAMSError(
-            f"The method {name!r} is the class {method.__name__}. Pass an object of it, or "
+            f"The method {name!r} is the class {method.__name__}. Pass an instance of it, or "
             "ModelMethod(class) if it is a model."
         )
     if hasattr(method, "fit") and hasattr(method, "predict"):
@@ -133,9 +134,9 @@ class EstimatorMethod:
             return _fitted_by_level(estimator, fold)
         if isinstance(estimator, FeatureBaseline) and estimator.features is None:
             estimator.features = fold.features
-        # A baseline may have a ``fit`` of its own, which does more than read the cells.
+        # A baseline may have its own ``fit``, which does more than read the cells.
         if getattr(type(estimator), "fit", None) is BaselineMethod.fit:
-            # Labels were read already, whatever the baseline calls their column.
+            # Labels are parsed already, whatever column the baseline expects.
             estimator._fit(fold.train.X, fold.train_labels, fold.train.var_names)
         else:
             estimator.fit(fold.train.copy())
@@ -145,14 +146,14 @@ class EstimatorMethod:
         """Class and settings."""
         settings = {k: v for k, v in vars(self.estimator).items() if not k.startswith("_")}
         if isinstance(self.estimator, BaselineMethod):
-            # The benchmark sets them.
+            # Set by the benchmark.
             for key in ("perturbation_key", "covariate_key", "control", "delimiter", "seed"):
                 settings.pop(key, None)
         return {"class": type(self.estimator), "settings": settings}
 
 
 def _fitted_by_level(baseline: LevelBaseline, fold: Fold) -> Fitted:
-    """Fit a baseline that is told the level of every cell, and which level to predict."""
+    """Fit a baseline that needs the level of every cell, and of the prediction."""
     train, columns = fold.train, fold.columns
     baseline.covariate_key = columns.covariate_key
     baseline._fit_levels(train.X, fold.train_labels, columns.levels(train), train.var_names)
@@ -160,7 +161,7 @@ def _fitted_by_level(baseline: LevelBaseline, fold: Fold) -> Fitted:
 
 
 class NoChange(EstimatorMethod):
-    """The control mean as profile, and control cells as cells: the negative control of both."""
+    """The control mean as profile, and control cells as cells: a negative control for both."""
 
     def fit(self, fold: Fold, seed: int) -> Fitted:
         """Take the training control cells."""
@@ -207,9 +208,9 @@ class FunctionMethod:
         return Fitted(lambda perturbation, level: prediction[(rows == perturbation).to_numpy()])
 
     def description(self) -> dict[str, Any]:
-        """Its name: code cannot be fingerprinted."""
+        """Its name: code has no fingerprint."""
         return {"function": self.name}
 
 
 Method: TypeAlias = ModelMethod | EstimatorMethod | FunctionMethod
-"""What the benchmark runs: ``fit(fold, seed)``, and ``description()`` for its fingerprint."""
+"""Interface of methods: ``fit(fold, seed)``, and ``description()`` for the fingerprint."""

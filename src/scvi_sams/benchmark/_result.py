@@ -1,4 +1,4 @@
-"""What a benchmark returns: scores, and their means over perturbations and seeds."""
+"""Result of a benchmark: scores, and their means over perturbations and seeds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _KEYS = ["mode", "metric", "over"]
 def _statistics(group: pd.DataFrame) -> dict[str, float | int | bool]:
     """Statistics of one metric of one method.
 
-    A value that is not defined for a perturbation says nothing about the method and is left out; a
-    failure is not: where it has no worst value, there is no mean.
+    Values that are undefined for a perturbation are ignored; failures are not: if they have no
+    worst value, there is no mean.
     """
     defined = group[group["status"] != "undefined"]
     names = defined["perturbation"]
@@ -56,8 +56,8 @@ def _statistics(group: pd.DataFrame) -> dict[str, float | int | bool]:
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     """Interval of the mean over seeds of the mean over perturbations (seeds x perturbations).
 
-    Perturbations are drawn again by name, with all their seeds: one that is tested in several seeds
-    is not evidence several times over.
+    Perturbations are resampled by name, with all their seeds: a perturbation that is tested in
+    several seeds is not independent evidence.
     """
     n_names = values.shape[1]
     if n_names < 2:
@@ -74,7 +74,7 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
 
 
 def _ordered(table: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
-    """Headline metrics first, then in the order of the scores; methods as they were given."""
+    """Headline metrics first, then in the order of the scores; methods in the given order."""
     keys = [tuple(key) for key in table[_KEYS].to_numpy()]
     places = {key: place for place, key in enumerate(dict.fromkeys([*HEADLINES, *keys]))}
     order = pd.DataFrame(
@@ -93,13 +93,13 @@ class BenchmarkResult:
         Tidy table, one row per method, seed, perturbation and metric: ``method``, ``seed``,
         ``perturbation``, ``covariate`` (if there is one), ``mode``, ``metric``, ``value``,
         ``n_cells`` (observed test cells), ``higher_is_better``, ``chance``, ``status`` and
-        ``message``. Perturbation ``"all"`` stands in rows of mode ``"sams"`` that flatten
+        ``message``. Perturbation ``"all"`` is in rows of mode ``"sams"`` that flatten
         perturbations x genes, and of modes ``"model"`` and ``"truth"``, which score a whole fit.
-        ``status`` is that of :func:`score_predictions`, or ``"failed"`` where the method
-        raised an error, whose text is the message.
+        ``status`` is that of :func:`score_predictions`, or ``"failed"`` if the method raised an
+        error, whose text is the message.
     runs
         One row per method and seed: ``method``, ``seed``, ``status``, ``message``, ``seconds`` of
-        fitting and predicting, and ``from_folder``, whether an earlier call had finished it.
+        fitting and predicting, and ``from_folder``, whether it was finished in an earlier call.
     settings
         ``versions``, ``data`` (size, fingerprint), ``splits`` (one per seed), ``seeds``, ``modes``,
         ``target_sum`` and ``methods`` (their settings as text).
@@ -115,7 +115,7 @@ class BenchmarkResult:
         Parameters
         ----------
         negative
-            Method to measure ``position`` from: ``"mean of perturbations"`` or ``"control mean"``.
+            Method at which ``position`` is 0: ``"mean of perturbations"`` or ``"control mean"``.
 
         Returns
         -------
@@ -124,11 +124,11 @@ class BenchmarkResult:
         - ``method``, ``axis`` (``"fit"``, ``"specificity"``, ``"distribution"``, ``"truth"``),
           ``mode``, ``metric``, and ``over``: ``"perturbations"`` if averaged over them, ``"all"``
           if there is one value for all.
-        - ``mean``: over seeds, of the mean over perturbations. NaN where a prediction failed and
-          the metric has no worst value; ``mean_of_succeeded`` leaves failures out.
-        - ``low``, ``high``: 95 % interval, perturbations drawn again by name (2,000 times). NaN
-          with ``over == "all"``.
-        - ``sd_over_seeds``: spread of the means of seeds; NaN for one seed.
+        - ``mean``: over seeds, of the mean over perturbations. NaN if a prediction failed and the
+          metric has no worst value; ``mean_of_succeeded`` ignores failures.
+        - ``low``, ``high``: 95 % bootstrap interval over perturbations (2,000 samples). NaN with
+          ``over == "all"``.
+        - ``sd_over_seeds``: SD of the means of seeds; NaN for one seed.
         - ``chance``; ``position``: 0 at the negative, 1 at the positive control (see
           :func:`position`), which is scored on half of the test cells.
         - ``higher_is_better``, ``n_seeds``, ``n_perturbations``, ``n_values``, ``n_failed``.
@@ -136,13 +136,13 @@ class BenchmarkResult:
         Raises
         ------
         SAMSError
-            If ``negative`` is no method of the benchmark.
+            If ``negative`` is not a method of the benchmark.
         """
         scores = self.scores
         methods = list(dict.fromkeys(scores["method"]))
         if negative not in methods:
             raise SAMSError(
-                f"There is no method {negative!r} to be the negative control; methods are "
+                f"There is no method {negative!r} to use as negative control; methods are "
                 f"{', '.join(map(repr, methods))}."
             )
         over = np.where(scores["perturbation"] == "all", "all", "perturbations")
@@ -164,7 +164,7 @@ class BenchmarkResult:
         failed = self.scores[self.scores["status"].isin(FAILURES)]
         columns = ["method", "seed", "perturbation", "covariate", "status", "message"]
         columns = [column for column in columns if column in failed]
-        # The rows for "all" only repeat what the perturbations say.
+        # The rows for "all" only repeat those of perturbations.
         failed = failed[(failed["perturbation"] != "all") | (failed["mode"] == "model")]
         return failed[columns].drop_duplicates().reset_index(drop=True)
 
@@ -174,7 +174,7 @@ class BenchmarkResult:
         return define_metrics()
 
     def to_csv(self, path: str | Path) -> None:
-        """Write ``scores`` as CSV; a SavingError, and nothing is left, if that cannot be done."""
+        """Write ``scores`` as CSV; a SavingError, and no file, if that fails."""
         write_whole(path, lambda partial: self.scores.to_csv(partial, index=False))
 
     def to_parquet(self, path: str | Path) -> None:
@@ -186,20 +186,20 @@ class BenchmarkResult:
             )
         except ImportError as error:
             raise SAMSError(
-                "Parquet needs pyarrow, which is not installed: `pip install pyarrow`, or use "
+                "Parquet requires pyarrow, which is not installed: `pip install pyarrow`, or use "
                 "to_csv."
             ) from error
 
     def to_html(self, path: str | Path, *, title: str = "Perturbation benchmark") -> None:
-        """Write a report: one HTML file that refers to nothing outside itself.
+        """Write a report: one self-contained HTML file.
 
-        It says what was run, and has the summary with controls and chance levels, figures,
+        It contains the settings, the summary with controls and chance levels, figures,
         failures, and the definition of every metric.
 
         Parameters
         ----------
         path
-            Of the file.
+            Path of the file.
         title
             Heading of the report.
         """

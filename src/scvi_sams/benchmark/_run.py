@@ -1,4 +1,4 @@
-"""Many methods, one screen, the same cells: the benchmark."""
+"""The benchmark: several methods on the same cells of one screen."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ def benchmark(
     n_jobs: int | None = None,
     progress_bar: bool = True,
 ) -> BenchmarkResult:
-    """Fit methods on the same training cells, score their predictions on the same test cells.
+    """Fit methods on the same training cells and score predictions on the same test cells.
 
-    Always among them are two negative controls, ``"control mean"`` (nothing changes) and ``"mean
-    of perturbations"`` (every perturbation does the same), and a positive one, ``"half of the test
-    cells"``, which predicts the other half. A method that fits as well as the mean of perturbations
-    and is at chance in the metrics of specificity tells no perturbations apart.
+    Controls are always included: two negative ones, ``"control mean"`` (no effect) and ``"mean of
+    perturbations"`` (the same effect for all), and a positive one, ``"half of the test cells"``,
+    which predicts the other half. A method that fits as well as the mean of perturbations and is at
+    chance level in the metrics of specificity does not distinguish perturbations.
 
     Parameters
     ----------
     adata
-        Cells x genes counts. Not changed.
+        Counts, cells x genes. Not changed.
     methods
         Names and methods (or the names of built-in methods only). A method is one of
 
@@ -85,97 +85,98 @@ def benchmark(
           with defaults;
         - :class:`ModelMethod`, a model class with settings;
         - an object with ``fit(train_adata)`` and ``predict(perturbations)``, such as a
-          :class:`BaselineMethod`. A copy is fitted; a baseline of this package takes labels,
+          :class:`BaselineMethod`. A copy is fitted; baselines of this package use the labels,
           covariate and seed of the benchmark;
         - a function ``predict(train_adata, perturbations)``, called once per seed.
 
-        ``train_adata`` holds training cells only: ``X`` is ``log(1 + target_sum * x / size)``,
+        ``train_adata`` contains training cells only: ``X`` is ``log(1 + target_sum * x / size)``,
         ``layers["counts"]`` the counts, ``obs[perturbation_key]`` canonical labels; for a function,
-        ``uns["benchmark"]`` has ``seed``, ``target_sum`` and the names of columns and controls.
-        Predicted is an AnnData in the units of ``X`` with labels in ``obs[perturbation_key]`` and
-        one row (a profile) or many (cells) per perturbation.
+        ``uns["benchmark"]`` contains ``seed``, ``target_sum`` and the names of columns and
+        controls. Return an AnnData in the units of ``X`` with labels in ``obs[perturbation_key]``
+        and one row (a profile) or several (cells) per perturbation.
     split
-        Which cells train, validate and test, or a function of the seed that makes it.
+        Training, validation and test cells, or a function of the seed that returns a split.
     seeds
-        Of methods and, if ``split`` is a function, of splits.
+        Seeds of methods and, if ``split`` is a function, of splits.
     modes
         Metrics, as for :func:`score_predictions`. All methods are compared by mean profiles;
         ``"distances"`` is scored for those that predict cells.
     perturbation_key, control, delimiter
-        Labels, as for :func:`score_predictions`. Doses play no part: cells of one label that are
-        registered with several doses are an error.
+        Labels, as for :func:`score_predictions`. Doses are not supported: cells of one label that
+        are registered with several doses raise an error.
     layer
-        Layer of ``adata`` that holds the counts; ``None`` for ``X``.
+        Layer of ``adata`` with the counts; ``None`` for ``X``.
     covariate_key
-        Column of ``obs`` with groups, such as cell types, that are scored one by one. Predictions
-        that do not name it are taken as an effect: they are moved by the difference of the training
-        control cells of the group from all of them (and not below 0).
+        Column of ``obs`` with groups, such as cell types, that are scored separately. Predictions
+        without this column are used as effects: they are shifted by the difference of the training
+        control cells of the group from all of them (and clipped at 0).
     batch_key, size_factor_key
-        Columns of ``obs`` for models; the size factor is also the size that counts are normalised
-        by, in place of their sum.
+        Columns of ``obs`` for models; counts are also normalised by the size factor instead of
+        their sum.
     target_sum
-        Total that cells are normalised to; ``None`` takes the median size of the training cells of
+        Total to which cells are normalised; ``None``: the median size of the training cells of
         each split.
     target_genes, n_top_genes
         As for :func:`score_predictions`.
     perturbation_features
-        Features of perturbations, for those that no training cell carries
-        (:func:`perturbation_hold_out`): what
-        :func:`~scvi_sams.features.as_feature_table` reads, or its key in ``adata.uns``. Models and
-        baselines that know features take them; the others fail there, and their rows say so.
+        Features of perturbations, for those without training cells
+        (:func:`perturbation_hold_out`): any input of
+        :func:`~scvi_sams.features.as_feature_table`, or its key in ``adata.uns``. Models and
+        baselines that support features use them; others fail for these perturbations, and their
+        rows say so.
     versions
-        Versions of methods by name, of your choice. The code of a function (or of a class of
-        your own) has no fingerprint: change its version when it changes, or results of the
-        earlier code are taken from ``folder``.
+        Versions of methods by name, of your choice. The code of a function (or of a custom class)
+        has no fingerprint: change its version when the code changes, otherwise results of the
+        earlier code are reused from ``folder``.
     folder
-        Where finished fits are kept: predictions (``.h5ad``), scores and a record. A later call
-        takes from it what has the same data, split, settings, seed and package version; other modes
-        or target genes are scored anew without fitting. Each fit is written aside and renamed, so
-        that a killed or interrupted process loses only what it was at. Fits that raised an error
-        are tried again, damaged ones are made again with a warning. Where the disk is full, results
-        are returned all the same, and ``runs`` says what was not kept. One call at a time may use a
-        folder.
+        Folder for finished fits: predictions (``.h5ad``), scores and a record. A later call reuses
+        fits with the same data, split, settings, seed and package version; other modes or target
+        genes are scored again without fitting. Each fit is written to a temporary place and
+        renamed, so that an interrupted process loses only the running fit. Fits that raised an
+        error are tried again; damaged ones are repeated with a warning. If the disk is full,
+        results are returned anyway, and ``runs`` lists what was not stored. A folder can be used by
+        one call at a time.
     n_jobs
-        Fits at a time, each in a process of its own; ``None`` is 1, or what
-        :func:`joblib.parallel_config` says.
+        Number of parallel fits, each in its own process; ``None`` is 1, or the value set by
+        :func:`joblib.parallel_config`.
     progress_bar
-        Show one.
+        Whether to show a progress bar.
 
     Returns
     -------
-    The scores. A method that fails is not left out: its rows have a status and a message.
+    The scores. Failed methods are not omitted: their rows have a status and a message.
 
     Raises
     ------
     InvalidSplitError
-        If a split leaks, or does not fit the data or the labels; before anything is fitted.
+        If a split leaks, or does not fit the data or the labels; raised before any fit.
     MissingKeyError, InvalidCountsError, InvalidCovariateError, InvalidPerturbationLabelError
         If columns, counts or labels are missing or malformed.
     InvalidDosageError
         If cells of a label are registered with several doses.
     InvalidArgumentError
         If ``seeds`` are not whole numbers of at least 0, each once, or ``perturbation_features``
-        are no table of finite numbers with features of a perturbation of the data.
+        are not a table of finite numbers with features of a perturbation of the data.
     SAMSError
         If there is no such method or mode, or names are reserved.
     SavingError
-        If nothing can be written to ``folder``; before anything is fitted.
+        If nothing can be written to ``folder``; raised before any fit.
     KeyboardInterrupt
-        At Ctrl-C, in the training of a model after its running step. Finished fits are kept,
-        the one that was running is not.
+        At Ctrl-C; training stops after the current step. Finished fits are stored, the running one
+        is not.
 
     Notes
     -----
-    The unit of work is a fit, minutes to hours long and independent of all others, so processes
-    with one fit each use the machine best; the cores are shared out among them, because numerical
+    The unit of work is a fit, which takes minutes to hours and is independent of all others, so one
+    process per fit uses the machine best. Cores are divided between them, because numerical
     libraries that each start a thread per core slow each other down. joblib does this on one
     machine without further dependencies, and on a cluster with the same code::
 
         with joblib.parallel_config(backend="dask"):  # or "ray", once registered
             benchmark(..., folder="a folder that all workers see")
 
-    Controls of the observed data, which stand on both sides of every effect, are all control cells
-    of the split, those in training too: with few test controls, their noise would be
+    Controls of the observed data, the reference of predicted and observed effects, are all control
+    cells of the split, including training cells: with few test controls, their noise would be
     common to all observed effects and look like something to predict.
 
     Examples
@@ -236,13 +237,13 @@ def benchmark(
 
 
 def as_seeds(seeds: object) -> list[int]:
-    """Return seeds as a list; an error if there are none or one stands there twice."""
+    """Return seeds as a list; an error if it is empty or contains a seed twice."""
     seeds = as_list("seeds", seeds, "whole numbers, such as [0, 1, 2]")
     for seed in seeds:
         check_integer(at_least=0, seeds=seed)
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
-        raise SAMSError(f"`seeds` is {seeds}; give at least one, each once.")
+        raise SAMSError(f"`seeds` is {seeds}; pass at least one, each once.")
     return seeds
 
 
@@ -270,7 +271,7 @@ def run_methods(
     tables, runs = zip(*_run_all(tasks, screen, options, store, n_jobs, progress_bar), strict=True)
     scores = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return BenchmarkResult(
-        # Messages of scores just made and of scores read from files alike.
+        # Applies to new scores and to scores read from files.
         scores=scores.astype({"message": str}),
         runs=pd.DataFrame(runs),
         settings=_settings(screen, data_key, splits, options, methods),
@@ -303,10 +304,10 @@ def _run_all(
                 text = f"{run['method']}, seed {run['seed']}: {run['status']}"
                 progress.update(bar, advance=1, description=text)
     except KeyboardInterrupt:
-        kept = f"kept in {str(store.folder.parent)!r}: the same call goes on from there"
+        kept = f"stored in {str(store.folder.parent)!r}: the same call continues from there"
         logger.warning(
             f"Interrupted after {len(outcomes)} of {len(tasks)} fits, which are "
-            + (f"{kept}." if store.is_kept else "lost: pass a `folder` to keep fits.")
+            + (f"{kept}." if store.is_kept else "lost: pass a `folder` to store fits.")
         )
         raise
     return sorted(outcomes, key=lambda outcome: order[outcome[1]["method"], outcome[1]["seed"]])
@@ -347,7 +348,7 @@ def _check_features(features: FeatureTable, labels: Labels) -> None:
     if set(labels.carried).isdisjoint(features.names):
         raise InvalidArgumentError(
             "`perturbation_features` has no row of a perturbation of the data; it has "
-            f"{listing(features.names)}, and cells carry {listing(labels.carried)}."
+            f"{listing(features.names)}, and cells have {listing(labels.carried)}."
             + features.transposed_hint(labels.carried)
         )
 
@@ -360,7 +361,7 @@ def _check_options(versions: object, folder: object, n_jobs: object) -> None:
     if n_jobs is not None:
         check_integer(at_least=None, n_jobs=n_jobs)
         if n_jobs == 0:
-            raise InvalidArgumentError("`n_jobs` is 0: pass how many fits run at a time, or None.")
+            raise InvalidArgumentError("`n_jobs` is 0: pass the number of parallel fits, or None.")
 
 
 def _check(split: Split, screen: Screen) -> None:
@@ -380,7 +381,7 @@ def _check(split: Split, screen: Screen) -> None:
 
 
 def columns_of_models(methods: Iterable[Method], adata: ad.AnnData) -> list[str]:
-    """Columns of obs that settings of models name: covariates of theirs."""
+    """Columns of obs in settings of models: their covariates."""
     named: list[Any] = []
     for method in methods:
         if isinstance(method, ModelMethod):

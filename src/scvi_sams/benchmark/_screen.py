@@ -1,4 +1,4 @@
-"""The cells of a benchmark: what a method may see, and what it is scored on."""
+"""Cells of a benchmark: input of methods, and cells to score predictions on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRUE_LATENTS = ("true_basal", "true_latent")
 
 @dataclass(frozen=True)
 class Columns:
-    """Where labels and covariates stand in ``obs``."""
+    """Columns of labels and covariates in ``obs``."""
 
     perturbation_key: str
     covariate_key: str | None
@@ -49,18 +49,18 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """All cells, as counts with canonical labels, and nothing that is not needed."""
+    """All cells, as counts with canonical labels, reduced to what is needed."""
 
     counts: ad.AnnData
-    """Cells x genes; ``X`` is CSR. Where the screen is simulated it keeps its truth."""
+    """Cells x genes; ``X`` is CSR. A simulated screen keeps its truth."""
     labels: Labels
-    """Of every cell, read once for all methods and splits."""
+    """Labels of every cell, parsed once for all methods and splits."""
     columns: Columns
-    """What stands where in ``obs``."""
+    """Names of columns in ``obs``."""
     target_sum: float | None
-    """Total that expression is normalised to; ``None`` for the median depth of training cells."""
+    """Total to which expression is normalised; ``None``: the median depth of training cells."""
     features: FeatureTable | None = None
-    """Of perturbations, measured or not; ``None`` if there are none."""
+    """Features of measured and unmeasured perturbations; ``None`` if there are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Fold:
     """The cells of one split, and the expression that its training cells define."""
 
     columns: Columns
-    """What stands where in ``obs``."""
+    """Names of columns in ``obs``."""
     train: ad.AnnData
     """Training cells. ``X``: log1p-normalised expression (CSR); ``layers["counts"]``: counts."""
     train_labels: Labels
@@ -76,30 +76,30 @@ class Fold:
     fitted: ad.AnnData
     """Training cells, then validation cells: counts."""
     n_train: int
-    """How many of them train."""
+    """Number of training cells among them."""
     tested: ad.AnnData
     """Test cells: counts."""
     is_held_out: np.ndarray
-    """Which of them carry a label (in their level) that no training cell carries."""
+    """Which of them have a label (in their level) without training cells."""
     observed: ad.AnnData
-    """Test cells that are perturbed, and all control cells of the three parts: the reference that
-    stands on both sides of an effect, as large as the data allow. Normalised."""
+    """Perturbed test cells, and all control cells of the three parts: the reference of all
+    effects, as large as the data allow. Normalised."""
     observed_labels: Labels
     """Their labels."""
     perturbations: list[tuple[str | None, str]]
-    """What is predicted: level of the covariate (``None`` without one) and label, sorted."""
+    """Level of the covariate (``None`` without one) and label of each prediction, sorted."""
     target_sum: float
-    """Total that expression was normalised to."""
+    """Total to which expression was normalised."""
     features: FeatureTable | None
-    """Of perturbations, measured or not; ``None`` if there are none."""
+    """Features of measured and unmeasured perturbations; ``None`` if there are none."""
 
     def training_controls(self, level: str | None) -> np.ndarray:
-        """Positions in ``train`` of the control cells of a level (``None``: of all)."""
+        """Positions in ``train`` of the control cells of a level (``None``: all of them)."""
         chosen = self.train_labels.is_control.copy()
         if level is not None:
             chosen &= self.columns.levels(self.train) == level
         if not chosen.any():
-            raise MissingControlError(f"No training control cell is of level {level!r}.")
+            raise MissingControlError(f"There is no training control cell of level {level!r}.")
         return np.flatnonzero(chosen)
 
 
@@ -113,7 +113,7 @@ def make_screen(
     other_columns: Iterable[str] = (),
     features: FeatureTable | None = None,
 ) -> Screen:
-    """Copy what a benchmark needs out of an AnnData; it is not changed."""
+    """Copy what a benchmark needs from an AnnData, which is not changed."""
     keys = [columns.covariate_key, columns.batch_key, columns.size_factor_key, *other_columns]
     names = list(dict.fromkeys(key for key in keys if key is not None))
     for name in names:
@@ -145,7 +145,7 @@ def make_screen(
 
 
 def _check_one_dose(adata: ad.AnnData, labels: Labels, perturbation_key: str) -> None:
-    """Raise an error if cells of a label were registered with several doses, 0 among them."""
+    """Raise if cells of a label were registered with several doses, including 0."""
     if REGISTERED_DOSES not in adata.uns:
         return
     _, dosages, group_of_cell = groups_of_cells(
@@ -156,15 +156,15 @@ def _check_one_dose(adata: ad.AnnData, labels: Labels, perturbation_key: str) ->
         if len(of_label) > 1:
             doses = ", ".join(dosage_text(dosages[group]) for group in np.sort(of_label))
             raise InvalidDosageError(
-                f"Cells labelled {label!r} are registered with doses {doses}, and a benchmark "
-                "compares labels, not doses. Take cells of one dose, or name doses in a column of "
-                "labels ('A@0.5') that is passed as `perturbation_key`; cells of dose 0 are "
+                f"Cells labelled {label!r} are registered with doses {doses}, but a benchmark "
+                "compares labels, not doses. Use cells of one dose, or put doses into a column of "
+                "labels ('A@0.5') and pass it as `perturbation_key`; cells of dose 0 are "
                 "controls."
             )
 
 
 def make_fold(screen: Screen, split: Split) -> Fold:
-    """Cut the cells by a split and normalise them by its training cells."""
+    """Divide the cells by a split and normalise them by its training cells."""
     labels, is_control = screen.labels, screen.labels.is_control
     levels = screen.columns.levels(screen.counts)
     in_use = np.concatenate([split.train, split.validation, split.test])

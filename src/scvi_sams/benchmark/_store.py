@@ -1,7 +1,7 @@
-"""Predictions of a fit, and finished fits in a folder, by a fingerprint of what they depend on.
+"""Predictions of a fit, and finished fits in a folder, identified by a fingerprint.
 
-A fit is whole or not there, whenever the process ends, and what was damaged since is noticed by
-checksums. A fingerprint is of data, split, settings and package version.
+Fits are stored completely or not at all, whenever the process ends, and later damage is detected by
+checksums. The fingerprint covers data, split, settings and package version.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Predictions:
     """Predictions of one method on one fold."""
 
     profiles: ad.AnnData
-    """Mean profiles: a row per predicted perturbation (and level of the covariate)."""
+    """Mean profiles: one row per predicted perturbation (and level of the covariate)."""
     cells: ad.AnnData | None
-    """Predicted cells; ``None`` unless they are to be scored and the method predicts cells."""
+    """Predicted cells; ``None`` unless they are scored and the method predicts cells."""
     messages: dict[Key, str]
-    """Why the others have no prediction."""
+    """Reasons why the others have no prediction."""
 
     @classmethod
     def of(
@@ -65,13 +65,13 @@ class Predictions:
         cells: dict[Key, sparse.csr_matrix],
         messages: dict[Key, str],
     ) -> Self:
-        """Put profiles, and cells if there are any, below each other."""
+        """Concatenate profiles, and cells if there are any."""
         stacked = _stack({key: profile[None] for key, profile in profiles.items()}, fold)
         return cls(stacked, _stack(cells, fold) if cells else None, messages)
 
 
 def _stack(rows: dict[Key, np.ndarray] | dict[Key, sparse.csr_matrix], fold: Fold) -> ad.AnnData:
-    """Put predictions below each other, with label and level in ``obs``."""
+    """Concatenate predictions, with label and level in ``obs``."""
     keys = [key for key, matrix in rows.items() for _ in range(matrix.shape[0])]
     obs = pd.DataFrame(
         {fold.columns.perturbation_key: pd.Series([label for _, label in keys], dtype=object)}
@@ -92,18 +92,18 @@ def _stack(rows: dict[Key, np.ndarray] | dict[Key, sparse.csr_matrix], fold: Fol
 
 @dataclass(frozen=True, eq=False)
 class StoredFit:
-    """What is kept of a fit: predictions, and a record of all else."""
+    """Stored parts of a fit: predictions, and a record of everything else."""
 
     predictions: Predictions
     record: dict[str, Any]
 
 
 class FitStore:
-    """A folder with one folder per fit; without a folder nothing is kept.
+    """A folder with one folder per fit; without a folder nothing is stored.
 
-    A fit is written beside its place and renamed, which is one step of the file system: a process
-    that is killed leaves either nothing or all of it. Tables of scores are added in the same way.
-    The record of a fit has the checksums of its files and of itself, the name of a table its own.
+    A fit is written to a temporary place and renamed, which is atomic: a killed process leaves all
+    of it or nothing. Tables of scores are added in the same way. The record of a fit contains the
+    checksums of its files and of itself; the name of a table contains its own.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -112,7 +112,7 @@ class FitStore:
         self._splits = Path(folder or ".") / "splits"
 
     def prepare(self) -> None:
-        """Make the folder, and clear away what an earlier process did not finish.
+        """Create the folder, and remove incomplete fits of an earlier process.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class FitStore:
             raise cannot_write(self.folder, error) from error
 
     def keep_split(self, split: Split) -> None:
-        """Write a split beside the fits, under its fingerprint."""
+        """Write a split next to the fits, under its fingerprint."""
         if self.is_kept:
             split.save(self._splits / f"{split_fingerprint(split)[:16]}.npz")
 
@@ -150,7 +150,7 @@ class FitStore:
             record = _verified_record(place, key)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             logger.warning(
-                f"The fit in {str(place)!r} is damaged and is made again "
+                f"The fit in {str(place)!r} is damaged and is repeated "
                 f"({type(error).__name__}: {error})."
             )
             _clear(place)
@@ -160,7 +160,7 @@ class FitStore:
         return StoredFit(Predictions(ad.read_h5ad(place / _PROFILES), cells, messages), record)
 
     def save(self, place: Path, fit: StoredFit) -> None:
-        """Write a fit; a SavingError, and nothing is left, if that cannot be done."""
+        """Write a fit; a SavingError, and no file, if that fails."""
         messages = [[*key, text] for key, text in fit.predictions.messages.items()]
         partial = place.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
         try:
@@ -193,7 +193,7 @@ class FitStore:
         return None
 
     def save_scores(self, place: Path, key: str, scores: pd.DataFrame) -> None:
-        """Write a table of scores beside the fit."""
+        """Write a table of scores next to the fit."""
         text = scores.to_csv(index=False).encode()
         path = place / f"scores-{key[:16]}-{_checksum(text)[:16]}.csv"
         write_whole(path, lambda partial: partial.write_bytes(text))
@@ -205,21 +205,21 @@ def _files_of_a_fit(place: Path) -> list[Path]:
 
 
 def _verified_record(place: Path, key: str) -> dict[str, Any]:
-    """Read the record of a fit; an error if it, or a file that it names, is not as written."""
+    """Read the record of a fit; an error if it, or a file that it names, has changed."""
     record = json.loads((place / _STATUS).read_text(encoding="utf-8"))
     if record.pop("checksum", None) != _checksum(_as_text(record).encode()):
-        raise ValueError(f"{_STATUS} is not as it was written")
+        raise ValueError(f"{_STATUS} has changed")
     if record["key"] != key:
-        raise ValueError("it is of other data or settings")
+        raise ValueError("it belongs to other data or settings")
     found, written = _checksums(place), record.pop(_CHECKSUMS)
     if found != written:
         changed = [name for name in {**written, **found} if written.get(name) != found.get(name)]
-        raise ValueError(f"{', '.join(changed)} is not as it was written")
+        raise ValueError(f"{', '.join(changed)} has changed")
     return record
 
 
 def _clear(place: Path) -> None:
-    """Remove what a fit is made of, and nothing else."""
+    """Remove the files of a fit, and nothing else."""
     with suppress(OSError):
         for path in [*_files_of_a_fit(place), *place.glob("scores-*.csv")]:
             path.unlink()
@@ -232,7 +232,7 @@ def _move(partial: Path, place: Path) -> None:
     except OSError:
         if not (place / _STATUS).exists():
             raise
-        shutil.rmtree(partial)  # another process was first, with the same fit
+        shutil.rmtree(partial)  # another process has already stored the same fit
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -249,7 +249,7 @@ def _as_text(record: dict[str, Any]) -> str:
 
 
 def _exact(text: str) -> float:
-    """Read a number to the last bit, which pandas 2 does not unless told, and pandas 3 always."""
+    """Parse a number exactly, which pandas 2 does only on request, and pandas 3 always."""
     return float(text or "nan")
 
 
@@ -297,7 +297,7 @@ def split_fingerprint(split: Split) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Describe a value by what JSON can hold."""
+    """Describe a value in types that JSON can store."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic):
@@ -322,6 +322,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__dict__"):
         return [_plain(type(value)), _plain(vars(value))]
     raise SAMSError(
-        f"The setting {value!r} cannot be described, so its results could not be recognised. Pass "
-        "numbers, text, arrays or collections of these."
+        f"The setting {value!r} cannot be described, so its results could not be recognised. "
+        "Pass numbers, text, arrays or collections of these."
     )
