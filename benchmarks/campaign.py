@@ -12,7 +12,7 @@ effects of the 40 that are never measured. Features are
 - ``copies``: for each latent its masks and its effects, as noisy copies that have that share of
   their variance in common with them, and 50 columns of noise.
 
-Where features say nothing, ``"uncertainty"`` cannot rank, and random ones are measured (``?``).
+Where features are uninformative, ``"uncertainty"`` cannot rank, and random ones are measured (``?``).
 
     python benchmarks/campaign.py [--seeds 0] [--share 0.8] [--rounds 2] [--epochs 60]
     python benchmarks/campaign.py --pairs
@@ -82,7 +82,7 @@ def chosen_next(
             ranking = model.rank_unmeasured(candidates, objective=by, top=N_PER_ROUND)
             return ranking["perturbation"].tolist(), ""
         except SAMSError as error:
-            if "features say nothing" not in str(error):
+            if "Features are uninformative" not in str(error):
                 raise
     mark = "" if by == "random" else "?"
     return rng.choice(candidates, N_PER_ROUND, replace=False).tolist(), mark

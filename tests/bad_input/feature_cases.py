@@ -243,7 +243,7 @@ OF_MODELS: list[Case] = [
         "`get_direct_effects`: a perturbation without cells",
         unmeasured("get_direct_effects", ["U"]),
         UnknownPerturbationError,
-        "No cell carries 'U'",
+        "There are no cells with 'U'",
         "predict_ate",
     ),
     refused(

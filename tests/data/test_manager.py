@@ -179,7 +179,7 @@ def test_what_is_no_number_is_no_continuous_covariate(make_screen, values, conti
 
 
 def test_lists_are_no_batches(make_screen):
-    with pytest.raises(InvalidCovariateError, match=r"x holds \[1\]"):
+    with pytest.raises(InvalidCovariateError, match=r"x contains \[1\]"):
         SAMSVAE.setup_anndata(make_screen(LABELS, x=[[1]] * 24), batch_key="x")
 
 

@@ -162,7 +162,7 @@ def test_predicted_cells_of_a_panel_are_not_scored_against_cells_normalised_to_t
 def test_normalised_values_are_no_counts_for_observations_either(method):
     adata = normalised(small_screen(), 1e4)
     for observe in (observed_ate, tl.observed_interactions):
-        with pytest.raises(InvalidCountsError, match=r"adata\.X holds fractional .*`layer`"):
+        with pytest.raises(InvalidCountsError, match=r"adata\.X contains fractional .*`layer`"):
             observe(adata, method=method)
     with pytest.raises(InvalidCountsError, match=r"adata\.layers\['normalised'\] holds"):
         observed_ate(small_screen(), method=method, layer="normalised")

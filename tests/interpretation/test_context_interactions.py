@@ -57,7 +57,7 @@ def warned(model, caplog, **train):
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="scvi.sams"):
         model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", **train)
-    return [text for text in caplog.messages if "in all levels" in text]
+    return [text for text in caplog.messages if "effects in the levels" in text]
 
 
 @pytest.mark.parametrize(

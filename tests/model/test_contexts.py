@@ -504,5 +504,5 @@ def test_cells_to_start_from_contradict_states_from_the_prior():
     adata = small_screen()
     SAMSVAE.setup_anndata(adata)
     model = SAMSVAE(adata, n_latent=2, n_hidden=4)
-    with pytest.raises(InvalidArgumentError, match="Leave one of the two out"):
+    with pytest.raises(InvalidArgumentError, match="Omit one of the two"):
         model.predict_ate(["P001"], indices=[0, 1], basal="prior")

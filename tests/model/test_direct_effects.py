@@ -260,9 +260,9 @@ def test_a_model_saved_before_there_were_tables_loads_without(name):
     description = model.predict_ate(NAMES[:1], **FEW).uns["ate"]
     assert description["direct_effects"] is False
     assert description["stacking"] == "none"
-    with pytest.raises(SAMSError, match="before there were direct effects"):
+    with pytest.raises(SAMSError, match="with a version without direct effects"):
         model.get_direct_effects()
-    with pytest.raises(SAMSError, match="before there was stacking"):
+    with pytest.raises(SAMSError, match="with a version without stacking"):
         model.stacking = True
     model.train(max_epochs=1, batch_size=64, accelerator="cpu", enable_progress_bar=False)
     assert sum(model.stacking.values()) == pytest.approx(1)

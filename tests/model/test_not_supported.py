@@ -49,5 +49,5 @@ def test_the_posterior_of_basal_states_has_mean_and_variance(default_model):
 
 
 def test_the_variance_of_perturbed_states_is_no_posterior_of_one_cell(default_model):
-    with pytest.raises(SAMSError, match="`return_dist` is of basal states"):
+    with pytest.raises(SAMSError, match="`return_dist` is for basal states"):
         default_model.get_latent_representation(representation="perturbed", return_dist=True)

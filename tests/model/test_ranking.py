@@ -326,7 +326,7 @@ def test_what_was_estimated_for_a_ranking_is_forgotten(stacked):
 def test_what_cannot_be_ranked_says_why(stacked, default_model):
     with pytest.raises(UnknownPerturbationError, match="'Q9'"):
         stacked.rank_unmeasured(["Q1", "Q9"])
-    with pytest.raises(InvalidArgumentError, match="'P001', which the screen measured"):
+    with pytest.raises(InvalidArgumentError, match="'P001', which were measured"):
         stacked.rank_unmeasured(["Q1", "P001"])
     with pytest.raises(InvalidArgumentError, match="at least two"):
         stacked.rank_unmeasured(["Q1"], pairs=True)

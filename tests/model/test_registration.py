@@ -223,7 +223,7 @@ def test_the_place_of_values_that_are_no_counts_is_named(layer):
     values = adata.X if layer is None else adata.layers["counts"]
     values.data[5] = 0.25
     place = r"adata\.X" if layer is None else r"adata\.layers\['counts'\]"
-    with pytest.raises(InvalidCountsError, match=rf"{place} holds fractional values.*0\.25"):
+    with pytest.raises(InvalidCountsError, match=rf"{place} contains fractional values.*0\.25"):
         create(adata, layer=layer)
 
 

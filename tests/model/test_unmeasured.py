@@ -199,7 +199,7 @@ def test_unknown_names_raise(model):
             model.get_perturbation_masks(names)
     with pytest.raises(UnknownPerturbationError, match="P999"):
         model.predict_ate(["P003", "P999"])
-    with pytest.raises(UnknownPerturbationError, match="No cell carries 'P003'"):
+    with pytest.raises(UnknownPerturbationError, match="There are no cells with 'P003'"):
         model.get_direct_effects(["P003"])
 
 
@@ -218,7 +218,9 @@ def test_in_contexts_they_have_a_prediction_in_each(in_contexts):
 
 
 def test_tests_of_cells_point_to_predictions(in_contexts):
-    with pytest.raises(UnknownPerturbationError, match=r"No cell carries 'P003'.*predict_ate"):
+    with pytest.raises(
+        UnknownPerturbationError, match=r"There are no cells with 'P003'.*predict_ate"
+    ):
         tl.context_effects(in_contexts, ["P001", "P003"])
 
 
@@ -299,7 +301,7 @@ def test_records_hold_a_hash_in_place_of_the_table(model):
     other = trained(perturbation_features=2 * table)
     assert other.provenance["settings"]["perturbation_features"] != settings
     card = model.card()
-    assert "2 perturbations without cells, which it predicts by their features: P003, P007" in card
+    assert "2 perturbations without cells, predicted from their features: P003, P007" in card
     assert settings["sha256"] in card
     model.predict_ate(["P003"], n_samples=100, n_posterior_samples=10)
     written = json.loads(model.adata.uns["sams_provenance"]["sams_ate"])

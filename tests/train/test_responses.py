@@ -335,7 +335,7 @@ def test_ctrl_c_in_the_responding_stage_keeps_responses(whole, escaping, ctrl_c)
 def test_ctrl_c_before_it_leaves_a_model_that_says_so(escaping, ctrl_c):
     model = train(untrained(escaping), None, PressCtrlC(1))
     assert not model.module.has_branches
-    with pytest.raises(SAMSError, match="ended before cells could be told"):
+    with pytest.raises(SAMSError, match="ended before the stage of responses"):
         model.get_response_probability()
     train(model)
     assert model.module.has_branches

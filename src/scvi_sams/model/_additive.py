@@ -1,4 +1,4 @@
-"""What adds up: direct effects on genes, pairs that nobody measured, and doses."""
+"""Additive quantities: direct effects on genes, unmeasured pairs, and doses."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from scvi_sams.model._ranking import rows_of, unseen_pairs
 
 
 class AdditiveMixin(PerturbationModel):
-    """Models in which perturbations and doses add up, so that any combination can be asked for.
+    """Models in which perturbations and doses add up, so that any combination can be predicted.
 
-    What they do to single genes adds up as well.
+    Direct effects on single genes add up as well.
     """
 
     _additive: ClassVar[bool] = True
@@ -43,37 +43,37 @@ class AdditiveMixin(PerturbationModel):
         *,
         key_added: str | None = RESULT_KEYS.DIRECT_EFFECTS,
     ) -> DirectEffectTables:
-        """Return what each perturbation does to single genes, beside what it does to latent states.
+        """Return direct effects of perturbations on single genes, in addition to latent shifts.
 
-        Zero but for the genes on which the cells insist: above all the gene that a perturbation
-        targets (see :ref:`direct effects <direct-effects>`).
+        Most are zero. The strongest is usually on the gene that a perturbation targets (see
+        :ref:`direct effects <direct-effects>`).
 
         Parameters
         ----------
         perturbations
-            Names; ``None`` for all perturbations. Name some where the screen is large: the model
-            keeps at most 20 million entries, but tables here hold all genes of those asked for.
+            Names; ``None`` for all perturbations. Name some if the screen is large: the model
+            stores at most 20 million entries, but these tables contain all genes.
         key_added
-            Key of ``adata.uns`` of the training data that the tables are written to, as a dict of
+            Key of ``adata.uns`` of the training data to which the tables are written, as a dict of
             arrays with the names ``"perturbations"`` and ``"genes"`` and ``"units"``; ``None``
             writes nothing.
 
         Returns
         -------
         ``mean`` and ``sd`` of the posterior, and ``lfsr``, the local false sign rate: the
-        probability that the effect is zero or of the other sign than its mean. Each perturbations
-        x genes. The mean is 0 where that rate is .05 or more. Mean and sd are changes of the
-        natural logarithm of the rate per unit dose (before rates are scaled to shares, where no
-        size factor is registered), or of the mean, in units of the data, for a normal likelihood.
-        Where the model has no direct effect, as of perturbations without training cells, mean and
-        sd are 0 and the rate is 1.
+        probability that the effect is zero or has the opposite sign of its mean. Each perturbations
+        x genes. The mean is 0 if that rate is 0.05 or more. Mean and SD are changes of the natural
+        logarithm of the rate per unit dose (before the softmax, if no size factor is registered),
+        or of the mean, in units of the data, for a normal likelihood. If the model has no direct
+        effect, for example for perturbations without training cells, mean and SD are 0 and the rate
+        is 1.
 
         Raises
         ------
         UnknownPerturbationError
             If a name is not one of the model's perturbations.
         SAMSError
-            If the model was made with ``direct_effects=False``, or trained before there were
+            If the model was made with ``direct_effects=False``, or trained with a version without
             direct effects.
 
         Notes
@@ -95,19 +95,19 @@ class AdditiveMixin(PerturbationModel):
 
     @property
     def stacking(self) -> dict[str, float] | None:
-        """Weights of what predictions of means average; set it to ``False`` for the model alone.
+        """Weights of stacked predictions of means; set to ``False`` to use the model alone.
 
         ``"model"`` is the model with its direct effects; ``"entrywise"`` and ``"rowwise"`` are the
-        effects that the training cells show, shrunken gene by gene and as a whole (see
+        effects observed in training cells, shrunken gene by gene and as a whole (see
         :ref:`stacking <stacking>`). ``None`` before training, and while stacking is off.
-        ``model.stacking = False`` turns it off for all predictions from then on, ``True`` on again;
-        :meth:`save` keeps that.
+        ``model.stacking = False`` turns it off for all further predictions, ``True`` turns it on
+        again; :meth:`save` stores this setting.
 
         Raises
         ------
         SAMSError
-            If it is turned on in a model that was made with ``stacking=False``, or trained before
-            there was stacking.
+            If it is turned on in a model that was made with ``stacking=False``, or trained with a
+            version without stacking.
 
         Examples
         --------
@@ -139,24 +139,24 @@ class AdditiveMixin(PerturbationModel):
         target_sum: float = 1e4,
         interval: float = 0.9,
     ) -> pd.DataFrame:
-        """Rank all pairs that nobody measured: which to screen next.
+        """Rank all unmeasured pairs: which to screen next.
 
         The number of pairs grows with the square of the number of perturbations; memory does not.
 
         Parameters
         ----------
         perturbations
-            Pairs of these; ``None`` for all. Name the hits to keep it short.
+            Pairs of these; ``None`` for all. Name the hits to reduce the number of pairs.
         by
             ``"effect"``: by the norm of the predicted effect. ``"interaction"``: by the absolute
-            score, how far the effect is from additive.
+            score, the deviation of the effect from additivity.
         method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
             As in :meth:`predict_interactions`, with fewer samples: ranks need less precision.
 
         Returns
         -------
-        One row per pair that no training cell carries alone (a pair within a larger combination
-        counts as not measured), best first: ``first``, ``second``, ``combination``,
+        One row per pair without training cells with exactly these two (a pair within a larger
+        combination counts as unmeasured), best first: ``first``, ``second``, ``combination``,
         ``effect_norm``, ``score`` with ``score_low`` and ``score_high``, ``additive_score``,
         ``interaction_norm`` (as in :meth:`predict_interactions`), and ``n_cells``, the smaller
         number of training cells of the two.
@@ -206,9 +206,8 @@ class AdditiveMixin(PerturbationModel):
     ) -> AnnData:
         """Predict average treatment effects over a grid of doses.
 
-        Latent shifts are linear in the dose as it was registered; expression follows by the
-        decoder, so that they may curve or saturate. All doses share basal states, masks and
-        effects, hence curves are smooth.
+        Latent shifts are linear in the registered dose; expression may saturate or curve because
+        of the decoder. All doses share basal states, masks and effects, so that curves are smooth.
 
         Parameters
         ----------
@@ -222,14 +221,14 @@ class AdditiveMixin(PerturbationModel):
         method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
             As in :meth:`predict_ate`.
         key_added
-            Key of ``adata.uns`` of the training data that the tables are written to (as a dict of
+            Key of ``adata.uns`` of the training data to which the tables are written (as a dict of
             arrays); ``None`` writes nothing.
 
         Returns
         -------
-        AnnData, (perturbations x doses) x genes, as :meth:`predict_ate` returns it.
-        ``obs["is_measured_range"]``: whether training cells had both smaller (0 counts) and larger
-        doses of the perturbation, so that nothing is extrapolated.
+        AnnData, (perturbations x doses) x genes, as returned by :meth:`predict_ate`.
+        ``obs["is_measured_range"]``: whether training cells had both smaller (including 0) and
+        larger doses of the perturbation, so that nothing is extrapolated.
 
         Raises
         ------
@@ -284,7 +283,7 @@ def _check_has_doses(model: PerturbationModel) -> None:
         raise InvalidDosageError(
             "The perturbations were registered without doses"
             + (" (all are 0 or 1)" if registered else "")
-            + ": there is nothing to draw a curve over. Register them with `dosage_key` (or "
+            + ": there is no range to draw a curve over. Register them with `dosage_key` (or "
             "`dosage_obsm_key`) and train again."
         )
 
@@ -296,8 +295,8 @@ def _largest_doses(model: PerturbationModel, names: list[str]) -> np.ndarray:
         unknown = [name for name, row in zip(names, rows, strict=True) if row < 0]
         raise UnknownPerturbationError(
             f"{', '.join(map(repr, unknown[:5])) or 'An empty list'} is not one of the model's "
-            "perturbations. Curves are those of single perturbations; for combinations pass "
-            "`dosages` to predict_ate."
+            "perturbations. Dose-response curves are for single perturbations; for combinations "
+            "pass `dosages` to predict_ate."
         )
     labels = registered_labels(model.adata_manager)
     largest = np.zeros(len(vocabulary))

@@ -22,11 +22,11 @@ from scvi_sams.model._noise import new_seed
 from scvi_sams.model._responses import Among, response_rates
 
 _UNCERTAINTY = ("standard_error", "interval_low", "interval_high")
-"""Layers of a table of effects. By name, because those of anndata 0.13 hold X as well."""
+"""Layers of a table of effects. By name, because those of anndata 0.13 include X."""
 
 
 class EffectSettings(NamedTuple):
-    """Arguments of ``predict_ate`` that say how effects are computed."""
+    """Arguments of ``predict_ate`` that determine how effects are computed."""
 
     method: EffectScale
     n_samples: int
@@ -46,9 +46,9 @@ def average_effects(
     indices: Sequence[int] | Sequence[bool] | None,
     settings: EffectSettings,
 ) -> AnnData:
-    """Average treatment effects of labels, as ``predict_ate`` returns them.
+    """Average treatment effects of labels, as returned by ``predict_ate``.
 
-    In each of the ``contexts``, or where these are ``None``, in cells as they are.
+    In each of the ``contexts``; ``None``: averaged over the contexts of the cells.
     """
     requested = encode_requested(model, labels, dosages)
     rates = response_rates(model.module, requested, among)
@@ -92,10 +92,10 @@ def effects_of_labels(
     interval: float | None,
     rates: np.ndarray,
 ) -> AnnData:
-    """Average treatment effects, labels x genes, as ``predict_ate`` returns them.
+    """Average treatment effects, labels x genes, as returned by ``predict_ate``.
 
-    ``rows`` are those of the labels, as :func:`~scvi_sams.labels._rows.rows_as_asked` makes them,
-    ``rates``, ``(n_labels,)``, the proportions of cells that have the effects.
+    ``rows`` are the rows of the labels from :func:`~scvi_sams.labels._rows.rows_as_asked`;
+    ``rates``, ``(n_labels,)``, the proportions of cells with the effects.
     """
     names = ["X", *(_UNCERTAINTY[:1] if interval is None else _UNCERTAINTY)]
     tables = {name: np.empty((len(rows), len(genes)), np.float32) for name in names}
@@ -121,7 +121,7 @@ def norm_columns(of_draws: torch.Tensor, interval: float | None) -> dict[str, np
 
 
 def keep_effects(model: CellModel, result: AnnData, key_added: str | None) -> None:
-    """Write a table of effects, and what names its rows, to ``uns`` of the training data."""
+    """Write a table of effects, with names of its rows, to ``uns`` of the training data."""
     if model.adata is None or key_added is None:
         return
     dosages = result.obs["dosage"].to_numpy()

@@ -1,4 +1,4 @@
-"""Basal states on which effects are compared: of the prior, or of cells, in their contexts."""
+"""Basal states on which effects are compared: from the prior, or from cells, in their contexts."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from scvi_sams.model._descriptions import control_cells
 from scvi_sams.model._noise import CellNoise, new_seed
 
 Basal = Literal["prior", "control"]
-"""Where basal states are from."""
+"""Source of basal states."""
 
 
 class CellsToCompare(NamedTuple):
-    """Which cells basal states, covariates and contexts are taken of."""
+    """Cells from which basal states, covariates and contexts are taken."""
 
     context: str | None = None
-    """``None``: of all, as frequent as the cells are."""
+    """``None``: all contexts, with the frequencies of the cells."""
     indices: Sequence[int] | Sequence[bool] | None = None
-    """Positions in the training data; ``None``: control cells, where there are any."""
+    """Positions in the training data; ``None``: control cells, if there are any."""
 
 
 ALL_CELLS = CellsToCompare()
 
 
 class BasalStates(NamedTuple):
-    """States that are treated and not treated, ``n_basal`` for each posterior sample."""
+    """States to compare with and without treatment, ``n_basal`` for each posterior sample."""
 
     z_basal: Tensor
     """``(n_posterior, n_basal, n_latent)``."""
     covariates: Tensor | None
-    """Covariates to go with them, ``(n_posterior, n_basal, C)``, if there are any."""
+    """Their covariates, ``(n_posterior, n_basal, C)``, if there are any."""
     contexts: Tensor | None = None
-    """Context of each, ``(n_posterior, n_basal)``; ``None`` where none are registered."""
+    """Context of each, ``(n_posterior, n_basal)``; ``None`` if none are registered."""
 
 
 def where_states_are_from(
     model: CellModel, basal: Basal | None, cells: CellsToCompare = ALL_CELLS
 ) -> Basal:
-    """Check where basal states are to be from; by default cells where they matter."""
+    """Check the source of basal states; by default cells if covariates or contexts matter."""
     if cells.context is not None:
         check_context(model, cells.context)
     if basal is None:
@@ -58,8 +58,8 @@ def where_states_are_from(
     check_choice("basal", basal, get_args(Basal))
     if basal == "prior" and cells.indices is not None and not model.module.covariates.n_out:
         raise InvalidArgumentError(
-            "`indices` are cells that basal states are taken of, and basal='prior' takes them of "
-            "none. Leave one of the two out."
+            "`indices` are cells whose basal states are used, but basal='prior' uses none. Omit "
+            "one of the two."
         )
     return basal
 
@@ -71,7 +71,7 @@ def basal_states(
     n_basal: int,
     cells: CellsToCompare = ALL_CELLS,
 ) -> BasalStates:
-    """Sample basal states, with the covariates and contexts of the cells they are from."""
+    """Sample basal states, with the covariates and contexts of their cells."""
     module = model.module
     n_draws = n_posterior * n_basal
     noise = CellNoise(new_seed(), np.arange(n_draws), module.device)
@@ -104,7 +104,7 @@ def basal_states(
 def _sources(
     model: CellModel, basal: Basal, cells: CellsToCompare, contexts: Contexts | None
 ) -> np.ndarray:
-    """Positions of the cells that basal states, covariates and contexts are of."""
+    """Positions of the cells from which basal states, covariates and contexts are taken."""
     context, indices = cells
     if indices is not None:
         found = model._read(None, indices, None).positions
@@ -123,18 +123,18 @@ def _sources(
     within = found[is_there[found]]
     if indices is not None and not len(within):
         raise InvalidArgumentError(f"None of the cells of `indices` is of the context {context!r}.")
-    # A context without control cells: its other cells, less what was done to them.
+    # A context without control cells: its other cells, minus their effects.
     return within if len(within) else np.flatnonzero(is_there)
 
 
 def _chosen(
     contexts: Contexts | None, sources: np.ndarray, n_posterior: int, n_basal: int
 ) -> np.ndarray:
-    """Places in ``sources``, ``(n_posterior * n_basal,)``."""
+    """Positions in ``sources``, ``(n_posterior * n_basal,)``."""
     source = generator(torch.device("cpu"))
     if contexts is None:
         return torch.randint(len(sources), (n_posterior * n_basal,), generator=source).numpy()
-    # Evenly over the contexts, so that those of each posterior sample are as frequent as in cells.
+    # Evenly over the contexts, so that every posterior sample has the frequencies of the cells.
     tie = torch.rand(len(sources), generator=source, dtype=torch.float64).numpy()
     order = np.lexsort((tie, contexts.codes[sources]))
     first = torch.rand(n_posterior, 1, generator=source, dtype=torch.float64).numpy()
@@ -143,7 +143,7 @@ def _chosen(
 
 
 def check_context(model: CellModel, context: str) -> None:
-    """Raise an error if a context is not one of the training data."""
+    """Raise if a context is not in the training data."""
     if not model.contexts:
         raise SAMSError(
             "No contexts are registered. Name their column as `context_key` in setup_anndata, and "
@@ -153,21 +153,21 @@ def check_context(model: CellModel, context: str) -> None:
 
 
 def contexts_asked(model: CellModel, context: str | Sequence[str] | None) -> list[str] | None:
-    """Contexts by name; ``None``: all together, weighted as the cells are."""
+    """Requested contexts by name; ``None``: all together, weighted by their cells."""
     if context is None or (context == "mean" and "mean" not in model.contexts):
         if context is not None and not model.contexts:
             check_context(model, "mean")
         return None
     asked = [context] if isinstance(context, str) else list(context)
     if not asked:
-        raise InvalidArgumentError("`context` is empty: name contexts, or leave it out.")
+        raise InvalidArgumentError("`context` is empty: name contexts, or omit it.")
     for name in asked:
         check_context(model, str(name))
     return [str(name) for name in asked]
 
 
 def contexts_of_effects(model: CellModel, cells: CellsToCompare) -> dict[str, Any]:
-    """State, for ``uns``, which context effects are of; nothing where none are registered."""
+    """Describe the context of effects, for ``uns``; empty if none are registered."""
     if not model.contexts:
         return {}
     return {"context": "mean" if cells.context is None else cells.context}

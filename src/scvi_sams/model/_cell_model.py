@@ -1,4 +1,4 @@
-"""What a model says of cells: latent states, expression, and how well it explains them."""
+"""Model methods that read cells: latent states, expression, and goodness of fit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CellModel(ScreenModel):
         indices: Sequence[int] | Sequence[bool] | np.ndarray | None,
         batch_size: int | None,
     ) -> CellReader:
-        """Check the data that a method was given, and get ready to read the cells asked for."""
+        """Check the data passed to a method, and prepare to read the requested cells."""
         self._check_if_trained(warn=True)
         adata = self._validate_anndata(adata)
         if indices is None:
@@ -48,7 +48,7 @@ class CellModel(ScreenModel):
         return CellReader(self, adata, as_positions("indices", indices, adata.n_obs), batch_size)
 
     def get_var_names(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        """Names of the genes as they were registered, whatever became of the AnnData."""
+        """Names of the genes as registered, whatever happened to the AnnData."""
         return np.asarray(self._state(REGISTRY_KEYS.X)["column_names"])
 
     def _check_has_data(self, argument: str) -> None:
@@ -81,36 +81,37 @@ class CellModel(ScreenModel):
         indices
             Cells; ``None`` for all. Rows of the result follow them.
         representation
-            ``"basal"``: what the cell would be without its perturbations (``z_basal``).
+            ``"basal"``: the state of the cell without its perturbations (``z_basal``).
             ``"perturbed"``: the state it is in (``z``: basal plus the effects it received).
         give_mean
             The posterior mean, with the perturbations' shifts at their posterior mean; otherwise
-            draws from the posterior.
+            posterior samples.
         mean_shifts
-            Draw basal states only, and keep the perturbations' shifts at their posterior mean: what
-            the model is unsure of in an effect is then in no draw. Only with ``give_mean=False``.
+            Sample only basal states, and keep the perturbations' shifts at their posterior mean, so
+            that samples do not include the uncertainty of effects. Only with ``give_mean=False``.
         n_samples
-            Number of draws; more than one adds a first axis. Only with ``give_mean=False``.
+            Number of posterior samples; more than one adds a first axis. Only with
+            ``give_mean=False``.
         batch_size
             Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``.
         return_dist
             Return the mean and the variance of every cell's posterior, with the perturbations'
-            shifts at their posterior mean; only of basal states, and nothing is written.
+            shifts at their posterior mean; only for basal states, and nothing is written.
         key_added
-            Key of ``adata.obsm`` that the result is written to: by default ``"X_sams"`` (basal) or
-            ``"X_sams_perturbed"``; ``None`` writes nothing. Several draws are never written.
+            Key of ``adata.obsm`` to which the result is written: by default ``"X_sams"`` (basal) or
+            ``"X_sams_perturbed"``; ``None`` writes nothing. Several samples are never written.
 
         Returns
         -------
         Array of shape ``(n_cells, n_latent)``, or ``(n_samples, n_cells, n_latent)``, in units of
-        the prior's standard deviation; ``(2, n_cells, n_latent)`` with ``return_dist``. In obsm,
-        cells that were not asked for keep what this model wrote before, or are NaN.
+        the prior SD; ``(2, n_cells, n_latent)`` with ``return_dist``. In obsm, rows of other cells
+        keep earlier results of this model, or are NaN.
 
         Raises
         ------
         SAMSError
-            If the perturbed state is asked of a model that has none (``ConditionalVAE``), or for
-            its variance, which depends on that of the shifts as well.
+            If the perturbed state is requested for a model without one (``ConditionalVAE``), or its
+            variance, which also depends on that of the shifts.
 
         Examples
         --------
@@ -119,7 +120,7 @@ class CellModel(ScreenModel):
         >>> adata.obsm["X_sams"].shape
         (860, 6)
 
-        Control cells have no effects, so that both states are the same:
+        Control cells have no effects, so both states are the same:
 
         >>> perturbed = model.get_latent_representation(representation="perturbed")
         >>> controls = adata.obs["perturbation"] == "control"
@@ -136,8 +137,8 @@ class CellModel(ScreenModel):
             )
         if return_dist and representation == "perturbed":
             raise SAMSError(
-                "`return_dist` is of basal states. For the spread of perturbed states, draw them: "
-                "give_mean=False, n_samples=..."
+                "`return_dist` is for basal states. For the variance of perturbed states, sample "
+                "them: give_mean=False, n_samples=..."
             )
         cells = self._read(adata, indices, batch_size)
         if return_dist:
@@ -173,32 +174,32 @@ class CellModel(ScreenModel):
         return_numpy: bool = False,
         key_added: str | None = None,
     ) -> pd.DataFrame | np.ndarray:
-        """Return expected expression of cells at their posterior, normalised for size.
+        """Return expected expression of cells under their posterior, normalised for size.
 
         Parameters
         ----------
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         transform_batch
-            Decode every cell as if it were of this batch; ``None`` keeps its own.
+            Decode every cell as if it were in this batch; ``None`` keeps its own.
         gene_list
             Genes; ``None`` for all.
         library_size
-            What the result is scaled to: 1 gives shares of the library (or counts per unit of the
+            Total to which the result is scaled: 1 gives proportions (or counts per unit of the
             size factor). A normal likelihood is not scaled.
         n_samples
-            Draws from the posterior.
+            Number of posterior samples.
         return_mean
-            Average over draws; otherwise draws are the first axis.
+            Average over samples; otherwise samples are the first axis.
         return_numpy
-            Return an array rather than a DataFrame (always so for several draws).
+            Return an array rather than a DataFrame (always for several samples).
         key_added
-            Layer of ``adata`` that the mean is written to, for all genes. By default none: a dense
+            Layer of ``adata`` to which the mean is written, for all genes. By default none: a dense
             cells x genes matrix may be larger than the data.
 
         Returns
         -------
-        Cells x genes, or draws x cells x genes.
+        Cells x genes, or samples x cells x genes.
 
         Raises
         ------
@@ -248,19 +249,19 @@ class CellModel(ScreenModel):
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """Draw expression of cells anew from the posterior predictive distribution.
+        """Sample new expression of cells from the posterior predictive distribution.
 
         Parameters
         ----------
         adata, indices, gene_list, batch_size
             As in :meth:`get_normalized_expression`.
         n_samples
-            Draws per cell.
+            Samples per cell.
 
         Returns
         -------
-        ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)`` for several draws; counts at
-        each cell's own size, or values of a normal likelihood.
+        ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)`` for several samples; counts
+        with each cell's own size, or values of a normal likelihood.
 
         Raises
         ------
@@ -291,7 +292,7 @@ class CellModel(ScreenModel):
     ) -> float | np.ndarray:
         """Return the evidence lower bound of cells (paper, appendix A.1); higher is better.
 
-        Each cell pays its share 1 / N_t of the divergences of masks and effects, N_t being the
+        Each cell pays a part 1 / N_t of the divergences of masks and effects, where N_t is the
         number of training cells, whichever cells are scored.
 
         Parameters
@@ -299,11 +300,11 @@ class CellModel(ScreenModel):
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         n_samples
-            Draws from the posterior.
+            Number of posterior samples.
         return_mean
             Return the mean over cells; otherwise a value per cell, shape ``(n_cells,)``.
         key_added
-            Column of ``adata.obs`` that values per cell are written to; ``None`` writes nothing.
+            Column of ``adata.obs`` to which values per cell are written; ``None`` writes nothing.
 
         Examples
         --------
@@ -351,19 +352,19 @@ class CellModel(ScreenModel):
         return_mean: bool = True,
         key_added: str | None = RESULT_KEYS.IWELBO,
     ) -> float | np.ndarray:
-        """Return the predictive importance-weighted bound of cells, the paper's headline figure.
+        """Return the predictive importance-weighted bound of cells, the main metric of the paper.
 
-        Masks and effects are drawn ``n_samples`` times once for all cells, then for each cell::
+        Masks and effects are sampled ``n_samples`` times once for all cells, then for each cell::
 
             logsumexp_s [log p(x | z_s) + log p(z_s) - log q(z_s | x, .)] - log(n_samples)
 
-        The global variables are not scored: the bound is on the likelihood of held-out cells given
-        what was learned. Higher is better; it rises with ``n_samples``, so compare at equal ones.
+        Global variables are not scored: the bound is on the likelihood of held-out cells given the
+        learned posterior. Higher is better; it increases with ``n_samples``, so use equal numbers.
 
         Parameters
         ----------
         adata, indices, batch_size, return_mean, key_added
-            As in :meth:`get_elbo`. Score cells that were not trained on
+            As in :meth:`get_elbo`. Score cells that were not used in training
             (``model.validation_indices``, ``model.test_indices``).
         n_samples
             Importance samples (paper: 100).
@@ -385,38 +386,37 @@ class CellModel(ScreenModel):
     def test_perturbations(
         self, *, n_components: int = 20, key_added: str | None = RESULT_KEYS.TESTS
     ) -> pd.DataFrame:
-        """Test for each perturbation whether its cells differ from cells without it at all.
+        """Test for each perturbation whether its cells differ from cells without it.
 
-        Masks and effects are fitted to the cells of a perturbation, and are never quite zero. This
-        test does not rest on them: it looks at log-normalised expression along the axes in which
-        all cells vary most, found without a look at the labels. Where a perturbation does nothing,
-        its cells and the control cells are exchangeable, and p-values are uniform whatever the
-        model has learned; all cells count, those it was trained on too. Cells are compared
-        within batches, categorical covariates and contexts, and what depends linearly on continuous
-        ones is taken out; cells with several perturbations are compared with cells that have the
-        others.
+        Masks and effects are fitted to the cells of a perturbation, and are never exactly zero.
+        This test does not depend on them: it uses log-normalised expression on the axes in which
+        all cells vary most, computed without labels. If a perturbation has no effect, its cells and
+        control cells are exchangeable, and p-values are uniform whatever the model has learned; all
+        cells are used, including training cells. Cells are compared within batches, categorical
+        covariates and contexts, and linear effects of continuous covariates are removed; cells with
+        several perturbations are compared with cells that have the others.
 
         Parameters
         ----------
         n_components
-            Number of axes. More find weaker programs, and cost power for strong ones.
+            Number of axes. More detect weaker programs, but reduce the power for strong ones.
         key_added
-            Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+            Key of ``adata.uns`` of the training data to which the table is written; ``None`` writes
             nothing.
 
         Returns
         -------
-        One row per perturbation: ``n_cells`` that carry it and were tested, ``n_compared`` cells
+        One row per perturbation: ``n_cells`` with it that were tested, ``n_compared`` cells
         without it, ``statistic`` (of Hotelling's test, as F), ``p_value``, and ``q_value``, the
-        smallest false discovery rate over the screen at which it is called. NaN where no cells can
-        be compared, as in a batch without control cells. ``attrs["controls"]`` has the q-values of
-        the labels of control cells against each other, where there are several.
+        smallest false discovery rate over the screen at which it is called. NaN if no cells can be
+        compared, for example in a batch without control cells. ``attrs["controls"]`` contains the
+        q-values of the labels of control cells against each other, if there are several.
 
         Warnings
         --------
-        A small p-value says that cells differ, not why: controls from another batch, donor or
-        guide library differ too. An effect on a single gene that varies little is not seen here;
-        ask :meth:`get_direct_effects`.
+        A small p-value shows that cells differ, not why: controls from another batch, donor or
+        guide library differ too. An effect on a single gene with little variation is not detected
+        here; see :meth:`get_direct_effects`.
 
         Notes
         -----

@@ -1,4 +1,4 @@
-"""Reading cells in mini-batches, and what is computed of each."""
+"""Read cells in mini-batches, and compute results for each."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from scvi_sams.module._perturbation_module import GlobalDraw
 from scvi_sams.module._scored_cells import FEW_SAMPLES, N_SAMPLES
 
 _FIRST_OF_RESPONSES = 2**40
-"""Random number of a cell that responses begin with: no others are that many."""
+"""First random number of a cell that is used for responses: other uses need fewer."""
 
 _MAX_ELEMENTS = 2**23
 """Numbers in the largest array (particles x cells x genes) of a step: 32 MB in float32."""
 
 
 class EncodedCells(NamedTuple):
-    """Some cells with what is known of them."""
+    """Some cells with their shifts and posteriors."""
 
     place: np.ndarray
-    """In the positions that are read, ``(B,)``."""
+    """Places in the positions that are read, ``(B,)``."""
     cells: CellBatch
     shift: Tensor
     """``(P or 1, B, S)``."""
@@ -53,11 +53,11 @@ class EncodedCells(NamedTuple):
 
 
 class CellReader:
-    """Some cells of registered data, as mini-batches of the tensors that the module reads.
+    """Some cells of registered data, as mini-batches of input tensors of the module.
 
-    They are read in ascending order, which needs the fewest accesses where they are on disk; with
-    each mini-batch comes the place of its cells in ``positions``, ``(n_cells,)``. ``adata`` was
-    checked before; ``batch_size=None`` stands for ``scvi.settings.batch_size``.
+    They are read in ascending order, which requires the fewest accesses on disk; each mini-batch
+    comes with the places of its cells in ``positions``, ``(n_cells,)``. ``adata`` has been checked
+    before; ``batch_size=None`` stands for ``scvi.settings.batch_size``.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class CellReader:
 
     @cached_property
     def effects(self) -> Tensor:
-        """Rows of the effects of what the cells carry, ascending, on the module's device."""
+        """Rows of the effects of the cells' perturbations, ascending, on the module's device."""
         codes = torch.as_tensor(registered_labels(self.manager).codes[self.positions]).long()
         contexts = registered_contexts(self.manager)
         if contexts is None:
@@ -90,7 +90,7 @@ class CellReader:
 
     @cached_property
     def contexts(self) -> tuple[Tensor | None, np.ndarray]:
-        """Contexts of the cells by number, ascending, and the place of each cell's among them.
+        """Contexts of the cells by number, ascending, and the position of each cell's among them.
 
         Without contexts ``None``, and zeros.
         """
@@ -102,17 +102,17 @@ class CellReader:
 
     @cached_property
     def seed(self) -> int:
-        """Of what is drawn for these cells and their perturbations."""
+        """Seed of the samples for these cells and their perturbations."""
         return new_seed()
 
     @cached_property
     def noise(self) -> CellNoise:
-        """Random numbers of each cell, which depend on no other."""
+        """Random numbers of each cell, independent of other cells."""
         keys = keys_of_cells(self.adata.obs_names, self.positions)
         return CellNoise(self.seed, keys, self.module.device)
 
     def drawn(self, n_draws: int) -> GlobalDraw:
-        """Draw the shifts of :attr:`effects`, and say what they cost."""
+        """Sample the shifts of :attr:`effects`, with their divergences."""
         names: list[str] = []
 
         def draw(rows: Tensor) -> list[Tensor]:
@@ -124,7 +124,7 @@ class CellReader:
         return GlobalDraw(shifts, dict(zip(names, kl, strict=True)))
 
     def basal_states(self, qz: Normal, place: np.ndarray, n_draws: int) -> Tensor:
-        """Draw from the posterior of the basal states of the cells at ``place``."""
+        """Sample from the posterior of the basal states of the cells at ``place``."""
         return qz.loc + qz.scale * self.noise.normals(place, n_draws, qz.loc.shape[-1])
 
     def batches(self) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
@@ -137,7 +137,8 @@ class CellReader:
             loader = self.model._make_data_loader(
                 self.adata, indices=cells, batch_size=self.batch_size
             )
-        # It draws a number, though it reads in order: not from what other threads draw from.
+        # The loader samples a number even without shuffling: not from the global generator, which
+        # other threads use.
         loader.generator = torch.Generator()
         start = 0
         for tensors in loader:
@@ -153,9 +154,9 @@ class CellReader:
     def encoded(self, shifts: Tensor, *, sampled: bool = False) -> Iterator[EncodedCells]:
         """Yield cells, their shifts, and the posteriors of their basal states.
 
-        ``shifts`` are those of :attr:`effects`, ``(n_particles or 1, R, S)``. Where cells may
-        have escaped, those that more likely than not did have none; with several particles, or if
-        it is to be ``sampled``, in as many particles as is probable.
+        ``shifts`` are those of :attr:`effects`, ``(n_particles or 1, R, S)``. If cells may have
+        escaped, cells with a response probability below 0.5 have no shift; with several particles,
+        or with ``sampled``, responses are sampled.
         """
         rows, module = self.effects, self.module
         for place, cells in self.cells():
@@ -186,7 +187,7 @@ class CellReader:
         return self.module.shift_moments(self.effects)[0][None]
 
     def _respond(self, cells: CellBatch, place: np.ndarray, n_samples: int) -> Tensor:
-        """Whether cells respond, ``(n_samples, B, 1)``; 0 samples: what is more likely, one."""
+        """Whether cells respond, ``(n_samples, B, 1)``; 0 samples: the more likely case, once."""
         probability = self._probability(cells, FEW_SAMPLES)
         level = torch.full_like(probability, 0.5)[None]
         if n_samples:
@@ -194,9 +195,9 @@ class CellReader:
         return (level <= probability)[..., None].to(probability)
 
     def levels_of_responses(self, place: np.ndarray, n_samples: int) -> Tensor:
-        """Uniform numbers ``(n_samples, B)``: up to a probability, which may be 1, a cell responds.
+        """Uniform numbers ``(n_samples, B)``: a cell responds if its probability is at least this.
 
-        Single precision has numbers of 1 among them.
+        In single precision 1 is among them.
         """
         normals = self.noise.normals(place, n_samples, 1, first=_FIRST_OF_RESPONSES)
         return torch.special.ndtr(normals[..., 0])
@@ -204,8 +205,8 @@ class CellReader:
     def write(self, values: np.ndarray, slot: Literal["obs", "obsm", "layers"], key: str) -> None:
         """Write results of the cells into the AnnData, as a copy.
 
-        Other rows keep what this model, as it is trained now, wrote there earlier; else they are
-        NaN: one result is never that of two models.
+        Other rows keep what this model wrote there since its last training; otherwise they are
+        NaN: a result is never a mixture of two models.
         """
         with ADATA_LOCK:
             self._write(values, slot, key)

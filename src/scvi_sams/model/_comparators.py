@@ -1,4 +1,4 @@
-"""The comparators as users see them: conditional VAE, CPA-VAE and SVAE+."""
+"""The comparators: conditional VAE, CPA-VAE and SVAE+."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from scvi_sams.module._settings import given
 
 
 class ConditionalVAE(AdditiveMixin, PerturbationModel):
-    """VAE whose encoder and decoder are given the dosages of the cell's perturbations.
+    """VAE whose encoder and decoder receive the dosages of the cell's perturbations.
 
     The comparator without structure: a perturbation may change the map from latent states to
-    expression in any way, so that there are neither masks nor effects to read, and no perturbed
-    latent state. The dosages enter the first layers linearly, which is how unmeasured combinations
-    are predicted. Perturbations without training cells change nothing.
+    expression in any way, so there are no masks, no effects and no perturbed latent state. The
+    dosages enter the first layers linearly, which determines predictions of unmeasured
+    combinations. Perturbations without training cells change nothing.
 
-    There are no global variables, hence no ``global_kl_weight`` nor ``evidence_cells``, and
-    ``dense_fraction`` of the training plan plays no part.
+    There are no global variables, hence no ``global_kl_weight`` or ``evidence_cells``, and
+    ``dense_fraction`` of the training plan has no effect.
 
     Parameters
     ----------
@@ -69,28 +69,28 @@ class ConditionalVAE(AdditiveMixin, PerturbationModel):
 class CPAVAE(LatentShiftMixin, AdditiveMixin, PerturbationModel):
     """Compositional perturbation VAE, SAMS-VAE without masks :cite:p:`Bereket23`.
 
-    A cell's latent state is a basal part plus the sum of the effects of its perturbations; every
-    perturbation moves all latent dimensions. The posterior of effects is mean-field. Training has
-    no phase of its own for masks: ``dense_fraction`` of the training plan plays no part.
+    The latent state of a cell is a basal part plus the sum of the effects of its perturbations;
+    every perturbation shifts all latent dimensions. The posterior of effects is mean-field. There
+    is no separate phase for masks: ``dense_fraction`` of the training plan has no effect.
 
     Parameters
     ----------
     adata
         Registered with :meth:`CPAVAE.setup_anndata`.
     correlated_basal
-        Whether q(z_basal | x, shift) sees the shift of the cell's perturbations: the two variants
-        of the paper's table.
+        Whether q(z_basal | x, shift) depends on the shift of the cell's perturbations: the two
+        variants in the paper's table.
     effect_prior_scale
-        Standard deviation of effects a priori, in units of the standard deviation of basal states.
+        Prior SD of effects, in units of the SD of basal states.
     evidence_cells
         As in :class:`SAMSVAE`. ``None`` by default, the ELBO of the paper: there are no masks that
-        weak effects would blur.
+        weak effects could blur.
     n_latent, n_hidden, n_layers, gene_likelihood, n_particles, kl_estimator, global_kl_weight
         As in :class:`SAMSVAE`.
     direct_effects, stacking
         As in :class:`SAMSVAE`. ``False`` for the comparator of the paper.
     registry
-        Set by :meth:`load` where there is no ``adata``.
+        Set by :meth:`load` if there is no ``adata``.
 
     Examples
     --------
@@ -131,25 +131,25 @@ class CPAVAE(LatentShiftMixin, AdditiveMixin, PerturbationModel):
 class SVAEPlus(MaskMixin, LatentShiftMixin, PerturbationModel):
     """Sparse VAE of mechanism shifts, SVAE+ (Lopez et al. 2022, arXiv 2211.03553).
 
-    The latent state of a cell is drawn around a sparse mean of its perturbation,
-    ``Normal(m_t * mu_t, I)``, and inferred without looking at the perturbation. Means are
-    parameters. The probability of every mask entry has a Beta(1, K_2) prior and a point estimate,
-    the best one given the mask's posterior; reported bounds hold its log density.
+    The latent state of a cell is sampled around a sparse mean of its perturbation,
+    ``Normal(m_t * mu_t, I)``, and inferred without the perturbation. Means are parameters. The
+    probability of every mask entry has a Beta(1, K_2) prior and a point estimate, the optimal one
+    given the mask's posterior; reported bounds include its log density.
 
-    A cell has one perturbation: each combination is registered as a perturbation of its own, in any
-    order of its names, and combinations without training cells cannot be predicted. Doses other
-    than 1 raise an error: register them as labels of their own.
+    A cell has one perturbation: each combination is registered as a separate perturbation, with its
+    names in any order, and combinations without training cells cannot be predicted. Doses other
+    than 1 raise an error: register them as separate labels.
 
-    Masks are trained from the start, as published: ``dense_fraction`` of the training plan plays no
-    part. There are neither direct effects nor stacking.
+    Masks are trained from the start, as published: ``dense_fraction`` of the training plan has no
+    effect. There are neither direct effects nor stacking.
 
     Parameters
     ----------
     adata
         Registered with :meth:`SVAEPlus.setup_anndata`.
     mask_prior_beta
-        ``K_2``, above 1 (papers: 2, 5 or 10): a priori a perturbation moves a share of
-        ``1 / (1 + K_2)`` of the latent dimensions.
+        ``K_2``, above 1 (papers: 2, 5 or 10): the prior proportion of latent dimensions that a
+        perturbation shifts is ``1 / (1 + K_2)``.
     evidence_cells
         As in :class:`SAMSVAE`. ``None`` by default: the objective as published.
     n_latent, n_hidden, n_layers, gene_likelihood, n_particles, kl_estimator, global_kl_weight
@@ -165,7 +165,7 @@ class SVAEPlus(MaskMixin, LatentShiftMixin, PerturbationModel):
     >>> model = scvi_sams.SVAEPlus(adata, n_latent=15)
     >>> model.train(max_epochs=2, enable_progress_bar=False)  # more, without max_epochs
 
-    30 single perturbations, and 15 combinations that are perturbations of their own:
+    30 single perturbations, and 15 combinations as separate perturbations:
 
     >>> model.get_perturbation_masks().shape
     (45, 15)

@@ -1,4 +1,4 @@
-"""Whether perturbations do the same in all levels of a column, told without the model."""
+"""Test whether perturbations have the same effect in all levels of a column, without the model."""
 
 from __future__ import annotations
 
@@ -31,66 +31,67 @@ from scvi_sams.train._statistics import chunks_of_cells
 logger = logging.getLogger("scvi.sams")
 
 MOST_CELLS = 10_000
-"""That are read. More cost time, and differences that matter are seen in them."""
+"""Largest number of cells to read: enough to detect relevant differences."""
 _MOST_CONTROLS = 1 / 3
-"""Of the cells that are read."""
+"""Proportion of control cells among the cells that are read."""
 _CELLS_OF_LABEL = 300
-"""More only where all labels have as many."""
+"""Cells per label; more only if all labels have as many."""
 _MOST_LEVELS = 20
 _MOST_NAMED = 3
 NOT_REGISTERED = "not registered"
 _N_COMPONENTS = 20
-"""On simulated screens 5, 10 and 40 axes found fewer perturbations whose effects differ."""
+"""Number of axes. On simulated screens 5, 10 and 40 axes detected fewer differences."""
 _MOST_GENES = 500
 _FEWEST_COUNTS = 0.1
-"""Added to the mean counts of a gene in a cell, which its counts are divided by."""
+"""Pseudocount of the mean counts of a gene, by which its counts are divided."""
 _UNBALANCED = 1e-3
 """p-value below which levels depend on perturbations."""
 FDR = 0.05
 LEAST_SHARE = 0.15
-"""Of an effect, to differ between levels. Effects that one of three types has, and the others lack,
-differ by .67 of their squared size. Equal latent effects in simulated types whose genes differ by
-e^0.5 to e^2 (standard deviations) do by .01 to .05 of fold changes (single ones by .22), and by .01
-to .25 of logarithms of counts plus one. In real screens: knock-outs in three replicates of THP-1
-cells at most .07; interferon in two donors .002, in CD4 and CD8 T cells .01, in monocytes and
-lymphocytes .15. Of 72 simulated screens with equal effects none was warned of; of 144 with a third
-or all of the effects in one type 142 were, of 72 with a tenth of them 53."""
+"""Smallest proportion of an effect that differs between levels. An effect in one of three types,
+and not in the others, differs by 0.67 of its squared size. Equal latent effects in simulated types
+whose genes differ by e^0.5 to e^2 (SD) differ by 0.01 to 0.05 as fold changes (single ones by
+0.22), and by 0.01 to 0.25 as logarithms of counts plus one. In real screens: knock-outs in three
+replicates of THP-1 cells at most 0.07; interferon in two donors 0.002, in CD4 and CD8 T cells 0.01,
+in monocytes and lymphocytes 0.15. There was no warning in 72 simulated screens with equal effects,
+and one in 142 of 144 with a third or all of the effects in one type, and in 53 of 72 with a tenth
+of them."""
 SURE, LEAST = 1e-3, 0.05
-"""p-value of a column that is warned of, and share of its perturbations that differ: less harms
-little, and twenty columns may be tested."""
+"""p-value of a column, and proportion of its perturbations that differ, for a warning: smaller
+differences matter little, and twenty columns may be tested."""
 
 
 class ContextTests(NamedTuple):
-    """What is said of columns, and of each perturbation in each of them."""
+    """Results for columns, and for each perturbation in each of them."""
 
     columns: pd.DataFrame
     """One row per column."""
     perturbations: pd.DataFrame
-    """One row per column and tested perturbation, in each context where contexts are registered."""
+    """One row per column and tested perturbation (and context, if contexts are registered)."""
 
 
 class _Cells(NamedTuple):
-    """Cells that are looked at, and what is known of them."""
+    """Cells to test, with their labels and levels."""
 
     chosen: np.ndarray
     """Ascending positions."""
     treatment: np.ndarray
-    """Which distinct label and dose each has; -1 for control cells."""
+    """Code of the label and dose of each; -1 for control cells."""
     names: list[str]
-    """Of these."""
+    """Their names."""
     values: sparse.csr_array
-    """Counts at one typical size, or values that are none."""
+    """Counts scaled to a typical size, or values that are not counts."""
     logged: sparse.csr_array
     counts: bool
     strata: np.ndarray
-    """Of registered batch and categories."""
+    """Registered batch and categories."""
     context: pd.Series | None
     """Registered contexts."""
     covariates: np.ndarray | None
 
 
 def _registered_columns(manager: AnnDataManager) -> dict[str, str]:
-    """Columns of obs that the model knows as levels, and what as."""
+    """Columns of obs that are registered as levels, and their role."""
     setup = manager.registry[SETUP_ARGUMENTS_KEY]
     named = {"batch": setup["batch_key"], "context": setup["context_key"]}
     columns = {key: what for what, key in named.items() if key is not None}
@@ -106,10 +107,10 @@ def context_tests(
     counts: bool,
     most_cells: int = MOST_CELLS,
 ) -> ContextTests:
-    """Test columns of obs, all that may be contexts where none are named.
+    """Test columns of obs; all possible contexts if none are named.
 
-    At most ``most_cells`` cells are read: of larger screens some of the control cells, and some of
-    those of the perturbations that have most. Nothing is drawn at random.
+    At most ``most_cells`` cells are read: in larger screens some of the control cells, and some of
+    those of the perturbations with most cells. Nothing is random.
     """
     registered = _registered_columns(manager)
     obs = manager.adata.obs
@@ -141,7 +142,7 @@ def context_tests(
 
 
 def warn_of_contexts(manager: AnnDataManager, *, counts: bool) -> None:
-    """Log one warning if effects differ between levels of columns that are no contexts."""
+    """Log one warning if effects differ between levels of columns that are not contexts."""
     table = context_tests(manager, counts=counts).columns
     found = table[table["differs"].astype(bool) & (table["registered_as"] != "context")]
     if found.empty:
@@ -153,10 +154,10 @@ def warn_of_contexts(manager: AnnDataManager, *, counts: bool) -> None:
         for key, row in found[:_MOST_NAMED].iterrows()
     )
     logger.warning(
-        f"Perturbations do not do the same in all levels of {described}{more}. The model takes "
-        "effects to be the same everywhere, and masks and effects are then an average that may "
-        "hold nowhere. Register such a column as `context_key` of SAMSVAE.setup_anndata, or fit "
-        "its levels one by one; tl.context_interactions(model) has the details."
+        f"Perturbations have different effects in the levels of {described}{more}. The model "
+        "assumes the same effects in all of them, so masks and effects are an average that may "
+        "apply to none. Register such a column as `context_key` of SAMSVAE.setup_anndata, or fit "
+        "its levels separately; see tl.context_interactions(model) for details."
     )
 
 
@@ -186,7 +187,7 @@ _DETAILS = [
 
 
 def _other_columns(manager: AnnDataManager, registered: dict[str, str]) -> Iterator[str]:
-    """Columns of text, categories or booleans that play no part in registration."""
+    """Text, categorical or boolean columns that are not registered."""
     setup = manager.registry[SETUP_ARGUMENTS_KEY]
     own: set[object] = {*registered, setup["perturbation_key"], setup["dosage_key"]}
     guides = setup["guide_key"]
@@ -202,13 +203,13 @@ def _other_columns(manager: AnnDataManager, registered: dict[str, str]) -> Itera
 
 
 def _levels(column: pd.Series) -> np.ndarray:
-    """Number of each cell's level, -1 where it has none."""
+    """Code of each cell's level, -1 where missing."""
     written = column.astype(object).where(column.notna(), None)
     return pd.factorize(written.map(str, na_action="ignore"), sort=True)[0]
 
 
 def _distinct(levels: dict[str, np.ndarray], registered: Mapping[str, str]) -> dict[str, Any]:
-    """Leave out columns that divide cells as an earlier one does, and are not registered."""
+    """Remove unregistered columns that divide cells in the same way as an earlier one."""
     found: dict[bytes, str] = {}
     for key, level in levels.items():
         partition = pd.factorize(level)[0].tobytes()
@@ -219,7 +220,7 @@ def _distinct(levels: dict[str, np.ndarray], registered: Mapping[str, str]) -> d
 
 
 def _treatments(labels: Labels) -> tuple[np.ndarray, list[str]]:
-    """Number of each cell's distinct label and doses, -1 for control cells, and their names."""
+    """Code of each cell's label and doses, -1 for control cells, and their names."""
     acting = labels.doses != 0
     codes = np.where(acting, labels.codes, NO_PERTURBATION)
     dose = pd.factorize(np.where(acting, labels.doses, 0).ravel())[0].reshape(codes.shape)
@@ -290,7 +291,7 @@ def _read(
 
 
 def _chosen(treatment: np.ndarray, most_cells: int) -> np.ndarray:
-    """Positions of at most so many cells, evenly spread over those of a label."""
+    """Positions of at most so many cells, evenly over the cells of each label."""
     if len(treatment) <= most_cells:
         return np.arange(len(treatment))
     controls = _spread(np.flatnonzero(treatment < 0), int(most_cells * _MOST_CONTROLS))
@@ -313,16 +314,16 @@ def _spread(cells: np.ndarray, most: int) -> np.ndarray:
 
 
 class _Tested(NamedTuple):
-    """What one column is tested with, of cells that have a level."""
+    """Input of the test of one column, for cells with a level."""
 
     rows: np.ndarray
-    """Which of the cells that were read."""
+    """Positions among the cells that were read."""
     treatment: np.ndarray
-    """Which distinct treatment and context each has; -1 for control cells."""
+    """Code of the treatment and context of each; -1 for control cells."""
     names: list[tuple[str, str | None]]
-    """Of these: label and context."""
+    """Their label and context."""
     level: np.ndarray
-    """Levels of different contexts are different ones."""
+    """Levels; those of different contexts are distinct."""
     stratum: np.ndarray
 
 
@@ -346,12 +347,11 @@ def _tested(cells: _Cells, level: np.ndarray, *, within_contexts: bool) -> _Test
 
 
 def _features(cells: _Cells, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """What effects are compared in, found without a look at labels, cells x axes.
+    """Features on which effects are compared, computed without labels, cells x axes.
 
-    Axes in which cells vary most within levels. Counts are in units of their mean in the level, so
-    that effects are fold changes: what multiplies rates by the same in two types of cells that
-    express a gene at different rates is the same effect, and would not be one on logarithms of
-    counts plus one.
+    Axes in which cells vary most within levels. Counts are divided by their mean in the level, so
+    that effects are fold changes: the same fold change in two cell types that express a gene at
+    different rates is the same effect, which it would not be on logarithms of counts plus one.
     """
     of_level = indicators(level)
     _, spread = variance_within(cells.logged[rows], of_level)
@@ -369,7 +369,7 @@ def _features(cells: _Cells, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 def _of_perturbations(key: str, cells: _Cells, level: np.ndarray, what: str) -> pd.DataFrame:
-    """Rows of one column: what is tested, and how it came out."""
+    """Rows of one column: what was tested, and the results."""
     tested = _tested(cells, level, within_contexts=what != "context")
     if not len(tested.names):
         return pd.DataFrame(columns=_DETAILS)
@@ -400,7 +400,7 @@ def _of_column(
 ) -> dict[str, Any]:
     found = of_perturbations[of_perturbations["differs"].astype(bool)]
     effect, difference = of_perturbations[["squared_effect", "squared_difference"]].sum()
-    # That of Simes, which holds for tests that share control cells.
+    # Simes' method, which is valid for tests that share control cells.
     p_value = of_perturbations["q_value"].min()
     n_tested, n_differ = (table["perturbation"].nunique() for table in (of_perturbations, found))
     is_sure, may_differ = p_value <= SURE, is_balanced or what != NOT_REGISTERED
@@ -418,7 +418,7 @@ def _of_column(
 
 
 def _share(difference: Any, effect: Any) -> Any:
-    """Of squared effects; less chance, the difference may exceed the whole."""
+    """Proportion of squared effects; by chance the difference may exceed the whole."""
     difference = np.maximum(difference, 0)
     return difference / np.maximum(np.maximum(effect, difference), np.finfo(float).tiny)
 

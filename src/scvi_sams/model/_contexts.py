@@ -16,7 +16,7 @@ from scvi_sams.model._cell_model import CellModel
 
 
 def codes_of(model: CellModel, perturbations: Sequence[str] | None) -> Tensor:
-    """Codes of some perturbations, measured or not; ``None``: all that were measured."""
+    """Codes of some perturbations, measured or unmeasured; ``None``: all measured ones."""
     if perturbations is None:
         return torch.arange(len(model.perturbations), device=model.module.device)
     names = as_names("perturbations", perturbations)
@@ -29,7 +29,7 @@ def codes_of(model: CellModel, perturbations: Sequence[str] | None) -> Tensor:
 def moments_of_perturbations(
     model: CellModel, codes: Tensor, context: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Posterior mean and sd of the shifts of perturbations, each ``(R, S)``.
+    """Posterior mean and SD of the shifts of perturbations, each ``(R, S)``.
 
     In a context, or without one averaged over the training cells of the perturbation.
     """
@@ -41,7 +41,7 @@ def moments_of_perturbations(
     every = torch.arange(len(model.perturbations), device=module.device)
     is_new = codes >= len(every)
     if bool(is_new.any()):
-        # In none of the contexts.
+        # Not measured in any context.
         mean, sd = module.shift_moments(module.effect_rows.of_cells(codes[:, None], None)[:, 0])
         measured = moments_of_perturbations(model, codes[~is_new], None)
         mean[~is_new], sd[~is_new] = measured
@@ -49,7 +49,7 @@ def moments_of_perturbations(
     rows = module.effect_rows.measured
     perturbations = module.effect_rows.perturbation_of(rows)
     counts = module.contexts.cells_of(rows)
-    # What contexts share does not average out; a part of a context's own does.
+    # The shared part does not average out; context-specific parts do in part.
     shared_mean, shared_sd = module.shared_moments(every)
     own_mean, own_variance = module.contexts.moments(rows)
     total = torch.zeros(len(every), device=module.device).index_add_(0, perturbations, counts)
@@ -60,9 +60,9 @@ def moments_of_perturbations(
 
 
 def chances_of_effects(model: CellModel, codes: Tensor, context: str | None) -> Tensor:
-    """Posterior probability that perturbations move latent dimensions, ``(R, L)``.
+    """Posterior probability that perturbations shift latent dimensions, ``(R, L)``.
 
-    In a context, or without one the largest of those in which the perturbation was measured.
+    In a context, or without one the largest over contexts in which the perturbation was measured.
     """
     module = model.module
     if context is not None:
@@ -82,7 +82,7 @@ def chances_of_effects(model: CellModel, codes: Tensor, context: str | None) -> 
     is_new = codes >= len(largest)
     if not bool(is_new.any()):
         return largest[codes]
-    # In none of the contexts.
+    # Not measured in any context.
     of_codes = module.chance_of_effect(module.effect_rows.of_cells(codes[:, None], None)[:, 0])
     of_codes[~is_new] = largest[codes[~is_new]]
     return of_codes
@@ -97,30 +97,30 @@ def rows_in_context(model: CellModel, codes: Tensor, context: str) -> Tensor:
 
 
 class PairEffects(NamedTuple):
-    """What T perturbations do in each of C contexts, and what is the context's own of it."""
+    """Effects of T perturbations in each of C contexts, with their context-specific parts."""
 
     n_cells: np.ndarray
-    """Training cells, ``(T, C)``."""
+    """Number of training cells, ``(T, C)``."""
     is_measured: np.ndarray
     """Whether registered cells have the perturbation in the context, ``(T, C)``."""
     p_acts: np.ndarray
     """Posterior probability of an effect on some latent dimension, ``(T, C)``."""
     p_differs: np.ndarray
-    """Posterior probability of an effect of the context's own, ``(T, C)``."""
+    """Posterior probability of a context-specific effect, ``(T, C)``."""
     own_masks: np.ndarray
     """Posterior probability of the same on each latent dimension, ``(T, C, L)``."""
     mean: np.ndarray
     """Posterior mean of the effect, ``(T, C, L)``."""
     own_mean: np.ndarray
-    """Posterior mean of what is the context's own, ``(T, C, L)``."""
+    """Posterior mean of the context-specific part, ``(T, C, L)``."""
 
 
 def effects_of_pairs(model: CellModel) -> PairEffects:
-    """Effects of all perturbations in all contexts; those of the prior where there are no cells.
+    """Effects of all perturbations in all contexts; those of the prior if there are no cells.
 
-    The probability of an effect on some latent dimension is the largest of those of each. One less
-    the product of the others' would count what a factorised posterior leaves of the prior where
-    cells say nothing: a hundredth or two of each dimension, a third over twenty.
+    The probability of an effect on some latent dimension is the largest over dimensions. One minus
+    the product over dimensions would add up prior probabilities that a factorised posterior keeps
+    where cells are not informative: 0.01 or 0.02 per dimension, a third over twenty.
     """
     module = model.module
     rows = module.effect_rows

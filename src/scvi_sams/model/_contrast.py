@@ -1,4 +1,4 @@
-"""The same cells with a perturbation and without: what is compared, and how draws are summed up."""
+"""The same cells with and without a perturbation: statistics, and summaries of samples."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from scvi_sams.module._likelihoods import Likelihood
 from scvi_sams.module._perturbation_module import PerturbationModule
 
 _VALUES_AT_ONCE = 2**18
-"""Numbers in an array (draws x genes) of a step: one megabyte, which a processor's cache holds."""
+"""Numbers in an array (samples x genes) of a step: one megabyte, which fits into a CPU cache."""
 
 _VALUES_AT_ONCE_ON_ACCELERATORS = 2**24
 
 _ASSUMED_SIZE = 1e4
-"""Where a model was saved without the sizes of its cells."""
+"""Cell size for models that were saved without the sizes of their cells."""
 
 _RANK_TOLERANCE = 1e-5
-"""Of the largest singular value of shifts: in smaller ones there is rounding alone."""
+"""Relative to the largest singular value of shifts: smaller ones are rounding errors."""
 
 EffectScale = Literal["lognorm", "lograte", "mean"]
 
 
 class DrawnEffect(NamedTuple):
-    """Posterior samples of what a label does, with its doses."""
+    """Posterior samples of the effect of a label, with its doses."""
 
     shift: Tensor
     """Sum of the shifts in each context, ``(n_posterior, n_contexts or 1, n_shift)``."""
     direct: Tensor | None
-    """What is added to the logits of genes, ``(n_posterior, n_contexts or 1, n_genes)``; ``None``
-    for nothing."""
+    """Additions to the logits of genes, ``(n_posterior, n_contexts or 1, n_genes)``; ``None`` for
+    none."""
 
     def __add__(self, other: DrawnEffect) -> DrawnEffect:  # type: ignore[override]
         """Samples of two labels together."""
@@ -51,11 +51,11 @@ class DrawnEffect(NamedTuple):
 
 
 class Contrast:
-    """Treated against control cells of the same basal states, by common random numbers.
+    """Treated against control cells with the same basal states, by common random numbers.
 
     ``statistic`` is f, whose expectation is averaged on both sides over basal states. ``control``
     is its mean over the untreated states of each posterior sample, ``(n_posterior, n_genes)``.
-    ``contexts``, ascending, are those that effects have to be sampled in; ``None`` where none are
+    ``contexts``, ascending, are those in which effects must be sampled; ``None`` if none are
     registered.
     """
 
@@ -76,7 +76,7 @@ class Contrast:
         self.control = self.mean(DrawnEffect(nothing, None))
 
     def _of_states(self, values: Tensor, part: slice) -> Tensor:
-        """What each basal state has of the values of contexts, ``(n, n_basal or 1, ...)``."""
+        """Values of the context of each basal state, ``(n, n_basal or 1, ...)``."""
         if self._place is None or values.shape[1] == 1:
             return values[part]
         place = self._place[part]
@@ -108,7 +108,7 @@ class Contrast:
             yield self.statistic(logits)
 
     def effect(self, drawn: DrawnEffect) -> Tensor:
-        """Return by how much the mean of f changes, ``(n_posterior, n_genes)``."""
+        """Return the change of the mean of f, ``(n_posterior, n_genes)``."""
         return self.mean(drawn).sub_(self.control)
 
 
@@ -149,7 +149,7 @@ class Statistic:
         return expected_expression(self.likelihood, logits, self.method, self.target_sum)
 
     def description(self) -> dict[str, Any]:
-        """What the numbers are, for ``uns``."""
+        """Description of the values, for ``uns``."""
         is_count = self.likelihood.is_count_likelihood
         return {
             "method": self.method,
@@ -163,15 +163,15 @@ _NO_SIZES = {"library_size": "none", "library_size_of": "none: f depends on no s
 
 
 class CellSizes(NamedTuple):
-    """Sizes of predicted cells: those of the training data, unless a user names one."""
+    """Sizes of predicted cells: those of the training data, unless the user sets one."""
 
     table: np.ndarray
-    """Sizes, and the share of cells of each, ``(2, n_sizes)``."""
+    """Sizes, and the proportion of cells of each, ``(2, n_sizes)``."""
     origin: str
 
     @classmethod
     def of(cls, module: PerturbationModule, library_size: float | None) -> CellSizes:
-        """Return cells of the named size, or of those that the module was trained on."""
+        """Return cells with the given size, or with those that the module was trained on."""
         if library_size is not None:
             check_number(above=0, library_size=library_size)
             return cls(np.array([[library_size], [1.0]]), "given")
@@ -181,7 +181,7 @@ class CellSizes(NamedTuple):
         return cls(table, "training data")
 
     def description(self) -> dict[str, Any]:
-        """Which sizes were used, for ``uns``."""
+        """Record of the sizes that were used, for ``uns``."""
         sizes, shares = self.table
         if len(sizes) == 1:
             return {"library_size": float(sizes[0]), "library_size_of": self.origin}
@@ -193,7 +193,7 @@ class CellSizes(NamedTuple):
 
 
 def rate_scale(likelihood: Likelihood, method: EffectScale) -> EffectScale:
-    """``method``, or what ``"lograte"`` stands for where data are on their own scale: the mean."""
+    """``method``; for data on their own scale ``"lograte"`` stands for the mean."""
     return "mean" if method == "lograte" and not likelihood.is_count_likelihood else method
 
 
@@ -202,12 +202,12 @@ def expected_expression(
 ) -> Tensor:
     """Return ``target_sum * rate`` (``"mean"``) or ``log2(1 + target_sum * rate)``.
 
-    A normal likelihood has its mean, on whatever scale its data are.
+    A normal likelihood returns its mean, on the scale of the data.
     """
     rate = likelihood.rate(logits)
     if not likelihood.is_count_likelihood:
         return rate
-    expected = rate.mul_(target_sum)  # in place, as are the next: half the time of new arrays
+    expected = rate.mul_(target_sum)  # in place, as below: half the time of new arrays
     return expected if method == "mean" else expected.add_(1).log2_()
 
 
@@ -225,10 +225,10 @@ def units(likelihood: Likelihood, method: EffectScale) -> str:
 def summary(
     draws: Tensor, interval: float | None, *, caused_by: DrawnEffect | None = None
 ) -> list[Tensor]:
-    """Summarise at least two draws, ``(n_draws, ...)``.
+    """Summarise at least two samples, ``(n_draws, ...)``.
 
-    Where they are effects ``(n_draws, n_genes)`` that are ``caused_by`` samples whose means have no
-    error, what follows these linearly adds none to the mean of the effects (control variates).
+    If they are effects ``(n_draws, n_genes)`` that are ``caused_by`` samples with exact means, the
+    part that is linear in these does not add to the error of the mean (control variates).
 
     Returns
     -------
@@ -237,19 +237,19 @@ def summary(
     """
     mean = draws.mean(dim=0)
     error = _standard_error(draws - mean, caused_by)
-    if not error.isfinite().all():  # squares that are too large for single precision
+    if not error.isfinite().all():  # squares exceed single precision
         error = _standard_error(draws.double() - mean, caused_by).to(mean)
     return [mean, error, *([] if interval is None else bounds(draws, interval))]
 
 
 def norms(values: Tensor) -> Tensor:
-    """Euclidean norms over the last dimension, where squares are too large as well."""
+    """Euclidean norms over the last dimension, also if squares exceed single precision."""
     found = values.norm(dim=-1)
     return found if found.isfinite().all() else values.double().norm(dim=-1).to(found)
 
 
 def _standard_error(rest: Tensor, caused_by: DrawnEffect | None) -> Tensor:
-    """Of the mean of draws whose deviations from it are ``rest``, which are spent."""
+    """Standard error of the mean of samples with deviations ``rest``, which are overwritten."""
     n_draws, n_known = len(rest), 0
     if caused_by is not None:
         rest, n_known = _not_linear_in(caused_by, rest)
@@ -258,9 +258,9 @@ def _standard_error(rest: Tensor, caused_by: DrawnEffect | None) -> Tensor:
 
 
 def _not_linear_in(cause: DrawnEffect, rest: Tensor) -> tuple[Tensor, int]:
-    """Residuals of a regression on shifts and what is added to each gene; how many it fits.
+    """Residuals of a regression on shifts and additions to each gene; number of coefficients.
 
-    Where samples are too few for it, what there was.
+    Unchanged if there are too few samples.
     """
     shift = cause.shift.flatten(1)
     axes, sizes, _ = torch.linalg.svd(shift - shift.mean(dim=0), full_matrices=False)
@@ -287,21 +287,21 @@ def quantiles(draws: Tensor, probabilities: tuple[float, ...]) -> tuple[Tensor, 
     """Return quantiles over the first dimension, interpolated linearly, as ``torch.quantile`` does.
 
     On a CPU numpy sorts, which takes a tenth to a twentieth of the time of torch for a hundred
-    draws of two thousand genes. Compiled loops that only picked out the outermost draws took a
-    tenth of that again, and nothing that could be seen of a user's whole path.
+    samples of two thousand genes. Compiled loops that selected only the outermost samples took a
+    tenth of that, but made no visible difference to a whole analysis.
     """
     if _devices.is_accelerator(draws.device):
         return tuple(torch.quantile(draws, draws.new_tensor(probabilities), dim=0))
     ordered = np.array(np.moveaxis(draws.numpy(), 0, -1), order="C")  # a copy, sorted in place
     ordered.sort(axis=-1)
-    has_nan = np.isnan(ordered[..., -1])  # which sorts last
+    has_nan = np.isnan(ordered[..., -1])  # NaN is sorted last
     found = []
     for probability in probabilities:
         place = probability * (len(draws) - 1)
         below = min(int(place), len(draws) - 1)
         above = min(below + 1, len(draws) - 1)
         weight = ordered.dtype.type(place - below)
-        with np.errstate(invalid="ignore"):  # between two infinities of one sign
+        with np.errstate(invalid="ignore"):  # between two infinities of the same sign
             step = weight * (ordered[..., above] - ordered[..., below])
         step = np.where(ordered[..., above] == ordered[..., below], 0, step)
         value = np.where(has_nan, np.nan, ordered[..., below] + step)

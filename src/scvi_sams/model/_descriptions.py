@@ -1,4 +1,4 @@
-"""What tables of predictions state about themselves, in ``uns``."""
+"""Descriptions of tables of predictions, in ``uns``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def control_cells(model: CellModel) -> np.ndarray:
 
 
 def levels_of_effects(model: CellModel) -> dict[str, Any]:
-    """Levels of the control cells, whose batches and covariates effects are decoded with."""
+    """Levels of the control cells, with whose batches and covariates effects are decoded."""
     if model.adata is None or not model.module.covariates.n_out:
         return {}
     control = control_cells(model)
@@ -30,14 +30,14 @@ def levels_of_effects(model: CellModel) -> dict[str, Any]:
 
 
 def _levels(model: CellModel, cells: pd.DataFrame) -> dict[str, Any]:
-    """Levels of cells, rows of obs, in what the model conditions on."""
+    """Levels of cells, rows of obs, in the registered columns."""
     setup = model._setup_arguments
     keys = [setup["batch_key"], *(setup["categorical_covariate_keys"] or [])]
     return levels_record(cells, [key for key in keys if key is not None])
 
 
 def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
-    """State, for ``uns``, what predictions of means hold beside what the decoder says."""
+    """Record, for ``uns``, of the parts of predictions of means besides the decoder."""
     direct = module.direct
     estimated = direct is not None and direct.is_estimated
     description: dict[str, Any] = {
@@ -60,7 +60,7 @@ def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
 def description_of_cells(
     model: CellModel, sources: CellReader, output: str, target_sum: float
 ) -> dict[str, Any]:
-    """State, for ``uns``, what predicted cells are."""
+    """Record, for ``uns``, of the scale of predicted cells."""
     levels = _levels(model, sources.adata.obs.iloc[sources.positions])
     scale = {"target_sum": target_sum, "log": "natural, log(1 + x)"} if output == "lognorm" else {}
     size_factor = size_factor_record(model._setup_arguments["size_factor_key"])
@@ -69,5 +69,5 @@ def description_of_cells(
 
 
 def cells_with_effects(module: PerturbationModule, among: Among) -> dict[str, Any]:
-    """State, for ``uns``, which cells effects are of; nothing where all respond."""
+    """Record, for ``uns``, of the cells with the effects; empty if all respond."""
     return {"among": among} if module.has_branches else {}

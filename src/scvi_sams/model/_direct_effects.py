@@ -1,4 +1,4 @@
-"""What perturbations do to single genes, beside the latent state, and how far to believe it."""
+"""Direct effects of perturbations on single genes, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DirectEffectTables(NamedTuple):
 def direct_effect_tables(
     model: PerturbationModel, perturbations: Sequence[str] | None, key_added: str | None
 ) -> DirectEffectTables:
-    """Look the direct effects of some perturbations up, and write them to the training data."""
+    """Look up the direct effects of some perturbations, and write them to the training data."""
     check_key(key_added=key_added)
     names = as_names(
         "perturbations", model.perturbations if perturbations is None else perturbations
@@ -34,20 +34,20 @@ def direct_effect_tables(
     unmeasured = [name for name in names if name in set(model.unmeasured)]
     if unmeasured:
         raise UnknownPerturbationError(
-            f"No cell carries {listing(unmeasured)}, and direct effects on genes are what cells "
-            "show. predict_ate predicts the whole effect."
+            f"There are no cells with {listing(unmeasured)}, but direct effects on genes are "
+            "estimated from cells. predict_ate predicts the total effect."
         )
     check_known(names, model.perturbations)
     model._check_if_trained(warn=True)
     module = model.module
     if module.direct is None or not module.fits_direct_effects:
         raise SAMSError(
-            "The model was made with direct_effects=False: perturbations change genes by the "
-            "latent state only. Make and train one with direct_effects=True."
+            "The model was made with direct_effects=False: perturbations change genes only through "
+            "the latent state. Make and train a model with direct_effects=True."
         )
     if model.is_trained and not module.direct.is_estimated:
         raise SAMSError(
-            "The model was trained before there were direct effects. Train it again to have them."
+            "The model was trained with a version without direct effects. Train it again."
         )
     rows = torch.as_tensor(
         pd.Index(model.perturbations).get_indexer(pd.Index(names)), device=module.device
@@ -61,7 +61,7 @@ def direct_effect_tables(
         )
     )
     if key_added is not None and model.adata is not None:
-        # As arrays: columns of tables in files are one data set each, and at most some 4,000.
+        # As arrays: in files a DataFrame has one data set per column, and at most about 4,000.
         model.adata.uns[key_added] = {
             **{name: table.to_numpy(copy=True) for name, table in direct._asdict().items()},
             "perturbations": np.array(names, dtype=str),
@@ -82,10 +82,10 @@ def switch_stacking(model: PerturbationModel, is_on: bool) -> None:
     direct = model.module.direct
     if direct is not None and direct.estimates_weights:
         if is_on and model.is_trained and not direct.is_estimated:
-            raise SAMSError("The model was trained before there was stacking. Train it again.")
+            raise SAMSError("It was trained with a version without stacking. Train it again.")
         direct.stacked.fill_(is_on)
     elif is_on:
         raise SAMSError(
-            "The model was made with stacking=False, so that there are no weights. Make and "
-            "train one with stacking=True."
+            "The model was made with stacking=False, so there are no weights. Make and train a "
+            "model with stacking=True."
         )

@@ -1,4 +1,4 @@
-"""Doses that training cells received, and those that are asked for."""
+"""Doses of training cells, and requested doses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scvi_sams.labels._rows import dosage_text
 from scvi_sams.model._registration import logger
 
 _TOLERANCE = 1e-5
-"""Of a dose: more than the rounding of single precision."""
+"""Relative tolerance of doses, larger than the rounding error of single precision."""
 
 
 def largest_doses(model: BaseModelClass, datamodule: object | None) -> np.ndarray:
@@ -22,9 +22,9 @@ def largest_doses(model: BaseModelClass, datamodule: object | None) -> np.ndarra
 
 
 def warn_beyond_measured(measured: np.ndarray | None, requested: Labels) -> None:
-    """Log a warning if doses are asked for that are larger than those of the training cells.
+    """Log a warning if requested doses are larger than those of the training cells.
 
-    ``measured`` are the latter; ``None`` where they are not known.
+    ``measured`` are the latter; ``None`` if unknown.
     """
     if measured is None:
         return
@@ -37,8 +37,8 @@ def warn_beyond_measured(measured: np.ndarray | None, requested: Labels) -> None
         ]
         logger.warning(
             f"Doses of {len(beyond)} perturbations are outside the measured range: "
-            f"{', '.join(told)}. Effects are extrapolated there. `dosages`, 1 unless they are "
-            "given, name doses that cells received."
+            f"{', '.join(told)}. Effects are extrapolated there. Set `dosages` (1 by default) to "
+            "doses that cells received."
         )
 
 

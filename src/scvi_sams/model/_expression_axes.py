@@ -1,4 +1,4 @@
-"""Axes of expression in which registered cells vary, and what they are compared within."""
+"""Axes of expression in which registered cells vary, and strata for comparisons."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams.train._statistics import chunks_of_cells
 
 _MOST_GENES = 2000
-"""The most variable; axes of more cost time, and hold no more of what cells share."""
+"""The most variable genes; more take longer, and add no shared variation."""
 _MOST_CELLS = 20_000
-"""From which axes are found; all cells are tested."""
+"""Cells from which axes are computed; all cells are tested."""
 _ROWS_AT_ONCE = 4096
-"""That are made dense."""
+"""Cells that are dense at a time."""
 _SEED = 9173
 
 
@@ -23,8 +23,8 @@ def principal_features(
 ) -> np.ndarray:
     """Project all cells on the axes in which they vary most within strata, ``(n_cells, k)``.
 
-    Axes are those of log-normalised and standardised expression of the most variable genes. The
-    cells that they are found from are read once, and all cells once more.
+    Axes are those of log-normalised and standardised expression of the most variable genes. Cells
+    used to compute them are read once, and all cells once more.
     """
     everything = np.arange(len(strata))
     chosen = everything
@@ -51,7 +51,7 @@ def principal_features(
 def log_normalised(
     x: sparse.csr_matrix, size: np.ndarray, typical_size: float | None
 ) -> sparse.csr_array:
-    """``log(1 + typical_size * x / size)``; values that are no counts stay as they are."""
+    """``log(1 + typical_size * x / size)``; values that are not counts are unchanged."""
     if typical_size is None:
         return sparse.csr_array(x)
     return sparse.csr_array((sparse.diags_array(typical_size / size) @ x).log1p())
@@ -60,7 +60,7 @@ def log_normalised(
 def principal_axes(
     logged: sparse.csr_array, of_stratum: sparse.csr_array, n_components: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Genes, their standard deviations within strata, and principal axes, ``(n_genes, k)``."""
+    """Genes, their SDs within strata, and principal axes, ``(n_genes, k)``."""
     n = np.asarray(of_stratum.sum(axis=1))
     mean, variance = variance_within(logged, of_stratum)
     most_variable = np.argsort(-variance, kind="stable")[:_MOST_GENES]
@@ -87,20 +87,20 @@ def variance_within(
 
 
 def indicators(strata: np.ndarray) -> sparse.csr_array:
-    """1 where a cell is of a stratum, strata that have cells x cells."""
+    """1 if a cell is in a stratum, non-empty strata x cells."""
     number, stratum = np.unique(strata, return_inverse=True)
     cells = np.arange(len(strata))
     return sparse.csr_array((np.ones(len(cells)), (stratum, cells)), (len(number), len(cells)))
 
 
 def centred(features: np.ndarray, of_stratum: sparse.csr_array) -> np.ndarray:
-    """Features less their means within strata."""
+    """Features minus their means within strata."""
     means = (of_stratum @ features) / np.asarray(of_stratum.sum(axis=1))[:, None]
     return features - of_stratum.T @ means
 
 
 def strata_of_cells(manager: AnnDataManager) -> np.ndarray:
-    """Number of each cell's combination of batch, categories and context."""
+    """Code of each cell's combination of batch, categories and context."""
     columns = [np.asarray(manager.get_from_registry(REGISTRY_KEYS.BATCH)).reshape(-1, 1)]
     for key in (REGISTRY_KEYS.CATEGORICAL_COVARIATES, REGISTRY_KEYS.CONTEXTS):
         if key in manager.data_registry:
@@ -110,7 +110,7 @@ def strata_of_cells(manager: AnnDataManager) -> np.ndarray:
 
 
 def continuous_covariates(manager: AnnDataManager) -> np.ndarray | None:
-    """Registered ones of every cell, ``(n_cells, n)``; ``None`` where there are none."""
+    """Registered continuous covariates, ``(n_cells, n)``; ``None`` if there are none."""
     if REGISTRY_KEYS.CONTINUOUS_COVARIATES not in manager.data_registry:
         return None
     return np.asarray(manager.get_from_registry(REGISTRY_KEYS.CONTINUOUS_COVARIATES), dtype=float)

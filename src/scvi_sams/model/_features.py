@@ -1,4 +1,4 @@
-"""Features of perturbations as a model takes them: rows it can use, standardised and few."""
+"""Prepare features of perturbations for a model: rows it can use, standardised and reduced."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from scvi_sams.module._feature_prior import MOST_FEATURES, FeaturePrior
 
 _SEED = 5023
 _SMALLEST_SD = 1e-12
-"""Per mean of a column: a smaller one is an error of rounding."""
+"""Relative to the mean of a column: smaller SDs are rounding errors."""
 _SMALLEST_DISTANCE = 1e-5
-"""Between standardised features: a smaller one is an error of rounding."""
+"""Distances between standardised features below this are rounding errors."""
 
 
 class FeaturesOfModel(NamedTuple):
-    """Features of T measured perturbations and of U others, and what became of the columns."""
+    """Features of T measured and U other perturbations, and the transformation of columns."""
 
     unmeasured: list[str]
     """Names of the others, in the order of the table."""
     values: np.ndarray
     """``(T + U, D)``; zeros for measured perturbations that are not in the table."""
     columns: list[str]
-    """The C columns that differ among measured perturbations."""
+    """The C columns that vary among measured perturbations."""
     projection: np.ndarray
     """``(C, D)``: ``values`` are standardised columns times this."""
 
 
 class WeightsOfColumns(NamedTuple):
-    """Posterior of what the C columns of a table say of latent dimensions, ``(C, L)`` each.
+    """Posterior of the weights of the C columns of a table for latent dimensions, ``(C, L)`` each.
 
-    Per standard deviation of a column among measured perturbations.
+    Per SD of a column among measured perturbations.
     """
 
     columns: list[str]
@@ -49,10 +49,10 @@ class WeightsOfColumns(NamedTuple):
     """Means, in log-odds."""
     masks_sd: np.ndarray
     effects: np.ndarray
-    """Means, in standard deviations of basal states."""
+    """Means, in SD of basal states."""
     effects_sd: np.ndarray
     unexplained: float
-    """Share of the prior variance of effects."""
+    """Proportion of the prior variance of effects that is explained."""
 
 
 def features_of_model(
@@ -68,13 +68,13 @@ def features_of_model(
     Raises
     ------
     InvalidArgumentError
-        If no measured perturbation has features, or these are the same for all.
+        If no measured perturbation has features, or their features are all the same.
     """
     known = [name for name in perturbations if name in table]
     if not known:
         raise InvalidArgumentError(
             f"`perturbation_features` has rows for {len(table)} perturbations, such as "
-            f"{listing(table.names)}, and none of them was measured: there are "
+            f"{listing(table.names)}, but none of them was measured: there are "
             f"{listing(perturbations)}. Names must be spelled alike; features.match_genes matches "
             f"them by symbol and alias.{table.transposed_hint(perturbations)}"
         )
@@ -89,9 +89,9 @@ def features_of_model(
     joint = [name for name in others if len(spelling.split(name)) > 1]
     if joint:
         logger.warning(
-            f"`perturbation_features` are of single perturbations: {listing(joint)} "
+            f"`perturbation_features` must be of single perturbations: {listing(joint)} "
             f"{'are combinations' if len(joint) > 1 else 'is a combination'} with "
-            f"delimiter={spelling.delimiter!r}, and left out."
+            f"delimiter={spelling.delimiter!r}, and ignored."
         )
         others = [name for name in others if name not in set(joint)]
     columns = _Columns.of(table, known)
@@ -124,7 +124,7 @@ def _warn_of_extrapolation(others: list[str], values: np.ndarray, measured: np.n
 
 
 class _Columns(NamedTuple):
-    """Columns that differ among measured perturbations, and how they are scaled and reduced."""
+    """Columns that vary among measured perturbations, with their scale and projection."""
 
     names: list[str]
     used: np.ndarray
@@ -135,14 +135,14 @@ class _Columns(NamedTuple):
 
     @classmethod
     def of(cls, table: FeatureTable, known: list[str]) -> _Columns:
-        """Scale the columns by the measured perturbations ``known`` to the table."""
+        """Scale the columns by the measured perturbations ``known`` in the table."""
         rows = table.rows(known)
         mean, sd = _moments(rows)
         used = np.flatnonzero(sd > _SMALLEST_SD * np.abs(mean))
         if not len(used):
             raise InvalidArgumentError(
-                "`perturbation_features` are the same for all measured perturbations, and tell "
-                "none from another."
+                "`perturbation_features` are the same for all measured perturbations, and cannot "
+                "distinguish them."
             )
         mean, sd = mean[used], sd[used]
         projection = np.eye(len(used))
@@ -159,7 +159,7 @@ class _Columns(NamedTuple):
 
 
 def _moments(rows: np.ndarray | sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of columns."""
+    """Mean and SD of columns."""
     if isinstance(rows, np.ndarray):
         return rows.mean(axis=0), rows.std(axis=0)
     mean, variance = mean_variance_axis(rows, axis=0)
@@ -167,7 +167,7 @@ def _moments(rows: np.ndarray | sparse.csr_matrix) -> tuple[np.ndarray, np.ndarr
 
 
 def _principal_directions(standardised: np.ndarray) -> np.ndarray:
-    """Directions of most variance, ``(C, D)``, scaled to an average variance of 1."""
+    """Directions of largest variance, ``(C, D)``, scaled to an average variance of 1."""
     n_kept = min(MOST_FEATURES, len(standardised) - 1) or 1
     _, sizes, directions = randomized_svd(standardised, n_kept, random_state=_SEED)
     total = np.square(sizes).sum() / len(standardised)
@@ -177,10 +177,10 @@ def _principal_directions(standardised: np.ndarray) -> np.ndarray:
 def weights_of_columns(
     table: FeatureTable, perturbations: list[str], prior: FeaturePrior
 ) -> WeightsOfColumns:
-    """Weights of the columns of a table from those of what the prior knows of it."""
+    """Weights of the columns of a table from the weights in the prior."""
     columns = _Columns.of(table, [name for name in perturbations if name in table])
     projection = columns.projection
-    # Without the intercept, which comes last.
+    # Without the intercept, which is last.
     masks, effects = (
         projection @ _as_array(means[:-1]) for means in (prior.mask_weights, prior.effect_weights)
     )
@@ -197,6 +197,6 @@ def _as_array(values: Tensor) -> np.ndarray:
 
 
 def _sd_of_columns(projection: np.ndarray, covariances: np.ndarray) -> np.ndarray:
-    """Standard deviations of weights of columns, ``(C, L)``, one dimension at a time."""
+    """SDs of weights of columns, ``(C, L)``, one dimension at a time."""
     variances = [((projection @ one) * projection).sum(axis=1) for one in covariances]
     return np.sqrt(np.maximum(np.stack(variances, axis=1), 0))

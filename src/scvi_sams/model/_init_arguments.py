@@ -1,4 +1,4 @@
-"""Checks of the arguments that a model is made with, before any of them is used."""
+"""Checks of the arguments of a model, before any of them is used."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _OTHER_NAMES = {
 
 
 def check_known_arguments(model_class: Any, given: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Raise an error if ``model_class(*given, **named)`` has an argument that is unknown."""
-    if not given and not named:  # it is copied
+    """Raise if ``model_class(*given, **named)`` has an unknown argument."""
+    if not given and not named:  # the model is being copied
         return
     own = signature(model_class.__init__)
     takes_all = any(one.kind == one.VAR_KEYWORD for one in own.parameters.values())
@@ -38,7 +38,7 @@ def check_known_arguments(model_class: Any, given: Sequence[Any], named: Mapping
 
 
 def _advice(name: str, model_class: Any) -> str:
-    """Where an argument belongs that the model does not have; empty if that cannot be told."""
+    """Where an unknown argument of a model belongs; empty if unclear."""
     own = [one for one in signature(model_class.__init__).parameters if one != "self"]
     setup, train = (
         signature(function).parameters

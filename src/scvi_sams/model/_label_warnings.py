@@ -1,4 +1,4 @@
-"""What is often a mistake in the labels of training data: one warning for each kind."""
+"""Warnings of likely mistakes in the labels of training data: one for each kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LARGE_DOSE = 100.0
 
 
 def warn_of_labels(labels: Labels) -> None:
-    """Log a warning for each kind of thing in the training data that is often a mistake."""
+    """Log a warning for each kind of likely mistake in the labels of training data."""
     for warning in (*_of_names(labels), *_of_cells(labels)):
         logger.warning(warning)
 
@@ -38,7 +38,7 @@ def _of_names(labels: Labels) -> Iterator[str]:
     if controls:
         yield (
             f"{listing(controls)} {'look' if len(controls) > 1 else 'looks'} like control cells, "
-            "and count as perturbations. If they are controls, name them in `control`: a label, a "
+            "but count as perturbations. If they are controls, name them in `control`: a label, a "
             "list of labels, or a pattern such as 'NT*'."
         )
     unassigned = [name for name in names if looks_unassigned(name)]
@@ -53,17 +53,17 @@ def _of_names(labels: Labels) -> Iterator[str]:
         examples = [f"{listing(found)} ({gene})" for gene, found in list(guides.items())[:3]]
         yield (
             f"Several labels look like guides of one gene, such as {'; '.join(examples)}. Each is "
-            "learned on its own. To learn one effect per gene, pass a column that names the gene "
-            "of each cell as `perturbation_key`."
+            "learned separately. To learn one effect per gene, pass a column with the gene of each "
+            "cell as `perturbation_key`."
         )
 
 
 def _of_cells(labels: Labels) -> Iterator[str]:
     if labels.doses.max() > _LARGE_DOSE:
         yield (
-            f"Doses reach {labels.doses.max():g}. Effects are linear in the dose, in units of the "
-            "spread of basal states: give doses on a scale on which that is plausible, of order "
-            "one (such as the logarithm, or a share of the highest dose)."
+            f"Doses are as large as {labels.doses.max():g}. Effects are linear in the dose, in "
+            "units of the SD of basal states: use a scale on which that is plausible, of order "
+            "one (such as the logarithm, or the fraction of the highest dose)."
         )
     delimiter = labels.spelling.delimiter
     has_combinations = ((labels.codes != NO_PERTURBATION).sum(axis=1) > 1).any()
@@ -79,9 +79,9 @@ def _of_cells(labels: Labels) -> Iterator[str]:
     together = inseparable_perturbations(labels.codes, labels.vocabulary)
     if together:
         yield (
-            f"{len(together)} groups of perturbations occur only together, and no cell tells their "
-            f"effects apart: {_listed(together)}. If such a group is one name that contains the "
-            "delimiter, pass another `delimiter`, or None to never split."
+            f"{len(together)} groups of perturbations occur only together, so that their effects "
+            f"cannot be separated: {_listed(together)}. If such a group is one name that contains "
+            "the delimiter, pass another `delimiter`, or None to never split."
         )
 
 

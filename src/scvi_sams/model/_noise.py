@@ -1,4 +1,4 @@
-"""Random numbers that a cell or a perturbation has for itself, whatever else is asked for."""
+"""Random numbers of single cells or perturbations, independent of what else is requested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scvi_sams.module._effect_rows import EffectRows
 from scvi_sams.module._likelihoods import Likelihood
 
 _PERTURBATIONS_PER_BLOCK = 64
-"""Drawn together, all of a block whichever of them are asked for."""
+"""Rows of a block, which are always sampled together."""
 
 # Constants of splitmix64 (Steele, Lea & Flood 2014): a step, and two factors that mix bits.
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -24,12 +24,12 @@ _HALF = 2**32
 
 
 def new_seed() -> int:
-    """Draw the seed of a call, from the global random numbers or those of ``fixed_seed``."""
+    """Sample the seed of a call, from the global generator or that of ``fixed_seed``."""
     return int(torch.randint(2**62, (), generator=generator(torch.device("cpu"))))
 
 
 def derived_seed(seed: int, number: int) -> int:
-    """Another seed, one for each number."""
+    """Derive another seed, one for each number."""
     bits = (seed + (number + 1) * _STEP) % 2**64
     bits = (bits ^ (bits >> 30)) * _FIRST % 2**64
     bits = (bits ^ (bits >> 27)) * _SECOND % 2**64
@@ -44,11 +44,11 @@ def number_of(content: bytes) -> int:
 def by_blocks(
     draw: Callable[[Tensor], Sequence[Tensor]], rows: Tensor, table: EffectRows, seed: int
 ) -> list[Tensor]:
-    """Draw for ``rows`` of a table, ascending, so that none depends on the others asked for.
+    """Sample ``rows`` of a table, ascending, independently of what else is requested.
 
-    ``draw`` gives arrays ``(n_draws or 1, R, ...)`` for the perturbations that it is asked for. It
-    is asked for whole blocks of them, each with a seed of its own. The rows of a perturbation are
-    in one block, so that contexts have the same samples of what they share.
+    ``draw`` returns arrays ``(n_draws or 1, R, ...)`` for given perturbations. It is called for
+    whole blocks, each with its own seed. All rows of a perturbation are in one block, so that
+    contexts have the same samples of shared effects.
     """
     if not len(rows):
         return list(draw(rows))
@@ -66,7 +66,7 @@ def by_blocks(
 
 
 def keys_of_cells(names: pd.Index, positions: np.ndarray) -> np.ndarray:
-    """A number for each of some cells: by its name, and how often it was there before."""
+    """A number for each of some cells: from its name, and how often the name occurred before."""
     keys = pd.util.hash_array(np.asarray(names[positions], dtype=object))
     if not names.is_unique:
         keys = keys + pd.Series(names).groupby(names).cumcount().to_numpy(np.uint64)[positions]
@@ -75,29 +75,30 @@ def keys_of_cells(names: pd.Index, positions: np.ndarray) -> np.ndarray:
 
 
 class CellNoise:
-    """Normal numbers and seeds of cells, by a number of each.
+    """Normal random numbers and seeds of cells, from a number of each.
 
-    They are a hash of seed, that number and place in the result (a generator that counts, as in
-    Salmon et al. 2011), so that those of some cells are made at once, in any order, on any device.
+    They are a hash of the seed, that number and the place in the result (a counter-based generator,
+    as in Salmon et al. 2011), so that numbers of some cells can be computed at once, in any order,
+    on any device.
     """
 
     def __init__(self, seed: int, keys: np.ndarray, device: torch.device) -> None:
         self._keys = _mixed(seed + torch.as_tensor(keys, device=device) * _signed(_STEP))
 
     def normals(self, place: np.ndarray, n_draws: int, n_columns: int, first: int = 0) -> Tensor:
-        """Standard normals ``(n_draws, len(place), n_columns)``, beginning with draw ``first``."""
+        """Standard normals ``(n_draws, len(place), n_columns)``, starting at sample ``first``."""
         keys = self._keys[torch.as_tensor(place, device=self._keys.device)]
         numbers = torch.arange(
             1 + first * n_columns, 1 + (first + n_draws) * n_columns, device=keys.device
         ).view(n_draws, 1, n_columns)
         bits = _mixed(keys[:, None] + numbers * _signed(_STEP))
-        # Box and Muller: one normal of two uniform numbers, of 32 bits each.
+        # Box-Muller: one normal from two uniform numbers of 32 bits each.
         radius = ((bits >> 32) & (_HALF - 1)).float().add_(0.5).mul_(1 / _HALF).log_()
         angle = (bits & (_HALF - 1)).float().mul_(2 * math.pi / _HALF).cos_()
         return radius.mul_(-2).sqrt_().mul_(angle)
 
     def seeds(self, place: np.ndarray, number: int) -> list[int]:
-        """Seeds of cells, others for each number."""
+        """Seeds of cells, different for each number."""
         keys = self._keys[torch.as_tensor(place, device=self._keys.device)]
         return (_mixed(keys + derived_seed(0, number)) & (2**62 - 1)).tolist()
 
@@ -105,9 +106,9 @@ class CellNoise:
 def sample_of_cells(
     likelihood: Likelihood, logits: Tensor, size: Tensor, seeds: list[int]
 ) -> Tensor:
-    """Draw expression ``(n_draws, n_cells, n_genes)``, cell by cell with seeds of their own.
+    """Sample expression ``(n_draws, n_cells, n_genes)``, cell by cell with separate seeds.
 
-    An accelerator draws for all cells at once, with the seed of the first.
+    An accelerator samples all cells at once, with the seed of the first.
     """
     if is_accelerator(logits.device):
         with fixed_seed(seeds[0]):
@@ -127,7 +128,7 @@ def _mixed(bits: Tensor) -> Tensor:
 
 
 def _shifted(bits: Tensor, n: int) -> Tensor:
-    """Shift to the right; the sign bit is a bit as any other."""
+    """Logical shift to the right; the sign bit is treated like any other bit."""
     return (bits >> n) & (2 ** (64 - n) - 1)
 
 

@@ -1,4 +1,4 @@
-"""What models of scvi-tools have and these have not, and why."""
+"""Methods of scvi-tools models that these models do not have, and why."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NOT_SUPPORTED = {
     "posterior of every cell",
     "differential_abundance": "cells of a perturbation are compared with others by their states: "
     "see get_latent_representation(representation=...)",
-    "get_batch_representation": "batches have no embedding: they enter the networks as they are",
-    "minify_adata": "all methods read counts, which would be gone",
-    "load_query_data": "effects of perturbations that were never trained on are unknown; cells of "
-    "known ones are passed to a method as they are",
-    "prepare_query_anndata": "other cells are passed to a method as they are, with the same genes",
-    "prepare_query_mudata": "other cells are passed to a method as they are, with the same genes",
+    "get_batch_representation": "batches have no embedding: they are one-hot inputs",
+    "minify_adata": "all methods read counts, which would be removed",
+    "load_query_data": "effects of perturbations that were never trained on are unknown; pass "
+    "cells of known perturbations directly to methods",
+    "prepare_query_anndata": "pass other cells directly to methods, with the same genes",
+    "prepare_query_mudata": "pass other cells directly to methods, with the same genes",
     "setup_mudata": "the model reads one modality, an AnnData: pass that with the counts of genes, "
     "such as setup_anndata(mdata.mod['rna'], ...), with labels in its obs",
     "setup_annbatch": "it would register cells without their perturbations; for cells on disk use "
@@ -37,7 +37,7 @@ Model = TypeVar("Model", bound=type)
 
 
 class _NotSupported:
-    """An attribute that raises an error when it is asked for, so that ``hasattr`` says no."""
+    """An attribute that raises an error on access, so that ``hasattr`` is false."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""The models as their paper has them: settings, objective and optimiser in one value."""
+"""The models as published: settings, objective and optimiser in one value."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ _PLAN: dict[str, Any] = {
 
 
 class PaperSettings(NamedTuple):
-    """Arguments of a model and of its training, see :func:`paper_settings`."""
+    """Arguments of a model and of its training; see :func:`paper_settings`."""
 
     model: dict[str, Any]
-    """Of the model's class, besides ``adata``."""
+    """Arguments of the model class, besides ``adata``."""
     train: dict[str, Any]
-    """Of ``train``."""
+    """Arguments of ``train``."""
 
 
 def paper_settings(
     model_class: type[PerturbationModel] = SAMSVAE, *, n_steps: int = 30_000
 ) -> PaperSettings:
-    """Return the settings of the SAMS-VAE paper, in place of the defaults of this package.
+    """Return the settings of the SAMS-VAE paper, instead of the defaults of this package.
 
-    The plain evidence lower bound with Monte-Carlo divergences, five particles and Adam at one
+    The plain evidence lower bound with Monte Carlo divergences, five particles and Adam at a
     constant learning rate, masks trained from the start: without dense phase, rotation, latents
-    that are switched off, coarsened evidence, direct effects and stacking. All are arguments like
-    any other, and can be changed before they are passed on.
+    that are switched off, coarsened evidence, direct effects and stacking. All are ordinary
+    arguments, and can be changed before they are passed on.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def paper_settings(
         :class:`SAMSVAE`, or one of the comparators of the paper (:class:`CPAVAE`,
         :class:`SVAEPlus`, :class:`ConditionalVAE`).
     n_steps
-        Training steps, of 512 cells.
+        Number of training steps, with 512 cells each.
 
     Returns
     -------
@@ -82,22 +82,21 @@ def paper_settings(
     Raises
     ------
     InvalidArgumentError
-        If ``model_class`` is no model of this package, or ``n_steps`` no positive whole number.
+        If ``model_class`` is not a model of this package, or ``n_steps`` not a positive integer.
 
     Notes
     -----
-    Bereket & Karaletsos, NeurIPS 2023, arXiv 2311.02794, sections 3 and 4 and appendix A.1. These
-    are not in the text of the paper, and assumed: 50 latent dimensions, an effect prior of scale 1
-    (that of z_basal), a mask prior of .1, for SVAE+ ``K_2 = 5`` (of 2, 5 and 10 that were tried),
-    and 30,000 steps. The paper's four variants differ in ``correlated_basal`` and
+    Bereket & Karaletsos, NeurIPS 2023, arXiv 2311.02794, sections 3 and 4 and appendix A.1. The
+    following are not in the text of the paper, and assumed: 50 latent dimensions, an effect prior
+    of scale 1 (that of z_basal), a mask prior of 0.1, for SVAE+ ``K_2 = 5`` (of 2, 5 and 10 that
+    they tried), and 30,000 steps. The paper's four variants differ in ``correlated_basal`` and
     ``correlated_effects`` (here both). The network of correlated effects is that of its Replogle
     screen; on the Norman screen it was ``effect_n_hidden=400, effect_n_layers=4``.
 
-    What has no argument that undoes it concerns where training starts and how the posterior is
-    written, not what is optimised: the decoder's first layer starts at .4 times PyTorch's weights,
-    effects with a standard deviation of .1; an encoder that sees the shift predicts the whole state
-    and takes the shift away from it; weight decay spares tables (mask logits, effects,
-    dispersions).
+    Remaining differences concern initial values and the form of the posterior, not the objective:
+    the decoder's first layer starts at 0.4 times PyTorch's weights, effects with an SD of 0.1; an
+    encoder with the shift as input predicts the full state and subtracts the shift; weight decay is
+    not applied to tables (mask logits, effects, dispersions).
 
     Examples
     --------
@@ -106,7 +105,7 @@ def paper_settings(
     >>> published = scvi_sams.SAMSVAE(adata, **paper.model | {"n_latent": 6})
     >>> published.train(**paper.train, enable_progress_bar=False)
 
-    All masks had their price from the first step:
+    Masks have their KL term from the first step:
 
     >>> float(published.history["dense_phase"].to_numpy().max())
     0.0
@@ -118,7 +117,7 @@ def paper_settings(
     check_integer(n_steps=n_steps)
     known = signature(model_class).parameters
     train = {
-        "max_epochs": n_steps,  # an epoch has a step or more
+        "max_epochs": n_steps,  # an epoch has at least one step
         "max_steps": n_steps,
         "batch_size": 512,
         "gradient_clip_val": 100.0,

@@ -1,4 +1,4 @@
-"""Whether the cells of each perturbation differ from control cells, told without the model."""
+"""Test whether the cells of each perturbation differ from control cells, without the model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ logger = logging.getLogger("scvi.sams")
 
 _MOST_CONTROL_LABELS = 200
 _CONTROLS_DIFFER = 0.01
-"""q-value below which a label of control cells is warned of."""
+"""q-value below which a label of control cells raises a warning."""
 
 
 def perturbation_tests(
     model: ScreenModel, n_components: int, key_added: str | None
 ) -> pd.DataFrame:
-    """Test each perturbation on the cells that the model was made with, and write the table."""
+    """Test each perturbation on the cells of the model, and write the table."""
     check_integer(n_components=n_components)
     check_key(key_added=key_added)
     model._validate_anndata()
@@ -63,9 +63,9 @@ def perturbation_tests(
 
 
 def q_values_of_pairs(model: ScreenModel, n_components: int) -> np.ndarray:
-    """Test each perturbation in each context, on the cells there; q-values over all, ``(T, C)``.
+    """Test each perturbation in each context; q-values over all pairs, ``(T, C)``.
 
-    NaN where a context has no cells of the perturbation, or none to compare them with.
+    NaN if a context has no cells of the perturbation, or none to compare them with.
     """
     model._validate_anndata()
     labels = registered_labels(model.adata_manager)
@@ -99,9 +99,9 @@ def _features_to_test(model: ScreenModel, n_components: int) -> tuple[np.ndarray
 def _tests_of_controls(
     features: np.ndarray, labels: Labels, strata: np.ndarray, written: pd.Series
 ) -> pd.Series:
-    """q-values of each label of control cells against all others, where there are several.
+    """q-values of each label of control cells against all others, if there are several.
 
-    A warning names those that differ: effects are differences from all of them together.
+    A warning names those that differ, because effects are differences from all of them together.
     """
     cells = np.flatnonzero(labels.is_control)
     kinds, names = pd.factorize(written.astype(str).to_numpy()[cells], sort=True)
@@ -122,8 +122,8 @@ def _tests_of_controls(
     if len(different):
         logger.warning(
             f"Control labels {', '.join(map(repr, different[:5]))} differ from the other control "
-            "cells (lanes, donors, or a guide that does something): effects are differences from "
-            "all control cells together. Leave those out that are no controls, or register what "
-            "they differ by as `batch_key`."
+            "cells (lanes, donors, or a guide with an effect): effects are differences from "
+            "all control cells together. Remove labels that are not controls, or register the "
+            "cause as `batch_key`."
         )
     return tests

@@ -1,7 +1,7 @@
-"""Which perturbations, or pairs of them, to screen next: predictions for all, summed up and ranked.
+"""Rank perturbations, or pairs of them, to screen next, by predictions for all.
 
-Of many pairs first the linear part of their effects is looked at, the sum of what both do; pairs
-for which it is large are predicted.
+For many pairs, the linear part of their effects, the sum of both effects, is computed first; only
+pairs with a large sum are predicted.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._masked_effects import MaskedEffectsModule
 
 _PERTURBATIONS_PER_BLOCK = 32
-"""Of all pairs, those between two blocks of perturbations are looked at at a time."""
+"""Perturbations in a block; pairs between two blocks are processed at a time."""
 _ENTRIES_PER_BLOCK = 2**21
-"""Labels x contexts x genes that are predicted at a time: what is estimated of unmeasured
-perturbations for that is some ten arrays of 8 megabytes, and a decoder that takes seconds."""
+"""Labels x contexts x genes predicted at a time: estimates for unmeasured perturbations take about
+ten arrays of 8 megabytes, and a decoder pass of seconds."""
 _SHORTLISTED = 20
-"""Pairs that are predicted, for each that is asked for."""
+"""Number of predicted pairs for each requested row."""
 _ROWS_AT_ONCE = 1024
 
 Objective = Literal["effect", "novelty", "uncertainty"]
@@ -67,7 +67,7 @@ def rows_of(model: ScreenModel, perturbations: Sequence[str] | None) -> list[int
 
 
 def measured_pairs(model: ScreenModel) -> np.ndarray:
-    """Codes of pairs that registered cells carry alone, ``(M, 2)``, ascending."""
+    """Codes of pairs that registered cells have alone, ``(M, 2)``, ascending."""
     model._check_has_data("perturbations")
     codes = registered_labels(model.adata_manager).codes
     pairs = codes[(codes >= 0).sum(axis=1) == 2]
@@ -77,7 +77,7 @@ def measured_pairs(model: ScreenModel) -> np.ndarray:
 def unseen_pairs(
     model: ScreenModel, rows: list[int], by: str, contrast: Contrast, interval: float
 ) -> pd.DataFrame:
-    """Table of pairs that nobody measured, as ``rank_unseen_pairs`` returns it."""
+    """Table of unmeasured pairs, as returned by ``rank_unseen_pairs``."""
     measured = {(int(a), int(b)) for a, b in measured_pairs(model)}
     n_posterior_samples = len(contrast.z_basal)
     seed, asked = new_seed(), torch.as_tensor(rows, device=model.module.device)[:, None]
@@ -119,7 +119,7 @@ def unseen_pairs(
 
 
 def _names_of(model: ScreenModel, codes: np.ndarray) -> pd.DataFrame:
-    """Columns that name labels ``(N, 1)`` or ``(N, 2)``."""
+    """Columns with the names of labels ``(N, 1)`` or ``(N, 2)``."""
     names = np.array([*model.perturbations, *model.unmeasured], dtype=object)[codes]
     if codes.shape[1] == 1:
         return pd.DataFrame(names, columns=["perturbation"])
@@ -132,11 +132,11 @@ def _names_of(model: ScreenModel, codes: np.ndarray) -> pd.DataFrame:
 
 
 def check_has_features(model: ScreenModel) -> None:
-    """Raise an error unless the model is trained, and on features of perturbations."""
+    """Raise unless the model is trained with features of perturbations."""
     if not model.module.effect_rows.n_unmeasured:
         raise SAMSError(
-            "The model knows measured perturbations only: make it with `perturbation_features` of "
-            "others, too. rank_unseen_pairs ranks pairs of measured ones."
+            "The model has only measured perturbations: make it with `perturbation_features` of "
+            "others as well. rank_unseen_pairs ranks pairs of measured ones."
         )
     if not model.is_trained:
         raise SAMSError("The model is not trained: there is nothing to rank by. Call train first.")
@@ -145,7 +145,7 @@ def check_has_features(model: ScreenModel) -> None:
 def codes_of_candidates(
     model: ScreenModel, candidates: Sequence[str] | None, *, pairs: bool
 ) -> np.ndarray:
-    """Codes of candidates, ascending: of unmeasured perturbations, or of any for pairs."""
+    """Codes of candidates, ascending: unmeasured perturbations, or any for pairs."""
     known = [*model.perturbations, *model.unmeasured]
     if candidates is None:
         return np.arange(0 if pairs else len(model.perturbations), len(known))
@@ -159,7 +159,7 @@ def codes_of_candidates(
     measured = [known[code] for code in codes if code < len(model.perturbations)]
     if measured and not pairs:
         raise InvalidArgumentError(
-            f"`candidates` has {listing(measured)}, which the screen measured. Leave out "
+            f"`candidates` contains {listing(measured)}, which were measured. Remove "
             "perturbations in model.perturbations, or pass pairs=True for pairs with them."
         )
     return codes
@@ -174,14 +174,14 @@ class _Predicted(NamedTuple):
 
 
 class _Predictor:
-    """Predicts labels at unit doses, of which what is estimated for one call is then forgotten."""
+    """Predicts labels at unit doses; estimates made for one call are dropped afterwards."""
 
     def __init__(self, model: ScreenModel, contrast: Contrast, interval: float) -> None:
         self._model, self._contrast, self._interval = model, contrast, interval
         self._seed = new_seed()
 
     def blocks(self, codes: np.ndarray) -> Iterator[tuple[slice, _Predicted]]:
-        """Predict labels, ``(N, K)``, some at a time."""
+        """Predict labels, ``(N, K)``, in blocks."""
         module, contrast = self._model.module, self._contrast
         n_draws = len(contrast.z_basal)
         vocabulary = (*self._model.perturbations, *self._model.unmeasured)
@@ -203,7 +203,7 @@ class _Predictor:
             yield part, _Predicted(effects, columns)
 
     def all(self, codes: np.ndarray) -> _Predicted:
-        """Predict single perturbations, ``(N,)``, of which there may be none."""
+        """Predict single perturbations, ``(N,)``, possibly none."""
         effects = np.empty((len(codes), self._model.module.likelihood.n_genes), np.float32)
         columns = [pd.DataFrame()]
         for part, predicted in self.blocks(codes[:, None]):
@@ -214,7 +214,7 @@ class _Predictor:
 
 @contextmanager
 def _forgetting(direct: DirectEffects | None) -> Iterator[None]:
-    """Drop estimates that are made within, whose memory grows; those from before are kept."""
+    """Drop estimates made inside, whose memory grows; earlier ones are kept."""
     before = None if direct is None else (direct.asked, direct.of_asked)
     try:
         yield
@@ -224,17 +224,17 @@ def _forgetting(direct: DirectEffects | None) -> Iterator[None]:
 
 
 class _Nearest(NamedTuple):
-    """Of each effect the measured one of the most similar direction, and its part in that."""
+    """Measured effect with the most similar direction to each effect, and its factor."""
 
     place: np.ndarray
     similarity: np.ndarray
     """Cosine."""
     factor: np.ndarray
-    """At which the measured effect comes closest; never negative."""
+    """Factor of the measured effect with the smallest distance; never negative."""
 
     @classmethod
     def of(cls, effects: np.ndarray, measured: np.ndarray) -> _Nearest:
-        """Find them, ``(N, G)`` among ``(T, G)``."""
+        """Find them for ``(N, G)`` among ``(T, G)``."""
         found = []
         sizes = np.linalg.norm(measured, axis=1).clip(np.finfo(np.float32).tiny)
         directions = measured / sizes[:, None]
@@ -248,7 +248,7 @@ class _Nearest(NamedTuple):
         return cls(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
     def shown(self, measured: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-        """What the measured perturbations show of the effects in some rows, ``(R, G)``."""
+        """Parts of effects in some rows explained by measured perturbations, ``(R, G)``."""
         return self.factor[rows, None] * measured[self.place[rows]]
 
 
@@ -260,7 +260,7 @@ def unmeasured_singles(
     contrast: Contrast,
     interval: float,
 ) -> pd.DataFrame:
-    """Table of perturbations, as ``rank_unmeasured`` returns it."""
+    """Table of perturbations, as returned by ``rank_unmeasured``."""
     predictor = _Predictor(model, contrast, interval)
     telling = None
     if objective == "uncertainty":
@@ -287,7 +287,7 @@ def unmeasured_pairs(
     contrast: Contrast,
     interval: float,
 ) -> pd.DataFrame:
-    """Table of pairs, as ``rank_unmeasured`` returns it."""
+    """Table of pairs, as returned by ``rank_unmeasured``."""
     left_out = _positions_of_pairs(measured_pairs(model), codes)
     n_pairs = len(codes) * (len(codes) - 1) // 2 - len(left_out)
     if not n_pairs:
@@ -303,9 +303,9 @@ def unmeasured_pairs(
         for start in range(0, len(parts), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             parts[rows] -= of_parts.shown(measured, rows)
-        parts[is_measured] = 0  # as they are but for rounding
+        parts[is_measured] = 0  # exactly, without rounding error
     shortlist = strongest_sums(parts, min(n_pairs, _SHORTLISTED * top), left_out)
-    # Those with a perturbation in common stand together: it is then estimated once.
+    # Pairs with a perturbation in common are adjacent, so that it is estimated once.
     order = np.lexsort([shortlist.second, shortlist.first])
     first, second = shortlist.first[order], shortlist.second[order]
     score = np.empty(len(order))
@@ -335,7 +335,7 @@ def unmeasured_pairs(
 
 
 def _positions_of_pairs(pairs: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Positions among ``codes`` of those pairs that are there."""
+    """Positions in ``codes`` of the pairs that are in it."""
     place = np.searchsorted(codes, pairs).clip(max=len(codes) - 1)
     return place[(codes[place] == pairs).all(axis=1)]
 
@@ -343,7 +343,7 @@ def _positions_of_pairs(pairs: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def _most_telling(
     model: ScreenModel, codes: np.ndarray, top: int, contrast: Contrast
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the candidates that tell most of all of them, and how much."""
+    """Positions of the candidates that are most informative about all, and by how much."""
     module = model.module
     assert isinstance(module, MaskedEffectsModule)
     assert module.features is not None
@@ -357,8 +357,9 @@ def _most_telling(
     chosen, shares = most_telling(regressions, top)
     if not shares.any():
         raise SAMSError(
-            "As far as this screen shows, features say nothing of masks and effects, so that no "
-            "perturbation tells of others: use objective='effect' or 'novelty', or other features."
+            "Features are uninformative about masks and effects in this screen, so no "
+            "perturbation is informative about others: use objective='effect' or 'novelty', or "
+            "other features."
         )
     return chosen, shares
 

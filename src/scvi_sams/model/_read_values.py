@@ -1,4 +1,4 @@
-"""Values are checked when a model first reads them, and have to stay what they were."""
+"""Check values when a model first reads them, and detect later changes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from scvi_sams.model._registration import registered_values, validate_values
 from scvi_sams.module._likelihoods import LIKELIHOODS
 
 _ADVICE = (
-    "Normalise, filter or relabel a copy (adata.copy()), and keep counts in a layer of their own "
-    "(adata.layers['counts'] = adata.X.copy()). To go on, put back what was there, or read the "
-    "data again and load a saved model with them; for a model of the new values call "
-    "`setup_anndata` and train anew."
+    "Normalise, filter or relabel a copy (adata.copy()), and keep counts in a separate layer "
+    "(adata.layers['counts'] = adata.X.copy()). To continue, restore the values, or read the data "
+    "again and load a saved model with them; for a model of the new values call `setup_anndata` "
+    "and train again."
 )
 
 
 class ReadValues:
-    """The expression that a model has read, of its own data and of others.
+    """Expression that a model has read, from its own data and others.
 
-    scvi-tools reads ``X``, a layer and size factors from the AnnData each time, and labels as they
-    were registered. Neither may change in between.
+    scvi-tools reads ``X``, a layer and size factors from the AnnData each time, but labels as
+    registered. Neither may change in between.
 
     Parameters
     ----------
     given
         Arguments of ``setup_anndata``.
     gene_likelihood
-        What values must be fit for.
+        Likelihood that the values must fit.
     """
 
     def __init__(self, given: dict[str, Any], gene_likelihood: str) -> None:
@@ -41,24 +41,24 @@ class ReadValues:
         self._digests: dict[str, str] = {}
 
     def validate(self, adata: AnnData) -> None:
-        """Raise an error if values cannot be what the likelihood assumes."""
+        """Raise if values do not fit the likelihood."""
         validate_values(adata, self._given, counts=self._counts)
 
     def validate_once(self, manager: ScreenManager) -> None:
-        """Validate the values of registered data unless this was done."""
+        """Validate the values of registered data unless already done."""
         if manager.id not in self._digests:
             self.validate(manager.adata)
             self._digests[manager.id] = self._digest(manager.adata)
 
     def changes(self, manager: ScreenManager) -> list[str]:
-        """Name what is not as it was when it was registered, or first read."""
+        """Name what changed since it was registered, or first read."""
         changed = manager.changes()
         if self._digests.get(manager.id) not in (None, self._digest(manager.adata)):
             changed.append(registered_values(manager.adata, self._given)[1])
         return changed
 
     def check_unchanged(self, manager: ScreenManager | None) -> None:
-        """Raise an error if registered data changed, the one that a copy of them would raise."""
+        """Raise if registered data changed, with the error that a copy of them would raise."""
         changed = [] if manager is None else self.changes(manager)
         if manager is None or not changed:
             return
@@ -71,7 +71,7 @@ class ReadValues:
         raise ChangedDataError(f"{told}. {_ADVICE}")
 
     def forget_if_changed(self, managers: dict[str, ScreenManager], adata: AnnData) -> None:
-        """Drop the registration of other data if they changed since, so that they get a new one.
+        """Drop the registration of other data that changed since, so that they get a new one.
 
         ``managers`` are those of the model, by the identifier of their AnnData.
         """

@@ -1,4 +1,4 @@
-"""What is on record of a model: settings, trainings, versions, and the card made of them."""
+"""Record of a model: settings, trainings, versions, and the card made from them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OF_THE_SPLIT = ("train_size", "validation_size", "shuffle_set_split", "dataspli
 _OF_THE_MACHINE = ("accelerator", "devices", "load_sparse_tensor", "datamodule")
 
 _LIMITS = """\
-- It knows the perturbations named above and no others. Unknown names raise an error.
-- Effects are those of the cells it was trained on: another cell type, time or dose is a guess.
-- Latent dimensions have no names. What they do can differ between trainings.
-- `load` unpickles `model.pt`, which can execute code: load files of people you trust."""
+- It can predict only the perturbations named above. Unknown names raise an error.
+- Effects are those in the training cells: for another cell type, time or dose they may differ.
+- Latent dimensions have no names, and can differ between trainings.
+- `load` unpickles `model.pt`, which can execute code: load only files from people you trust."""
 
 
 def model_record(model: BaseModelClass) -> dict[str, Any]:
-    """How a model came about, as ``provenance`` tells it."""
+    """Provenance of a model, as in ``provenance``."""
     given = model.init_params_
     made_with = dict(given["non_kwargs"])
     for further in given["kwargs"].values():
@@ -46,20 +46,20 @@ def model_record(model: BaseModelClass) -> dict[str, Any]:
 
 
 def is_result_of(model: BaseModelClass, adata: AnnData, key: str) -> bool:
-    """Whether a result in an AnnData is on record as that of a model as it is trained now."""
+    """Whether a result in an AnnData was recorded by this model since its last training."""
     records = adata.uns.get(RESULT_KEYS.PROVENANCE, {})
     return bool(records.get(key) == json.dumps(model.provenance))
 
 
 def keep_record(adata: AnnData, key: str, record: Mapping[str, Any]) -> None:
-    """Write in ``adata.uns``, as JSON, what made the result ``key``."""
+    """Write the provenance of the result ``key`` to ``adata.uns``, as JSON."""
     with ADATA_LOCK:
         records = dict(adata.uns.get(RESULT_KEYS.PROVENANCE, {}))
         adata.uns[RESULT_KEYS.PROVENANCE] = records | {key: json.dumps(record)}
 
 
 def training_record(model: BaseModelClass, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the last training by what ``train`` was given, but for the split and the machine."""
+    """Describe the last training by the arguments of ``train``, except split and hardware."""
     left_out = (*_OF_THE_SPLIT, *_OF_THE_MACHINE)
     given = deepcopy({k: v for k, v in arguments.items() if v is not None and k not in left_out})
     given.get("plan_kwargs", {}).pop("checkpoint_of", None)
@@ -81,9 +81,9 @@ def _as_json(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_plain(value: Any) -> Any:
-    """Turn numbers and arrays of numpy to plain ones, and anything else to its description.
+    """Convert numpy numbers and arrays to plain ones, and anything else to a description.
 
-    Tables of features may have millions of entries: their hash tells them apart.
+    Tables of features may have millions of entries: their hash is stored.
     """
     if isinstance(value, FeatureTable):
         shape = {"perturbations": len(value), "features": value.n_features}
@@ -92,7 +92,7 @@ def _as_plain(value: Any) -> Any:
 
 
 def model_card(model: BaseModelClass, description: str | None, license: str | None) -> str:
-    """Describe a model in Markdown, as ``card`` does."""
+    """Describe a model in Markdown, as in ``card``."""
     record = model.provenance
     name = record["model"]
     summary = (inspect.getdoc(type(model)) or "").partition("\n\n")[0].replace("\n", " ")
@@ -119,13 +119,13 @@ def _data_lines(model: BaseModelClass) -> str:
     spread = f"{cells.min()} / {int(np.median(cells))} / {cells.max()}"
     lines = [
         f"- {sizes['n_cells']:,} cells, {sizes['n_vars']:,} genes",
-        f"- {len(model.perturbations):,} perturbations; cells of each that it was trained "
-        f"on: {spread} (min / median / max)",
+        f"- {len(model.perturbations):,} perturbations; training cells per perturbation: "
+        f"{spread} (min / median / max)",
         f"- their names: {', '.join(model.perturbations)}",
     ]
     if model.unmeasured:
         lines.append(
-            f"- {len(model.unmeasured):,} perturbations without cells, which it predicts by their "
+            f"- {len(model.unmeasured):,} perturbations without cells, predicted from their "
             f"features: {', '.join(model.unmeasured)}"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which cells effects are of, where some may have escaped their perturbations."""
+"""Cells to which effects refer, if some may have escaped their perturbations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from scvi_sams.model._cells import CellReader
 from scvi_sams.module._perturbation_module import PerturbationModule
 
 Among = Literal["responding", "all"]
-"""Cells that effects are of: those that respond to a perturbation, or all that carry it."""
+"""Cells with the effects: those that respond to a perturbation, or all that are labelled."""
 
 
 def response_rates(module: PerturbationModule, requested: Labels, among: Among) -> np.ndarray:
-    """Proportion of the cells of each label that are to have its effect, ``(n_labels,)``."""
+    """Proportion of the cells of each label with its effect, ``(n_labels,)``."""
     check_choice("among", among, get_args(Among))
     if among == "responding" or module.responses is None or not module.has_branches:
         return np.ones(len(requested.codes))
@@ -28,23 +28,23 @@ def response_rates(module: PerturbationModule, requested: Labels, among: Among) 
 
 
 def check_has_responses(model: CellModel) -> None:
-    """Raise an error if the model takes it that all cells respond, or knows nothing yet."""
+    """Raise if the model assumes that all cells respond, or responses are not estimated yet."""
     if model.module.responses is None:
         raise SAMSError(
-            "This model takes it that every cell responds to its perturbations. Make one with "
+            "This model assumes that every cell responds to its perturbations. Make one with "
             "responses=True, and train it."
         )
     if not model.module.has_branches:
         raise SAMSError(
-            "Nothing is known about responses: the model is not trained yet, or its training ended "
-            "before cells could be told to respond or not. Train it, or train on."
+            "Responses are not estimated yet: the model is not trained, or its training ended "
+            "before the stage of responses. Train it, or continue training."
         )
 
 
 def response_probabilities(cells: CellReader) -> np.ndarray:
-    """Posterior probability that each cell responded, ``(n_cells,)``; NaN where it is not known.
+    """Posterior probability that each cell responded, ``(n_cells,)``; NaN if not identifiable.
 
-    That is of control cells, and of cells whose perturbations the model knows no effect of.
+    That is for control cells, and for cells of perturbations without a sufficient effect.
     """
     responses = cells.module.responses
     assert responses is not None

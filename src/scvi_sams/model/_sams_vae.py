@@ -1,4 +1,4 @@
-"""SAMS-VAE as users see it."""
+"""SAMS-VAE, the model of this package."""
 
 from __future__ import annotations
 
@@ -37,88 +37,88 @@ from scvi_sams.module._settings import given
 class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     """Sparse additive mechanism shift VAE :cite:p:`Bereket23`.
 
-    A cell's latent state is a basal part plus the sum of the effects of its perturbations; a sparse
-    mask says which latent dimensions each perturbation moves.
+    The latent state of a cell is a basal part plus the sum of the effects of its perturbations; a
+    sparse mask selects the latent dimensions that each perturbation shifts.
 
     Parameters
     ----------
     adata
         Registered with :meth:`SAMSVAE.setup_anndata`.
     n_latent
-        Latent dimensions ("mechanisms"). Take more than you expect: those that are not needed stay
-        off. Fewer where there are only some tens of perturbations.
+        Number of latent dimensions ("mechanisms"). Use more than you expect: unused dimensions are
+        switched off. Use fewer with only a few dozen perturbations.
     n_hidden, n_layers
         Width and number of hidden layers of encoder and decoder.
     correlated_basal
-        Whether q(z_basal | x, shift) sees the shift of the cell's perturbations.
+        Whether q(z_basal | x, shift) depends on the shift of the cell's perturbations.
     correlated_effects
-        Whether q(e_t | m_t) sees the mask, through a small network. With ``correlated_basal`` these
-        two give the four variants of the paper's table.
+        Whether q(e_t | m_t) depends on the mask, through a small network. With ``correlated_basal``
+        these two give the four variants of the paper's table.
     gene_likelihood
         ``"nb"`` (counts; the paper's Gamma-Poisson), ``"poisson"`` (counts) or ``"normal"`` (values
         that are already normalised); or the name of one that you added to
         ``scvi_sams.module.LIKELIHOODS``.
     mask_prior_probability
-        Share of latent dimensions that a perturbation is expected to move. Lower it to be stricter
-        with weak entries. On simulated screens with true shares of .02 to .3 a share fitted to
-        the data was no better than .1 (benchmarks/RECORD.md).
+        Expected proportion of latent dimensions that a perturbation shifts. Lower it to be stricter
+        with weak entries. On simulated screens with true proportions of 0.02 to 0.3, fitting it to
+        the data was no better than 0.1 (benchmarks/RECORD.md).
     mask_prior_concentration
-        ``None``: that share is known. A number: the probability of each mask entry is itself drawn
-        from a Beta distribution with this concentration (a + b) and that mean.
+        ``None``: that proportion is fixed. A number: the probability of each mask entry has a Beta
+        prior with this concentration (a + b) and that mean.
     effect_prior_scale
-        Standard deviation of effects a priori, in units of the standard deviation of basal states.
-        Raise it where perturbations move cells further than cells differ among themselves (cell
-        lines under strong drugs): strong effects are then shrunken less.
+        Prior SD of effects, in units of the SD of basal states. Raise it if perturbations move
+        cells further than control cells differ from each other (cell lines under strong drugs):
+        strong effects are then shrunken less.
     n_particles
-        Monte-Carlo samples per training step.
+        Monte Carlo samples per training step.
     kl_estimator
         ``"closed_form"``, or ``"monte_carlo"`` as in the paper.
     global_kl_weight
-        Factor of the divergences of masks and effects; 1 is the ELBO. Raise it for sparser masks
-        whatever the number of cells.
+        Weight of the KL terms of masks and effects; 1 is the ELBO. Raise it for sparser masks,
+        independent of the number of cells.
     evidence_cells
-        What the cells of a perturbation say about its masks and effects counts as at most what this
-        many cells would say: a coarsened posterior (Miller & Dunson 2019), for latent axes that are
-        learned and never exactly the true ones. Training charges the divergences of perturbation t
-        ``1 + N_t / evidence_cells`` times. Lower it for fewer, surer mask entries; raise it where
+        Upper limit on the number of cells that count as evidence for the mask and effect of a
+        perturbation: a coarsened posterior (Miller & Dunson 2019), because latent axes are
+        estimates. Training multiplies the KL terms of perturbation t by
+        ``1 + N_t / evidence_cells``. Lower it for fewer, more certain mask entries; raise it if
         weak effects matter (of 50, 100 and 200 the default recovered simulated masks best).
         ``None``: the ELBO, as in the paper. Reported bounds are always the ELBO.
     mask_initial_probability
-        Inclusion probability before training.
+        Inclusion probability before training without a dense phase.
     mask_temperature
-        Of the relaxed Bernoulli that gradients pass through.
+        Temperature of the relaxed Bernoulli through which gradients pass.
     effect_n_hidden, effect_n_layers
         Network of the correlated effects.
     mask_prior
         Name of a prior that you added to ``scvi_sams.module.MASK_PRIORS``. ``None``:
-        ``"bernoulli"``, or ``"beta_bernoulli"`` where there is a concentration.
+        ``"bernoulli"``, or ``"beta_bernoulli"`` if there is a concentration.
     direct_effects
-        Whether a perturbation also has effects on single genes, beside its latent shift: above all
-        on the gene that it targets. They are found in closed form when training ends (see
-        :ref:`direct effects <direct-effects>`). ``False``: the paper's model.
+        Whether a perturbation also has effects on single genes, in addition to its latent shift:
+        above all on the gene that it targets. They are computed in closed form when training ends
+        (see :ref:`direct effects <direct-effects>`). ``False``: the paper's model.
     stacking
-        Whether predictions of means average the model with shrunken effects of the training cells,
-        by weights that held-out cells decide on (see :ref:`stacking <stacking>`). ``False``: the
-        paper's model.
+        Whether predictions of means average the model and shrunken effects of the training cells,
+        with weights set by held-out cells (see :ref:`stacking <stacking>`). ``False``: the paper's
+        model.
     responses
-        Whether cells may have escaped their perturbations: each responds or does not, with a
-        probability that is learned for each perturbation, or guide (see
-        :ref:`responses <responses>`). A cell with several perturbations responds to all of them or
-        to none. ``False``: all do, as in the paper.
+        Whether cells may have escaped their perturbations: each cell responds or not, with a
+        probability learned for each perturbation or guide (see :ref:`responses <responses>`). A
+        cell with several perturbations responds to all of them or to none. ``False``: all respond,
+        as in the paper.
     perturbation_features
-        What is known of perturbations, measured ones and others (see :ref:`features <features>`):
+        Prior knowledge of measured and unmeasured perturbations (see :ref:`features <features>`):
         a DataFrame (perturbations x features), a dict of vectors or of sets of terms, or the key of
-        one in ``adata.uns``. The prior of masks and effects then follows the features as far as the
-        screen shows that it should, and perturbations that no cell carries, ``model.unmeasured``,
-        can be predicted. See :mod:`scvi_sams.features` for how such tables are read.
+        one in ``adata.uns``. Masks and effects then depend on features as far as left-out
+        perturbations support it, and perturbations without cells, ``model.unmeasured``, can be
+        predicted. See :mod:`scvi_sams.features` for how to read such tables.
     registry
-        Set by :meth:`load` where there is no ``adata``.
+        Set by :meth:`load` if there is no ``adata``.
 
     Raises
     ------
     InvalidArgumentError
-        If a setting, or an argument of a method, is of the wrong type or out of range: before
-        anything is computed.
+        If a setting, or an argument of a method, has the wrong type or is out of range; raised
+        before anything is computed.
 
     Examples
     --------
@@ -169,7 +169,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
     ) -> None:
         arguments = given(locals())
         if perturbation_features is not None:
-            uns = getattr(adata, "uns", None)  # what is no AnnData raises below
+            uns = getattr(adata, "uns", None)  # anything but an AnnData raises below
             arguments["perturbation_features"] = as_feature_table(perturbation_features, uns=uns)
         super().__init__(**arguments)
         self.init_params_ = self._get_init_params(arguments)
@@ -190,19 +190,19 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         key_added
-            Column of ``adata.obs`` that it is written to; ``None`` writes nothing.
+            Column of ``adata.obs`` to which it is written; ``None`` writes nothing.
 
         Returns
         -------
-        ``(n_cells,)``. NaN for control cells, which have nothing to respond to, and for cells of
-        perturbations whose effect, as far as the model knows it, is too small to tell by: what
-        training cells express then changes their log-odds by less than 1 (root mean square).
+        ``(n_cells,)``. NaN for control cells, and for cells of perturbations whose effect is too
+        small to identify responses: the expression of training cells changes their log-odds by less
+        than 1 (root mean square).
 
         Raises
         ------
         SAMSError
-            If the model was made with ``responses=False``, and so takes it that all cells respond,
-            or is not trained.
+            If the model was made with ``responses=False``, which assumes that all cells respond, or
+            is not trained.
 
         Examples
         --------
@@ -237,37 +237,37 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         target_sum: float = 1e4,
         interval: float = 0.9,
     ) -> pd.DataFrame:
-        """Rank perturbations that no cell carries, or pairs with them: which to screen next.
+        """Rank perturbations without cells, or pairs with them: which to screen next.
 
         Doses are 1. Time grows with the number of candidates, and hardly with that of pairs.
 
         Parameters
         ----------
         candidates
-            Names; ``None`` for all of ``model.unmeasured``. With ``pairs`` pairs of these, and
-            measured perturbations may be among them; ``None`` for all perturbations.
+            Names; ``None`` for all of ``model.unmeasured``. With ``pairs``, pairs of these, which
+            may include measured perturbations; ``None`` for all perturbations.
         pairs
-            Rank pairs that no training cell carries alone.
+            Rank pairs that no training cell has alone.
         objective
-            ``"effect"``: norm of the mean effect. ``"novelty"``: norm of what is left of it without
-            the measured effect of the most similar direction, at the factor, not negative, that
-            leaves least; of a pair without those of both. ``"uncertainty"``: which share of the
-            variance of what features predict of all candidates measuring it takes away, beyond
-            those above it; not of pairs.
+            ``"effect"``: norm of the mean effect. ``"novelty"``: norm of the residual after
+            subtracting the measured effect with the most similar direction, times the non-negative
+            factor with the smallest residual; for a pair after subtracting those of both.
+            ``"uncertainty"``: proportion of the variance of the predictions from features, over all
+            candidates, that measuring it would remove, beyond those ranked above; not for pairs.
         top
-            Rows to return.
+            Number of rows to return.
         method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
             As in :meth:`predict_ate`, with fewer samples: ranks need less precision.
 
         Returns
         -------
         One row per perturbation, best first: ``perturbation``, ``score``; ``effect_norm``, the
-        posterior mean of the norm, which what is not known of an effect adds to, and its interval
+        posterior mean of the norm, which increases with uncertainty, and its interval
         ``effect_norm_low`` and ``effect_norm_high``; ``nearest``, the measured perturbation whose
-        effect has the most similar direction, and ``similarity``, the cosine to that. Of pairs
-        ``first``, ``second`` and ``combination`` in place of ``perturbation``, and
-        ``linear_score``, the score if both effects simply added up. ``attrs`` then has ``n_pairs``,
-        ``n_predicted`` and ``largest_linear_score_left_out``.
+        effect has the most similar direction, and ``similarity``, the cosine with it. For pairs
+        ``first``, ``second`` and ``combination`` instead of ``perturbation``, and
+        ``linear_score``, the score if both effects simply added up. ``attrs`` then contains
+        ``n_pairs``, ``n_predicted`` and ``largest_linear_score_left_out``.
 
         Raises
         ------
@@ -278,26 +278,26 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
             them), or pairs are to be ranked by ``"uncertainty"``.
         SAMSError
             If the model has no features of unmeasured perturbations or is not trained; if features
-            say nothing and ``objective`` is ``"uncertainty"``; or if all pairs were measured.
+            are uninformative and ``objective`` is ``"uncertainty"``; or if all pairs were measured.
 
         Notes
         -----
-        Of pairs those of the largest ``linear_score``, found exactly among all, are predicted, 20
-        for each row asked for. A pair that was not has at most
-        ``attrs["largest_linear_score_left_out"]``: it belongs into the table only if its
-        perturbations strengthen one another by more than the gap to the last ``score``. Pairs of
-        two measured perturbations are as novel as they are far from additive, so that their
+        Only the pairs with the largest ``linear_score``, found exactly among all, are predicted: 20
+        for each requested row. Other pairs have a ``linear_score`` of at most
+        ``attrs["largest_linear_score_left_out"]``: such a pair would be in the table only if its
+        perturbations enhance each other by more than the difference to the last ``score``. The
+        novelty of pairs of two measured perturbations is their deviation from additivity, so their
         ``linear_score`` is 0: :meth:`rank_unseen_pairs` ranks them by that. Memory is that of two
         tables of candidates x genes in single precision.
 
-        For ``"uncertainty"`` weights of features are those of linear regressions with a normal
+        For ``"uncertainty"``, weights of features are those of linear regressions with a normal
         posterior of covariance C, one for effects and one for log-odds of masks in each latent
         dimension. Measuring t with precision k reduces the variance of s by
-        ``(phi_s' C phi_t)**2 / (phi_t' C phi_t + 1 / k)``, whatever comes out (Cohn, Ghahramani &
+        ``(phi_s' C phi_t)**2 / (phi_t' C phi_t + 1 / k)``, whatever the result (Cohn, Ghahramani &
         Jordan 1996, doi:10.1613/jair.295; MacKay 1992, doi:10.1162/neco.1992.4.4.590). These are
-        summed over all candidates s and dimensions, weighted by how a shift changes genes. Cells
-        are taken to be so many that the perturbation's own effect is known. What regressions add
-        to predictions is left out: they learn from the same features.
+        summed over all candidates s and dimensions, weighted by the effect of a shift on genes. The
+        number of cells is assumed to be large enough to know the perturbation's own effect. The
+        regressions used for stacking are ignored: they use the same features.
 
         Examples
         --------
@@ -320,7 +320,7 @@ class SAMSVAE(MaskMixin, LatentShiftMixin, AdditiveMixin, PerturbationModel):
         check_number(above=0, below=1, interval=interval)
         if pairs and objective == "uncertainty":
             raise InvalidArgumentError(
-                "Pairs tell of others what their perturbations do, which is clearer alone: rank "
+                "Pairs are informative about others only through their single perturbations: rank "
                 "these with pairs=False, or pairs by objective='effect' or 'novelty'."
             )
         check_has_features(self)

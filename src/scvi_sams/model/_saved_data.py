@@ -1,4 +1,4 @@
-"""Data that is saved with a model: whether a file can hold it, and whose data a file holds."""
+"""Data saved with a model: checks that a file can store them, and whose data a file contains."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _SLOTS = ("obsm", "varm", "obsp", "varp", "uns")
 
 
 def check_writable(adata: AnnData) -> None:
-    """Raise an error that names what of an AnnData an h5ad file cannot hold.
+    """Raise an error that names the parts of an AnnData that an h5ad file cannot store.
 
-    Everything but matrices of numbers is written, to a file in memory.
+    Everything except numeric matrices is written to a file in memory.
     """
     with h5py.File("in_memory", "w", driver="core", backing_store=False) as file:
         for slot in ("obs", "var"):
@@ -59,7 +59,7 @@ def _check(file: h5py.File, name: str, value: Any) -> None:
     try:
         write_elem(file, "value", value)
     except Exception as error:
-        # What h5py and anndata raise differs by type of value and by version.
+        # The errors of h5py and anndata depend on the type of value and the version.
         raise SavingError(
             f"{name} cannot be written to an h5ad file ({error}). Drop it, or make it text "
             "(.astype(str)) or numbers; or save the model without the data."
@@ -68,7 +68,7 @@ def _check(file: h5py.File, name: str, value: Any) -> None:
 
 @contextmanager
 def columns_kept(adata: AnnData) -> Iterator[None]:
-    """Give text columns back that anndata makes categories of when it writes."""
+    """Restore text columns that anndata converts to categories when writing."""
     tables = (adata.obs, adata.var)
     before = [dict(table.items()) for table in tables]
     try:
@@ -81,9 +81,9 @@ def columns_kept(adata: AnnData) -> Iterator[None]:
 
 
 def is_data_of(adata: AnnData | None, layer: str | None, path: Path) -> bool:
-    """Whether a file holds the cells, genes and registered labels of an AnnData.
+    """Whether a file contains the cells, genes and registered labels of an AnnData.
 
-    Expression, of ``layer`` or ``X``, is compared in some of the cells only.
+    Expression, of ``layer`` or ``X``, is compared for some of the cells only.
     """
     if adata is None:
         return False

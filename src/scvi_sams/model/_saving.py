@@ -1,4 +1,4 @@
-"""Saving and loading: whole files or none, and errors that say what is in the way."""
+"""Save and load models: complete files or none, with helpful errors."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def save_whole(
     prefix: str | None,
     **kwargs: Any,
 ) -> None:
-    """Save a model by ``save`` of scvi-tools beside the folder's files, then move it there.
+    """Save a model with ``save`` of scvi-tools to a temporary folder, then move the files.
 
-    Data of another model that an earlier save left in the folder is removed.
+    Data of another model from an earlier save in the folder are removed.
     """
     folder = as_path("dir_path", dir_path)
     if folder.exists() and not overwrite:
@@ -58,7 +58,7 @@ def save_whole(
     if unknown:
         raise InvalidArgumentError(f"`save` has no argument `{unknown[0]}`.")
     for table in (model.history_ or {}).values():
-        # Names of pandas 3 are of a type that pandas 2 lacks, and cannot read.
+        # Names in pandas 3 have a type that pandas 2 cannot read.
         table.columns = table.columns.astype(object)
     made = next((part for part in [*reversed(folder.parents), folder] if not part.exists()), None)
     try:
@@ -96,7 +96,7 @@ def load_whole(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Load a model by ``load`` of scvi-tools, after what is there and what is given is checked."""
+    """Load a model with ``load`` of scvi-tools, after checking files and arguments."""
     if adata is not None and adata is not False:
         check_anndata(RegistrationError, adata=adata)
     folder = as_path("dir_path", dir_path)
@@ -113,12 +113,12 @@ def load_whole(
 
 
 def check_saved_model(folder: Path, prefix: str, class_name: str) -> None:
-    """Raise an error if there is no saved model of this class in a folder, or it is damaged."""
+    """Raise if a folder has no saved model of this class, or it is damaged."""
     path = folder / f"{prefix}{MODEL_FILE_NAME}"
     if not path.is_file():
         found = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else "nothing"
         raise UnreadableDataError(
-            f"There is no saved model {str(path)!r}; in the folder there is {found}. Name the "
+            f"There is no saved model {str(path)!r}; in the folder there is {found}. Pass the "
             "folder that `save` wrote (and its `prefix`)."
         )
     try:
@@ -128,8 +128,8 @@ def check_saved_model(folder: Path, prefix: str, class_name: str) -> None:
         saved_name = attributes["registry_"][MODEL_NAME_KEY]
     except UNREADABLE as error:
         raise UnreadableDataError(
-            f"{str(path)!r} is no saved model, or is damaged or incomplete "
-            f"({type(error).__name__}: {error}). Copy it again, or train and save anew."
+            f"{str(path)!r} is not a saved model, or is damaged or incomplete "
+            f"({type(error).__name__}: {error}). Copy it again, or train and save again."
         ) from error
     if saved_name != class_name:
         raise UnreadableDataError(

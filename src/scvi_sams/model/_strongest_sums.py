@@ -1,7 +1,7 @@
-"""The largest norms of sums of two rows of a table, without looking at all sums one by one.
+"""The largest norms of sums of two rows of a table, without computing all sums one by one.
 
-``|a + b|^2 = |a|^2 + |b|^2 + 2 a.b``: a product of matrices, a block of rows at a time, of which
-the largest so far are kept.
+``|a + b|^2 = |a|^2 + |b|^2 + 2 a.b``: a matrix product, a block of rows at a time; the largest so
+far are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NORMS_AT_ONCE = 2**22
 
 
 class StrongestSums(NamedTuple):
-    """Pairs of rows, that of the largest sum first."""
+    """Pairs of rows, the largest sum first."""
 
     first: np.ndarray
     second: np.ndarray
@@ -27,8 +27,8 @@ class StrongestSums(NamedTuple):
 def strongest_sums(values: np.ndarray, n_pairs: int, left_out: np.ndarray) -> StrongestSums:
     """Find the pairs ``i < j`` of rows ``(N, G)`` with the largest ``|values[i] + values[j]|``.
 
-    ``left_out``, ``(M, 2)``, are pairs not to look at. Of sums of the same norm those of earlier
-    rows come first, so that blocks play no part. Memory grows with N, not with its square.
+    ``left_out``, ``(M, 2)``, are pairs to ignore. Among equal norms earlier rows come first, so
+    that results do not depend on blocks. Memory grows with N, not with its square.
     """
     n_rows = len(values)
     n_kept = n_pairs + 1

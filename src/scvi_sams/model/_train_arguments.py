@@ -1,4 +1,4 @@
-"""Checks of the arguments of ``train``, before cells are split or anything is started."""
+"""Checks of the arguments of ``train``, before cells are split or training starts."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _OTHER_NAMES = {
 
 
 def checked_arguments(model: BaseModelClass, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``train`` by name, with plain numbers in place of those of numpy.
+    """Return the arguments of ``train`` by name, with numpy numbers converted to plain ones.
 
-    ``given`` holds those for Lightning's trainer too. The first that is unknown or wrong is named
-    in an error.
+    ``given`` includes those of Lightning's trainer. An error names the first that is unknown or
+    invalid.
     """
     given = {name: as_plain(value) for name, value in given.items()}
     _check_known(model, given)
@@ -76,7 +76,7 @@ def checked_arguments(model: BaseModelClass, given: Mapping[str, Any]) -> dict[s
 
 
 def check_device(accelerator: object, devices: object) -> None:
-    """Raise an error if Lightning knows no such hardware, or it is not there."""
+    """Raise if Lightning does not know the hardware, or it is not available."""
     try:
         parse_device_args(accelerator=accelerator, devices=devices, return_device="torch")
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -95,7 +95,7 @@ def _check_known(model: BaseModelClass, given: Mapping[str, Any]) -> None:
 
 
 def _advice(name: str, model_class: type[BaseModelClass], of_train: set[str]) -> str:
-    """Where an argument belongs that ``train`` does not have; empty if that cannot be told."""
+    """Where an unknown argument of ``train`` belongs; empty if unclear."""
     if name in _OTHER_NAMES:
         return _OTHER_NAMES[name]
     if name in _OF_PLAN:
@@ -112,12 +112,12 @@ def _check_splitting(given: Mapping[str, Any]) -> None:
     for name in given["datasplitter_kwargs"] or {}:
         if name in _SET_BY_TRAIN:
             raise InvalidArgumentError(
-                f"`{name}` stands in `datasplitter_kwargs`: pass it to `train` itself."
+                f"`{name}` is in `datasplitter_kwargs`: pass it to `train` itself."
             )
         if name not in _OF_SPLITTING:
             near = difflib.get_close_matches(name, sorted(_OF_SPLITTING), n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise InvalidArgumentError(
-                f"`datasplitter_kwargs` has {name!r}, which neither the split nor its loader "
-                f"knows.{hint}"
+                f"`datasplitter_kwargs` has {name!r}, which is not an argument of the split or its "
+                f"loader.{hint}"
             )

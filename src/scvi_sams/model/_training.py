@@ -1,4 +1,4 @@
-"""What training is given: split, data module and defaults, and what is checked before it starts."""
+"""Prepare training: split, data module and defaults, and checks before it starts."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from scvi_sams.train._held_out import NO_HELD_OUT_CELLS
 from scvi_sams.train._identity import Identity, plain_settings
 
 _PLANS_A_LENGTH = ("lr_schedule", "dense_fraction", "reduce_lr_on_plateau")
-"""Settings of the plan that are laid out over the number of epochs, or act on its end."""
+"""Settings of the plan that depend on the number of epochs, or on its end."""
 _CEILING = 10
-"""Times the planned epochs. Held-out cells ended all measured trainings at 1 to 2.2 times them."""
+"""Factor of the planned epochs. In all measured trainings held-out cells ended training at 1 to 2.2
+times the planned epochs."""
 
 
 def training_arguments(model: BaseModelClass, given: dict[str, Any]) -> dict[str, Any]:
-    """Turn the arguments of ``train``, by name, into those of the ``train`` of scvi-tools."""
+    """Convert the arguments of ``train``, by name, to those of ``train`` in scvi-tools."""
     check_single_precision()
     given = checked_arguments(model, given)
     on_device, checkpoint_path = given.pop("data_on_device"), given.pop("checkpoint_path")
@@ -69,7 +70,7 @@ def training_arguments(model: BaseModelClass, given: dict[str, Any]) -> dict[str
 
 
 def _identity(model: BaseModelClass, given: Mapping[str, Any]) -> Identity:
-    """What a checkpoint of this training has to agree with, but for the plan and the data."""
+    """What a checkpoint must match to resume this training, except plan and data."""
     record = model_record(model)
     stopping = {k: v for k, v in given.items() if k.startswith("early_stopping")}
     return {
@@ -84,7 +85,7 @@ def _identity(model: BaseModelClass, given: Mapping[str, Any]) -> Identity:
 
 
 def _set_data_module(model: BaseModelClass, given: dict[str, Any], on_device: bool) -> Any:
-    """Split the cells, choose the data module that loads them, and return the split."""
+    """Split the cells, choose the data module to load them, and return the split."""
     manager = model.adata_manager
     options = given["datasplitter_kwargs"] = dict(given["datasplitter_kwargs"] or {})
     split = options.get("external_indexing")
@@ -104,7 +105,7 @@ def _set_data_module(model: BaseModelClass, given: dict[str, Any], on_device: bo
 
 
 def _split_of(model: BaseModelClass, datamodule: Any, on_device: bool) -> Any:
-    """Split of a data module that the user made, if it is known before training."""
+    """Split of a user's data module, if it is known before training."""
     if on_device:
         raise InvalidArgumentError(
             "`data_on_device` and `datamodule` are two ways to load cells: pass one of "
@@ -113,15 +114,15 @@ def _split_of(model: BaseModelClass, datamodule: Any, on_device: bool) -> Any:
     if not hasattr(datamodule, "adata_manager"):
         raise InvalidArgumentError(
             f"`datamodule` is {datamodule!r}, which has no `adata_manager`. Pass a "
-            "scvi_sams.data.StreamingDataModule, or leave it out."
+            "scvi_sams.data.StreamingDataModule, or omit it."
         )
     _check_same_registration(model, datamodule.adata_manager)
-    # Data modules of others may split only when training begins.
+    # Other data modules may split only when training begins.
     return [getattr(datamodule, name, None) for name in ("train_idx", "val_idx")]
 
 
 def _check_same_registration(model: BaseModelClass, manager: AnnDataManager) -> None:
-    """Raise an error if a data module numbers perturbations, genes or categories otherwise."""
+    """Raise if a data module numbers perturbations, genes or categories differently."""
     if manager is model.adata_manager:
         return
     check_genes(manager.adata, model.get_var_names())
@@ -133,8 +134,8 @@ def _check_same_registration(model: BaseModelClass, manager: AnnDataManager) -> 
             )
         except AssertionError as difference:
             raise RegistrationError(
-                "The cells of `datamodule` are registered otherwise than those of the model "
-                f"({name}). Make the data module of `model.adata_manager`, or of "
+                "The cells of `datamodule` are registered differently from those of the model "
+                f"({name}). Make the data module from `model.adata_manager`, or from "
                 "`other_model.adata_manager` for a model loaded with those cells."
             ) from difference
 
@@ -147,18 +148,18 @@ def _warn_of_untrained_perturbations(model: BaseModelClass, train_indices: np.nd
         shown = [names[code] for code in untrained[:5]]
         logger.warning(
             f"{len(untrained)} perturbations have no training cells, such as {shown}: nothing "
-            "can be learned about them, their masks and effects stay where they start."
+            "can be learned about them, and their masks and effects keep their initial values."
         )
 
 
 def _set_default(given: dict[str, Any], name: str, value: Any) -> None:
-    """Set an argument unless it was given, or a configuration object holds it."""
+    """Set an argument unless the user passed it, directly or in a configuration object."""
     if _settings_of(given["trainer_config"]).get(name) is None:
         given.setdefault(name, value)
 
 
 def _keep_history(given: dict[str, Any]) -> None:
-    """Put the logger that ``model.history`` is made from before those of the user."""
+    """Put the logger of ``model.history`` before those of the user."""
     loggers = given.get("logger", _settings_of(given["trainer_config"]).get("logger"))
     if loggers is True:
         loggers = _logger_of_lightning(given.get("default_root_dir"))
@@ -174,7 +175,7 @@ def _keep_history(given: dict[str, Any]) -> None:
 
 
 def _logger_of_lightning(folder: Any) -> Logger:
-    """What Lightning makes of ``logger=True``; it has no history."""
+    """Logger that Lightning creates for ``logger=True``; it has no history."""
     folder = settings.logging_dir if folder is None else folder
     try:
         return TensorBoardLogger(folder)
@@ -193,26 +194,26 @@ def _plan_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_that_none_are_needed(given: Mapping[str, Any]) -> None:
-    """Raise an error if something that was asked for needs validation cells."""
+    """Raise if a requested option requires validation cells."""
     if given["early_stopping"] and "validation" in given.get(
         "early_stopping_monitor", "elbo_validation"
     ):
         raise InvalidSplitError(
-            "`early_stopping` needs validation cells, and the split has none. Pass a "
+            "`early_stopping` requires validation cells, but the split has none. Pass a "
             "`train_size` below 1, or early_stopping=False."
         )
     every = given.get("check_val_every_n_epoch")
     if every or _settings_of(given["trainer_config"]).get("check_val_every_n_epoch"):
         raise InvalidSplitError(
-            "`check_val_every_n_epoch` needs validation cells, and the split has none. Pass a "
-            "`train_size` below 1, or leave it out."
+            "`check_val_every_n_epoch` requires validation cells, but the split has none. Pass a "
+            "`train_size` below 1, or omit it."
         )
     if _plan_settings(given).get("lr_schedule") == "held_out":
         raise InvalidSplitError(NO_HELD_OUT_CELLS)
 
 
 def _set_length(given: dict[str, Any], n_train: int, has_validation: bool) -> None:
-    """Let held-out cells decide how long training takes, unless there are none or it is planned."""
+    """Let held-out cells end training, unless its length is planned or there are none."""
     given["max_epochs"] = _planned_epochs(n_train)
     plan = _plan_settings(given)
     is_planned = given["early_stopping"] or any(plan.get(name) for name in _PLANS_A_LENGTH)
@@ -224,9 +225,9 @@ def _set_length(given: dict[str, Any], n_train: int, has_validation: bool) -> No
 
 
 def _planned_epochs(n_train: int) -> int:
-    """40 epochs at 15,000 cells, by the inverse square root of their number, within 10 and 100.
+    """40 epochs for 15,000 cells, scaled by the inverse square root, between 10 and 100.
 
     On simulated screens the validation ELBO was best after about 80 epochs of 3,000 cells and 40 of
-    15,000; twice as many fitted noise.
+    15,000; twice as many overfitted.
     """
     return int(np.clip(round(40 * (15_000 / n_train) ** 0.5), 10, 100))

@@ -1,12 +1,12 @@
-"""What measuring a perturbation is expected to tell of others: optimal design of experiments.
+"""Expected information of measuring a perturbation about others: optimal experimental design.
 
 Given features, masks and effects follow linear regressions, one for each latent dimension, whose
 weights have a normal posterior of covariance ``C``. Measuring perturbation t, with precision
-``k_t``, reduces the variance of what is predicted of s by::
+``k_t``, reduces the variance of the prediction of s by::
 
     (phi_s' C phi_t)^2 / (phi_t' C phi_t + 1 / k_t)
 
-whatever comes out. Best is what reduces most the sum over all that are to be predicted (Cohn,
+whatever the result. The best perturbation maximises the sum over all predictions (Cohn,
 Ghahramani & Jordan 1996, doi:10.1613/jair.295; MacKay 1992, doi:10.1162/neco.1992.4.4.590).
 """
 
@@ -28,11 +28,11 @@ class Regressions(NamedTuple):
     features: np.ndarray
     """``(N, D)``."""
     covariance: np.ndarray
-    """Of the weights, ``(R, D, D)``."""
+    """Covariance of the weights, ``(R, D, D)``."""
     precision: np.ndarray
-    """Of what measuring each perturbation would tell, ``(N, R)``; 0 tells nothing."""
+    """Precision with which each perturbation would be measured, ``(N, R)``; 0: no information."""
     importance: np.ndarray
-    """What the variance of each prediction counts, ``(N, R)``."""
+    """Weight of the variance of each prediction, ``(N, R)``."""
 
 
 def regressions_of_features(
@@ -40,18 +40,18 @@ def regressions_of_features(
 ) -> Regressions:
     """Regressions of effects and of log-odds of masks, all latent dimensions of each.
 
-    A shift has the mean ``P(m = 1) * e``. An effect is known but for what features leave
-    unexplained, where its mask is on; a mask tells of its log-odds what one yes or no does, by the
-    bound of Jaakkola & Jordan 2000 that the weights are fitted by.
+    A shift has the mean ``P(m = 1) * e``. If its mask is on, an effect is known up to the variance
+    that features do not explain; a mask informs its log-odds like one binary observation, by the
+    bound of Jaakkola & Jordan 2000 with which the weights are fitted.
 
     Parameters
     ----------
     codes
-        Perturbations that are to be predicted, ``(N,)``.
+        Perturbations to predict, ``(N,)``.
     is_used
-        Latent dimensions that masks may be on in, ``(L,)``.
+        Latent dimensions with masks that may be on, ``(L,)``.
     squared_norms
-        What a shift by one does to genes, squared and summed over them, ``(L,)``.
+        Squared effect of a unit shift on genes, summed over them, ``(L,)``.
     """
 
     def array(name: str) -> np.ndarray:
@@ -80,20 +80,20 @@ def regressions_of_features(
 
 
 def most_telling(regressions: Regressions, n_chosen: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose perturbations, each by what it tells beyond those before it.
+    """Choose perturbations one by one, by their information beyond the previous ones.
 
     Returns
     -------
-    Positions, ``(n_chosen,)``, and by which share of the variance of all predictions, before any
-    is measured, each reduces it. Of equals the first is chosen. Where there is no variance, shares
-    are 0.
+    Positions, ``(n_chosen,)``, and the proportion of the variance of all predictions, before any
+    measurement, that each removes. Of ties the first is chosen. Without variance, proportions are
+    0.
     """
     features, covariance, precision, importance = regressions
     covariance = covariance.copy()
     by_importance = np.stack([(features.T * counts) @ features for counts in importance.T])
     variance = _quadratic_forms(features, covariance)
     total = (importance * variance).sum()
-    # Of each perturbation phi' C S C phi, where S is the sum of importance times phi phi'.
+    # For each perturbation phi' C S C phi, where S is the sum of importance times phi phi'.
     covered = _quadratic_forms(features, covariance @ by_importance @ covariance)
     is_free = np.ones(len(features), dtype=bool)
     chosen, shares = [], []
@@ -103,7 +103,7 @@ def most_telling(regressions: Regressions, n_chosen: int) -> tuple[np.ndarray, n
         chosen.append(best)
         shares.append(reduction[best] / total if total > 0 else 0.0)
         is_free[best] = False
-        # The posterior after it (Sherman & Morrison), and what that changes for all.
+        # The posterior after it (Sherman-Morrison), and the change for all.
         direction = covariance @ features[best]  # (R, D)
         onwards = (by_importance @ direction[..., None])[..., 0]
         factor = precision[best] / (1 + precision[best] * variance[best])
@@ -117,5 +117,5 @@ def most_telling(regressions: Regressions, n_chosen: int) -> tuple[np.ndarray, n
 
 
 def _quadratic_forms(features: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """``phi' A phi`` of each row ``(N, D)`` and matrix ``(R, D, D)``, without all at once."""
+    """``phi' A phi`` of each row ``(N, D)`` and matrix ``(R, D, D)``, one matrix at a time."""
     return np.stack([((features @ one) * features).sum(axis=1) for one in matrices], axis=1)
