@@ -154,7 +154,7 @@ ERRORS = {
     "one level": (["T"] * 8, "All cells have the same context, 'T'"),
     "one per cell": ([f"cell {i}" for i in range(8)], "8 levels in 8 cells.*name single cells"),
     "a measurement": (np.linspace(0, 1, 8), "8 levels in 8 cells"),
-    "a list": ([["T"], "K"] * 4, r"line holds \['T'\], which is neither text"),
+    "a list": ([["T"], "K"] * 4, r"line contains \['T'\], which is neither text"),
 }
 
 
@@ -236,7 +236,7 @@ def test_other_cells_are_read_by_name(make_screen, screen, caplog):
     np.testing.assert_array_equal(state_of(model, other)["controls_per_context"], [0, 1])
     (warning,) = told(caplog, "WARNING")
     assert "1 context in adata.obs['line'] did not occur in the training data" in warning
-    assert "so only shared effects of perturbations are used there: 'X'" in warning
+    assert "so effects that all contexts share are used there: 'X'" in warning
     (note,) = told(caplog, "INFO")
     assert note.startswith("1 cell has no context in adata.obs['line']")
 
@@ -261,7 +261,7 @@ def test_other_cells_without_the_column(make_screen, screen, caplog):
     np.testing.assert_array_equal(found.codes, [2] * 4)
     assert measured(model, other) == {("A", "K"): 0, ("A", "T"): 0, ("B", "K"): 0}
     assert told(caplog, "INFO") == [
-        "There is no adata.obs['line'], so only shared effects of perturbations are used there."
+        "There is no adata.obs['line'], so effects that all contexts share are used there."
     ]
     # A column that comes later is read.
     other.obs["line"] = LINES[:4]

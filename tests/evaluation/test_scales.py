@@ -164,7 +164,7 @@ def test_normalised_values_are_no_counts_for_observations_either(method):
     for observe in (observed_ate, tl.observed_interactions):
         with pytest.raises(InvalidCountsError, match=r"adata\.X contains fractional .*`layer`"):
             observe(adata, method=method)
-    with pytest.raises(InvalidCountsError, match=r"adata\.layers\['normalised'\] holds"):
+    with pytest.raises(InvalidCountsError, match=r"adata\.layers\['normalised'\] contains"):
         observed_ate(small_screen(), method=method, layer="normalised")
 
 

@@ -323,7 +323,7 @@ def test_a_damaged_or_foreign_file_is_an_error_and_stays(half_way, damage):
     content = damage(half_way.read_bytes())
     half_way.write_bytes(content)
     model = untrained()
-    with pytest.raises(UnreadableDataError, match=r"run\.ckpt' is no checkpoint .* damaged"):
+    with pytest.raises(UnreadableDataError, match=r"run\.ckpt' is not a checkpoint .* damaged"):
         train(model, half_way)
     assert half_way.read_bytes() == content
     assert not model.is_trained
@@ -344,7 +344,7 @@ def test_a_full_disk_ends_no_training(whole, tmp_path, monkeypatch, caplog):
     with pytest.raises(ZeroDivisionError):
         train(untrained(), path, Stop(4))
     assert [file.name for file in tmp_path.iterdir()] == ["run.ckpt"]
-    assert caplog.text.count("Training goes on, but could not go on after a break") == 1
+    assert caplog.text.count("Training continues, but could not be resumed later") == 1
     assert "No space left" in caplog.text
     resumed = train(untrained(), path)
     assert_same_weights(resumed, whole)

@@ -213,7 +213,7 @@ def test_a_few_genes_that_make_up_the_size_of_cells_are_named(caplog):
     assert not warned["even"]
     assert not warned["size factor"]
     (message,) = warned["dominated"]
-    assert message.startswith("65% of the counts are those of 3, 7, and")
+    assert message.startswith("65% of the counts are from 3, 7, and")
     assert "whole transcriptome" in message
 
 

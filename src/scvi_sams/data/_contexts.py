@@ -240,7 +240,7 @@ def tell_of_contexts(manager: AnnDataManager, *, learned: bool = True) -> None:
 
 
 def _tell_of_other_data(state: Mapping[str, Any], where: str, *, has_column: bool) -> None:
-    shared = "only shared effects of perturbations are used there"
+    shared = "effects that all contexts share are used there"
     unknown, n_without = list(state[ContextField.UNKNOWN_KEY]), state[ContextField.N_WITHOUT_KEY]
     if unknown:
         logger.warning(

@@ -1,4 +1,4 @@
-"""Training: the plan, and what is computed from the training cells."""
+"""Training: the plan, and closed-form estimates from the training cells."""
 
 from scvi_sams.train._interruption import interrupts_raise, weights_kept_on_error
 from scvi_sams.train._plan import PerturbationTrainingPlan

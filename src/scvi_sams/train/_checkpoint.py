@@ -1,4 +1,4 @@
-"""Training that goes on after its process was killed: the file, and what it must agree with."""
+"""Resume training after its process was killed: the checkpoint file and its checks."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ logger = logging.getLogger("scvi.sams")
 
 _STATE_KEY = "scvi_sams"
 _MOMENTS = ("input_mean", "input_sd", "cells_per_perturbation")
-"""Of all training cells, as they are in the weights of a checkpoint."""
+"""Moments of all training cells, as stored in the weights of a checkpoint."""
 _TOLERANCE = 1e-4
-"""Of moments: another machine adds up in another order."""
+"""Relative tolerance of moments: another machine adds in another order."""
 _MAX_DIFFERENCES = 8
 
 
 class ResumableCheckpoint(Checkpoint):
     """Write the state of training after each epoch, and remove the file when training has ended.
 
-    The file is replaced as a whole: killed while writing, the one before is there. A full disk ends
-    no training, which then goes on without.
+    The file is replaced atomically: if the process is killed while writing, the previous file
+    remains. If the disk is full, training continues without checkpoints.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -38,7 +38,7 @@ class ResumableCheckpoint(Checkpoint):
         self._is_told = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the state, unless the epoch was cut short."""
+        """Write the state, unless the epoch was interrupted."""
         if pl_module.is_interrupted:
             return
         scratch = self.path.with_name(self.path.name + ".part")
@@ -49,20 +49,20 @@ class ResumableCheckpoint(Checkpoint):
         except OSError as error:
             _remove_halves(scratch, error)
             problem = cannot_write(self.path, error)
-            if trainer.world_size > 1:  # the others wait for this one
+            if trainer.world_size > 1:  # the other processes wait for this one
                 raise problem from error
             if not self._is_told:
                 self._is_told = True
-                logger.warning(f"Training goes on, but could not go on after a break: {problem}")
+                logger.warning(f"Training continues, but could not be resumed later: {problem}")
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Remove the file: another training is not to go on from it."""
+        """Remove the file, so that another training does not resume from it."""
         if trainer.is_global_zero and not pl_module.is_interrupted:
             self.path.unlink(missing_ok=True)
 
 
 def _remove_halves(scratch: Path, error: OSError) -> None:
-    """Remove what was being written, and what Lightning could not move there from elsewhere."""
+    """Remove partly written files, and those that Lightning could not move."""
     with suppress(OSError):
         scratch.unlink(missing_ok=True)
         if error.filename2 == str(scratch):
@@ -70,7 +70,7 @@ def _remove_halves(scratch: Path, error: OSError) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raise an error if a file is no checkpoint of a training of this package, or is damaged."""
+    """Raise if a file is not a checkpoint of a training of this package, or is damaged."""
     try:
         check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)[_STATE_KEY]
@@ -78,18 +78,18 @@ def check_checkpoint(path: Path) -> None:
     except UNREADABLE as error:
         raise _no_checkpoint(path, f"{type(error).__name__}: {error}") from error
     if not is_known:
-        raise _no_checkpoint(path, "it has no state of a training")
+        raise _no_checkpoint(path, "it contains no state of a training")
 
 
 def _no_checkpoint(path: Path, reason: str) -> UnreadableDataError:
     return UnreadableDataError(
-        f"{str(path)!r} is no checkpoint that `train(checkpoint_path=...)` wrote, or is damaged "
+        f"{str(path)!r} is not a checkpoint of `train(checkpoint_path=...)`, or is damaged "
         f"({reason[:200]}). Remove it to train from the start, or name another file."
     )
 
 
 def check_place_of_checkpoint(path: Path) -> None:
-    """Raise an error if no file can be written there."""
+    """Raise if a file cannot be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -103,9 +103,9 @@ def check_place_of_checkpoint(path: Path) -> None:
 def keep_state(
     checkpoint: dict[str, Any], trainer: Trainer, rotation_epoch: int | None, identity: Identity
 ) -> None:
-    """Add to a checkpoint of Lightning what it lacks: the phase, random states, and what it is of.
+    """Add to a Lightning checkpoint the stage of training, random states, and its identity.
 
-    ``identity`` is of settings and data; to it comes what is planned for their training.
+    ``identity`` describes settings and data; the planned length of training is added.
     """
     checkpoint[_STATE_KEY] = {
         "rotation_epoch": rotation_epoch,
@@ -119,9 +119,9 @@ def keep_state(
 
 
 def restore_state(checkpoint: dict[str, Any], trainer: Trainer, identity: Identity) -> int | None:
-    """Take the random state from a checkpoint; returns the epoch of the rotation, if it is to come.
+    """Restore the random state from a checkpoint; returns the planned epoch of the rotation.
 
-    A checkpoint of a training of other data, with other settings or processes is an error.
+    A checkpoint of other data, settings or numbers of processes raises an error.
     """
     state = checkpoint.get(_STATE_KEY, {})
     found = differences(state.get("identity", {}), identity | _planned(trainer))
@@ -143,7 +143,7 @@ def restore_state(checkpoint: dict[str, Any], trainer: Trainer, identity: Identi
 
 
 def _other_moments(state: dict[str, Any], module: torch.nn.Module) -> list[str]:
-    """Say so if the training cells have other moments than those of the checkpoint."""
+    """Name the difference if the training cells have other moments than in the checkpoint."""
     theirs = [state[f"module.{name}"].cpu() for name in _MOMENTS]
     ours = [getattr(module, name).cpu() for name in _MOMENTS]
     same = [
@@ -154,7 +154,7 @@ def _other_moments(state: dict[str, Any], module: torch.nn.Module) -> list[str]:
 
 
 def _of_all_processes(random_state: Any, trainer: Trainer) -> list[Any]:
-    """Collect the random states of all processes, each of which draws numbers of its own."""
+    """Collect the random states of all processes, each of which has its own."""
     states = [random_state] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(states, random_state)
@@ -162,7 +162,7 @@ def _of_all_processes(random_state: Any, trainer: Trainer) -> list[Any]:
 
 
 def _planned(trainer: Any) -> Identity:
-    # A schedule of the learning rate, and phases, are laid out over these.
+    # The learning rate schedule and the stages depend on these.
     data = trainer.datamodule
     parts = [getattr(data, name, None) for name in ("train_idx", "val_idx")]
     return {

@@ -1,4 +1,4 @@
-"""The scale on which effects are compared, and changes of log rates on it."""
+"""The scale on which effects are compared, and changes of log rates on this scale."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from scvi_sams.module._likelihoods import Likelihood
 from scvi_sams.train._gene_sums import TARGET_SUM
 
 _MOST_LOG_CHANGE, _STEP = 8.0, 0.125
-"""Of a rate: to a three thousandth of it, of which no count is left."""
+"""Range of rates: down to a three-thousandth, at which no counts are left."""
 _NEARLY = 0.999
 _NORMAL_QUANTILE = 1.96
 _LARGEST_LOG_SD = 1.96
-"""Beyond, the mean rate would be that of a few samples."""
+"""Beyond this SD, the mean rate would depend on a few samples."""
 _NORMAL_NODES = [
     (node, weight / np.sqrt(2 * np.pi))
     for node, weight in zip(*np.polynomial.hermite_e.hermegauss(7), strict=True)
 ]
-"""Of Gauss-Hermite quadrature, and their weights."""
+"""Nodes and weights of Gauss-Hermite quadrature."""
 _N_STEPS = 4
 _SLOPE_STEP = 0.1
 _SMALLEST_SLOPE = 1e-5
-"""Added to that of each gene, so that one without counts has a change of the rate, too: its own."""
+"""Pseudo-slope of each gene, so that a gene without counts also has a change of the rate."""
 _SMALLEST_RELATIVE_SLOPE = 0.02
 
 
 class ComparedScale:
-    """Effects on the mean of log2(1 + 1e4 x / size), per its slope in control cells.
+    """Effects on the mean of log2(1 + 1e4 x / size), divided by its slope in control cells.
 
-    A small effect is the same here as on the log rate. Of a large one the error is known here: a
-    gene that 50 control cells hardly express may rise a hundredfold or three hundredfold, but where
-    it has risen to, which is what the difference in means of logs shows, is known.
+    Small effects are the same as on the log rate. For large effects the error is known only here: a
+    gene that 50 control cells hardly express may increase a hundredfold or three hundredfold, but
+    the level that it reaches, which the difference in means of logs shows, is known.
 
     Parameters
     ----------
     likelihood
-        How counts are distributed in a cell of known state.
+        Distribution of counts in a cell with a known state.
     log_rates
-        Of states of control cells, states x genes; the mean over them is taken.
+        Log rates of states of control cells, states x genes; averaged over states.
     cell_sizes
-        Sizes of cells and the share of cells of each, ``(2, n_sizes)``.
+        Sizes of cells and the proportion of cells of each, ``(2, n_sizes)``.
 
     Attributes
     ----------
@@ -74,12 +74,12 @@ class ComparedScale:
         return self._unchanged
 
     def compared(self, log_change: np.ndarray) -> np.ndarray:
-        """Effects as they are compared, of changes of the log rate; rows x genes both."""
+        """Effects on the compared scale from changes of the log rate; rows x genes both."""
         return (self._mean(log_change) - self._unchanged) / self.slope
 
     def log_change(self, compared: np.ndarray) -> np.ndarray:
-        """Changes of the log rate, of effects as they are compared; rows x genes both."""
-        # Short of where a rate can go, be that 0 or a library of one gene.
+        """Changes of the log rate from effects on the compared scale; rows x genes both."""
+        # Within the limits of a rate: 0, or a library of one gene.
         ends = self._means[:, [0, -1]].T - self._unchanged
         means = self._unchanged + (self.slope * compared).clip(*(_NEARLY * ends))
         found = np.empty_like(means)
@@ -88,24 +88,24 @@ class ComparedScale:
         return found
 
     def relative_slope(self, log_change: np.ndarray) -> np.ndarray:
-        """Slope at changed log rates, per slope in control cells; rows x genes both."""
+        """Slope at changed log rates, relative to control cells; rows x genes both."""
         return np.maximum(self._slope_at(log_change) / self.slope, _SMALLEST_RELATIVE_SLOPE)
 
     def log_sd(self, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-        """Standard deviation of the log rate, of effects of ``mean`` and ``sd`` as compared.
+        """SD of the log rate, from effects with ``mean`` and ``sd`` on the compared scale.
 
-        Rates are sampled as lognormal of this mean, whose 97.5 % quantile is then that of the
-        effect. Where hardly a count is left, a slope would make all of the effect's error one of
-        the logarithm.
+        Rates are sampled as lognormal with this mean, whose 97.5 % quantile then equals that of the
+        effect. With almost no counts left, a slope would turn all of the effect's error into one
+        of the logarithm.
         """
         above = self.log_change(mean + _NORMAL_QUANTILE * sd) - self.log_change(mean)
         return _NORMAL_QUANTILE - np.sqrt(np.maximum(_NORMAL_QUANTILE**2 - 2 * above, 0))
 
     def log_normal(self, mean: np.ndarray, sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and sd of a normal change of the log rate, of effects of ``mean`` and ``sd``.
+        """Mean and SD of a normal change of the log rate, from effects with ``mean`` and ``sd``.
 
-        The mean of the effect is that of such changes as they are compared, not that of their
-        rates: where the error is as large as the effect, these differ by as much as either.
+        The mean of the effect is that of such changes on the compared scale, not that of their
+        rates: if the error is as large as the effect, these differ by as much as either.
         """
         wanted = self.log_change(mean)
         above = self.log_change(mean + _NORMAL_QUANTILE * sd) - wanted
@@ -122,7 +122,7 @@ class ComparedScale:
 
 
 class _Interpolation:
-    """Linear between evenly spaced nodes, and constant beyond them; a function of each gene."""
+    """Linear between evenly spaced nodes, and constant beyond them; one function per gene."""
 
     def __init__(self, nodes: np.ndarray, values: np.ndarray) -> None:
         self._first, self._step = nodes[0], nodes[1] - nodes[0]
@@ -138,7 +138,7 @@ class _Interpolation:
 
 
 class SameScale:
-    """Where expression is no count: effects are compared as they are."""
+    """For expression that is not counts: effects are compared unchanged."""
 
     def __init__(self, n_genes: int) -> None:
         self.slope = np.ones(n_genes)
@@ -156,11 +156,11 @@ class SameScale:
         return np.ones_like(change)
 
     def log_sd(self, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-        """Return the standard deviation itself."""
+        """Return the SD itself."""
         return sd
 
     def log_normal(self, mean: np.ndarray, sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return both as they are."""
+        """Return both unchanged."""
         return mean, sd
 
 
@@ -168,18 +168,18 @@ Scale = ComparedScale | SameScale
 
 
 class Decoded(NamedTuple):
-    """What a decoder expects of cells, averaged over their states; genes last."""
+    """Expectations of a decoder for cells, averaged over their states; genes last."""
 
     rate: np.ndarray
     logged: np.ndarray
-    """Mean of ``log2(1 + 1e4 x / size)``; without genes where it has no closed form."""
+    """Mean of ``log2(1 + 1e4 x / size)``; without genes if it has no closed form."""
 
     def change_from(self, base: Decoded, scale: Scale) -> np.ndarray:
-        """Change of the log rate, or where expression is no count, of the mean.
+        """Change of the log rate, or for expression that is not counts, of the mean.
 
-        It is the change that, if it were the same in all cells, would move the mean of logs as
-        much. A shift adds to what few cells express of a gene, and the log of the mean rate, which
-        these cells rule, changes by far more.
+        It is the change that, if equal in all cells, would change the mean of logs by the same
+        amount. If few cells express a gene, a shift changes the log of the mean rate, which these
+        cells dominate, by far more.
         """
         if self.logged.shape[-1]:
             moved = self.logged.astype(np.float64) - base.logged.astype(np.float64)
@@ -189,6 +189,6 @@ class Decoded(NamedTuple):
 
 
 def share_of_variance(slope: np.ndarray, whole: np.ndarray, of_model: np.ndarray) -> np.ndarray:
-    """Variance of whole effects per variance of the model's, as they are compared; at most 1."""
+    """Ratio of the variance of total effects to that of the model, as compared; at most 1."""
     total, part = ((np.square(slope) * v).sum(axis=1, keepdims=True) for v in (whole, of_model))
     return np.minimum(np.divide(total, part, out=np.ones_like(part), where=part > 0), 1)

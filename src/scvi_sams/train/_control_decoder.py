@@ -1,4 +1,4 @@
-"""What control cells would express with other shifts: a decoder of states that training kept."""
+"""Decode stored states of control cells with other shifts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from scvi_sams.train._expected_rates import (
 
 
 class ShiftEffects(NamedTuple):
-    """What shifts do, rows x genes, as changes of the log rate."""
+    """Effects of shifts, rows x genes, as changes of the log rate."""
 
     of_shift: np.ndarray
     variance: np.ndarray
-    """Over posterior samples of shifts."""
+    """Variance over posterior samples of shifts."""
 
 
 class ControlDecoder:
     """Decodes control cells of a context with other shifts.
 
-    Their basal states and covariates are those that training kept.
+    Their basal states and covariates are those stored in training.
     """
 
     def __init__(self, module: PerturbationModule, context: int) -> None:
@@ -57,7 +57,7 @@ class ControlDecoder:
         return states, shift, covariates
 
     def _decoded(self, n_states: int, shift: Tensor) -> tuple[Decoded, Tensor]:
-        """What is expected with shifts, and rates of each posterior sample."""
+        """Expectations with shifts, and rates of each posterior sample."""
         module = self._module
         logits = module.decode(*self._cells(n_states, shift))
         rates = module.likelihood.rate(logits).mean(dim=1)

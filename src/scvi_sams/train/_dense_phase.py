@@ -1,10 +1,9 @@
-"""What happens between the dense phase of training and the one with masks, step by step.
+"""Steps between the dense phase of training and the phase with masks.
 
-1. The origin of the latent space moves to where the control cells are.
+1. The origin of the latent space moves to the control cells.
 2. The space is rotated so that effects are sparsest.
-3. Where all perturbations share an effect that held-out cells do not confirm, the origin moves
-   there.
-4. Masks start from the evidence for each effect.
+3. If all perturbations share an effect that held-out cells do not confirm, the origin moves by it.
+4. Masks are initialised from the evidence for each effect.
 5. Curved latent dimensions are switched off.
 """
 
@@ -30,25 +29,25 @@ from scvi_sams.train._gene_sums import cells_of, total_over_processes
 logger = logging.getLogger("scvi.sams")
 
 _FEWEST = 5
-"""Perturbations, for most of them to say something about the control cells."""
+"""Smallest number of perturbations for which shared effects are tested."""
 _MOST = 0.8
-"""Of the perturbations, for them to share an effect: it is within half and twice the median."""
+"""Proportion of perturbations with a shared effect: between half and twice the median."""
 _SMALL_OFFSET = 0.2
-"""Standard deviations of basal states: a smaller shared effect starts no mask."""
+"""In SD of basal states: a smaller shared effect cannot switch masks on."""
 _SIZE = 1e-3
-"""Of the test of shared effects: the screen has one to begin with, or the decoder made it up."""
+"""Significance level for a shared effect to be confirmed as real rather than due to the decoder."""
 _N_SAMPLES = 4
-"""Of the basal state of a cell, for the test."""
+"""Importance samples of the basal state of a cell for the test."""
 _SEED = 7411
 _CELLS_FOR_CURVATURE = 20_000
-"""Enough to tell a share of a fifth from none, and read in the time of a few steps."""
+"""Number of cells: enough to distinguish a proportion of a fifth from none, and fast to read."""
 _CELLS_FOR_OFFSETS = 4_000
 
 
 def end_dense_phase(module: PerturbationModule, trainer: Any, max_curvature: float | None) -> None:
-    """Go from the dense phase to the one with masks; all processes come to the same decisions.
+    """Change from the dense phase to masks; all processes make the same decisions.
 
-    A module of other masks than those of SAMS-VAE finds its axes, and sees to the rest itself.
+    Modules with other masks than those of SAMS-VAE find their axes and do the rest themselves.
     """
     if not isinstance(module, SAMSVAEModule):
         module.find_sparse_axes()
@@ -66,10 +65,10 @@ def end_dense_phase(module: PerturbationModule, trainer: Any, max_curvature: flo
 
 @torch.no_grad()
 def origin_of_controls(module: SAMSVAEModule, trainer: Any) -> Tensor | None:
-    """Mean of the basal states of control cells that are trained on, ``(n_latent,)``.
+    """Mean of the basal states of training control cells, ``(n_latent,)``.
 
-    The prior of basal states puts the origin where cells are on average. Where few cells are
-    controls these may end up beside it, and all perturbations then seem to have an effect.
+    The prior of basal states puts the origin at the mean of all cells. If few cells are controls
+    they may be away from it, and all perturbations would seem to have an effect.
     """
     total = torch.zeros(module.n_latent + 1, dtype=torch.float64)
     loader = trainer.datamodule.train_dataloader()
@@ -83,7 +82,7 @@ def origin_of_controls(module: SAMSVAEModule, trainer: Any) -> Tensor | None:
 
 @torch.no_grad()
 def variance_of_states(module: SAMSVAEModule, trainer: Any) -> Tensor:
-    """Mean posterior variance of the basal states of cells that are trained on, ``(n_latent,)``."""
+    """Mean posterior variance of the basal states of training cells, ``(n_latent,)``."""
     total = torch.zeros(module.n_latent + 1, dtype=torch.float64)
     for cells, shift in _shifted(module, _training_cells(module, trainer)):
         variance = module.encode(cells.x, shift, cells.covariates).variance[0].double().cpu()
@@ -94,19 +93,20 @@ def variance_of_states(module: SAMSVAEModule, trainer: Any) -> Tensor:
 
 @torch.no_grad()
 def unconfirmed_offsets(module: SAMSVAEModule, trainer: Any) -> Tensor:
-    """Effects that nearly all perturbations share, and that cells not trained on do not confirm.
+    """Effects that nearly all perturbations share, and that validation cells do not confirm.
 
-    Control cells are few, and what tells the ones that are trained on from all others, if only by
-    chance, is worth a latent dimension to the decoder: all perturbations then have the same effect
-    on it. Validation cells know better. Each that carries one perturbation is given its shift with
-    and without the shared effect, each control cell is given the shared effect and none. If there
-    is no such effect, the two kinds of cell gain alike, however wrong the model is (a swap test).
+    Control cells are few. Any chance difference between the training control cells and all other
+    cells can be worth a latent dimension to the decoder, on which all perturbations then have the
+    same effect. Validation cells reveal this. Each with one perturbation is scored with its shift
+    with and without the shared effect, each control cell with the shared effect and with none. If
+    there is no such effect, both kinds of cells gain the same, however wrong the model is (a swap
+    test).
 
     Returns
     -------
-    Median effect over perturbations in the dimensions where it is not confirmed, else 0,
-    ``(n_latent,)``. Nothing counts as unconfirmed with fewer than five perturbations or without
-    validation cells of both kinds.
+    Median effect over perturbations in the dimensions where it is not confirmed, otherwise 0,
+    ``(n_latent,)``. With fewer than five perturbations or without validation cells of both kinds,
+    nothing counts as unconfirmed.
     """
     effects = module.full_effects().loc[0]
     offsets = effects.median(dim=0).values
@@ -143,7 +143,7 @@ def unconfirmed_offsets(module: SAMSVAEModule, trainer: Any) -> Tensor:
 
 @contextmanager
 def all_responding(module: PerturbationModule) -> Iterator[None]:
-    """Treat all cells alike, as if each responded: a swap test needs it of control cells."""
+    """Treat all cells as responding, which the swap test requires for control cells."""
     was_on = module.has_branches
     if module.responses is not None:
         module.responses.switch_on(False)
@@ -155,13 +155,13 @@ def all_responding(module: PerturbationModule) -> Iterator[None]:
 
 
 def _are_shared(effects: Tensor, offsets: Tensor) -> Tensor:
-    """Whether nearly all perturbations have much the same effect on a dimension, ``(L,)``."""
+    """Whether nearly all perturbations have a similar effect on a dimension, ``(L,)``."""
     ratio = effects / torch.where(offsets == 0, 1.0, offsets)
     return ((ratio > 0.5) & (ratio < 2)).double().mean(dim=0) >= _MOST
 
 
 def _score(sums: Tensor) -> float:
-    """Welch's statistic of the difference in mean gain, carriers less controls; NaN if unknown."""
+    """Welch's statistic of the mean gain, perturbed minus controls; NaN if unknown."""
     number = sums[:, 0]
     if (number < 2).any():
         return math.nan
@@ -195,7 +195,7 @@ def _shifted(
 
 
 def _switch_off_curved(module: SAMSVAEModule, trainer: Any, max_curvature: float) -> None:
-    # Each process has seen other cells, and all must come to the same decision.
+    # Each process has seen other cells, but all must make the same decision.
     survey = LatentSurvey(
         *(
             trainer.strategy.reduce(values, reduce_op="mean")
@@ -208,8 +208,8 @@ def _switch_off_curved(module: SAMSVAEModule, trainer: Any, max_curvature: float
     if not curved.any() or not survey.can_spare(is_off):
         return
     logger.info(
-        f"Switched off {int(curved.sum())} latent dimension(s) that are curved along the "
-        f"others, and {int(redundant.sum())} that could take their place (see "
+        f"Switched off {int(curved.sum())} latent dimension(s) that are curved functions of the "
+        f"others, and {int(redundant.sum())} that could replace them (see "
         f"`max_curvature`); {int((~is_off).sum())} stay on."
     )
     module.switch_off_latents(is_off)

@@ -1,14 +1,14 @@
-"""Direct effects on genes, and how far to believe the model: both in closed form.
+"""Direct effects on genes, and stacking: both in closed form.
 
 The effect of perturbation t on gene g in its cells is ``observed``, that of its shift ``of_model``,
-both on the scale on which effects are compared. What is found there is then written as a change of
-the decoder's logits.
+both on the scale on which effects are compared. Estimates on this scale are then converted to
+changes of the decoder's logits.
 
-- A direct effect is what the model lacks, ``observed - of_model``, shrunken under a scale mixture
-  of normals with a point mass at 0 (Stephens 2017): 0 but for genes on which the cells insist.
+- A direct effect is the residual ``observed - of_model``, shrunken under a scale mixture of normals
+  with a point mass at 0 (Stephens 2017): 0 except for genes with sufficient evidence.
 - Predictions of means are an average of three estimates of the effect (``_stacking.py``).
-- Of a combination that was measured, what is shrunken is by how much it differs from the sum of
-  its perturbations: where its cells are few, or say nothing else, the sum remains.
+- For a measured combination, the difference from the sum of its perturbations is shrunken: if it
+  has few cells, or these agree with the sum, the sum remains.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ from scvi_sams.train._stacking import (
 from scvi_sams.train._unmeasured import Elsewhere, keep_for_unmeasured
 
 _Fitted = tuple[ObservedEffects, tuple[ObservedEffects, ObservedEffects] | None]
-"""Effects in all cells, and in those that are trained on and those that are held out."""
+"""Effects in all cells, in training cells and in held-out cells."""
 
 _MOST_ENTRIES_OF_OWN_PRIORS = 2_000_000
-"""Perturbations x genes up to which each perturbation has a prior of its own: beyond, fitting them
-takes longer than a part of training, and one fitted to some of the rows serves all."""
+"""Perturbations x genes up to which each perturbation has its own prior: beyond, fitting them would
+take longer than a part of training, and a prior fitted to some of the rows is used for all."""
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def fit_direct_effects_of(module: PerturbationModule, trainer: Any) -> None:
 def _pairs_to_measure(
     module: PerturbationModule, codes: np.ndarray, contexts: np.ndarray | None
 ) -> list[torch.Tensor]:
-    """Rows of effects in contexts that have control cells, -1 in others; nothing without any."""
+    """Rows of effects in contexts with control cells, -1 in others; ``None`` without any."""
     if contexts is None:
         return []
     has_controls = np.isin(contexts, contexts[(codes < 0).all(axis=1)])
@@ -128,10 +128,11 @@ def fit_direct_effects(
     states: torch.Tensor | None = None,
     total: Total | None = None,
 ) -> None:
-    """Fill the tables of ``module.direct`` from training cells, and held-out ones where there are.
+    """Fill the tables of ``module.direct`` from training cells, and held-out ones if there are any.
 
-    The weights come from the training cells alone, scored on the held-out ones; effects then from
-    all cells. Where there are several processes, ``total`` adds up their numbers: sums are those of
+    Weights are fitted to effects in training cells, scored on held-out cells; effects are then
+    estimated from all cells. With several processes, ``total`` adds up their numbers: sums are over
+    all, the cells themselves those of the own process. ``states`` are those of contexts.
     all, the cells themselves those of the own process. ``states`` are those of contexts.
     """
     tables = module.direct
@@ -145,11 +146,11 @@ def fit_direct_effects(
     responding = _responding(module, tables)
     sizes = module.cell_sizes.double().cpu().numpy()
     is_count = module.likelihood.is_count_likelihood
-    # Where few cells are held out, all may have combinations of what others have alone.
+    # With few held-out cells, these may include combinations of which singles were not held out.
     are_scored = held_out is not None and bool(held_out.n.any()) and tables.estimates_weights
 
     def effects_of(chosen: torch.Tensor, context: int | None) -> _Fitted:
-        """Effects of some rows in all cells; in those that train, and those that are held out."""
+        """Effects of some rows in all cells; in training cells, and in held-out cells."""
 
         def effects_in(sums: GeneSums) -> ObservedEffects:
             return ObservedEffects(
@@ -158,7 +159,7 @@ def fit_direct_effects(
                 sizes,
                 module.likelihood,
                 None if responding is None else responding[chosen.numpy()],
-                # Those of a context have its control cells alone.
+                # Those in a context are compared with its control cells only.
                 Reference.of(sums, expected, is_count) if context is None else None,
             )
 
@@ -191,7 +192,7 @@ def fit_direct_effects(
     found = [singles]
     own_weights = None
     if len(tables.combinations):
-        # What the estimates of perturbations, which now are in the tables, do not explain.
+        # The part that estimates of perturbations, now in the tables, do not explain.
         combinations, own_weights = fit_rows(
             range(tables.n_perturbations, n_rows), partial(_sums_of_perturbations, tables)
         )
@@ -208,7 +209,7 @@ def _fit_pairs(
     tables: DirectEffects,
     effects_of: Callable[[torch.Tensor, int | None], _Fitted],
 ) -> Residuals:
-    """Estimate perturbations in contexts: by how much they differ from all contexts together."""
+    """Estimate perturbations in contexts: their difference from all contexts together."""
     per_perturbation = module.effect_rows.per_perturbation
     contexts = (tables.pairs % per_perturbation).cpu()
     owners = (tables.pairs // per_perturbation).cpu()
@@ -238,9 +239,9 @@ def _fit_pairs(
 def _of_all_contexts(
     tables: DirectEffects, owners: torch.Tensor, block: Block, scale: Scale
 ) -> Start:
-    """What is known of perturbations over all contexts, for a block of them in one.
+    """Estimates of perturbations over all contexts, for a block of them in one.
 
-    What all contexts share need not be right in each, nor all of it: held-out cells say how far.
+    Shared effects need not hold in each context, at least not fully: held-out cells decide.
     """
     rows = owners[block.rows].to(tables.weights.device)
     direct, correction, uncertainty = (
@@ -256,9 +257,9 @@ def _of_all_contexts(
 
 
 def _holds(block: Block, scale: Scale, direct: np.ndarray) -> np.ndarray:
-    """Whether direct effects are likelier to hold for the cells of a row than not, ``(rows, 1)``.
+    """Whether direct effects are more likely than not in the cells of a row, ``(rows, 1)``.
 
-    All or none of a row's: a perturbation that does nothing in a context has none there.
+    All of a row or none: a perturbation without an effect in a context has none there.
     """
     of_model = scale.compared(block.of_model)
     lacking, expected = (
@@ -276,7 +277,7 @@ def _joined(parts: list[Residuals]) -> Residuals:
 
 
 def _responding(module: PerturbationModule, tables: DirectEffects) -> np.ndarray | None:
-    """Proportion of the cells of each row of the tables that respond, ``(R,)``."""
+    """Proportion of responding cells of each row of the tables, ``(R,)``."""
     if module.responses is None or not module.has_branches:
         return None
     rates = module.responses.rates
@@ -295,7 +296,7 @@ class RowsToFit(NamedTuple):
     start_of: Callable[[Block, Scale], Start]
 
     def components(self, priors: Priors | None, fits_direct: bool) -> Callable[[Block], Components]:
-        """What predictions may be made of, of a block."""
+        """Components of predictions, for a block."""
 
         def of_block(block: Block) -> Components:
             scale = self.observed.scale
@@ -315,7 +316,7 @@ def fit_parts(
 ) -> tuple[list[Residuals], torch.Tensor]:
     """Estimate rows of the tables, and the weights of the :data:`COMPONENTS` that all share.
 
-    ``keep`` takes the number of a part, a block of it, and the whole effects of that.
+    ``keep`` receives the number of a part, a block of it, and the total effects of the block.
     """
     of_blocks = [
         part.components(
@@ -351,7 +352,7 @@ def fit_parts(
 def _in_the_same_cells(
     tables: DirectEffects, observed: ObservedEffects, cells: Cells, together: np.ndarray
 ) -> dict[int, np.ndarray]:
-    """What others add to the logits in the cells of perturbations without cells of their own."""
+    """Additions of others to the logits, for perturbations without cells of their own."""
     rows = np.flatnonzero(together)
     lacking = [
         observed.scale.log_change(block.observed) - block.of_model
@@ -366,7 +367,7 @@ def _in_the_same_cells(
 
 
 def _sums_of_perturbations(tables: DirectEffects, block: Block, scale: Scale) -> Start:
-    """What tables of perturbations say of a block of combinations."""
+    """Sums of single perturbations for a block of combinations, from the tables."""
     rows = slice(*(end - tables.n_perturbations for end in (block.rows.start, block.rows.stop)))
     codes, doses = (part[rows] for part in tables.measured)
     direct, correction = (
@@ -381,7 +382,7 @@ def _sums_of_perturbations(tables: DirectEffects, block: Block, scale: Scale) ->
 def _start(
     block: Block, scale: Scale, direct: np.ndarray, correction: np.ndarray, squared: np.ndarray
 ) -> Start:
-    """What direct effects and corrections that are known make of a block."""
+    """Starting point of a block from known direct effects and corrections."""
     of_model = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
     return Start(direct, scale.compared(of_model + direct + correction), squared)
 

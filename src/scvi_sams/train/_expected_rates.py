@@ -1,4 +1,4 @@
-"""What the decoder expects of the cells of each perturbation, with it and without."""
+"""Expectations of the decoder for the cells of each perturbation, with and without it."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._gene_sums import TARGET_SUM, Cells, evenly_in_group, sample_of_groups
 
 Total = Callable[[torch.Tensor], torch.Tensor]
-"""Adds up the numbers of all processes."""
+"""Sums numbers over all processes."""
 
 ROWS_AT_ONCE = 64
 N_POSTERIOR, N_STATES = 32, 8
-"""Posterior samples of the shifts, and basal states of each, over which the decoder is averaged;
-the states are the same for all perturbations."""
+"""Posterior samples of the shifts, and basal states for each, over which the decoder is averaged;
+states are the same for all perturbations."""
 _SEED = 60013
 SMALLEST_RATE = 1e-30
-"""A share of the library may be too small for single precision, and its logarithm is taken."""
+"""Smallest rate: a proportion of the library may underflow, and its logarithm is taken."""
 
 
 class Expected(NamedTuple):
-    """What the decoder expects of the cells of each group, of controls in rows beyond R."""
+    """Expectations of the decoder for the cells of each group; controls in rows beyond R."""
 
     without: np.ndarray
     """Rates of the cells without their perturbation or combination, ``(R + 1 + C, G)``."""
     with_shift: np.ndarray
-    """The same with its shift, averaged over the posterior."""
+    """The same with the shift, averaged over its posterior."""
     at_mean: np.ndarray
     """The same with the posterior mean of the shift."""
     variance: np.ndarray
-    """Posterior variance of the change of the log rate (of the mean, where it is no count)."""
+    """Posterior variance of the change of the log rate (of the mean, if it is not counts)."""
     dose: np.ndarray
-    """Mean dose of the perturbation in its cells, ``(R + 1 + C,)``; 1 of a combination."""
+    """Mean dose of the perturbation in its cells, ``(R + 1 + C,)``; 1 for a combination."""
     logged: np.ndarray
     """Mean of logs of counts at the rates of the first three, ``(3, R + 1 + C, G)``; without genes
-    where there is none in closed form."""
+    if there is no closed form."""
     log_rates: np.ndarray
-    """Of states of all control cells, and of those of each context, ``(1 + C, states, genes)``;
-    without genes where expression is no count."""
+    """Rates of states of all control cells, and of each context, ``(1 + C, states, genes)``;
+    without genes if expression is not counts."""
 
     @property
     def unchanged(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Expected(NamedTuple):
         return np.exp(self.log_rates[0].astype(np.float64)).mean(axis=0)
 
     def of(self, rows: np.ndarray, context: int | None) -> Expected:
-        """What is expected of some rows, and of all controls or those of a context."""
+        """Expectations for some rows, and for all controls or those of a context."""
         control = 0 if context is None else 1 + context
         n_rows = len(self.dose) - len(self.log_rates)
         chosen = np.append(rows, n_rows + control)
@@ -63,7 +63,7 @@ class Expected(NamedTuple):
 
 
 _OF_GROUPS = ("without", "with_shift", "at_mean", "variance", "dose")
-"""What is a row per group."""
+"""Fields with a row per group."""
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def expected_rates(
 ) -> Expected:
     """Decode basal states with the covariates of the cells of each group.
 
-    Basal states are from the prior; where there are contexts, ``states`` are those of each, ``(C,
+    Basal states are from the prior; if there are contexts, ``states`` are those of each, ``(C,
     N_STATES, L)``.
     """
     generator = torch.Generator().manual_seed(_SEED)
@@ -92,7 +92,7 @@ def expected_rates(
             for some in rows.split(ROWS_AT_ONCE)
         ]
     shifts = torch.cat(drawn, dim=1)
-    # Groups without cells keep rates of 1, of which there are logarithms.
+    # Groups without cells keep rates of 1, whose logarithms are finite.
     shape_of_rates = (3, n_groups, module.likelihood.n_genes)
     rates = np.ones(shape_of_rates, dtype=np.float32)
     variance = np.zeros_like(rates[0])
@@ -121,7 +121,7 @@ def expected_rates(
 
     nothing = shifts.new_zeros(1, 1, shifts.shape[-1])
     plain = None if module.covariates.n_out else decoded(of_prior, nothing, None)
-    # Empty slots hold one more effect, which is none.
+    # Empty slots hold one additional effect, which is zero.
     shifts = torch.cat([shifts, shifts.new_zeros(N_POSTERIOR, 1, shifts.shape[-1])], dim=1)
     samples = torch.arange(N_POSTERIOR, device=module.device)[:, None, None]
 
@@ -139,7 +139,7 @@ def expected_rates(
             for part in (cells.effects, cells.doses, cells.covariates)
         )
         z_basal = basal_states(cells.contexts[members].unflatten(0, shape[:2]))
-        # The perturbation of the group stands first; in a group of a combination all are its own.
+        # The perturbation of the group is first; in a group of a combination all are its own.
         is_single = group < n_perturbations or group >= first_pair
         n_own = 1 if is_single else codes.shape[-1]
         own, rest = (
@@ -193,7 +193,7 @@ def mean_of_logs_of(module: PerturbationModule) -> ExpectedLognorm | None:
 
 
 def over_processes(expected: Expected, cells: Cells, total: Total) -> Expected:
-    """Average what processes expect of groups, each of its own cells; ``total`` adds up."""
+    """Average expectations of groups over processes, each of its own cells; ``total`` adds up."""
     own = torch.bincount(cells.group, minlength=len(expected.dose)).float()
     everywhere = total(own).numpy()
 
@@ -214,7 +214,7 @@ def states_of_contexts(
 ) -> torch.Tensor | None:
     """Basal states of control cells of each context, ``(C, N_STATES, L)``; ``None`` without any.
 
-    Of contexts without control cells they are from the prior.
+    For contexts without control cells they are from the prior.
     """
     if not module.effect_rows.n_contexts:
         return None

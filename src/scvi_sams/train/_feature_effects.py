@@ -1,4 +1,4 @@
-"""How far features of perturbations tell of their effects: learned from ones that are left out.
+"""Predict effects from features of perturbations: learned from perturbations that are left out.
 
 A perturbation without cells is predicted by a weighted sum of
 
@@ -7,8 +7,8 @@ A perturbation without cells is predicted by a weighted sum of
 - effects on genes by ridge regression on features;
 - the mean effect of measured perturbations.
 
-The weights, and how far such predictions are off, come from perturbations that are left out, a
-fifth at a time (stacking, Wolpert 1992). Where features say nothing the mean is left.
+The weights, and the error of such predictions, come from perturbations that are left out, a fifth
+at a time (stacking, Wolpert 1992). If features are uninformative, only the mean is left.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from scvi_sams.train._ridge import Ridge, fit_ridge, is_above_noise
 
 _SEED = 60041
 _STATES_OF_HELD_OUT = 2
-"""Basal states for each posterior sample, where effects are averaged over perturbations anyway."""
+"""Basal states per posterior sample; few, because perturbations are averaged as well."""
 _GENES_FOR_STRENGTH = 500
 _PERTURBATIONS_OF_PRIOR = 5.0
-"""Perturbations that the mean squared error over genes is worth, for that of each gene."""
+"""Weight, in perturbations, of the mean squared error over genes in that of each gene."""
 _WEAK = 1e-6
 
 
 @torch.no_grad()
 def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> None:
-    """Learn how far features tell of the effects of perturbations that are left out."""
+    """Learn to predict effects of left-out perturbations from features."""
     kept = module.unmeasured
     if kept is None or not kept.is_fitted or module.features is None:
         return
     features = module.features
-    if not bool(features.is_fitted):  # masks started without a dense phase
+    if not bool(features.is_fitted):  # masks were trained without a dense phase
         measured = torch.arange(features.n_perturbations, device=module.device)
         mean, sd = module.shared_moments(measured)
-        # A mask that is off in all samples leaves no variance.
+        # A mask that is off in all samples has no variance.
         variance = sd.square().clamp(min=_WEAK * features.variance)
         features.fit(mean, variance, measured)
     slope = observed.scale.slope
@@ -60,7 +60,7 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
     if ridge is None or of_shifts is None:
         return
     decoder = ControlDecoder(module, -1)
-    # Products of the predictions and the observed effect, of each gene and perturbation.
+    # Products of the predictions and the observed effect, for each gene and perturbation.
     n_parts = len(COMPONENTS_OF_UNMEASURED) + 1
     of_genes = np.zeros((n_parts, n_parts, len(slope)))
     of_rows = np.zeros((len(folds), n_parts, n_parts))
@@ -98,7 +98,7 @@ class _Scores(NamedTuple):
     """Sums over perturbations, in differences of means of logs, ``(G,)`` each but the last."""
 
     squares: np.ndarray
-    """Of observed effects."""
+    """Squares of observed effects."""
     noise: np.ndarray
     """Squares of their errors."""
     n_known: np.ndarray
@@ -107,7 +107,7 @@ class _Scores(NamedTuple):
 
     @classmethod
     def of(cls, observed: ObservedEffects, n_perturbations: int) -> _Scores:
-        """Sum over all perturbations that have cells."""
+        """Sum over all perturbations with cells."""
         slope = observed.scale.slope
         squares, noise, n_known = np.zeros((3, len(slope)))
         of_rows = np.zeros(n_perturbations)
@@ -123,12 +123,12 @@ class _Scores(NamedTuple):
 
     @property
     def signal(self) -> float:
-        """Mean square of effects, without that of errors."""
+        """Mean square of effects, corrected for errors."""
         return max(float((self.squares - self.noise).sum() / self.n_known.sum()), _WEAK)
 
     @property
     def precision(self) -> np.ndarray:
-        """What genes count: by how well can be told what is predicted of them."""
+        """Weights of genes: the precision with which predictions can be evaluated."""
         return 1 / (self.noise / self.n_known + self.signal)
 
 
@@ -141,7 +141,7 @@ def _regressions(
 ) -> tuple[Ridge | None, Ridge | None]:
     """Regress observed effects on features, and mean shifts.
 
-    Perturbations weigh by how much of what their cells show is no error.
+    Perturbations are weighted by the proportion of their observed effects that is not error.
     """
     slope = observed.scale.slope
     weights = scores.signal / (scores.signal + scores.of_rows)
@@ -166,13 +166,13 @@ def _regressions(
 def _observed(
     effects: ObservedEffects, n_perturbations: int
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Rows, effects at unit doses and their errors, which are infinite where nothing is known."""
+    """Rows, effects at unit doses and their errors, which are infinite for unknown effects."""
     for block in effects.blocks(range(n_perturbations)):
         yield block.rows, block.observed / block.dose, block.error / block.dose
 
 
 def _samples(prior: PriorOfEffects, module: PerturbationModule) -> Tensor:
-    """Samples of shifts whose mean is exact, ``(P, R, L)``."""
+    """Samples of shifts with an exact mean, ``(P, R, L)``."""
     assert module.features is not None
     log_odds = torch.where(module.masks.is_excluded, -torch.inf, prior.log_odds)
     mean, _ = PriorOfEffects(log_odds, prior.mean, prior.variance).moments()
@@ -185,10 +185,10 @@ def _samples(prior: PriorOfEffects, module: PerturbationModule) -> Tensor:
 
 
 def _weights(products: np.ndarray) -> np.ndarray:
-    """Weights of least squares, none of them negative, from products ``(T, k + 1, k + 1)``.
+    """Non-negative least squares weights from products ``(T, k + 1, k + 1)``.
 
-    The mean, which comes last, has all of the weight where the others do not improve on it by more
-    than two standard errors over perturbations.
+    The mean, which is last, has all of the weight unless the others improve on it by more than two
+    standard errors over perturbations.
     """
     total = products.sum(axis=0)
     known, target = total[:-1, :-1], total[:-1, -1]

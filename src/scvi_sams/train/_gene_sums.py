@@ -1,4 +1,4 @@
-"""What cells of each perturbation and combination say of genes, summed up in one pass."""
+"""Sums of expression over the cells of each perturbation and combination, in one pass."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.module._perturbation_module import PerturbationModule
 
 TARGET_SUM = 1e4
-"""To which counts are scaled where their logarithms are averaged, as effects are reported."""
+"""Total to which counts are scaled where their logarithms are averaged, as in reported effects."""
 
 
 class Cells(NamedTuple):
-    """What decoding needs to know of cells, one row per cell and group that it stands in."""
+    """Input for decoding cells: one row per cell and group that contains it."""
 
     group: Tensor
-    """Row of the direct effects, or one of those of controls beyond them, ``(N,)``."""
+    """Row of the direct effects, or of controls beyond them, ``(N,)``."""
     codes: Tensor
     effects: Tensor
-    """Rows of effects, ``(N, K)``, as are the next: those of the group's perturbation first."""
+    """Rows of effects, ``(N, K)``, as for the next: those of the group's perturbation first."""
     doses: Tensor
     contexts: Tensor
-    """``(N,)``; zeros where none are registered."""
+    """``(N,)``; zeros if none are registered."""
     covariates: Tensor
-    """``(N, C)``; without columns where there are none."""
+    """``(N, C)``; without columns if there are none."""
     size: Tensor
 
 
@@ -39,23 +39,23 @@ class Cells(NamedTuple):
 class GeneSums:
     """Sums over the cells of each group: R rows of the direct effects, and then the controls.
 
-    These are all of them, and where there are C contexts, those of each.
+    Controls are all of them, and with C contexts those of each context.
 
     Attributes
     ----------
     n_rows
         R.
     cells
-        Which they are.
+        The cells.
     n
         Their number, ``(R + 1 + C,)``.
     size
-        Sum of their sizes, ``(R + 1 + C,)``; of a normal likelihood their number.
+        Sum of their sizes, ``(R + 1 + C,)``; for a normal likelihood their number.
     x, logged
         Sums of expression and of ``log2(1 + TARGET_SUM * x / size)``, ``(R + 1 + C, G)``; the
-        second without columns where expression is no count.
+        second without columns if expression is not counts.
     products
-        Sums of the products of expression, logged expression and size with one another, over all
+        Sums of the products of expression, logged expression and size with each other, over all
         cells, over controls, and over those of each context, ``(2 + C, 3, 3, G)``.
     """
 
@@ -73,7 +73,7 @@ class GeneSums:
         return GeneSums(self.n_rows, _joined([self.cells, other.cells]), *sums)
 
     def totals(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What adds up over cells, and over processes."""
+        """Numbers that add up over cells, and over processes."""
         return self.n, self.size, self.x, self.logged, self.products
 
     @property
@@ -93,7 +93,7 @@ class GeneSums:
 def cells_of(
     module: PerturbationModule, trainer: Trainer, loader: Iterable[dict[str, Tensor]]
 ) -> Iterator[CellBatch]:
-    """Read the cells of a data loader, on the device that trains."""
+    """Read the cells of a data loader, on the training device."""
     for batch in loader:
         yield module.read_batch(trainer.strategy.batch_to_device(batch, device=module.device))
 
@@ -112,17 +112,17 @@ def gene_sums(
     is_count: bool,
     n_contexts: int = 0,
 ) -> GeneSums:
-    """Read cells and add up what they say.
+    """Read cells and compute their sums.
 
     Parameters
     ----------
     batches
         Cells.
     tables
-        Direct effects; measured combinations, and perturbations in contexts, have groups.
+        Direct effects; measured combinations, and perturbations in contexts, are groups.
     stands_alone
-        Whether a perturbation has cells that carry nothing else, ``(T,)``. Such cells speak for it;
-        otherwise all that carry it do.
+        Whether a perturbation has cells with it alone, ``(T,)``. If so only these are used,
+        otherwise all cells with it.
     is_count
         Whether expression is counts.
     n_contexts
@@ -164,7 +164,7 @@ def _products(values: Tensor) -> Tensor:
 def _members(
     batch: CellBatch, tables: DirectEffects, stands_alone: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells and the groups in which they stand, and the slot that holds the perturbation."""
+    """Cells and the groups that contain them, and the slot of the perturbation."""
     carried = batch.codes >= 0
     counts = carried.sum(dim=1)
     alone = stands_alone.to(batch.codes.device)[batch.codes.clamp(min=0)]
@@ -210,7 +210,7 @@ def _joined(parts: list[Cells]) -> Cells:
 
 
 def evenly_in_group(cells: Cells, group: int, n_samples: int) -> Tensor:
-    """Positions of cells of a group, evenly spaced; of all cells where it has none."""
+    """Positions of cells of a group, evenly spaced; of all cells if it has none."""
     used = (cells.group == group).nonzero(as_tuple=True)[0]
     used = used if len(used) else torch.arange(len(cells.group))
     return used[torch.linspace(0, len(used) - 1, n_samples).long()]
@@ -219,7 +219,7 @@ def evenly_in_group(cells: Cells, group: int, n_samples: int) -> Tensor:
 def sample_of_groups(
     cells: Cells, n_groups: int, n_samples: int, generator: torch.Generator
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield groups that have cells, and positions of cells drawn in proportion to their sizes."""
+    """Yield groups with cells, and positions of cells sampled in proportion to their sizes."""
     order = cells.group.argsort(stable=True)
     counts = torch.bincount(cells.group, minlength=n_groups).tolist()
     start = 0
@@ -227,7 +227,7 @@ def sample_of_groups(
         members = order[start : start + count]
         start += count
         if count:
-            # Evenly spaced, so that no cell comes up twice as often as another of its size.
+            # Evenly spaced, so that cells of the same size are used equally often.
             ends = cells.size[members].double().cumsum(0)
             points = (torch.arange(n_samples) + 0.5) * (ends[-1] / n_samples)
             drawn = torch.searchsorted(ends, points)[torch.randperm(n_samples, generator=generator)]

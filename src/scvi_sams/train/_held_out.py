@@ -1,4 +1,4 @@
-"""Lets held-out cells decide when a stage of training ends, and keeps the best weights."""
+"""Use held-out cells to decide when a stage of training ends, and keep the best weights."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from scvi_sams.train._length import Stage, TrainingLength
 logger = logging.getLogger("scvi.sams")
 
 NO_HELD_OUT_CELLS = (
-    "Held-out cells cannot decide when training ends, as the split has no validation cells. Pass a "
-    "`train_size` below 1, or `max_epochs` with another `lr_schedule`."
+    "Held-out cells cannot decide when training ends, because the split has no validation cells. "
+    "Pass a `train_size` below 1, or `max_epochs` with another `lr_schedule`."
 )
 _SCORE = ("reconstruction_loss_validation", "kl_z_basal_validation", "kl_responses_validation")
-"""Minus a bound on the log-likelihood of a cell, given what was learned. Without the global
-divergences that are in ``elbo_validation``: held-out cells owe no share of them."""
+"""Minus a bound on the log-likelihood of a cell, given the learned posterior. The global
+divergences in ``elbo_validation`` are excluded, because training cells pay for them."""
 _KEY = "scvi_sams_held_out"
 
 
 class HeldOutCells:
-    """What validation cells have said so far in a training, and the weights that they liked best.
+    """Scores of validation cells so far in a training, and the weights with the best score.
 
     Parameters
     ----------
     module
-        That is trained.
+        Module that is trained.
     trainer
-        Whose ``max_epochs`` is the ceiling, and whose data module has validation cells.
+        Its ``max_epochs`` is the upper limit, and its data module has validation cells.
     first
-        Stage that training begins with.
+        First stage of training.
 
     Raises
     ------
@@ -51,18 +51,18 @@ class HeldOutCells:
         self.length = TrainingLength(int(trainer.max_epochs or 0), first, has_responses)
         self._best = GoodWeights(module)
         self.is_scored = False
-        """Whether there is a score that was not judged yet; not all epochs need to have one."""
+        """Whether there is a new score to judge; not all epochs need to have one."""
 
     def judge(self, module: nn.Module, trainer: Trainer) -> Stage | None:
-        """Take the score of this epoch; returns the stage that ends with it, if one does.
+        """Take the score of this epoch; returns the stage that ends with it, if any.
 
-        The module then has the best weights again, and the trainer stops if it was the last stage.
+        The module then has the best weights again, and training stops after the last stage.
         """
         if not self.is_scored:
             return None
         self.is_scored = False
         score = float(sum(trainer.callback_metrics.get(name, 0) for name in _SCORE))
-        # All processes must come to the same decision.
+        # All processes must make the same decision.
         score = trainer.strategy.broadcast(score)
         epoch = trainer.current_epoch
         outcome = self.length.observe(score, epoch + 1, trainer.global_step)
@@ -75,11 +75,11 @@ class HeldOutCells:
         return outcome.ended
 
     def begin_with(self, module: nn.Module, epoch: int) -> None:
-        """Hold the present weights for the best ones, until there is a better score."""
+        """Use the current weights as the best ones, until there is a better score."""
         self._best.keep(module, epoch)
 
     def restore_best(self, module: nn.Module) -> None:
-        """Give the module its best weights again, if any score was a number so far."""
+        """Restore the best weights of the module, if any score was finite so far."""
         if self._best.epoch is not None:
             self._best.restore(module)
 
@@ -88,6 +88,6 @@ class HeldOutCells:
         checkpoint[_KEY] = {"length": asdict(self.length), "best": vars(self._best)}
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from the state in a checkpoint."""
+        """Continue from the state in a checkpoint."""
         self.length = TrainingLength(**checkpoint[_KEY]["length"])
         vars(self._best).update(checkpoint[_KEY]["best"])

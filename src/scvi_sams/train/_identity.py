@@ -1,4 +1,4 @@
-"""What a training is: the settings and data that a checkpoint of it has to agree with."""
+"""Identity of a training: the settings and data that a checkpoint must match."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scvi_sams.data._field import PerturbationField
 
 _N_STRETCHES = 16
 _CELLS_PER_STRETCH = 64
-"""Whose counts are looked at: a thousand cells, which are read in a moment wherever they are."""
+"""Number of cells whose counts are compared, which are fast to read."""
 _MAX_SHOWN = 60
 
 Identity = dict[str, Any]
@@ -26,9 +26,9 @@ Identity = dict[str, Any]
 
 
 def data_identity(manager: AnnDataManager) -> Identity:
-    """Fingerprints of what is registered: genes, perturbations, labels, covariates, counts.
+    """Fingerprints of registered data: genes, perturbations, labels, covariates, counts.
 
-    Counts are those of some stretches of cells; moments of all of them are in the module.
+    Counts are from several blocks of cells; moments of all cells are in the module.
     """
     fields = manager.registry[FIELD_REGISTRIES_KEY]
     genes = fields[REGISTRY_KEYS.X][STATE_REGISTRY_KEY]["column_names"]
@@ -70,7 +70,7 @@ def _fingerprint_of_counts(manager: AnnDataManager) -> str:
 
 
 def plain_settings(prefix: str, settings: Mapping[str, Any]) -> Identity:
-    """Settings as plain values; those of collections by their names joined with dots."""
+    """Settings as plain values; nested names are joined with dots."""
     found: Identity = {}
     for name, value in settings.items():
         name = f"{prefix}.{name}"
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def differences(theirs: Identity, ours: Identity) -> list[str]:
-    """What two trainings differ in, in words: names of data, names and values of settings."""
+    """Describe differences of two trainings: names of data, names and values of settings."""
     told = []
     for name in {**theirs, **ours}:
         there, here = (_shown(name, identity) for identity in (theirs, ours))

@@ -1,4 +1,4 @@
-"""How training ends early: Ctrl-C, divergence, the end of a phase."""
+"""Early ends of training: Ctrl-C, divergence, the end of a stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("scvi.sams")
 
 
 class _Raise:
-    """What Ctrl-C does in :func:`interrupts_raise`."""
+    """Effect of Ctrl-C in :func:`interrupts_raise`."""
 
     is_interrupted = False
 
@@ -32,7 +32,7 @@ class _Raise:
 
 
 def _meaning_of_ctrl_c() -> Any:
-    """Handler of Ctrl-C, Python's or ours; ``None`` if it has another or is not heard here."""
+    """Handler of Ctrl-C, Python's or ours; ``None`` for other handlers or other threads."""
     if threading.current_thread() is not threading.main_thread():
         return None
     handler = signal.getsignal(signal.SIGINT)
@@ -41,20 +41,20 @@ def _meaning_of_ctrl_c() -> Any:
 
 
 class StopOnInterrupt(Callback):
-    """End training after the running step at the first Ctrl-C; at a second one, at once.
+    """End training after the current step at the first Ctrl-C; immediately at the second.
 
-    Lightning itself would end the whole program, and ignore Ctrl-C in what comes after. Where
-    several processes train, which would have to stop at the same step, or Ctrl-C has another
-    meaning already, it is left as it is. In :func:`interrupts_raise` the program goes on where that
-    block ends. (To raise an error in the running step could leave numba in the middle of compiling
-    a loop, which then fails for as long as the process lives.)
+    Lightning itself would exit the whole program, and ignore Ctrl-C afterwards. With several
+    processes, which would have to stop at the same step, or if Ctrl-C has another handler, nothing
+    is changed. In :func:`interrupts_raise` the program continues where that block ends. (Raising an
+    error in the current step could interrupt numba while it compiles a loop, which would then fail
+    until the process ends.)
     """
 
     def __init__(self) -> None:
         self._before: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Take over Ctrl-C."""
+        """Set the handler of Ctrl-C."""
         before = _meaning_of_ctrl_c()
         if trainer.world_size > 1 or before is None:
             return
@@ -69,13 +69,13 @@ class StopOnInterrupt(Callback):
                 return
             logger.warning(
                 f"Interrupted: training ends in {where}, with what was learned so far. Interrupt "
-                "again to end at once, with the weights before this training."
+                "again to end immediately, with the weights before this training."
             )
 
         self._before = signal.signal(signal.SIGINT, stop)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give Ctrl-C its meaning back."""
+        """Restore the handler of Ctrl-C."""
         before = self._before
         self._give_back()
         if isinstance(before, _Raise) and before.is_interrupted:
@@ -84,7 +84,7 @@ class StopOnInterrupt(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give Ctrl-C its meaning back."""
+        """Restore the handler of Ctrl-C."""
         self._give_back()
 
     def _give_back(self) -> None:
@@ -95,12 +95,12 @@ class StopOnInterrupt(Callback):
 
 @contextmanager
 def interrupts_raise() -> Iterator[None]:
-    """Let Ctrl-C end a block by ``KeyboardInterrupt``, after the running step of a training too.
+    """Raise ``KeyboardInterrupt`` at Ctrl-C in a block, in training after the current step.
 
-    For loops over trainings: one that Ctrl-C has ended early is not to pass for a finished one, nor
-    the loop to go on. Whatever is run may catch the interrupt (Lightning makes an exit of it) or
-    turn it into an error of its own: it is raised again at the end of the block. In a
-    thread that Ctrl-C does not reach, or where it has another meaning, nothing is changed.
+    Use this for loops over trainings: an interrupted training must not count as finished, and the
+    loop must end. Code in the block may catch the interrupt (Lightning turns it into an exit) or
+    convert it to another error: it is raised again at the end of the block. In a thread that does
+    not receive Ctrl-C, or with another handler, nothing is changed.
 
     Examples
     --------
@@ -123,25 +123,25 @@ def interrupts_raise() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)  # Lightning has Ctrl-C ignored from then on
+        signal.signal(signal.SIGINT, before)  # Lightning makes Ctrl-C ignored from then on
     if interrupt.is_interrupted:
         raise KeyboardInterrupt
 
 
 class GoodWeights:
-    """The last state of a module that is known to be good, in the memory of the CPU."""
+    """The last good state of a module, in CPU memory."""
 
     def __init__(self, module: nn.Module) -> None:
         self.keep(module, None)
 
     def keep(self, module: nn.Module, epoch: int | None) -> None:
-        """Take the present state for good: that after ``epoch`` (from 0), or before training."""
+        """Keep the current state as good: after ``epoch`` (from 0), or before training."""
         state = module.state_dict()
         self._state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
         self.epoch = epoch
 
     def restore(self, module: nn.Module) -> str:
-        """Give the module that state again; returns which one it is, in words."""
+        """Restore that state; returns a description of it."""
         module.load_state_dict(self._state)
         if self.epoch is None:
             return "those before this training"
@@ -150,10 +150,10 @@ class GoodWeights:
 
 @contextmanager
 def weights_kept_on_error(module: nn.Module) -> Iterator[None]:
-    """Give a module the weights again that it had, if training fails.
+    """Restore the previous weights of a module if training fails.
 
-    Half-trained weights would pass for those of a finished first phase. Where training diverged
-    the module has its last good weights already.
+    Half-trained weights would look like those of a finished dense phase. If training diverged, the
+    module already has its last good weights.
     """
     before = GoodWeights(module)
     try:
@@ -161,7 +161,7 @@ def weights_kept_on_error(module: nn.Module) -> Iterator[None]:
     except TrainingDivergedError:
         module.eval()
         raise
-    except BaseException:  # an interruption too
+    except BaseException:  # including interrupts
         before.restore(module)
         module.eval()
         raise
@@ -176,9 +176,10 @@ def diverged_weights(module: nn.Module) -> str | None:
 
 
 def forget_stopping_score(trainer: Trainer) -> None:
-    """Make early stopping begin anew: no best score, no epochs waited for a better one.
+    """Reset early stopping: no best score, no epochs without improvement.
 
-    Scores of the dense phase are no measure for the phase with masks, which have a price.
+    Scores of the dense phase are not comparable with those of the phase with masks, which include
+    the KL term of masks.
     """
     for callback in _callbacks(trainer):
         if isinstance(callback, EarlyStopping):
@@ -188,7 +189,7 @@ def forget_stopping_score(trainer: Trainer) -> None:
 
 
 def forget_best_states(trainer: Trainer) -> None:
-    """Make checkpoints, and a schedule that waits for a better score, begin anew.
+    """Reset checkpoints, and learning rate schedules that wait for a better score.
 
     Checkpoints of the dense phase stay on disk, but none of them is the best any more.
     """

@@ -1,16 +1,16 @@
-"""How long training goes on where nobody says: as long as cells that it does not see gain by it.
+"""Length of training by default: as long as held-out cells improve.
 
-A training goes through stages, each of which ends by the scores of validation cells, and goes on
-from the best weights of the one before::
+Training has several stages, each of which ends by the scores of validation cells and continues from
+the best weights of the previous one::
 
     dense      full rates     all masks on
-    responding full rates     the same, and cells may respond or not, in models that have this
-    settling   half of them   the same, until effects are as good as they get; then the rotation
+    responding full rates     the same, and cells may or may not respond, in models with responses
+    settling   half of them   the same, until effects are as good as possible; then the rotation
     masks      half of them   masks in use
     decay      falling        to zero
 
 A model without masks, or one that is trained again, begins with a stage "steady", at full rates,
-which the decay follows.
+followed by the decay.
 """
 
 from __future__ import annotations
@@ -23,65 +23,65 @@ Stage = Literal["dense", "responding", "settling", "steady", "masks", "decay", "
 
 
 class Rule(NamedTuple):
-    """What holds in a stage at constant rates."""
+    """Rule of a stage with constant rates."""
 
     rate: float
-    """Share of the learning rates."""
+    """Factor of the learning rates."""
     n_scores: int
-    """How many scores without a better one end it."""
+    """Number of scores without improvement that ends it."""
     patience: float
-    """For how many steps there has to be none, as a share of all so far."""
+    """Smallest number of steps without improvement, relative to all steps so far."""
     next: Stage
 
 
 _RULES: dict[Stage, Rule] = {
-    # What an unlucky score ends too early, the next stage makes up for.
+    # If a noisy score ends it too early, the next stage compensates.
     "dense": Rule(1.0, 1, 0.0, "settling"),
-    # Effects that were averaged over cells that escaped grow to their size: 40 to 50 % of them
-    # escaped, slopes of effects were .91 to .96 with this stage and .87 to .89 without.
+    # Effects averaged over escaped cells grow to their full size: with 40 to 50 % escaped cells,
+    # slopes of effects were 0.91 to 0.96 with this stage and 0.87 to 0.89 without.
     "responding": Rule(1.0, 1, 0.0, "settling"),
-    # The search for axes wants effects without the noise of full rates.
+    # The axes are found more accurately from effects without the noise of full rates.
     "settling": Rule(0.5, 3, 0.1, "masks"),
     "steady": Rule(1.0, 3, 0.1, "decay"),
-    # Effects are where they belong. At full rates the held-out bound of two screens with 20 cells
-    # per perturbation was .1 and .2 nats per cell worse.
+    # Effects have converged. At full rates the held-out bound of two screens with 20 cells per
+    # perturbation was 0.1 and 0.2 nats per cell worse.
     "masks": Rule(0.5, 1, 0.0, "decay"),
 }
 _SLOW = 0.1
-"""Share of all that was gained so far, below which the gain of twice as many steps as below ends a
-dense stage that responses follow. Effects have formed then, and what remains to be learned is best
-learned with them: later starts gave smaller effects of half-escaped screens (slopes .90 and .89 for
-.94 and .92), took longer, and were no better without escape."""
+"""If the gain of twice as many steps as below is a smaller proportion of the total gain so far, a
+dense stage before responses ends. Effects have formed by then, and the rest is learned better with
+responses: later starts gave smaller effects of half-escaped screens (slopes 0.90 and 0.89 instead
+of 0.94 and 0.92), took longer, and were no better without escape."""
 _FEWEST_STEPS = 30
-"""Steps without a better score before a stage ends: at three steps an epoch, one or two epochs
-without one say little."""
+"""Steps without improvement before a stage ends: with three steps per epoch, one or two epochs
+without improvement are not informative."""
 _DECAY = 0.4
-"""Steps of the decay, as a share of those that led to the weights it begins with. It averages out
-the noise of masks and mini-batches: 2.5 nats per cell on the benchmark's simulated screen."""
+"""Steps of the decay, relative to those that led to its initial weights. It averages out the noise
+of masks and mini-batches: 2.5 nats per cell on the benchmark's simulated screen."""
 
 
 class Outcome(NamedTuple):
-    """What follows from a score."""
+    """Consequences of a score."""
 
     is_best: bool
-    """Whether to keep the weights, as the best of this stage and (for a decay) the steady one."""
+    """Whether to keep the weights as the best of this stage."""
     ended: Stage | None
-    """The stage that ends here, if one does; what follows goes on from the weights kept."""
+    """The stage that ends here, if any; the next one continues from the kept weights."""
 
 
 @dataclass
 class TrainingLength:
     """Decides after each epoch, by the score of held-out cells, whether a stage of training ends.
 
-    All of its state is plain numbers and text, for checkpoints.
+    Its state consists of plain numbers and text, for checkpoints.
 
     Parameters
     ----------
     max_epochs
-        Ceiling of all stages together. What comes before the rotation gets half of it, and what is
-        left to the decay may cut it short.
+        Upper limit for all stages together. Stages before the rotation get half of it, and the
+        remainder may cut the decay short.
     stage
-        ``"dense"``, or ``"steady"`` for a training without a rotation.
+        ``"dense"``, or ``"steady"`` for training without a rotation.
     has_responses
         Whether there is a stage ``"responding"``.
 
@@ -100,25 +100,25 @@ class TrainingLength:
     max_epochs: int
     stage: Stage
     has_responses: bool = False
-    """Whether cells may respond or not, from the end of the dense stage on."""
+    """Whether cells may or may not respond, from the end of the dense stage on."""
     full_rate: float = 1.0
-    """With which a decay begins."""
+    """Factor of the learning rates at the beginning of a decay."""
     best_score: float = math.inf
     best_epoch: int = 0
     best_step: int = 0
     n_worse: int = 0
-    """Scores since the best one, in this stage."""
+    """Number of scores since the best one, in this stage."""
     began_at_step: int = 0
     steps_before: int = 0
-    """That led to the weights which the stage began with; others were taken back."""
+    """Steps that led to the initial weights of the stage; later ones were discarded."""
     n_decay_steps: int = 0
     scores: list[tuple[int, float]] = field(default_factory=list)
-    """Steps, and the best score until then, in a dense stage that responses follow."""
+    """Steps, and the best score until then, in a dense stage before responses."""
     reasons: list[str] = field(default_factory=list)
-    """Why each stage ended, in words."""
+    """Reasons why each stage ended, as text."""
 
     def observe(self, score: float, epoch: int, step: int) -> Outcome:
-        """Take the score, which is the better the lower, after so many epochs and steps in all."""
+        """Take the score (lower is better) after this total number of epochs and steps."""
         is_best = score < self.best_score
         if is_best:
             self.best_score, self.best_epoch, self.best_step = score, epoch, step
@@ -135,7 +135,7 @@ class TrainingLength:
         return Outcome(is_best, ended)
 
     def rate(self, step: int) -> float:
-        """Share of the learning rates to train with after so many steps in all."""
+        """Factor of the learning rates after this total number of steps."""
         if self.stage in _RULES:
             return _RULES[self.stage].rate
         share = (step - self.began_at_step) / max(self.n_decay_steps, 1)
@@ -158,14 +158,14 @@ class TrainingLength:
         return None
 
     def _is_slow(self, step: int) -> bool:
-        """Note the best score, and tell if it has hardly become better of late."""
+        """Record the best score, and return whether it has hardly improved recently."""
         self.scores.append((step, self.best_score))
         before = [score for at, score in self.scores if at <= step - 2 * _FEWEST_STEPS]
         gained = self.scores[0][1] - self.best_score
         return bool(before) and before[-1] - self.best_score < _SLOW * gained
 
     def _last_epoch(self, epoch: int, step: int) -> int:
-        """Of the stage, so that what follows has its share of the epochs."""
+        """Last epoch of the stage, so that later stages have their share of the epochs."""
         if self.stage == "dense":
             return max(self.max_epochs // 3, 1)
         if self.stage == "responding":
@@ -177,11 +177,11 @@ class TrainingLength:
         return self.max_epochs - math.ceil(self._decay_steps() * epoch / step)
 
     def _useful_steps(self) -> int:
-        """That led to the best weights."""
+        """Steps that led to the best weights."""
         return self.steps_before + max(self.best_step - self.began_at_step, 0)
 
     def _decay_steps(self) -> int:
-        """How long a decay would be from the best weights."""
+        """Length of a decay from the best weights."""
         return max(round(_DECAY * self._useful_steps()), _FEWEST_STEPS)
 
     def _begin_next(self, epoch: int, step: int) -> None:
@@ -193,7 +193,7 @@ class TrainingLength:
         if self.stage == "dense" and self.has_responses:
             following = "responding"
         if following == "masks":
-            # Scores with masks, which have a price, are no match for those without.
+            # Scores with masks, which include their KL term, are not comparable with earlier ones.
             self.best_score, self.best_epoch = math.inf, epoch
         elif following == "decay":
             left = (self.max_epochs - epoch) * step // epoch

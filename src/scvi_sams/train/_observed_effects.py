@@ -1,15 +1,15 @@
-"""Effects on every gene as the cells show them, beside what the decoder makes of the shifts.
+"""Observed effects on every gene, and the corresponding effects of the decoder.
 
-On the logarithm of the rate (for a normal likelihood, on the mean); of a combination together with
-its perturbations. With X the sum of the counts of the cells of t, and M what the decoder expects of
-these cells without t::
+On the logarithm of the rate (for a normal likelihood, on the mean); for a combination together with
+its perturbations. With X the sum of the counts of the cells of t, and M the decoder's expectation
+for these cells without t::
 
-    by sums:   log(X_t + 1/2) - log(M_t + 1/2), less the same of the control cells
+    by sums:   log(X_t + 1/2) - log(M_t + 1/2), minus the same for the control cells
     by logs:   the change of log rate that explains the mean of log2(1 + 1e4 x / size) over the
-               cells of t, less that over the control cells
+               cells of t, minus that over the control cells
 
-The first is efficient where counts are few, the second where cells differ a lot. They are combined
-by their errors, which the control cells tell, and taken to the scale on which effects are compared.
+The first is efficient for low counts, the second if cells vary a lot. They are combined by their
+errors, estimated from control cells, and converted to the scale on which effects are compared.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from scvi_sams.train._expected_rates import ROWS_AT_ONCE, Expected
 from scvi_sams.train._gene_sums import GeneSums
 
 _ENOUGH_COUNTS = 20.0
-"""Counts of a gene in the cells of a perturbation, expected and observed, from which on means of
-logarithms are used: of fewer, their inverse is too curved for a normal error."""
+"""Smallest count of a gene in the cells of a perturbation, expected and observed, for means of
+logarithms: with fewer, their inverse is too curved for a normal error."""
 _FEW_PERTURBATIONS = 5
 _SMALLEST_VARIANCE, _SMALLEST_DISPERSION = 1e-12, 1e-3
 
 
 def _as_control_cells_vary(dispersion: np.ndarray) -> NegativeBinomialLikelihood:
-    """Gamma-Poisson counts of these dispersions."""
+    """Gamma-Poisson counts with these dispersions."""
     likelihood = NegativeBinomialLikelihood(len(dispersion), uses_size_factor=True)
     with torch.no_grad():
         likelihood.log_inverse_dispersion.copy_(-torch.as_tensor(dispersion).log())
@@ -51,7 +51,7 @@ class Moments(NamedTuple):
     def of(
         cls, products: np.ndarray, n: float, rate: np.ndarray, logged: np.ndarray | float
     ) -> Moments:
-        """From sums of products over ``n`` cells, ``(3, 3, G)``."""
+        """Compute them from sums of products over ``n`` cells, ``(3, 3, G)``."""
         means = products / n
         return cls(
             means[0, 0] - 2 * rate * means[0, 2] + rate**2 * means[2, 2],
@@ -61,26 +61,26 @@ class Moments(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Control cells in the contexts that the cells of each row are in."""
+    """Control cells in the contexts of the cells of each row."""
 
     sizes: np.ndarray
-    """Share of the sizes of the cells of a row in each context, ``(R, C)``."""
+    """Proportion of the sizes of the cells of a row in each context, ``(R, C)``."""
     numbers: np.ndarray
-    """The same of their numbers."""
+    """The same for numbers of cells."""
     n: np.ndarray
-    """Control cells of each context, ``(C,)``."""
+    """Number of control cells of each context, ``(C,)``."""
     rate: np.ndarray
-    """What these express, ``(C, G)``."""
+    """Their observed rates, ``(C, G)``."""
     expected: np.ndarray
-    """What the decoder expects of them, ``(C, G)``."""
+    """Rates that the decoder expects for them, ``(C, G)``."""
     logged: np.ndarray
     """Mean of their logged expression, ``(C, G)``."""
     moments: Moments
-    """How they vary within contexts."""
+    """Moments within contexts."""
 
     @classmethod
     def of(cls, sums: GeneSums, expected: Expected, is_count: bool) -> Reference | None:
-        """By contexts that have control cells; ``None`` where there are no contexts."""
+        """From contexts with control cells; ``None`` without contexts."""
         of_controls = slice(sums.n_rows + 1, None)
         n = sums.n[of_controls].double().numpy()
         has_controls = n > 0
@@ -92,7 +92,7 @@ class Reference(NamedTuple):
         for weights in (cells.size.double().numpy(), np.ones(len(keys))):
             total = np.bincount(keys, weights, minlength=len(sums.n) * n_contexts)
             of_rows = total.reshape(-1, n_contexts)[: sums.n_rows, has_controls]
-            # Of a row in none of these contexts: as all control cells are.
+            # A row in none of these contexts is compared with all control cells.
             of_rows = np.where(of_rows.any(axis=1, keepdims=True), of_rows, n[has_controls])
             shares.append(of_rows / of_rows.sum(axis=1, keepdims=True))
         x, logged, size = (
@@ -104,7 +104,7 @@ class Reference(NamedTuple):
         base = expected.without[of_controls][has_controls].astype(np.float64)
         mean_logged = logged / n[:, None]
         products = sums.products[2:][torch.as_tensor(has_controls)].numpy()
-        # Values that are no counts have no logarithms.
+        # Values that are not counts have no logarithms.
         of_logs = mean_logged if is_count else np.zeros((len(n), 1))
         of_contexts = zip(products, n, rate, of_logs, strict=True)
         within = zip(*(Moments.of(*values) for values in of_contexts), strict=True)
@@ -117,16 +117,16 @@ class Block(NamedTuple):
     """Effects of some perturbations or combinations at the doses of their cells, rows x genes."""
 
     rows: slice
-    """Of the direct effects."""
+    """Rows of the direct effects."""
     dose: np.ndarray
-    """Mean dose of the perturbation, ``(rows, 1)``; 1 of a combination."""
+    """Mean dose of the perturbation, ``(rows, 1)``; 1 for a combination."""
     observed: np.ndarray
-    """As effects are compared."""
+    """On the compared scale."""
     error: np.ndarray
-    """Standard error of the observed effects; infinite where there are no cells."""
+    """Standard error of the observed effects; infinite without cells."""
     of_controls: np.ndarray
-    """Proportion of the squared error that is of the control cells, ``(rows, 1)``: it is the same
-    error in all rows."""
+    """Proportion of the squared error that is due to control cells, ``(rows, 1)``: this error is
+    the same in all rows."""
     of_model: np.ndarray
     """On the log rate, as are the next."""
     model_at_mean: np.ndarray
@@ -136,7 +136,7 @@ class Block(NamedTuple):
 
 
 class _OfControls(NamedTuple):
-    """Of the control cells that rows are compared with, ``(rows or 1, G)`` or ``(G,)``."""
+    """Values of control cells to compare rows with, ``(rows or 1, G)`` or ``(G,)``."""
 
     rate: np.ndarray
     expected: np.ndarray
@@ -146,18 +146,18 @@ class _OfControls(NamedTuple):
 class ObservedEffects:
     """Observed effects and those of the model, a block of perturbations at a time.
 
-    They are effects on cells that respond to what they carry. ``responding``, ``(R,)``, is the
-    proportion of the cells of each row that do; ``None``: all. The last group of ``sums`` is
-    control cells; with a ``reference`` those of the contexts that cells are in.
+    They are effects on responding cells. ``responding``, ``(R,)``, is the proportion of responding
+    cells of each row; ``None``: all. The last group of ``sums`` is control cells; with a
+    ``reference`` those of the contexts of the cells.
 
     Attributes
     ----------
     cell_sizes
-        Sizes of cells and the share of cells of each, ``(2, n_sizes)``.
+        Sizes of cells and the proportion of cells of each, ``(2, n_sizes)``.
     scale
-        On which effects are compared; its ``slope``, ``(G,)``, is what one of a gene weighs.
+        Scale on which effects are compared; its ``slope``, ``(G,)``, is the weight of each gene.
     others
-        What other perturbations add to the logits in the cells of some rows, by row.
+        Additions of other perturbations to the logits in the cells of some rows, by row.
     """
 
     def __init__(
@@ -176,8 +176,8 @@ class ObservedEffects:
         is_count = likelihood.is_count_likelihood
         self._n = sums.n.double().numpy()[:, None]
         self._size = sums.size.double().numpy()[:, None]
-        # Control cells are what effects are relative to; all cells where there are none. Of a
-        # context no cell at all may be held out: then no row has any, and 1 stands for nothing.
+        # Effects are relative to control cells, or to all cells if there are no controls. All cells
+        # of a context may be held out: then no row has cells, and 1 is a placeholder.
         controls = slice(-1, None) if sums.has_controls else slice(None)
         self._n_reference = float(self._n[controls].sum()) or 1.0
         total = sums.x[controls].double().sum(dim=0).numpy()
@@ -203,7 +203,7 @@ class ObservedEffects:
                     np.log(self._rate)[None],
                 )
             self.scale = self._logs = ComparedScale(likelihood, states, cell_sizes)
-            # Without controls the decoder is what effects are relative to.
+            # Without controls, effects are relative to the decoder.
             self._mean_of_logs = logged if sums.has_controls else self._logs.unchanged
             self._of_logs = moments.of_logs / self.scale.slope**2
             self._of_both = moments.of_both / mean_count / self.scale.slope
@@ -218,7 +218,7 @@ class ObservedEffects:
                 change = self.scale.log_change(observed[row - start]) - self.others[row]
                 observed[row - start] = self.scale.compared(change)
             has_cells = self._n[rows] > 0
-            # Cells that do not respond have none of the effect: all have that much less of it.
+            # Cells that do not respond have no effect, which dilutes the mean over all cells.
             respond = self._responding[rows]
             observed, variance = observed / respond, variance / respond**2
             yield Block(
@@ -249,8 +249,8 @@ class ObservedEffects:
             observed = per_cell_mean - expected.without[rows] - of_controls.rate
             return observed + of_controls.expected, of_sums
         by_sums, by_logs, change, counts = self._estimates(rows, self._logs)
-        # At least that of counts that vary no more than a Poisson, as where controls had none: no
-        # estimate of a rate has a smaller one.
+        # At least the variance of Poisson counts, for genes without counts in controls: no
+        # estimate of a rate has a smaller variance.
         of_counts = 1 / (counts + 0.5) + 1 / (self._rate * self._size_reference + 0.5)
         of_sums = np.maximum(of_sums, of_counts) + self._bias
         of_logs, of_both = (
@@ -266,11 +266,11 @@ class ObservedEffects:
         return observed, variance * self._at_level(rows, self._logs, change)
 
     def _at_level(self, rows: slice, logs: ComparedScale, change: np.ndarray) -> np.ndarray:
-        """Variance of observed effects per that of an effect of 0.
+        """Variance of observed effects relative to that of an effect of 0.
 
-        Half-way between 1, and what it is if ``change`` of the log rate is right: the first alone
-        misses how much a gene varies that has risen, and by the second alone a gene without counts,
-        where few were expected, would be known not to be expressed.
+        Half-way between 1 and the value at a ``change`` of the log rate: the first alone ignores
+        the larger variance of an increased gene, and with the second alone a gene with few expected
+        and no observed counts would be certain not to be expressed.
         """
         of_treated = 1 / np.maximum(self._n[rows], 1)
         of_treated = of_treated / (of_treated + 1 / self._n_reference)
@@ -288,7 +288,7 @@ class ObservedEffects:
         of_controls = self._of_controls(rows)
         base = np.log(of_controls.expected)
         log_rate = without
-        if self._sums.has_controls:  # what the decoder gets wrong of them, it gets wrong of all
+        if self._sums.has_controls:  # errors of the decoder are the same in controls and others
             log_rate = without + np.log(of_controls.rate) - base
         counts, observed = self._size[rows] * np.exp(log_rate), self._sums.x[rows].double().numpy()
         change = np.log(observed + 0.5) - np.log(counts + 0.5)
@@ -297,7 +297,7 @@ class ObservedEffects:
         return logs.compared(change), by_logs, change, counts
 
     def _per_cell(self, rows: slice) -> np.ndarray:
-        """Variance of differences of means, per variance of a cell, ``(rows, 1)``."""
+        """Variance of differences of means, relative to that of a cell, ``(rows, 1)``."""
         of_controls = 1 / self._n_reference
         if self._by_context is not None:
             shares = np.square(self._by_context.numbers[rows])
@@ -305,7 +305,7 @@ class ObservedEffects:
         return 1 / np.maximum(self._n[rows], 1) + of_controls
 
     def _of_controls(self, rows: slice) -> _OfControls:
-        """Rates, what is expected, and mean logs of the control cells of rows."""
+        """Observed and expected rates, and mean logs of the control cells of rows."""
         by_context = self._by_context
         if by_context is not None:
             sizes, numbers = by_context.sizes[rows], by_context.numbers[rows]
@@ -322,7 +322,7 @@ class ObservedEffects:
     def _beyond_errors(self, logs: ComparedScale) -> np.ndarray:
         """Squared difference of the two estimates per gene beyond their errors, ``(G,)``.
 
-        What the logarithm of a mean misses of the mean of logarithms, where cells differ.
+        It arises from variation between cells, to which means of logs and logs of means differ.
         """
         total, n_used = np.zeros((2, len(self._rate)))
         variance = self._of_sums + self._of_logs - 2 * self._of_both

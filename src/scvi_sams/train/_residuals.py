@@ -1,4 +1,4 @@
-"""What tables of direct effects hold of a block of effects, from estimates of them."""
+"""Rows of the tables of direct effects, from estimates of a block of effects."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scvi_sams.train._observed_effects import Block
 from scvi_sams.train._stacking import Components, Start
 
 _MOST_SIGN_ERRORS = 0.05
-"""Local false sign rate above which a direct effect is none: of the cells the model has explained
-such small ones by their basal states, and it scored held-out cells .8 nats lower with them."""
+"""Largest local false sign rate of a direct effect. The model has explained smaller effects by the
+basal states of the cells, and scored held-out cells 0.8 nats lower with them."""
 
 
 def residuals(
@@ -24,10 +24,10 @@ def residuals(
     whole: np.ndarray,
     variance: np.ndarray,
 ) -> Residuals:
-    """What is added to the model's effects on the logits, per unit dose, of genes that are kept."""
+    """Additions to the model's effects on the logits, per unit dose, for the stored genes."""
     has_cells = np.isfinite(block.error)
-    # Predictions sample the model's effects, around their mean no wider than the whole varies; of
-    # the variance the rest is missing. The mean of a rate depends on how wide.
+    # Predictions sample the model's effects with at most the variance of the total effect; the
+    # remaining variance is added. The mean of a rate depends on this variance.
     of_model = np.square(scale.relative_slope(block.of_model)) * block.variance_of_model
     squared = start.squared_spread
     if squared is None:
@@ -35,7 +35,7 @@ def residuals(
     on_logits = scale.log_change(whole)
     uncertainty = np.sqrt(np.maximum(variance - squared * of_model, 0))
     uncertainty = scale.log_sd(whole, uncertainty)
-    # The shift, and with the direct effect, of which small ones are none.
+    # The shift, and with it the direct effect; small direct effects are set to zero.
     shift = block.model_at_mean + squared * (block.of_model - block.model_at_mean)
     without = block.of_model + start.direct
     with_direct = scale.log_change(scale.compared(without) + found.direct.mean)

@@ -1,4 +1,4 @@
-"""Which perturbations cells can respond to, and how many do, by all cells that are trained on."""
+"""Select perturbations to which cells can respond, and estimate how many cells do."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ logger = logging.getLogger("scvi.sams")
 _SIZE = 0.05
 """False discovery rate at which cells with a perturbation differ from cells without it."""
 _TOLD_APART = 0.5
-"""Distance of their means, in standard deviations within groups, from which on the two kinds of
-cell in a mixture of equal parts, twice as far apart, can be told from one another."""
+"""Distance of their means, in SD within groups, above which the two kinds of cells in an equal
+mixture, twice as far apart, can be distinguished."""
 _RARE = 0.1
-"""Proportion of cells that respond, below which they are rather cells with another guide: 20 of 21
-that "responded" to STAT2 in Papalexi et al. 2021 had counts of one of the interferon receptor."""
+"""Proportion of responding cells below which these may carry another guide: 20 of 21 cells that
+"responded" to STAT2 in Papalexi et al. 2021 had counts of a guide of the interferon receptor."""
 _SEED = 33023
 _N_STEPS = 100
-"""Of expectation-maximisation: log-odds are then within .001 of their mode, which 50 steps miss by
-more where cells say little."""
+"""Steps of expectation-maximisation: log-odds are then within 0.001 of their mode, unlike after 50
+steps if cells contain little information."""
 
 
 @contextmanager
 def same_order(module: PerturbationModule) -> Iterator[None]:
     """Read training cells in an order that does not depend on where training was resumed.
 
-    A resumed training has drawn one number less when an epoch begins, and rounding errors would
-    tell it from one that was not stopped.
+    A resumed training has sampled one number less at the beginning of an epoch, and its rounding
+    errors would differ from those of an uninterrupted one.
     """
     if module.responses is None:
         yield
@@ -63,11 +63,12 @@ def same_order(module: PerturbationModule) -> Iterator[None]:
 
 @torch.no_grad()
 def begin_responses(module: PerturbationModule, trainer: Any) -> None:
-    """From now on cells may respond to their perturbations or not, where the module has that.
+    """Let cells respond or not from now on, if the module has responses.
 
-    Effects have formed by then; from the start all perturbations would share one made up of cells
-    that differ anyhow. For the same reason only those have responses that move latent states far
-    enough, by the states that the encoder gives cells whatever they carry.
+    Effects have formed by then; from the start all perturbations would share an effect that arises
+    from other differences between cells. For the same reason only perturbations that shift latent
+    states far enough have responses, by the states that the encoder assigns without knowing the
+    perturbation.
     """
     if module.responses is None or module.has_branches:
         return
@@ -77,21 +78,21 @@ def begin_responses(module: PerturbationModule, trainer: Any) -> None:
     module.responses.acts.copy_(trainer.strategy.broadcast(acts))
     if not module.responses.acts.any():
         logger.warning(
-            "The cells of no perturbation differ enough from cells without it to tell whether each "
-            "responds: all are taken to respond. There have to be control cells of the same batch "
-            "and categories."
+            "The cells of no perturbation differ enough from cells without it to identify which of "
+            "them respond: all are assumed to respond. This requires control cells of the same "
+            "batch and categories."
         )
     module.responses.switch_on(True)
 
 
 def perturbations_that_act(tests: GroupTests) -> np.ndarray:
-    """Whether cells with each perturbation differ from others, and by enough, ``(T,)``."""
+    """Whether cells with each perturbation differ significantly, and by enough, ``(T,)``."""
     is_sure = np.nan_to_num(q_values(tests.p_value), nan=1.0) <= _SIZE
     return is_sure & (tests.squared_distance > _TOLD_APART**2)
 
 
 def _tests_of_states(module: PerturbationModule, trainer: Any) -> GroupTests:
-    """Test whether latent states differ; on several processes by the cells of each."""
+    """Test whether latent states differ; with several processes by the cells of each."""
     states, codes, doses, covariates = [], [], [], []
     for cells in cells_of(module, trainer, trainer.datamodule.train_dataloader()):
         nothing = torch.zeros(1, 1, module.n_shift, device=module.device)
@@ -113,17 +114,17 @@ def _tests_of_states(module: PerturbationModule, trainer: Any) -> GroupTests:
         if n_levels:
             strata = torch.unique(levels, dim=0, return_inverse=True)[1].numpy()
         features = without_linear(features, continuous.double().numpy())
-    # Of few cells the test looks at the first ones alone.
+    # With few cells the test uses only the first features.
     most_variable = np.argsort(-features.var(axis=0), kind="stable")
     return group_tests(normal_scores(features[:, most_variable]), labels, strata)
 
 
 @torch.no_grad()
 def fit_responses_of(module: PerturbationModule, trainer: Any) -> None:
-    """Fit how often cells respond to the training cells of a trainer, over all processes.
+    """Fit proportions of responding cells to the training cells of all processes.
 
     The evidence of each cell is that of the trained model; log-odds are at their posterior mode.
-    Perturbations whose masks all are off have no responses.
+    Perturbations with all masks off have no responses.
     """
     if module.responses is None or not module.has_branches:
         return
@@ -146,7 +147,7 @@ def fit_responses_of(module: PerturbationModule, trainer: Any) -> None:
 def evidence_of_cells(
     module: PerturbationModule, responses: Responses, batches: Iterable[CellBatch]
 ) -> CellsOfUnits:
-    """What cells say about responses, given the mean effects."""
+    """Evidence of cells for responses, given the mean effects."""
     rows = module.effect_rows.measured
     means = module.shift_moments(rows)[0][None]
     codes, evidence, units = [], [], []
@@ -163,7 +164,7 @@ def warn_of_rare_responses(rates: Tensor, names: Sequence[str]) -> None:
     rare = [names[code] for code in (rates < _RARE).nonzero()[:, 0].tolist()]
     if rare:
         logger.warning(
-            f"Fewer than {_RARE:.0%} of the cells of {listing(rare)} seem to respond. Such few may "
-            "carry another guide as well, and what is predicted for cells that respond is what "
-            "these show. Ask for among='all', or leave these cells out."
+            f"Fewer than {_RARE:.0%} of the cells of {listing(rare)} seem to respond. These few "
+            "may carry another guide as well, and predictions for responding cells describe these "
+            "cells. Use among='all', or remove these cells."
         )

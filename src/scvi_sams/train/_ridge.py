@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 _STRENGTHS = 10.0 ** np.arange(-1, 5.1, 0.5)
-"""Of ridge regression, per precision of effects."""
+"""Penalties of ridge regression, relative to the precision of effects."""
 _WEAK = 1e-6
 
 
 class _Sums(NamedTuple):
-    """Weighted sums over perturbations: of 1, features, effects and of their products."""
+    """Weighted sums over perturbations: of 1, features, effects and their products."""
 
     n: np.ndarray
     features: np.ndarray
@@ -88,21 +88,21 @@ def fit_ridge(
     precision: np.ndarray,
     chosen: np.ndarray,
 ) -> Ridge | None:
-    """Regress effects on features; ``None`` where nothing is known outside of a fold.
+    """Regress effects on features; ``None`` if effects outside of a fold are unknown.
 
-    The strength is the largest that predicts perturbations of other folds as well as any does, but
-    for two standard errors.
+    The penalty is the largest whose prediction of other folds is within two standard errors of the
+    best.
 
     Parameters
     ----------
     read
         Yields positions of perturbations and their effects, ``(R, G)``.
     weights
-        Of perturbations, ``(T,)``; 0 where nothing is known.
+        Weights of perturbations, ``(T,)``; 0 for unknown effects.
     features, folds
         ``(T, D)`` and ``(T,)``.
     precision, chosen
-        What each effect counts in choosing the strength, ``(G,)``, and positions of those that do.
+        Weight of each effect in choosing the penalty, ``(G,)``, and positions of those used.
     """
     sums: dict[int, _Sums] = {}
     of_chosen = np.zeros((len(folds), len(chosen)))
@@ -136,5 +136,5 @@ def fit_ridge(
 
 
 def is_above_noise(gain: np.ndarray) -> bool:
-    """Whether what perturbations gain on average is more than two standard errors."""
+    """Whether the mean gain over perturbations is more than two standard errors."""
     return bool(gain.mean() > 2 * gain.std() / np.sqrt(len(gain)))

@@ -1,4 +1,4 @@
-"""Perturbations that stand together with others only: which of them does what their cells show."""
+"""Perturbations without cells of their own: divide the effect in shared cells between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _N_STEPS = 20
 
 
 def together_only(cells: Cells, n_perturbations: int) -> np.ndarray:
-    """Whether the cells that speak for a perturbation carry others too, ``(T,)``."""
+    """Whether the cells used for a perturbation have others too, ``(T,)``."""
     has_others = (cells.codes[:, 1:] >= 0).any(dim=1).numpy()
     group = cells.group.numpy()
     of_perturbation = has_others & (group < n_perturbations)
@@ -21,20 +21,20 @@ def together_only(cells: Cells, n_perturbations: int) -> np.ndarray:
 def effects_of_others(
     cells: Cells, together: np.ndarray, lacking: np.ndarray, known: np.ndarray
 ) -> np.ndarray:
-    """What the other perturbations in their cells add to the logits, beside shifts.
+    """Additions of the other perturbations in their cells to the logits, besides shifts.
 
-    Where all of a cell's perturbations stand together only, what the model lacks there is divided
-    among them, evenly if nothing tells them apart: a part of it that was given to each of two
-    would be counted twice.
+    If none of a cell's perturbations has cells of its own, the residual of the model is divided
+    between them, evenly if they cannot be distinguished; otherwise it would be counted more than
+    once.
 
     Parameters
     ----------
     cells
-        Of all perturbations.
+        Cells of all perturbations.
     together
         Perturbations without cells of their own, booleans ``(T,)``.
     lacking
-        What shifts lack of the log rate in the cells of each of these, ``(together, G)``.
+        Residual of shifts in the log rate in the cells of each of these, ``(together, G)``.
     known
         Direct effects and corrections per unit dose, ``(T, G)``; only rows of perturbations with
         cells of their own are used.

@@ -1,9 +1,9 @@
-"""How far to believe the model: effects estimated in three ways, and their average.
+"""Stacking: effects estimated in three ways, and their weighted average.
 
-Where the model has learned little, or cells are few, the observed effects themselves, shrunken
-entry by entry or as a whole, may err less than the model does. Predictions of means are an average
-of the three (stacking, Wolpert 1992). Held-out cells decide on its weights: with the cells that it
-was trained on the model agrees whatever it has learned.
+If the model has learned little, or cells are few, the shrunken observed effects (entry by entry or
+as a whole) may have a smaller error than the model. Predictions of means are an average of the
+three (stacking, Wolpert 1992). Held-out cells determine its weights, because the model agrees with
+its training cells in any case.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from scvi_sams.train._compared_scale import Scale
 from scvi_sams.train._observed_effects import Block, ObservedEffects
 
 _WEIGHT_SD = 0.5
-"""Standard deviation of the weights around equal ones, a priori."""
+"""Prior SD of the weights around equal ones."""
 PRIOR_INFLATION, _INFLATION_SD = 1.0, 0.5
-"""Factor of squared errors beyond posterior variances, and its standard deviation, a priori."""
+"""Prior factor of squared errors relative to posterior variances, and its SD."""
 _OFF_BY = 0.15
-"""By what share squared errors of held-out effects are off: cells with a perturbation may vary
-more than control cells. Of few held-out cells that would pass for errors of what is predicted."""
+"""Relative error of squared errors of held-out effects, because cells with a perturbation may vary
+more than control cells. With few held-out cells it would look like prediction error."""
 _MOST_INFLATION = 4.0
 _FIRM = 1e3
-"""How firmly the weights add up to one."""
+"""Weight of the constraint that the weights sum to one."""
 
 
 class Priors(NamedTuple):
@@ -37,25 +37,25 @@ class Priors(NamedTuple):
 
     observed: NormalMixture
     lacking: NormalMixture
-    """Of what the model lacks."""
+    """Mixture of residuals of the model."""
 
 
 class Start(NamedTuple):
-    """What is known of a block before its own cells: of combinations, sums of perturbations."""
+    """Prior estimates of a block: for combinations, sums of perturbations."""
 
     direct: np.ndarray | float = 0.0
     """Direct effects, rows x genes, on logits."""
     centre: np.ndarray | float = 0.0
-    """Effects towards which observed ones are shrunken, rows x genes, as they are compared."""
+    """Effects towards which observed ones are shrunken, rows x genes, on the compared scale."""
     squared_spread: np.ndarray | None = None
-    """Square of how wide predictions sample shifts, ``(rows, 1)``; ``None``: is to be found."""
+    """Squared scale of samples of shifts in predictions, ``(rows, 1)``; ``None``: to estimate."""
     elsewhere: tuple[np.ndarray, np.ndarray] | None = None
-    """Effects if nothing is a context's own, as they are compared, and their variances: another
-    estimate, where there are contexts."""
+    """Effects without a context-specific part, on the compared scale, and their variances: another
+    estimate, if there are contexts."""
 
 
 class Scored(NamedTuple):
-    """Effects in cells that are trained on and in others, and what is made of the first."""
+    """Effects in training cells and in held-out cells, and components from the first."""
 
     trained: ObservedEffects
     held_out: ObservedEffects
@@ -70,12 +70,12 @@ class Scored(NamedTuple):
 
 
 class Components(NamedTuple):
-    """What predictions may be made of, for a block of effects, as these are compared."""
+    """Components of predictions, for a block of effects, on the compared scale."""
 
     direct: Shrunken
-    """What the model lacks."""
+    """Residuals of the model."""
     means: np.ndarray
-    """The effects of each of the :data:`COMPONENTS`, and of what is ``elsewhere``, ``(3 or 4, rows,
+    """The effects of each of the :data:`COMPONENTS`, and from other contexts, ``(3 or 4, rows,
     genes)``."""
     variances: np.ndarray
     """Their posterior variances."""
@@ -96,7 +96,7 @@ def components(
         entrywise = shrink_entries(observed, error)
         if fits_direct:
             direct = shrink_entries(lacking, error)
-    # As a whole: the share of the sum of squares, as effects are compared, that is not error.
+    # As a whole: the proportion of the sum of squares, on the compared scale, that is not error.
     known = np.isfinite(error)
     of_shifts = np.square(scale.relative_slope(block.of_model)) * block.variance_of_model
     weighed = scale.slope * observed, np.where(known, scale.slope * error, 0)
@@ -111,10 +111,10 @@ def components(
 
 
 def _share_unknown(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Posterior variance per squared error of effects that are shrunken as a whole, ``(rows, 1)``.
+    """Posterior variance, relative to the squared error, of effects shrunken as a whole.
 
-    The share that is kept, were it known. It is off by chance, by more the fewer genes there are:
-    where it comes out as 0 or less, effects are zero and yet not known to be.
+    It would be the proportion that is kept, ``(rows, 1)``, if that were known. Its estimate has an
+    error that is larger for fewer genes: if it is 0 or less, effects are zero but uncertain.
     """
     squared = np.square(error)
     noise = squared.sum(axis=1, keepdims=True)
@@ -126,15 +126,15 @@ def _share_unknown(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def equal_weights(has_contexts: bool) -> np.ndarray:
-    """Weights of the :data:`COMPONENTS`, and where there are contexts, of what is elsewhere."""
+    """Weights of the :data:`COMPONENTS`, and with contexts, of the estimate from other contexts."""
     n = len(COMPONENTS) + has_contexts
     return np.full(n, 1 / n)
 
 
 def stacking_weights(scored: Sequence[Scored], *, has_contexts: bool = False) -> np.ndarray:
-    """Weights of the :data:`COMPONENTS` of the training cells that explain held-out effects best.
+    """Weights of the :data:`COMPONENTS` of the training cells that best explain held-out effects.
 
-    They are not negative and add up to one; a priori they are normal around equal ones.
+    They are non-negative and sum to one; their prior is normal around equal weights.
     """
     n = len(equal_weights(has_contexts))
     of_all = np.sum([_products(part) for part in scored], axis=0)
@@ -173,9 +173,9 @@ def _products(part: Scored) -> np.ndarray:
 
 
 def inflation_of_variance(scored: Sequence[Scored], weights: np.ndarray) -> float:
-    """Squared errors of stacked effects, as held-out cells show them, per posterior variance.
+    """Ratio of squared errors of stacked effects in held-out cells to posterior variances.
 
-    Where held-out effects are too uncertain to tell, near what it is a priori; at least 1.
+    Close to its prior mean if held-out effects are too uncertain; at least 1.
     """
     errors = variances = noise = of_held_out_cells = 0.0
     for part in scored:
@@ -204,7 +204,7 @@ def inflation_of_variance(scored: Sequence[Scored], weights: np.ndarray) -> floa
 def stacked(found: Components, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted mean of the components, and its variance, that of a mixture, rows x genes both.
 
-    Where the components disagree, at most one of them can be right.
+    If the components disagree, at most one of them can be correct.
     """
     whole = np.einsum("i,itg->tg", weights, found.means)
     apart = np.square(found.means - whole)

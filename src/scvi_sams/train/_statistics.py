@@ -1,4 +1,4 @@
-"""What the module must know of the training cells before the first step."""
+"""Statistics of the training cells that the module needs before the first step."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ logger = logging.getLogger("scvi.sams")
 
 _ROWS_PER_CHUNK = 16_384
 _FEW_GENES = 3
-"""That hold half of the counts, a sixth each. Where one is switched off, all others rise by
-log2(6 / 5) = .26, as much as ``differential_expression`` takes for a change."""
+"""Number of genes with half of the counts, a sixth each. If one is switched off, all others
+increase by log2(6 / 5) = 0.26, as much as ``differential_expression`` counts as a change."""
 _N_SIZES = 3
 _SMALLEST_SPREAD = 1e-6
-"""Of log sizes: less is rounding."""
+"""SD of log sizes below which differences are rounding errors."""
 
 
 def training_statistics(
@@ -43,7 +43,7 @@ def training_statistics(
 
     Returns
     -------
-    Statistics; the expression is read in chunks of rows and never densified.
+    Statistics; the expression is read in chunks of rows and never made dense.
     """
     train_indices = np.sort(train_indices)
     labels = registered_labels(manager)
@@ -62,7 +62,7 @@ def training_statistics(
             inputs.add(x)
             scaled.add(x)
     size_of_cell = np.concatenate(sizes) if counts else np.ones(len(codes))
-    # Those of control cells, as a perturbation may change the size of its cells.
+    # Sizes of control cells, because a perturbation may change the size of its cells.
     is_control = labels.is_control[train_indices]
     typical = size_of_cell[is_control] if is_control.any() else size_of_cell
     return TrainingStatistics(
@@ -93,16 +93,17 @@ def _cells_per_pair(manager: AnnDataManager, train_indices: np.ndarray) -> torch
 
 
 def few_sizes(sizes: np.ndarray) -> np.ndarray:
-    """Sizes that stand for all cells, and the share of cells that each stands for, ``(2, 3)``.
+    """Sizes that represent all cells, and the proportion of cells of each, ``(2, 3)``.
 
     They are the nodes and weights of Gaussian quadrature over the log sizes: averages over cells of
     polynomials in the log size, up to the fifth degree, are exact. Effects on log-normalised counts
-    at three such sizes were within .0004 of the average over all cells of a panel (median size 500,
-    log sd .5), at fifteen quantiles within .004, at the median within .05, at 1e4 within .6.
+    at three such sizes were within 0.0004 of the average over all cells of a panel (median size
+    500, log SD 0.5), at fifteen quantiles within 0.004, at the median within 0.05, at 1e4 within
+    0.6.
     """
     log_size = np.log(sizes)
     center, scale = log_size.mean(), max(log_size.std(), _SMALLEST_SPREAD)
-    # Repeated, so that few cells are enough for as many columns; their distribution is the same.
+    # Repeated, so that there are enough values for the quadrature; their distribution is the same.
     standard = np.tile((log_size - center) / scale, _N_SIZES)
     polynomials, _ = np.linalg.qr(np.vander(standard, _N_SIZES, increasing=True))
     nodes, vectors = np.linalg.eigh(polynomials.T @ (standard[:, None] * polynomials))
@@ -110,7 +111,7 @@ def few_sizes(sizes: np.ndarray) -> np.ndarray:
 
 
 def warn_of_dominant_genes(manager: AnnDataManager, statistics: TrainingStatistics) -> None:
-    """Log a warning if cells are measured by the sum of counts that a few genes make up."""
+    """Log a warning if cell sizes are sums of counts that a few genes dominate."""
     if REGISTRY_KEYS.SIZE_FACTOR in manager.data_registry:
         return
     shares = statistics.scaled_mean.numpy()
@@ -120,8 +121,8 @@ def warn_of_dominant_genes(manager: AnnDataManager, statistics: TrainingStatisti
     if n_genes <= _FEW_GENES:
         names = ", ".join(manager.adata.var_names[order[:n_genes]])
         logger.warning(
-            f"{held[n_genes - 1]:.0%} of the counts are those of {names}, and a cell's size is the "
-            "sum of all: where a perturbation changes one of these genes, all others seem to "
+            f"{held[n_genes - 1]:.0%} of the counts are from {names}, and the size of a cell is "
+            "the sum of all: if a perturbation changes one of these genes, all others seem to "
             "change too. Register a size that does not depend on them as `size_factor_key`: the "
             "library size of the whole transcriptome, or, if only a panel was sequenced, the "
             "counts of its genes that perturbations should not change."
@@ -162,7 +163,7 @@ def chunks_of_cells(
         if REGISTRY_KEYS.SIZE_FACTOR in manager.data_registry
         else None
     )
-    # Chunks of neighbouring rows, so that each is read at once where the file is on disk.
+    # Chunks of neighbouring rows, so that each is read at once if the file is on disk.
     ends_of_chunks = np.flatnonzero(np.diff(indices // _ROWS_PER_CHUNK)) + 1
     for rows in np.split(indices, ends_of_chunks):
         x = sparse.csr_matrix(reader.read_rows(rows, _ROWS_PER_CHUNK), dtype=np.float64)

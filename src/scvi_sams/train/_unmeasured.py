@@ -1,9 +1,9 @@
-"""Effects that no cell was measured for: estimated when they are asked for, after training.
+"""Effects without cells, estimated on request after training.
 
-Those of perturbations without cells: see :mod:`~scvi_sams.train._feature_effects`. A perturbation
-that was measured in some contexts is predicted in another by the average of what the model says
-there and of the mean effect in those contexts. Both count alike: no cell can say which is nearer,
-as the model has seen all contexts that it could be tried on.
+For perturbations without cells see :mod:`~scvi_sams.train._feature_effects`. A perturbation that
+was measured in some contexts is predicted in another by the average of the model's prediction there
+and the mean effect in those contexts. Both have the same weight, because there are no cells to
+decide: the model has seen all contexts.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SEED = 60029
 def keep_for_unmeasured(
     module: PerturbationModule, cells: Cells, n_rows: int, states: Tensor | None
 ) -> None:
-    """Keep basal states and covariates of control cells, which groups from ``n_rows`` on are of.
+    """Store basal states and covariates of control cells, the groups from ``n_rows`` on.
 
-    ``states``, ``(C, S, L)``, are those of contexts; of all control cells they are from the prior.
-    Likelihoods of counts whose mean of logs has no closed form keep nothing, and what no cell shows
-    is then predicted by the model alone.
+    ``states``, ``(C, S, L)``, are those of contexts; those of all control cells are from the prior.
+    For likelihoods of counts whose mean of logs has no closed form nothing is stored, and effects
+    without cells are predicted by the model alone.
     """
     likelihood = module.likelihood
     if module.unmeasured is None:
@@ -52,10 +52,10 @@ def keep_for_unmeasured(
 
 
 class Elsewhere:
-    """Adds up effects of perturbations in contexts, for those in which they were not measured.
+    """Sums effects of perturbations over contexts, for contexts in which they were not measured.
 
-    ``owners`` are the perturbations of all pairs that were measured. None is kept of perturbations
-    that were measured in every context, nor of any where these are too many.
+    ``owners`` are the perturbations of all measured pairs. Perturbations that were measured in
+    every context are not stored, and none are if there are too many.
     """
 
     def __init__(self, owners: np.ndarray, n_contexts: int, n_genes: int) -> None:
@@ -77,10 +77,10 @@ class Elsewhere:
         np.add.at(self._squares, place[kept], np.square(effects[kept]))
 
     def keep(self, unmeasured: UnmeasuredEffects) -> None:
-        """Keep the mean effect of each perturbation, and its variance for one more context.
+        """Store the mean effect of each perturbation, and its variance for another context.
 
-        That of a perturbation is shrunken towards that of all, which counts as one context.
-        Where none was measured in two contexts, an effect may be anything between 0 and twice it.
+        The variance of a perturbation is shrunken towards that of all, which counts as one context.
+        If none was measured in two contexts, an effect may be between 0 and twice the mean.
         """
         mean = self._sums / np.maximum(self._n, 1)
         around = np.maximum(self._squares - self._n * np.square(mean), 0)
@@ -98,7 +98,7 @@ class Elsewhere:
 
 @torch.no_grad()
 def answer_unmeasured(module: PerturbationModule, rows: Tensor) -> None:
-    """Estimate those of the effects ``rows`` that no cell shows, if that was not done before."""
+    """Estimate the effects without cells among ``rows``, unless already done."""
     direct, kept = module.direct, module.unmeasured
     if direct is None or kept is None or not kept.is_fitted:
         return
@@ -129,20 +129,20 @@ def answer_unmeasured(module: PerturbationModule, rows: Tensor) -> None:
 
 
 def _contexts_of(module: PerturbationModule, rows: Tensor) -> Tensor:
-    """Contexts that rows are in; the last stands for all control cells."""
+    """Contexts of rows; the last stands for all control cells."""
     if not module.effect_rows.n_contexts:
         return torch.zeros_like(rows)
     return rows % module.effect_rows.per_perturbation
 
 
 def _shifts_of(module: PerturbationModule, row: Tensor) -> Tensor:
-    """Posterior samples of one effect, ``(P, 1, S)``, whatever else is asked for."""
+    """Posterior samples of one effect, ``(P, 1, S)``, independent of other requests."""
     with fixed_seed(_SEED):
         return module.sampled_shifts(row[None], N_POSTERIOR)
 
 
 def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) -> Residuals:
-    """What predictions add to the model's own effects of some rows, in one context."""
+    """Additions of predictions to the model's effects of some rows, in one context."""
     kept, scale = module.unmeasured, decoder.scale
     assert kept is not None
     shifts_of_rows = torch.cat([_shifts_of(module, row) for row in rows], dim=1)
@@ -170,7 +170,7 @@ def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) 
         elsewhere = kept.elsewhere[place].double().cpu().numpy() / scale.slope
         of_others = kept.elsewhere_variance[place].double().cpu().numpy() / np.square(scale.slope)
         whole[is_known] = (of_model[is_known] + elsewhere) / 2
-        # Of a mixture: at most one of them is right.
+        # Variance of a mixture: at most one of them is correct.
         apart = np.square(of_model[is_known] - elsewhere) / 4
         variance[is_known] = (variance_of_model[is_known] + of_others) / 2 + apart
     squared = share_of_variance(scale.slope, variance, variance_of_model)
