@@ -12,7 +12,8 @@ effects of the 40 that are never measured. Features are
 - ``copies``: for each latent its masks and its effects, as noisy copies that have that share of
   their variance in common with them, and 50 columns of noise.
 
-Where features are uninformative, ``"uncertainty"`` cannot rank, and random ones are measured (``?``).
+Where features are uninformative, ``"uncertainty"`` cannot rank, and random ones are measured
+(``?``).
 
     python benchmarks/campaign.py [--seeds 0] [--share 0.8] [--rounds 2] [--epochs 60]
     python benchmarks/campaign.py --pairs
