@@ -452,5 +452,5 @@ def test_a_benchmark_of_cells_at_several_doses_raises(dosed):
     )
     curve = learning_curve(adata, cells=(None,), perturbation_key="with dose", **common)
     assert set(curve["n_failed"]) == {0}
-    with pytest.raises(SAMSError, match=r"`dosage_key`, and a benchmark compares labels"):
+    with pytest.raises(SAMSError, match=r"`dosage_key`, but a benchmark compares labels"):
         ModelMethod(SAMSVAE, setup_kwargs={"dosage_key": "uM"})

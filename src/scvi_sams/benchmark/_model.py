@@ -1,4 +1,4 @@
-"""A model of scvi-tools as a method: it trains on counts and predicts normalised expression."""
+"""Models of scvi-tools as methods: they train on counts and predict normalised expression."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from scvi_sams.metrics._recovery import mask_recovery, mean_correlation_coeffici
 _PREDICTION_SEED = 20231
 
 _VALUES_AT_ONCE = 2**26
-"""Cells x genes that are predicted in one go, of which counts are kept sparse."""
+"""Cells x genes predicted at a time; their counts are stored as sparse matrices."""
 
 EFFECT_THRESHOLD = 0.5
-"""An effect is called active from this size on, in standard deviations of basal states.
+"""Size above which an effect is called active, in SD of basal states.
 
-Fixed, because a threshold chosen by the truth is not to be had on real data.
+Fixed, because the true optimum is unknown for real data.
 """
 MASK_THRESHOLD = 0.5
 _DOSES = ("dosage_key", "dosage_obsm_key")
@@ -48,64 +48,65 @@ class Extra:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A method that has learned from the cells of a fold."""
+    """A method fitted to the cells of a fold."""
 
     predict: Callable[[str, str | None], ad.AnnData]
     """Predicts a perturbation in a level: log1p-normalised profile or cells, named in ``obs``."""
     profile: Callable[[str, str | None], np.ndarray | None] = lambda label, level: None
-    """Mean profile of a perturbation in a level, where it is known better than by the mean of what
-    ``predict`` gives."""
+    """Mean profile of a perturbation in a level, if it is known more accurately than as the mean of
+    ``predict``."""
     predict_cells: Callable[[str | None], sparse.csr_matrix] | None = None
-    """Predicts cells of a level, the same for every perturbation, where profiles are means of more
-    cells than are worth keeping."""
+    """Predicts cells of a level, the same for every perturbation, if profiles are means of more
+    cells than should be stored."""
     extras: Callable[[], list[Extra]] = list
-    """Scores what only this kind of method has, such as a likelihood."""
+    """Computes scores that only this kind of method has, such as a likelihood."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelMethod:
     """A model class of this package, or one with the same methods, as a method to benchmark.
 
-    The model is registered (``setup_anndata``) on a copy that holds training and validation cells
-    only, and trained with that split; without validation cells it divides the training cells by
-    itself, as ``train`` does. A perturbation is predicted by cells: training control cells
-    (of the same level of the covariate) in random order are given the perturbation instead
-    of none (``model.predict``), counts are drawn at each cell's own size, and
-    ``log(1 + target_sum * x / size)`` is taken of these counts. Samples are needed because the
-    mean of a logarithm is not the logarithm of the mean: ``log1p`` of expected expression would be
-    above what cells show, the more the fewer counts a gene has. All perturbations use the same
-    cells, in the same basal states.
+    The model is registered (``setup_anndata``) on a copy of the training and validation cells, and
+    trained with that split; without validation cells it divides the training cells itself, as
+    ``train`` does. Predictions are cells: training control cells (of the same level of the
+    covariate) in random order receive the perturbation (``model.predict``), counts are sampled at
+    each cell's own size, and converted to ``log(1 + target_sum * x / size)``. Samples are needed
+    because the mean of a logarithm is not the logarithm of the mean: ``log1p`` of expected
+    expression would be too high, above all for genes with low counts. All perturbations use the
+    same cells, in the same basal states.
 
-    Where there are no levels and the model has ``predict_ate``, the mean profile is not that of
-    these samples, whose noise would count as error of the model, but the mean of the training
-    control cells plus the expected effect on that scale, ``predict_ate(method="lognorm")``.
+    Without levels, if the model has ``predict_ate``, the mean profile is the mean of the training
+    control cells plus the expected effect on that scale, ``predict_ate(method="lognorm")``, because
+    the noise of samples would count as error of the model.
 
     Parameters
     ----------
     model_class
-        With ``setup_anndata``, ``train`` and ``predict``; where it has ``get_iwelbo``,
+        Class with ``setup_anndata``, ``train`` and ``predict``; if it has ``get_iwelbo``,
         ``get_perturbation_masks``, ``get_perturbation_effects`` and ``get_latent_representation``,
         these are scored as well.
     model_kwargs
-        For the model, such as ``n_latent``. A model that predicts unmeasured perturbations takes
-        the features of the benchmark, if there are any; ``{"perturbation_features": None}`` leaves
-        them out.
+        Arguments of the model, such as ``n_latent``. A model that predicts unmeasured perturbations
+        gets the features of the benchmark, if there are any; ``{"perturbation_features": None}``
+        omits them.
     train_kwargs
-        For ``train``, such as ``max_epochs``. There is no progress bar unless asked for.
+        Arguments of ``train``, such as ``max_epochs``. By default there is no progress bar.
     setup_kwargs
-        For ``setup_anndata``, besides labels, ``batch_key`` and ``size_factor_key``; ``None`` takes
-        the covariate of the benchmark, if there is one: as ``context_key`` where effects of the
-        model can differ between contexts, else as categorical covariate. Name it to compare both:
-        ``{"context_key": "cell_type"}``, ``{"categorical_covariate_keys": ["cell_type"]}``, ``{}``.
+        Arguments of ``setup_anndata``, besides labels, ``batch_key`` and ``size_factor_key``;
+        ``None``: the covariate of the benchmark, if there is one, as ``context_key`` if effects of
+        the model can differ between contexts, otherwise as categorical covariate. Set it to compare
+        both: ``{"context_key": "cell_type"}``, ``{"categorical_covariate_keys": ["cell_type"]}``,
+        ``{}``.
     n_samples
-        Cells drawn per perturbation (and level); control cells are used again where they are fewer.
+        Number of cells sampled per perturbation (and level); control cells are reused if there are
+        fewer.
     n_posterior_samples
-        Into how many samples of masks and effects these cells are divided.
+        Number of samples of masks and effects, between which these cells are divided.
     n_iwelbo_samples
-        Importance samples of the bound per test cell (paper: 100); ``None`` leaves it out.
+        Importance samples of the bound per test cell (paper: 100); ``None`` omits it.
     data
-        What to train on: ``"counts"``, or ``"lognorm"`` for the normalised expression, which a
-        normal likelihood needs.
+        Training data: ``"counts"``, or ``"lognorm"`` for the normalised expression, which a normal
+        likelihood requires.
 
     Raises
     ------
@@ -118,7 +119,7 @@ class ModelMethod:
     ...     scvi_sams.SAMSVAE, model_kwargs={"n_latent": 100}, train_kwargs={"max_epochs": 60}
     ... )
 
-    It goes into the ``methods`` of :func:`benchmark`: ``{"100 latents": wide}``.
+    Pass it in the ``methods`` of :func:`benchmark`: ``{"100 latents": wide}``.
     """
 
     model_class: type
@@ -134,12 +135,12 @@ class ModelMethod:
         if min(self.n_samples, self.n_posterior_samples, self.n_iwelbo_samples or 1) < 1:
             raise SAMSError("Numbers of samples must be positive.")
         if self.data not in ("counts", "lognorm"):
-            raise SAMSError(f"`data` is 'counts' or 'lognorm', not {self.data!r}.")
+            raise SAMSError(f"`data` must be 'counts' or 'lognorm', not {self.data!r}.")
         given = [key for key in _DOSES if dict(self.setup_kwargs or {}).get(key) is not None]
         if given:
             raise SAMSError(
-                f"`setup_kwargs` has `{given[0]}`, and a benchmark compares labels, not doses: "
-                "take cells of one dose, or name doses in the labels ('A@0.5')."
+                f"`setup_kwargs` has `{given[0]}`, but a benchmark compares labels, not doses: "
+                "use cells of one dose, or put doses into the labels ('A@0.5')."
             )
 
     def description(self) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class ModelMethod:
         }
 
     def fit(self, fold: Fold, seed: int) -> Fitted:
-        """Register and train a model on the cells of a fold that are not tested."""
+        """Register and train a model on the training and validation cells of a fold."""
         cells = self._registered(fold)
         arguments = {"enable_progress_bar": False} | dict(self.train_kwargs)
         if fold.n_train < cells.n_obs:
@@ -161,7 +162,7 @@ class ModelMethod:
             model = self.model_class(cells, **self._features(fold) | dict(self.model_kwargs))
             try:
                 model.train(**arguments)
-            except SystemExit as exit_:  # what Lightning makes of an interrupt
+            except SystemExit as exit_:  # Lightning turns an interrupt into this
                 raise KeyboardInterrupt from exit_
         trained = _TrainedModel(model, self, fold, seed)
         return Fitted(trained.predict, trained.profile, extras=trained.extras)
@@ -172,7 +173,7 @@ class ModelMethod:
         return {"perturbation_features": fold.features}
 
     def cells(self, fold: Fold, counts: ad.AnnData) -> ad.AnnData:
-        """Copy cells, which models register data with, with what the model is trained on."""
+        """Copy cells, because models register them, with the data that the model is trained on."""
         cells = counts.copy()
         if self.data == "lognorm":
             cells.X = lognorm(cells.X, sizes(cells.X, cells.obs, fold.columns), fold.target_sum)
@@ -198,7 +199,7 @@ class ModelMethod:
         return cells
 
     def _setup_of_covariate(self, key: str | None) -> dict[str, Any]:
-        """Where effects can differ between levels they shall, as levels are scored one by one."""
+        """Contexts if effects can differ between levels, because levels are scored separately."""
         if key is None:
             return {}
         if getattr(self.model_class, "_has_contexts", False):
@@ -208,14 +209,14 @@ class ModelMethod:
 
 @dataclass(eq=False)
 class _TrainedModel:
-    """A trained model that predicts by cells."""
+    """A trained model that predicts cells."""
 
     model: Any
     method: ModelMethod
     fold: Fold
     seed: int
     _sampled: dict[tuple[str, str | None], list[Any]] = field(default_factory=dict, init=False)
-    """Cells of perturbations that will be asked for next."""
+    """Cells of perturbations that will be requested next."""
 
     def predict(self, perturbation: str, level: str | None) -> ad.AnnData:
         """Predict cells: training control cells of a level, had they been perturbed."""
@@ -235,9 +236,10 @@ class _TrainedModel:
     def _sample_block(
         self, perturbation: str, level: str | None, sources: np.ndarray
     ) -> dict[tuple[str, str | None], list[Any]]:
-        """Sample cells of a perturbation, and of those that are asked for after it in its level.
+        """Sample cells of a perturbation, and of those that follow it in its level.
 
-        What a call costs beside its cells is then shared by many perturbations. Where not all can
+        The overhead of a call is then shared by many perturbations. If they cannot all be
+        predicted, only this one is.
         be predicted, of this one only.
         """
         known = [label for of_level, label in self.fold.perturbations if of_level == level]
@@ -246,7 +248,7 @@ class _TrainedModel:
         block = after[: max(1, _VALUES_AT_ONCE // per_label)]
         try:
             samples = self._samples_of(block, sources)
-        except Exception:  # whatever a model raises may be of one perturbation
+        except Exception:  # any error of a model may be due to one perturbation
             if block == [perturbation]:
                 raise
             block = [perturbation]
@@ -256,7 +258,7 @@ class _TrainedModel:
     def _samples_of(self, labels: list[str], sources: np.ndarray) -> list[list[Any]]:
         """Sampled cells of each label, by posterior sample."""
         samples: list[list[Any]] = [[] for _ in labels]
-        # The same numbers for every perturbation, whichever were asked for before.
+        # The same numbers for every perturbation, independent of earlier requests.
         with _seeded(_PREDICTION_SEED + self.seed):
             for part in np.array_split(sources, self.method.n_posterior_samples):
                 if not len(part):
@@ -275,7 +277,7 @@ class _TrainedModel:
 
     @property
     def _among_all(self) -> dict[str, str]:
-        """Observed effects are of cells as they are labelled, whether they respond or not."""
+        """Observed effects are over labelled cells, whether they respond or not."""
         has_branches = getattr(getattr(self.model, "module", None), "has_branches", False)
         return {"among": "all"} if has_branches else {}
 
@@ -291,15 +293,15 @@ class _TrainedModel:
         """Effect on the natural logarithm of normalised counts, ``(n_genes,)``."""
         if perturbation in self._expected_effects:
             return self._expected_effects[perturbation]
-        return self._effects_of([perturbation])[0]  # it has not worked for all of them
+        return self._effects_of([perturbation])[0]  # all together failed
 
     @cached_property
     def _expected_effects(self) -> dict[str, np.ndarray]:
-        """Effects of all perturbations at once, which share tables and the control's side."""
+        """Effects of all perturbations together, which share tables and the control's side."""
         labels = list(dict.fromkeys(label for _, label in self.fold.perturbations))
         try:
             return dict(zip(labels, self._effects_of(labels), strict=True))
-        except SAMSError:  # one that the model does not know
+        except SAMSError:  # the model does not know one of them
             return {}
 
     def _effects_of(self, labels: list[str]) -> np.ndarray:
@@ -318,7 +320,7 @@ class _TrainedModel:
         return np.asarray(effects.X) * np.log(2)
 
     def extras(self) -> list[Extra]:
-        """Score likelihoods of test cells and, where the screen is simulated, the truth."""
+        """Score likelihoods of test cells and, for a simulated screen, the truth."""
         cells = self.method.cells(self.fold, self.fold.tested)
         with _seeded(_PREDICTION_SEED + self.seed):
             return [
@@ -327,7 +329,7 @@ class _TrainedModel:
             ]
 
     def _sources(self, level: str | None) -> np.ndarray:
-        """Positions of training control cells, each as often as any other but for one time."""
+        """Positions of training control cells, all equally often up to one time."""
         controls = self.fold.training_controls(level)
         shuffled = np.random.default_rng(self.seed).permutation(controls)
         return np.resize(shuffled, self.method.n_samples)
@@ -342,7 +344,7 @@ class _TrainedModel:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed every global generator that models draw from; restore all of them afterwards."""
+    """Seed every global generator that models use; restore all of them afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         random.seed(seed)
@@ -408,8 +410,8 @@ def _latent_recovery(
 def _recovery(
     name: str, estimate: pd.DataFrame, true_masks: pd.DataFrame, threshold: float
 ) -> list[Extra]:
-    # Combinations that are perturbations of their own have no true mask, and what was never
-    # trained no estimate.
+    # Combinations that are separate perturbations have no true mask, and perturbations without
+    # training cells have no estimate.
     shared = true_masks.index.intersection(estimate.index)
     if not len(shared):
         return []
@@ -425,5 +427,5 @@ def _attempt(mode: str, metric: str, n_cells: int, score: Callable[[], float]) -
         return Extra(mode, metric, float(score()), n_cells)
     except SAMSError as error:  # the model has no such quantity, or cannot score these cells
         return Extra(mode, metric, np.nan, n_cells, "undefined", str(error))
-    except Exception as error:  # noqa: BLE001 - whatever a model raises is a row
+    except Exception as error:  # noqa: BLE001 - any error of a model is a row
         return Extra(mode, metric, np.nan, n_cells, "failed", f"{type(error).__name__}: {error}")

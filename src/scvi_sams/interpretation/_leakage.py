@@ -1,4 +1,4 @@
-"""Whether basal states still tell which cells were perturbed."""
+"""Test whether basal states contain information about perturbations."""
 
 from __future__ import annotations
 
@@ -35,20 +35,19 @@ def basal_leakage(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure how well basal states tell perturbed cells from control cells.
+    """Measure how well basal states separate perturbed cells from control cells.
 
-    The model says that a cell's basal state is what it would be without its perturbations, drawn
-    alike for all cells. If a classifier finds perturbed cells by it, some of the effect is
-    explained by the basal state: masks and effects then miss it, and so do predictions of what a
-    perturbation would do to other cells. The score is the area under the ROC curve (AUC) of a
-    logistic regression on standardised states, on cells that it was not fitted to (mean over five
-    stratified folds). 0.5: nothing leaks; 1: the basal state gives the perturbation away.
+    In the model, basal states are states without perturbations, with the same distribution for all
+    cells. If a classifier can identify perturbed cells from basal states, these explain a part of
+    the effect, which is then missing in masks, effects and predictions for other cells. The score
+    is the area under the ROC curve (AUC) of a logistic regression on standardised states, on cells
+    that it was not fitted to (mean over five stratified folds). 0.5: no leakage; 1: basal states
+    identify perturbed cells.
 
-    Compare it with the AUC of the whole state (basal plus effects), which says how much there is to
-    leak: a perturbation that does nothing has 0.5 in both. The AUC of few cells is noisy; single
-    values somewhat above or below 0.5 are to be expected. It is no sign of leaking where perturbed
-    and control cells were sampled from different basal states, such as other donors or batches
-    that the model was not told of.
+    Compare it with the AUC of the full state (basal plus effects), an upper limit: without an
+    effect, both are 0.5. The AUC of few cells is noisy; single values somewhat above or below 0.5
+    are expected. A high AUC does not indicate leakage if perturbed and control cells differ in
+    basal states, for example by unregistered donors or batches.
 
     Parameters
     ----------
@@ -57,19 +56,19 @@ def basal_leakage(
     adata
         Registered data, or other data with the same genes; ``None`` for the training data.
     indices
-        Cells (positions or a boolean mask). ``None``: of the training data the model's validation
-        and test cells, if these are at least 10 control cells, and 10 cells of at least half of
-        the perturbations that have as many at all; otherwise, and for other data, all cells.
+        Cells (positions or a boolean mask). ``None``: for the training data the model's validation
+        and test cells, if these include at least 10 control cells, and 10 cells of at least half of
+        the perturbations with 10 or more cells; otherwise, and for other data, all cells.
     seed
-        Of the samples and of the folds; the global random state plays no part.
+        Seed of the samples and of the folds; the global random state is not used.
 
     Returns
     -------
     One row per label (perturbation or combination, each cell in one row; doses are pooled), sorted,
     and last the row ``"all"``, any perturbation against control:
 
-    - ``auc_basal``: of basal states, drawn from the posterior of each cell under its own
-      perturbations, ``encoder(x, shift)`` also where the encoder sees the shift.
+    - ``auc_basal``: of basal states, sampled from the posterior of each cell under its own
+      perturbations, ``encoder(x, shift)`` if the encoder depends on the shift.
     - ``auc_total``: of the same states with the shift added.
     - ``n_cells``: perturbed cells scored. With fewer than 10 there is no AUC (NaN).
 
@@ -80,10 +79,10 @@ def basal_leakage(
 
     Notes
     -----
-    Shifts are at their posterior mean, so that an effect the model is unsure of does not count as
-    leaking. Basal states are drawn, because that is what is decoded. Their posterior means would
-    exaggerate: in a dimension that the decoder hardly uses, traces of the shift in the mean are
-    small next to the noise of a sample, but not next to the spread of the other means.
+    Shifts are at their posterior mean, so that uncertainty of an effect does not count as leakage.
+    Basal states are sampled, because samples are what is decoded. Posterior means would exaggerate:
+    in a dimension that the decoder hardly uses, traces of the shift in the mean are small relative
+    to the noise of a sample, but not relative to the variation of other means.
 
     Examples
     --------
@@ -92,7 +91,7 @@ def basal_leakage(
     (['auc_basal', 'auc_total', 'n_cells'], 'all')
     """
     check_integer(at_least=0, seed=seed)
-    # The AnnData that scvi-tools makes of a view is what is registered.
+    # scvi-tools makes an AnnData of a view, which is the registered one.
     adata = model._validate_anndata(adata)
     registered = registered_labels(model.get_anndata_manager(adata, required=True))
     control, labels = registered.control, registered.canonical
@@ -123,10 +122,10 @@ def basal_leakage(
 def _states(
     model: CellModel, adata: AnnData, positions: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw basal states, and add the mean shifts; both of shape ``(n_cells, n_latent)``."""
+    """Sample basal states, and add the mean shifts; both of shape ``(n_cells, n_latent)``."""
     states = []
     for representation in ("basal", "perturbed"):
-        # The same seed: both are of the same samples.
+        # The same seed, so that both have the same samples.
         with fixed_seed(seed):
             states.append(
                 model.get_latent_representation(
@@ -155,8 +154,8 @@ def _default_cells(
     if enough.get(control, False) and enough.drop(control).mean() >= 0.5:
         return held_out
     logger.info(
-        "Too few control or perturbed cells were held out of training to score basal states on "
-        "them alone; all cells are scored."
+        "Too few control or perturbed cells were held out of training to score only their basal "
+        "states; all cells are scored."
     )
     return everything
 
@@ -164,13 +163,13 @@ def _default_cells(
 def _auc(states: np.ndarray, is_perturbed: np.ndarray, is_control: np.ndarray, seed: int) -> float:
     """Area under the ROC curve on held-out cells.
 
-    It is averaged over folds: scores of different folds are on scales of their own, and ranking
-    them together would put the AUC of states that tell nothing below 0.5.
+    It is averaged over folds: scores of different folds have different scales, and ranking them
+    together would put the AUC of uninformative states below 0.5.
     """
     if is_perturbed.sum() < _MIN_CELLS:
         return float("nan")
     cells = is_perturbed | is_control
-    # Of few coefficients and many cells; folds begin where the one before ended.
+    # Few coefficients, many cells; each fold starts from the solution of the previous one.
     classifier = LogisticRegression(solver="newton-cholesky", max_iter=1000, warm_start=True)
     folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=seed)
     x, y = states[cells].astype(np.float64), is_perturbed[cells]
@@ -183,7 +182,7 @@ def _auc(states: np.ndarray, is_perturbed: np.ndarray, is_control: np.ndarray, s
 
 
 def _area_under_roc(scores: np.ndarray, is_positive: np.ndarray) -> float:
-    """Share of pairs of a positive and a negative that are ranked so; ties count half."""
+    """Proportion of pairs of a positive and a negative in the correct order; ties count half."""
     n, n_positive = len(scores), int(is_positive.sum())
     below = rankdata(scores)[is_positive].sum() - n_positive * (n_positive + 1) / 2
     return float(below / (n_positive * (n - n_positive)))

@@ -1,4 +1,4 @@
-"""An order of rows in which similar ones are neighbours, in reasonable time for any number."""
+"""Order rows so that similar ones are adjacent, in reasonable time for any number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.spatial.distance import pdist
 from sklearn.cluster import KMeans
 
 MOST_FOR_OPTIMAL_ORDER = 500
-"""Rows whose leaves are ordered optimally, in a time that grows with their third power."""
+"""Largest number of rows for optimal leaf ordering, whose time grows with the third power."""
 _N_GROUPS = 100
 _SEED = 0
 
@@ -16,8 +16,8 @@ _SEED = 0
 def order_of_rows(rows: np.ndarray) -> np.ndarray:
     """Order rows by average linkage of Euclidean distances; above 500 rows by groups.
 
-    These are 100 groups of k-means, ordered by linkage of their centres, and in each group rows
-    come in the order from the centre before to the centre after. The same in every call.
+    These are 100 k-means groups, ordered by linkage of their centres; the rows of a group are in
+    the order from the previous centre to the next. The same in every call.
     """
     if len(rows) < 3:
         return np.arange(len(rows))

@@ -1,4 +1,4 @@
-"""What :class:`PerturbationModel` computes: drawn shifts, effects, interactions and cells."""
+"""Computations of :class:`PerturbationModel`: sampled shifts, effects, interactions and cells."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.train._unmeasured import answer_unmeasured
 
 _SHIFTS_AT_ONCE = 2**20
-"""Numbers in an array (labels x draws x latent dimensions): four megabytes."""
+"""Numbers in an array (labels x samples x latent dimensions): four megabytes."""
 
 _PAIRS_PER_CHUNK = 32
-"""Combinations whose single effects are needed at a time."""
+"""Combinations processed at a time, with their single effects."""
 
 _VALUES_KEPT = 2**26
-"""Samples of effects of single perturbations that are kept for later pairs: 256 MB."""
+"""Samples of effects of single perturbations that are stored for later pairs: 256 MB."""
 
 
 def encode_requested(
     model: CellModel, labels: Sequence[str], dosages: Sequence[float | str] | None = None
 ) -> Labels:
-    """Encode labels that a user asks for; where effects add up, unseen combinations too."""
+    """Encode requested labels; if effects add up, including unseen combinations."""
     if dosages is not None and (isinstance(dosages, str) or not isinstance(dosages, Iterable)):
         raise InvalidArgumentError(f"`dosages` must be a list, one per label, not {dosages!r}.")
     singles = encode_labels(
@@ -91,7 +91,7 @@ def make_contrast(
     interval: float | None,
     cells: CellsToCompare = ALL_CELLS,
 ) -> tuple[Contrast, dict[str, Any]]:
-    """Draw basal states to compare on, as ``predict_ate`` was asked to, and describe that."""
+    """Sample basal states for comparisons, as requested in ``predict_ate``, and describe them."""
     check_integer(n_samples=n_samples)
     check_integer(at_least=2, n_posterior_samples=n_posterior_samples)
     basal = where_states_are_from(model, basal, cells)
@@ -124,9 +124,9 @@ def drawn_effects(
     seed: int,
     contexts: torch.Tensor | None = None,
 ) -> Iterator[DrawnEffect]:
-    """Yield what each label does in ``n_draws`` posterior samples: those of ``seed``.
+    """Yield the effect of each label in ``n_draws`` posterior samples, by ``seed``.
 
-    In each of the ``contexts``, by number, where these are registered.
+    In each of the ``contexts``, by number, if these are registered.
     """
     answer_unmeasured(module, _rows_of(module, requested, contexts))
     noise = noise_on_genes(module, n_draws, seed)
@@ -140,7 +140,7 @@ def drawn_effects(
 def _rows_of(
     module: PerturbationModule, requested: Labels, contexts: torch.Tensor | None
 ) -> torch.Tensor:
-    """Rows of the effects that labels have in some contexts, ascending."""
+    """Rows of the effects of labels in some contexts, ascending."""
     codes, doses = (
         torch.as_tensor(part, device=module.device)
         for part in (requested.codes.astype(np.int64), np.array(requested.doses))
@@ -150,9 +150,9 @@ def _rows_of(
 
 
 def noise_on_genes(module: PerturbationModule, n_draws: int, seed: int) -> torch.Tensor | None:
-    """Standard normals ``(n_draws, n_genes)`` for direct effects, without any error of their mean.
+    """Standard normals ``(n_draws, n_genes)`` with an exact mean, for direct effects.
 
-    A single draw, which no interval is made of, is the mean itself.
+    A single sample, which has no interval, is the mean itself.
     """
     if module.direct is None or not module.direct.is_estimated:
         return None
@@ -170,11 +170,11 @@ def drawn_on_genes(
     noise: torch.Tensor | None,
     contexts: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Posterior samples of what perturbations together add to the logits of genes.
+    """Posterior samples of the joint additions of perturbations to the logits of genes.
 
-    Of each context, ``(n_draws, n_contexts or 1, n_genes)``. A perturbation has the same noise in
-    every label: those of ``noise``, cyclically moved on by its number. So has a combination, or
-    a perturbation in a context, with a row of its own, which has other noise.
+    For each context, ``(n_draws, n_contexts or 1, n_genes)``. A perturbation has the same noise in
+    every label: that of ``noise``, shifted cyclically by its number. Combinations, or perturbations
+    in a context, with a row of their own have other noise.
     """
     if module.direct is None or noise is None or not len(codes):
         return None
@@ -213,8 +213,8 @@ def _samples_on_genes(
     means, sds = module.direct.in_predictions(rows)
     n_draws, n_genes = noise.shape
     total = noise.new_zeros(n_draws, n_genes)
-    # A mean rate is above the exponential of the mean log rate, by half the variance of the latter.
-    # Estimates of what no cell shows are of mean logs.
+    # A mean rate exceeds the exponential of the mean log rate by half the variance of the latter.
+    # Estimates of effects without cells are mean logs.
     are_rates = module.likelihood.is_count_likelihood and n_draws > 1
     excess = 0.5 * (rows < module.direct.n_rows) * are_rates
     numbers = module.direct.numbers_of(rows)
@@ -246,10 +246,10 @@ def _drawn_shifts(
     """Yield the total shift of each label in ``n_draws`` posterior samples of every context."""
     device = module.device
     codes = torch.as_tensor(requested.codes.astype(np.int64), device=device)
-    doses = torch.tensor(requested.doses, device=device)  # a copy: they are kept
+    doses = torch.tensor(requested.doses, device=device)  # a copy: they are stored
     _, doses, effects = in_contexts(module, codes, doses, contexts)
     rows = effects[effects >= 0].unique()
-    # Kept, as labels may share perturbations.
+    # Stored, because labels may share perturbations.
     table = sampled_shifts(module, rows, n_draws, seed).transpose(0, 1).flatten(1)
     n_shift, n_contexts = module.n_shift, 1 if contexts is None else len(contexts)
     n_labels = max(1, _SHIFTS_AT_ONCE // (n_draws * n_shift * n_contexts)) * n_contexts
@@ -261,7 +261,7 @@ def _drawn_shifts(
 
 
 class Interaction(NamedTuple):
-    """Draws of a combination's effect and of its additive expectation, ``(n_draws, n_genes)``."""
+    """Samples of a combination's effect and of its additive expectation, ``(n_draws, n_genes)``."""
 
     effect: torch.Tensor
     additive: torch.Tensor
@@ -285,7 +285,7 @@ class Interaction(NamedTuple):
 def interactions_of_labels(
     model: CellModel, contrast: Contrast, labels: list[str], interval: float
 ) -> AnnData:
-    """Interactions, combinations x genes, as ``predict_interactions`` returns them."""
+    """Interactions, combinations x genes, as returned by ``predict_interactions``."""
     check_number(above=0, below=1, interval=interval)
     spelling = model._spelling
     parts = [parts_of_combination(spelling.canonical(label), spelling) for label in labels]
@@ -320,7 +320,7 @@ def _drawn_interactions(
     seed: int,
     of_single: dict[str, torch.Tensor],
 ) -> list[Interaction]:
-    """Interactions of a chunk; ``of_single``, effects of earlier ones, is brought up to date."""
+    """Interactions of a chunk; updates ``of_single``, the effects of single perturbations."""
     wanted = {name for names in parts for name in names}
     n_kept = max(len(wanted), _VALUES_KEPT // contrast.control.numel())
     others = [name for name in of_single if name not in wanted]
@@ -344,14 +344,14 @@ def measured_combinations(model: CellModel) -> list[str]:
     spelling, vocabulary = model._spelling, model.perturbations
     codes = registered_labels(model.adata_manager).codes
     cells, _ = distinct_combinations(codes, vocabulary)
-    if not model._additive:  # a combination is the one perturbation of a cell
+    if not model._additive:  # a combination is the only perturbation of a cell
         joint = spelling.delimiter or "+"
         cells = [name.split(joint) for names in cells for name in names]
     found = sorted({spelling.join(parts) for parts in cells if len(parts) > 1})
     if not found:
         raise SAMSError(
             "The training data has no combinations. Name some in `combinations`; "
-            "rank_unseen_pairs looks at all pairs."
+            "rank_unseen_pairs ranks all pairs."
         )
     return found
 
@@ -361,7 +361,7 @@ def counterfactual_expression(
 ) -> np.ndarray:
     """Expression of cells under every label, ``(n_labels, n_cells, n_genes)``.
 
-    ``rates``, ``(n_labels,)``: the proportion of cells in which a label does what it does.
+    ``rates``, ``(n_labels,)``: the proportion of cells that respond to a label.
     """
     module = cells.module
     contexts, context_of_cell = cells.contexts
@@ -388,7 +388,7 @@ def counterfactual_expression(
 
 
 def _number_of(requested: Labels, row: int) -> int:
-    """A number for a label with its doses, the same whatever the other labels are."""
+    """A number for a label with its doses, independent of the other labels."""
     given = requested.codes[row] >= 0
     text = repr([requested.codes[row, given].tolist(), requested.doses[row, given].tolist()])
     return number_of(text.encode())
@@ -402,14 +402,14 @@ def counterfactual_cells(
     sources = np.tile(np.asarray(cells.adata.obs_names)[cells.positions], n_labels)
     obs = rows.iloc[np.repeat(np.arange(n_labels), n_cells)]
     flat = values.reshape(n_labels * n_cells, n_genes)
-    # What is known of the cells stays with them, but for what was done to them.
+    # Annotations of the cells are kept, except for their perturbations.
     known = cells.adata.obs.iloc[cells.positions[np.tile(np.arange(n_cells), n_labels)]]
     of_others = [name for name in known if name in obs or str(name).startswith("_scvi")]
     known = known.drop(columns=[*of_others, *known.columns.intersection(["source_cell"])])
     labelled = [f"{name}:{source}" for name, source in zip(obs.index, sources, strict=True)]
     return AnnData(
         sparse.csr_matrix(flat) if sparsely else flat,
-        # A cell may be asked for twice.
+        # A cell may be requested twice.
         obs=pd.concat(
             [obs.assign(source_cell=sources).reset_index(drop=True), known.reset_index(drop=True)],
             axis=1,

@@ -1,4 +1,4 @@
-"""What the model learned about latent mechanisms: effects, masks, and programs of genes."""
+"""Latent mechanisms: effects, masks, and gene programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Effects(NamedTuple):
 
 
 class LatentShiftMixin(PerturbationModel):
-    """Models in which a perturbation moves the latent state: its effects, and what they do."""
+    """Models in which a perturbation shifts the latent state: effects and gene programs."""
 
     @torch.inference_mode()
     def get_perturbation_effects(
@@ -41,26 +41,25 @@ class LatentShiftMixin(PerturbationModel):
         context: str | None = None,
         key_added: str | None = RESULT_KEYS.EFFECTS,
     ) -> Effects:
-        """Return by how much each perturbation moves each latent dimension, per unit dose.
+        """Return the effect of each perturbation on each latent dimension, per unit dose.
 
         Parameters
         ----------
         perturbations
-            Names, also of unmeasured perturbations of which features are known: theirs is the
-            prior given these. ``None``: all that were measured.
+            Names, including unmeasured perturbations with features, whose effects are the prior
+            given these. ``None``: all measured perturbations.
         context
-            Where contexts are registered: the effects in one of them; ``None``: the average over
-            those in which the perturbation was measured, by its training cells there.
+            If contexts are registered: the effects in one of them; ``None``: the average over those
+            in which the perturbation was measured, weighted by training cells.
         key_added
-            Key of ``adata.uns`` of the training data that ``{"mean": ..., "sd": ...}`` is written
-            to; ``None`` writes nothing.
+            Key of ``adata.uns`` of the training data to which ``{"mean": ..., "sd": ...}`` is
+            written; ``None`` writes nothing.
 
         Returns
         -------
-        Posterior mean and standard deviation of the effect (where there are masks, of the masked
-        effect ``m_tl * e_tl``), each perturbations x latent dimensions, in units of the standard
-        deviation of basal states. For effects that depend on the mask these are averages over 500
-        draws, the same in each call.
+        Posterior mean and SD of the effect (with masks, of the masked effect ``m_tl * e_tl``), each
+        perturbations x latent dimensions, in units of the SD of basal states. If effects depend on
+        the mask these are averages over 500 samples, the same in each call.
 
         Examples
         --------
@@ -92,34 +91,33 @@ class LatentShiftMixin(PerturbationModel):
     ) -> pd.DataFrame:
         """Return the gene program of every latent dimension.
 
-        The derivative of expected expression, in the state that each cell is in (basal state plus
-        effects at their posterior means, with the cell's own covariates), averaged over cells. A
-        derivative needs no step size and does not depend on where the sign of a dimension points.
-        It ranks genes as a step of one unit does (on the screen of Papalexi et al. 2021 the two
-        correlate at .997 or more), but effects may be of several units, over which the decoder
-        is curved: three units of that screen's interferon dimension changed PSMB9 by 1.7 times what
-        its program says. For what a perturbation does to genes ask :meth:`predict_ate`.
+        The derivative of expected expression at the state of each cell (basal state plus effects
+        at their posterior means, with the cell's own covariates), averaged over cells. A derivative
+        needs no step size and does not depend on the sign of a dimension. It ranks genes as a step
+        of one unit does (on the screen of Papalexi et al. 2021 the two correlate at 0.997 or more),
+        but effects may be several units, over which the decoder is curved: three units of that
+        screen's interferon dimension changed PSMB9 by 1.7 times the change given by its program.
+        For effects of perturbations on genes use :meth:`predict_ate`.
 
         Parameters
         ----------
         adata, indices, batch_size
             Cells to average over, as in :meth:`get_latent_representation`.
         method
-            ``"lograte"``: of log2(1 + target_sum * rate). ``"mean"``: of target_sum * rate. A
-            normal likelihood has the derivative of its mean for either.
+            ``"lograte"``: derivative of log2(1 + target_sum * rate). ``"mean"``: of
+            target_sum * rate. For a normal likelihood both are the derivative of its mean.
         target_sum
             Total to which expression is normalised.
         n_cells
-            At most so many of the cells are used, drawn at random, the same in every call; ``None``
+            Largest number of cells to use, sampled at random, the same in every call; ``None``
             for all of them.
         key_added
-            Key of ``adata.varm`` that the table is written to; ``None`` writes nothing.
+            Key of ``adata.varm`` to which the table is written; ``None`` writes nothing.
 
         Returns
         -------
         Genes x latent dimensions: change of expression (log2 units) per unit of the latent
-        dimension, which is the standard deviation of basal states. Zero for dimensions that are
-        switched off.
+        dimension, which is the SD of basal states. Zero for dimensions that are switched off.
 
         Raises
         ------
@@ -146,7 +144,7 @@ class LatentShiftMixin(PerturbationModel):
             rng = np.random.default_rng(_SUBSET_SEED)
             cells.positions = rng.choice(cells.positions, n_cells, replace=False)
         with torch.no_grad(), warnings.catch_warnings():
-            # Of torch's own doing, where forward mode is used for the first time.
+            # A warning of torch itself, when forward mode is used for the first time.
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
             slopes = summed_slopes(cells, method, target_sum)
         programs = pd.DataFrame(
@@ -161,7 +159,7 @@ class LatentShiftMixin(PerturbationModel):
 
 
 class MaskMixin(PerturbationModel):
-    """Models in which a mask says which latent dimensions a perturbation moves."""
+    """Models with a mask that selects the latent dimensions that a perturbation shifts."""
 
     @torch.inference_mode()
     def get_perturbation_masks(
@@ -171,26 +169,26 @@ class MaskMixin(PerturbationModel):
         context: str | None = None,
         key_added: str | None = RESULT_KEYS.MASKS,
     ) -> pd.DataFrame:
-        """Return which latent dimensions each perturbation moves.
+        """Return the probability that each perturbation shifts each latent dimension.
 
         Parameters
         ----------
         perturbations
             As in :meth:`get_perturbation_effects`.
         context
-            Where contexts are registered: the probability that the perturbation moves the
-            dimension in one of them; ``None``: the largest of those in which it was measured.
+            If contexts are registered: the probability that the perturbation shifts the dimension
+            in one of them; ``None``: the largest over those in which it was measured.
         key_added
-            Key of ``adata.uns`` of the training data that the table is written to; ``None``
-            writes nothing.
+            Key of ``adata.uns`` of the training data to which the table is written; ``None`` writes
+            nothing.
 
         Returns
         -------
-        Perturbations x latent dimensions: posterior probability that the perturbation moves the
+        Perturbations x latent dimensions: posterior probability that the perturbation shifts the
         dimension, q(m_tl = 1) (paper, section 3). Dimensions are ordered by the strength of their
-        effects, which is a convention: match those of several runs with
-        :func:`scvi_sams.evaluation.mask_stability`. Which entries to call says
-        :func:`scvi_sams.tl.called_masks`, which asks a test on the cells too.
+        effects, which is a convention: to match those of several runs use
+        :func:`scvi_sams.evaluation.mask_stability`. To call entries use
+        :func:`scvi_sams.tl.called_masks`, which also uses a test on the cells.
 
         Examples
         --------

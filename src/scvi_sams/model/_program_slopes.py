@@ -1,4 +1,4 @@
-"""Derivatives of expected expression by the latent state, summed over cells."""
+"""Derivatives of expected expression with respect to the latent state, summed over cells."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from scvi_sams.module._likelihoods import Likelihood
 from scvi_sams.module._perturbation_module import PerturbationModule
 
 _DIRECTIONS_AT_ONCE = 4
-"""In forward mode, where each has an array of cells x genes."""
+"""Latent dimensions at a time in forward mode, each with an array of cells x genes."""
 
 
 def summed_slopes(cells: CellReader, method: EffectScale, target_sum: float) -> Tensor:
     """Sum over cells of the derivatives, ``(n_latent, n_genes)``.
 
-    Of the last hidden layer they are taken in forward mode, as there are fewer latent dimensions
-    than hidden units. From there on each gene has a weight in every cell, and cells are summed
-    before genes are reached: no array of cells x genes is made for each latent dimension. A
-    likelihood of which these weights are not known is differentiated as a whole, in four to ten
-    times as long.
+    Derivatives of the last hidden layer are computed in forward mode, because there are fewer
+    latent dimensions than hidden units. From there on each gene has a weight in every cell, and
+    cells are summed before genes are reached: no array of cells x genes is made for each latent
+    dimension. A likelihood without these weights is differentiated as a whole, which takes four to
+    ten times as long.
     """
     module = cells.module
     shifts = module.shift_moments(cells.effects)[0][None]
     slopes_of = _contracted if module.likelihood.has_rate_slope else _in_forward_mode
-    # In double precision, so that the order of cells plays no part.
+    # In double precision, so that the order of cells does not matter.
     total = torch.zeros(
         module.n_latent, cells.adata.n_vars, dtype=torch.float64, device=module.device
     )
@@ -58,14 +58,14 @@ def _contracted(
     of_genes = torch.stack([(to_genes.weight * (weights.T @ some)).sum(dim=1) for some in changes])
     if share is None:
         return of_genes
-    # What a change does to the sum that rates are shares of.
+    # Derivative of the sum by which rates are divided.
     return of_genes - (changes * (share @ to_genes.weight)).sum(dim=-1) @ weights
 
 
 def _slope_of_scale(
     likelihood: Likelihood, logits: Tensor, method: EffectScale, target_sum: float
 ) -> Tensor:
-    """Derivative of ``expected_expression`` by the rate."""
+    """Derivative of ``expected_expression`` with respect to the rate."""
     if not likelihood.is_count_likelihood:
         return torch.ones_like(logits)
     if method == "mean":

@@ -1,10 +1,10 @@
-"""Curved and redundant latent dimensions: those that are no mechanisms, but follow from the others.
+"""Curved and redundant latent dimensions: not mechanisms, but functions of other dimensions.
 
-A decoder that has not learned how expression curves along its latent dimensions lets the encoder
-describe the curve with a further dimension: on simulated screens one that holds, in effect, the
-length of the latent state. Every strong perturbation moves it, as a consequence of what it moves
-besides. As basal states are independent a priori, such a dimension gives itself away: the squares
-of the other dimensions predict it.
+A decoder that has not learned the curvature of expression along its latent dimensions lets the
+encoder describe it with a further dimension: on simulated screens one that encodes the norm of the
+latent state. Every strong perturbation shifts it, as a consequence of its other shifts. Because
+basal states are independent a priori, such a dimension can be detected: the squares of the other
+dimensions predict it.
 """
 
 from __future__ import annotations
@@ -15,76 +15,76 @@ import torch
 from torch import Tensor
 
 _RIDGE = 1e-3
-"""Penalty relative to the number of cells: columns are standardised, and may be collinear."""
+"""Ridge penalty per cell: columns are standardised, and may be collinear."""
 
 _NATS_OF_A_CURVED = 0.5
-"""The states of a dimension that tells less are noise, whatever predicts them."""
+"""Information below which the states of a dimension are noise, whatever predicts them."""
 
 _FOLLOWING_OF_A_CURVED = 0.6
-"""On simulated screens mechanisms had at most .45, curved ones of little curvature at least .75."""
+"""On simulated screens mechanisms had at most 0.45, slightly curved dimensions at least 0.75."""
 
 _PERTURBATIONS_TO_FOLLOW = 20
-"""With fewer, effects on a dimension are as large as those on the others by chance."""
+"""With fewer perturbations, effects on a dimension follow those on the others by chance."""
 
 
 class LatentSurvey(NamedTuple):
-    """What each latent dimension is good for."""
+    """Curvature and information of each latent dimension."""
 
     curvature: Tensor
-    """Share that the squares of the other dimensions predict, ``(n_latent,)``."""
+    """Proportion that the squares of the other dimensions predict, ``(n_latent,)``."""
     variance: Tensor
-    """Of the posterior of basal states, mean over cells, ``(n_latent,)``; a priori 1."""
+    """Variance of the posterior of basal states, mean over cells, ``(n_latent,)``; prior: 1."""
     following: Tensor
-    """Correlation, over perturbations, of the effect on a dimension with the length of the effect
-    on all others, ``(n_latent,)``."""
+    """Correlation, over perturbations, of the effect on a dimension with the norm of the effect on
+    all others, ``(n_latent,)``."""
 
     @property
     def information(self) -> Tensor:
-        """Nats by which a dimension tells cells apart: ``-log(variance) / 2``, at least 0."""
+        """Information of a cell on each dimension in nats: ``-log(variance) / 2``, at least 0."""
         return -self.variance.clamp(max=1).log() / 2
 
     def curved(self, max_curvature: float) -> Tensor:
-        """Dimensions of a larger curvature, as far as they tell cells apart at all.
+        """Dimensions above this curvature, if cells contain information on them.
 
-        Half the curvature is enough where effects on a dimension follow those on the others:
-        perturbations then move it as far as they move the rest.
+        Half the curvature is sufficient if effects on a dimension follow the norm of effects on the
+        others.
         """
         follows = self.following.abs() > _FOLLOWING_OF_A_CURVED
         is_curved = self.curvature > torch.where(follows, max_curvature / 2, max_curvature)
         return is_curved & (self.information > _NATS_OF_A_CURVED)
 
     def redundant(self, curved: Tensor) -> Tensor:
-        """Dimensions that could take the place of curved ones: they tell less than one of these.
+        """Dimensions that could replace curved ones, with less information than one of these.
 
-        Where curved ones were switched off alone, one that told half as much had replaced them by
-        the end of training. Without these as well the decoder learns the curve.
+        If only curved dimensions were switched off, one with half as much information replaced them
+        by the end of training. Without these as well the decoder learns the curvature.
         """
         if not curved.any():
             return curved
         return ~curved & (self.information < self.information[curved].max())
 
     def can_spare(self, is_off: Tensor) -> bool:
-        """Whether the other dimensions tell at least half of what all tell.
+        """Whether the other dimensions have at least half of the total information.
 
-        Curved dimensions come after the mechanisms. Where they seem to come before most of these,
-        as in screens of a thousand cells or of a handful of perturbations, they are mechanisms
+        Curved dimensions normally have less information than mechanisms. If they seem to have more
+        than most, as in screens of a thousand cells or a few perturbations, they are mechanisms
         themselves.
         """
         return bool(self.information[is_off].sum() <= self.information.sum() / 2)
 
 
 def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
-    """Share of each basal dimension that the squares of the other dimensions predict.
+    """Proportion of each basal dimension that the squares of the other dimensions predict.
 
-    Ridge regressions on one half of the cells, scored on the other: first on the states of the
-    other dimensions, then also on their squares. The answer is the share of what the first leaves
-    unexplained that the second explains. Everything is centred within groups of cells with the same
-    perturbations, so that what perturbations have in common does not count, and a curve is seen
-    where the perturbation has put the cells.
+    Ridge regressions are fitted to one half of the cells and scored on the other: first on the
+    states of the other dimensions, then also on their squares. The result is the proportion of the
+    residual variance of the first that the second explains. Everything is centred within groups of
+    cells with the same perturbations, so that shared effects do not count, and curvature is
+    measured at the states of perturbed cells.
 
-    Given are posterior means of basal states and what perturbations add, ``(n_cells, n_latent)``,
-    and the number of the group of every cell, ``(n_cells,)``. The shares, ``(n_latent,)``, are at
-    most 1; about 0, or below, where there is nothing to predict.
+    Arguments are posterior means of basal states and shifts, ``(n_cells, n_latent)``, and the
+    group of every cell, ``(n_cells,)``. Proportions, ``(n_latent,)``, are at most 1; about 0, or
+    negative, if there is nothing to predict.
     """
     n_cells, n_latent = basal.shape
     state = (basal + shift).double()
@@ -111,7 +111,7 @@ def curvature(basal: Tensor, shift: Tensor, groups: Tensor) -> Tensor:
 def _without_own(gram: Tensor, moments: Tensor) -> Tensor:
     """Ridge weights of every dimension on the columns that are not its own, ``(n_columns, L)``.
 
-    Its own are column ``l`` and, where there are squares, ``l + L``. One inverse serves all: with
+    Its own are column ``l`` and, with squares, ``l + L``. One inverse is sufficient for all: with
     ``P`` that of ``gram`` and ``u = P m``, ``m`` being 0 in own columns ``K``, the weights without
     these are ``u - P[:, K] P[K, K]^-1 u[K]``.
     """
@@ -128,10 +128,10 @@ def _without_own(gram: Tensor, moments: Tensor) -> Tensor:
 
 
 def following(effects: Tensor) -> Tensor:
-    """Correlation of the effect on a dimension with the length of the effect on all others.
+    """Correlation of the effect on a dimension with the norm of the effect on all others.
 
-    Mean effects ``(n_perturbations, n_latent)`` give ``(n_latent,)``, between -1 and 1; 0 where
-    something does not vary, or where there are fewer than 20 perturbations.
+    Mean effects ``(n_perturbations, n_latent)`` give ``(n_latent,)``, between -1 and 1; 0 without
+    variation, or with fewer than 20 perturbations.
     """
     if len(effects) < _PERTURBATIONS_TO_FOLLOW:
         return torch.zeros_like(effects[0])

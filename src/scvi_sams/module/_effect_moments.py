@@ -1,7 +1,7 @@
-"""Moments of masked effects whose posterior is a network of the mask, once per set of weights.
+"""Moments of masked effects with a network of the mask as posterior, computed once per weights.
 
-The network is run for masks that are drawn, and only once for each distinct mask of a perturbation:
-after training most masks are all but certain, and a perturbation has few of them.
+The network is evaluated for sampled masks, only once for each distinct mask of a perturbation:
+after training most masks are nearly certain, and a perturbation has few distinct ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from scvi_sams.module._networks import EffectPosterior
 
 _ROWS_PER_CHUNK = 32
-"""Perturbations whose draws are in memory at once: 13 MB for 500 draws and 200 hidden units."""
+"""Perturbations with samples in memory at once: 13 MB for 500 samples and 200 hidden units."""
 _BITS_PER_WORD = 62
 
 
@@ -40,7 +40,7 @@ def _of_chunk(
     place, sample, weight = _distinct(drawn)
     m = drawn[place, sample].to(on.dtype)
     q_e = effects(rows[place], m[None])
-    # Of an effect that is large beside its error, variances are small differences.
+    # If an effect is large relative to its error, its variance is a small difference.
     loc, variance = q_e.loc[0].double(), q_e.variance[0].double()
     weighted = m * (weight / len(uniform))[:, None].double()
     mean, second = torch.zeros((2, *on.shape), dtype=torch.float64, device=on.device)
@@ -58,7 +58,7 @@ def _distinct(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ]
     group = torch.arange(n_rows, device=masks.device)[:, None].expand(-1, n_samples).flatten()
     for word in words:
-        # Numbers of what was equal so far and of this word, as one number.
+        # Combines the number of equal prefixes and this word into one number.
         of_word = word.flatten().unique(return_inverse=True)[1]
         group = (group * len(of_word) + of_word).unique(return_inverse=True)[1]
     counts = torch.bincount(group)
@@ -68,10 +68,10 @@ def _distinct(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class MomentsOfWeights:
-    """Moments of perturbations that were asked for, kept for as long as the weights stay the same.
+    """Moments of requested perturbations, stored as long as the weights do not change.
 
-    Weights are compared by value, with a copy: however they were changed, by training, loading or
-    hand, moments are computed anew. A copy of this one, or one that was pickled, is empty.
+    Weights are compared by value, with a copy: after any change, by training, loading or hand,
+    moments are computed again. Copies of this object, including pickled ones, are empty.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class MomentsOfWeights:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[MomentsOfWeights], tuple[Any, ...]]:
-        """Copies begin empty."""
+        """Copies are empty."""
         return type(self), ()
 
     def of(
@@ -93,9 +93,9 @@ class MomentsOfWeights:
     ) -> tuple[Tensor, Tensor]:
         """Return moments of ``rows`` of a table of the shape of ``like``.
 
-        ``compute`` gives those of rows that are not known for these ``weights``.
+        ``compute`` returns those of rows that are not stored for these ``weights``.
         """
-        # Tensors made in inference mode could be of no use outside.
+        # Tensors made in inference mode could not be used outside of it.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             if not self._are_same(weights):
                 self._weights = [values.detach().clone() for values in weights]

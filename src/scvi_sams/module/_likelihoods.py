@@ -1,4 +1,4 @@
-"""Likelihoods of expression: how the decoder's logits become rates, means and draws."""
+"""Likelihoods of expression: convert the decoder's logits to rates, means and samples."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from scvi_sams.module._negative_binomial import (
 from scvi_sams.module._responses import N_BRANCHES, posterior_of_branches
 
 _MAX_LOG_MEAN_OF_POISSON = 30.0
-"""Of Poisson counts: a mean a million times the largest count that is accepted."""
+"""Largest Poisson mean: a million times the largest count that is accepted."""
 
 
 _AS_LARGE_AS_ITS_MEAN = 1e15
-"""From this mean on a Poisson count is its mean, to single precision."""
+"""Above this mean a Poisson count equals its mean in single precision."""
 
 
 class Likelihood(nn.Module, ABC):
-    """What the decoder's output means: "logits", ``(n_particles, n_cells, n_outputs)``.
+    """Interpretation of the decoder's output, the "logits", ``(n_particles, n_cells, n_outputs)``.
 
-    A new one is a subclass and a line in :data:`LIKELIHOODS`; everything else asks the class.
+    To add one, write a subclass and a line in :data:`LIKELIHOODS`; all other code uses the class.
 
     Parameters
     ----------
     n_genes
         Number of genes.
     uses_size_factor
-        Whether ``size`` is a registered size factor, which positive rates are multiplied with,
-        instead of the observed library size, which a softmax over the genes shares out.
+        Whether ``size`` is a registered size factor, by which positive rates are multiplied,
+        instead of the observed library size, which a softmax over the genes divides.
     """
 
     is_count_likelihood: ClassVar[bool] = True
     """Whether data must be counts: they are checked, encoded by log1p and normalised for size."""
     outputs_per_gene: ClassVar[int] = 1
-    """Numbers that the decoder says of each gene: ``n_outputs = outputs_per_gene * n_genes``.
+    """Outputs of the decoder per gene: ``n_outputs = outputs_per_gene * n_genes``.
 
-    The first ``n_genes`` of them are logits of the mean, to which direct effects are added."""
+    The first ``n_genes`` outputs are logits of the mean, to which direct effects are added."""
     largest_counts: np.ndarray | None = None
-    """Of each gene in the cells that are trained on, ``(G,)``, while they are: with it, no step
-    waits for an accelerator to say which counts are large."""
+    """Largest counts of genes in training cells, ``(G,)``, during training: without them, an
+    accelerator would have to be synchronised in each step to find large counts."""
 
     def __init__(self, n_genes: int, *, uses_size_factor: bool) -> None:
         super().__init__()
@@ -76,14 +76,13 @@ class Likelihood(nn.Module, ABC):
 
         ``direct``, ``(n_cells, n_genes)`` and without a gradient, is added to the logits.
 
-        With ``of_branches``, ``(n_particles, n_cells)``, the first half of the particles is of
-        cells that respond to their perturbations, the second half of the same cells if they do not,
-        which have no direct effects. ``of_branches`` is what is known of them besides: log prior
-        less divergences.
+        With ``of_branches``, ``(n_particles, n_cells)``, the first half of the particles is for
+        cells that respond to their perturbations, the second half for the same cells without a
+        response, which have no direct effects. ``of_branches`` is the log prior minus divergences.
 
         Returns
         -------
-        The mean over particles and cells (over branches by their posterior), and the value of each
+        The mean over particles and cells (over branches by their posterior), and the values
         without gradient, shape ``(n_particles, n_cells)``.
         """
         logits = to_genes(hidden)
@@ -97,49 +96,49 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
-        """Draw expression, ``(n_particles, n_cells, n_genes)``."""
+        """Sample expression, ``(n_particles, n_cells, n_genes)``."""
 
     def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
-        """Log of E[exp(-u x)] of counts x with the given means, ``(len(genes), *shape)``.
+        """Log of E[exp(-u x)] for counts x with the given means, ``(len(genes), *shape)``.
 
-        ``mean`` and ``u`` are broadcast against each other. A likelihood without it has no effects
-        on the scale ``"lognorm"``.
+        ``mean`` and ``u`` are broadcast against each other. Without it there are no effects on the
+        scale ``"lognorm"``.
         """
         raise NotImplementedError
 
     @property
     def has_laplace_transform(self) -> bool:
-        """Whether :meth:`log_laplace_transform` is known."""
+        """Whether :meth:`log_laplace_transform` is implemented."""
         return type(self).log_laplace_transform is not Likelihood.log_laplace_transform
 
     @abstractmethod
     def initialise(self, mean: Tensor, variance: Tensor, inverse_size_mean: float) -> Tensor:
-        """Set own parameters by moments of the training cells; return the bias ``(n_outputs,)``.
+        """Set parameters from moments of the training cells; return the bias ``(n_outputs,)``.
 
         Parameters
         ----------
         mean, variance
-            Of ``x / size`` (counts) or of ``x`` (normal) per gene, shape ``(n_genes,)``.
+            Moments of ``x / size`` (counts) or of ``x`` (normal) per gene, shape ``(n_genes,)``.
         inverse_size_mean
             Mean of 1 / size over the training cells.
         """
 
     def rate(self, logits: Tensor) -> Tensor:
-        """Expected expression per unit of size: shares of the library, or rates.
+        """Expected expression per unit of size: proportions of the library, or rates.
 
-        Rates are finite and not zero, as the means in likelihoods are, however far from the data
-        they are asked for.
+        Rates are finite and positive, like the means in likelihoods, however far from the data they
+        are evaluated.
         """
         if self.uses_size_factor:
             return logits.clamp(-MAX_LOG_MEAN, MAX_LOG_MEAN).exp()
         return torch.softmax(logits, dim=-1)
 
     def rate_slope(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Derivative of rates by logits, as ``slope`` and ``share`` of genes.
+        """Derivative of rates with respect to logits, as ``slope`` and ``share`` of genes.
 
         The rate of gene g changes with the logit of gene k by ``slope_g (1[g = k] - share_k)``;
-        ``share`` is ``None`` where rates do not compete. Of use only beside the :meth:`rate` that
-        it is the derivative of (:attr:`has_rate_slope`).
+        ``share`` is ``None`` if rates are independent. Only valid for the :meth:`rate` of the same
+        class (:attr:`has_rate_slope`).
         """
         if self.uses_size_factor:
             rate = self.rate(logits)
@@ -190,7 +189,7 @@ class NegativeBinomialLikelihood(Likelihood):
         direct: Tensor | None = None,
         of_branches: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :func:`mean_decoded_log_prob`: the logits of all genes never exist at once."""
+        """See :func:`mean_decoded_log_prob`: logits of all genes are never in memory at once."""
         layer = (to_genes.weight, to_genes.bias, self.log_inverse_dispersion, size, direct)
         softmax = not self.uses_size_factor
         largest = self.largest_counts if self.training else None
@@ -201,7 +200,7 @@ class NegativeBinomialLikelihood(Likelihood):
         return mean_decoded_log_prob(x, hidden, *layer, softmax=softmax, largest=largest)
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
-        """Draw counts as a Poisson with a Gamma-distributed rate."""
+        """Sample counts from a Poisson with a Gamma-distributed rate."""
         theta = inverse_dispersion(self.log_inverse_dispersion)
         mean = self.mean(logits, size)
         gamma = torch._standard_gamma(theta.expand_as(mean), generator=generator(mean.device))
@@ -230,9 +229,9 @@ class PoissonLikelihood(Likelihood):
     def log_prob(self, x: Tensor, logits: Tensor, size: Tensor) -> Tensor:
         """``sum_g x log(mean) - mean - log(x!)``.
 
-        With a size factor nothing bounds the mean, and far from the data, as at a dose far above
-        those seen, its exponential is above all numbers of single precision. From a mean of 1e13
-        on the mean grows by its slope there, so that bound and gradient stay finite and point back.
+        With a size factor the mean is not bounded, and far from the data, for example at a dose far
+        above those seen, its exponential exceeds single precision. From a mean of 1e13 on the mean
+        is continued linearly, so that bound and gradient stay finite and the gradient points back.
         """
         log_rate = logits if self.uses_size_factor else torch.log_softmax(logits, dim=-1)
         log_mean = log_rate + size.log()[:, None]
@@ -240,11 +239,11 @@ class PoissonLikelihood(Likelihood):
             below = log_mean.clamp(max=_MAX_LOG_MEAN_OF_POISSON)
             total = (below.exp() * (1 + log_mean - below)).sum(-1)
         else:
-            total = size.expand(log_mean.shape[:-1])  # shares add up to one
+            total = size.expand(log_mean.shape[:-1])  # proportions sum to one
         return torch.einsum("pbg,bg->pb", log_mean, x) - total - torch.lgamma(x + 1).sum(-1)
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
-        """Draw counts."""
+        """Sample counts."""
         return _draw_counts(self.mean(logits, size))
 
     def log_laplace_transform(self, mean: Tensor, u: Tensor, genes: Tensor) -> Tensor:
@@ -258,7 +257,7 @@ class PoissonLikelihood(Likelihood):
 
 
 class NormalLikelihood(Likelihood):
-    """Values that are already normalised, with one learned scale per gene; size plays no part."""
+    """Values that are already normalised, with one learned scale per gene; size is ignored."""
 
     is_count_likelihood = False
 
@@ -273,7 +272,7 @@ class NormalLikelihood(Likelihood):
         return -0.5 * residual.square().sum(-1) - constant
 
     def sample(self, logits: Tensor, size: Tensor) -> Tensor:
-        """Draw values."""
+        """Sample values."""
         source = generator(logits.device)
         noise = torch.empty_like(logits).normal_(generator=source)
         return logits + self.log_scale.exp() * noise
@@ -283,7 +282,7 @@ class NormalLikelihood(Likelihood):
         return logits
 
     def rate_slope(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Means change as the decoder's output does."""
+        """Means change like the decoder's output."""
         return torch.ones_like(logits), None
 
     def mean(self, logits: Tensor, size: Tensor) -> Tensor:
@@ -301,13 +300,13 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "poisson": PoissonLikelihood,
     "normal": NormalLikelihood,
 }
-"""What ``gene_likelihood`` may name."""
+"""Values of ``gene_likelihood``."""
 
 GeneLikelihood = Annotated[str, lambda name, value: check_choice(name, value, list(LIKELIHOODS))]
 
 
 def _draw_counts(mean: Tensor) -> Tensor:
-    """Draw Poisson counts, at means beyond the whole numbers that torch draws as well."""
+    """Sample Poisson counts, also for means beyond the integers that torch supports."""
     drawn = torch.poisson(mean.clamp(max=_AS_LARGE_AS_ITS_MEAN), generator=generator(mean.device))
     return torch.where(mean > _AS_LARGE_AS_ITS_MEAN, mean, drawn)
 

@@ -32,7 +32,7 @@ from scvi_sams.module._settings import PositiveNumber, Share, WholeNumber
 from scvi_sams.module._training_statistics import TrainingStatistics
 
 _SHARE_OF_OWN = 0.5
-"""Of the probability of masks, that of masks that are a context's own, until it is estimated."""
+"""Initial prior probability of context-specific masks, relative to that of masks."""
 _SMALLEST_PROBABILITY = 1e-6
 
 _MOMENTS_SEED = 11027
@@ -50,7 +50,7 @@ class MaskedEffectsModule(LatentShiftModule):
     Parameters
     ----------
     correlated_effects
-        Whether q(e_t) sees the mask.
+        Whether q(e_t) depends on the mask.
     mask_prior_probability, mask_prior_concentration
         ``alpha``, or the mean of a Beta prior over it, whose ``a + b`` is the concentration.
     effect_prior_scale
@@ -58,7 +58,7 @@ class MaskedEffectsModule(LatentShiftModule):
     mask_prior, mask_initial_probability, mask_temperature, effect_n_hidden, effect_n_layers
         As in :class:`~scvi_sams.SAMSVAE`.
     features
-        Of measured perturbations and of others, ``(T + U, D)``: see :class:`FeaturePrior`.
+        Features of measured and other perturbations, ``(T + U, D)``: see :class:`FeaturePrior`.
     **kwargs
         See :class:`~scvi_sams.module.PerturbationModule`.
     """
@@ -119,7 +119,7 @@ class MaskedEffectsModule(LatentShiftModule):
     def _prior_given(self, features: np.ndarray) -> FeaturePrior:
         if not isinstance(self.mask_prior, BernoulliMaskPrior):
             raise InvalidArgumentError(
-                "`perturbation_features` give each mask a prior probability of its own: leave out "
+                "`perturbation_features` set the prior probability of each mask: omit "
                 "`mask_prior` and `mask_prior_concentration`."
             )
         return FeaturePrior(
@@ -131,7 +131,7 @@ class MaskedEffectsModule(LatentShiftModule):
         )
 
     def global_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
-        """Draw m and e of the effects ``rows``; shift = m * e, plus what is a context's own."""
+        """Sample m and e of the effects ``rows``; shift = m * e, plus the context-specific part."""
         if self.contexts is None:
             return self._shared_posterior(rows, n_particles)
         perturbations = self.effect_rows.perturbation_of(rows)
@@ -148,7 +148,7 @@ class MaskedEffectsModule(LatentShiftModule):
         return GlobalDraw(shared.shifts[:, place] + own.masks * own.effects, kl)
 
     def _shared_posterior(self, rows: Tensor, n_particles: int) -> GlobalDraw:
-        """What all contexts share of the perturbations ``rows``."""
+        """Shared effects of the perturbations ``rows``."""
         if self.features is not None and not self.training:
             is_measured = rows < self.effect_rows.n_perturbations
             if not bool(is_measured.all()):
@@ -185,7 +185,7 @@ class MaskedEffectsModule(LatentShiftModule):
     def _with_unmeasured(
         self, features: FeaturePrior, rows: Tensor, is_measured: Tensor, n_particles: int
     ) -> GlobalDraw:
-        """Samples of which those of unmeasured perturbations are of the prior."""
+        """Samples in which those of unmeasured perturbations are replaced by prior samples."""
         shifts = torch.zeros(n_particles, len(rows), self.n_latent, device=rows.device)
         found = self._shared_posterior(rows[is_measured], n_particles)
         shifts[:, is_measured] = found.shifts
@@ -201,7 +201,7 @@ class MaskedEffectsModule(LatentShiftModule):
         return GlobalDraw(shifts, kl)
 
     def cells_behind(self, rows: Tensor, name: str) -> Tensor:
-        """Training cells that share the global variable ``name`` of each row, ``(R,)``."""
+        """Number of training cells with the global variable ``name`` of each row, ``(R,)``."""
         if self.contexts is not None and name.startswith(OWN):
             return self.contexts.cells_of(rows)
         return super().cells_behind(rows, name)
@@ -214,10 +214,10 @@ class MaskedEffectsModule(LatentShiftModule):
 
     @torch.no_grad()
     def shift_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
-        """Posterior mean and sd of shifts: exact for mean-field effects, else from draws of m.
+        """Posterior mean and SD of shifts: exact for mean-field effects, else from samples of m.
 
-        The draws are the same in each call and in each process, all of which must come to the same
-        order of the latents.
+        Samples are the same in each call and in each process, because all processes must find the
+        same order of the latents.
         """
         if self.contexts is None:
             return self.shared_moments(rows, n_samples)
@@ -228,7 +228,7 @@ class MaskedEffectsModule(LatentShiftModule):
 
     @torch.no_grad()
     def shared_moments(self, rows: Tensor, n_samples: int = 500) -> tuple[Tensor, Tensor]:
-        """Posterior mean and sd of m * e of perturbations ``rows``: what all contexts share."""
+        """Posterior mean and SD of m * e of perturbations ``rows``: the shared effects."""
         is_measured = rows < self.effect_rows.n_perturbations
         if self.features is not None and not bool(is_measured.all()):
             mean, sd = torch.zeros(2, len(rows), self.n_latent, device=rows.device)
@@ -251,10 +251,10 @@ class MaskedEffectsModule(LatentShiftModule):
     def _moments_over_masks(
         self, rows: Tensor, on: Tensor, n_samples: int
     ) -> tuple[Tensor, Tensor]:
-        """First and second moment of m * e, from draws of masks that are on with ``on``."""
+        """First and second moment of m * e, from samples of masks with probability ``on``."""
 
         def compute(some: Tensor) -> tuple[Tensor, Tensor]:
-            # The same numbers for every row, so that no row depends on which others are asked for.
+            # The same numbers for every row, so that rows do not depend on others.
             same = torch.Generator(on.device).manual_seed(_MOMENTS_SEED)
             shape = (n_samples, 1, self.n_latent)
             uniform = torch.rand(shape, generator=same, device=on.device)
@@ -278,7 +278,7 @@ class MaskedEffectsModule(LatentShiftModule):
         return Normal(shared.loc[:, place] + own.loc, variance.sqrt(), validate_args=False)
 
     def _chance_of_shared(self, codes: Tensor) -> Tensor:
-        """Posterior probability of masks that all contexts share, ``(R, L)``."""
+        """Posterior probability of shared masks, ``(R, L)``."""
         n_measured = self.effect_rows.n_perturbations
         found = self.masks.inclusion_probability[codes.clamp(max=n_measured - 1)]
         is_unmeasured = codes >= n_measured
@@ -288,7 +288,7 @@ class MaskedEffectsModule(LatentShiftModule):
         return found
 
     def has_effects(self) -> Tensor:
-        """Whether each perturbation more likely than not moves some latent dimension, ``(T,)``."""
+        """Whether each perturbation probably shifts some latent dimension, ``(T,)``."""
         rows = torch.arange(len(self.masks.logits), device=self.device)
         found = (self.masks.log_odds(rows) > 0).any(dim=1)
         if self.contexts is not None:
@@ -305,7 +305,7 @@ class MaskedEffectsModule(LatentShiftModule):
             return shared_on
         distinct, place = perturbations.unique(return_inverse=True)
         mean, sd = (values[place] for values in self.shared_moments(distinct))
-        # Of the effect where its mask is on.
+        # Probability that the effect is not zero given that its mask is on.
         on = shared_on.clamp(min=_SMALLEST_PROBABILITY)
         mean, second = mean / on, (sd.square() + mean.square()) / on
         is_measured, logits, own = self.contexts.posterior(rows)

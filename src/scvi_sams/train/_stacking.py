@@ -149,11 +149,11 @@ def stacking_weights(scored: Sequence[Scored], *, has_contexts: bool = False) ->
 
 
 def _products(part: Scored) -> np.ndarray:
-    """Generalised products of the components and of held-out effects, which come last.
+    """Generalised products of the components and of held-out effects, which are last.
 
-    Held-out effects are differences to the same control cells, few of which are held out: the
-    errors of all perturbations on a gene have a part in common. Were it taken for that of each, the
-    weights would follow it. The inverse of their covariance is that of Sherman and Morrison.
+    Held-out effects are differences from the same control cells, few of which are held out, so the
+    errors of all perturbations on a gene have a part in common. If it were treated as independent,
+    the weights would fit it. The covariance is inverted by the Sherman-Morrison formula.
     """
     slope = part.trained.scale.slope
     products, common, of_common = 0.0, 0.0, 0.0
