@@ -113,7 +113,7 @@ def test_what_cannot_be_learned_or_predicted_is_refused_by_name(method, train):
     with pytest.raises(UnknownPerturbationError, match=r"No level other than 'M' .* of 'B'"):
         fitted.predict(["B"])  # the only cells are those of M
     with pytest.raises(
-        InvalidCovariateError, match="level 'NK' of 'type'; there are 'B', 'M', 'T'"
+        InvalidCovariateError, match="level 'NK' of 'type'; levels in training are 'B', 'M', 'T'"
     ):
         fitted.predict(["A"], ["T", "NK"])
     with pytest.raises(UnknownPerturbationError, match="is the control"):

@@ -433,7 +433,7 @@ def test_what_cannot_be_scored_is_refused():
         score_predictions(predicted, cells(0, ["control"]))
     counts = observed.copy()
     counts.X = np.expm1(counts.X) * 10
-    with pytest.raises(InvalidCountsError, match="observed data reaches"):
+    with pytest.raises(InvalidCountsError, match="observed data contains"):
         score_predictions(predicted, counts)
     counts.X[0, 0] = np.nan
     with pytest.raises(InvalidCountsError, match="not finite"):
