@@ -94,13 +94,13 @@ CASES: list[Case] = [
         "a context column equal to the perturbations",
         registered(context_key="perturbation"),
         InvalidArgumentError,
-        "`context_key` and `perturbation_key` are one column, 'perturbation'",
+        "`context_key` and `perturbation_key` are the same column, 'perturbation'",
     ),
     refused(
         "a context column equal to the guides",
         registered(context_key="line", guide_key="line"),
         InvalidArgumentError,
-        "`context_key` and `guide_key` are one column, 'line'",
+        "`context_key` and `guide_key` are the same column, 'line'",
         data=of(LINES),
     ),
     *(

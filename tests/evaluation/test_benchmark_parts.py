@@ -279,7 +279,9 @@ def test_a_group_without_training_controls_has_no_prediction(grouped):
     for method in ("additive", "model"):
         failed = result.failures[result.failures["method"] == method]
         single = failed[failed["covariate"] == "b"]
-        assert single["message"].str.contains("There is no training control cell of level 'b'").all()
+        assert (
+            single["message"].str.contains("There is no training control cell of level 'b'").all()
+        )
         assert len(single)
         assert "a" not in set(failed["covariate"])
 

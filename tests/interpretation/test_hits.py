@@ -223,7 +223,7 @@ def test_columns_that_go_together_with_a_perturbation_are_named(registered, capl
         found = hits(train_small(adata, setup=setup))
     expected = [""] * 4 if registered else ["", "lane", "", ""]
     assert found["confounded"].reindex(NAMES).tolist() == expected
-    assert ("go together with columns" in caplog.text) == (not registered)
+    assert ("confounded with unregistered columns" in caplog.text) == (not registered)
 
 
 def test_wrong_rates_are_refused(model):

@@ -59,7 +59,7 @@ def test_guides_are_dots_and_intervals(table):
         "B2": (0.7, (0.65, 0.8), "o", False),
         "D1": (0.3, (0.25, 0.4), "D", False),
     }
-    assert ax.get_title(loc="left") == "1 without a clear effect are left out"
+    assert ax.get_title(loc="left") == "1 without a clear effect are not shown"
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == ["does nothing", "differs from siblings"]
     assert {"A", "B", "D"} == {text.get_text() for text in ax.texts}

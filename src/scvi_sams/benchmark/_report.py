@@ -1,4 +1,4 @@
-"""The report of a benchmark: one HTML file that needs nothing else."""
+"""The report of a benchmark: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_report(
 
 
 def _headlines(summary: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """Columns of the summary table by axis: a metric, and what every method reached."""
+    """Columns of the summary table by axis: a metric, and the values of all methods."""
     groups = dict(list(summary.groupby(["axis", "mode", "metric", "over"], sort=False)))
     columns: dict[str, list[dict[str, Any]]] = {}
     for axis in AXES:

@@ -1,6 +1,6 @@
-"""From masks to biology: tables that say what latent dimensions and perturbations do.
+"""Interpretation: tables of what latent dimensions and perturbations do.
 
-Plain functions on the tables that models return, or on trained models; also as ``scvi_sams.tl``.
+Functions on the tables that models return, or on trained models; also as ``scvi_sams.tl``.
 """
 
 from scvi_sams.interpretation._calls import called_masks, entry_q_values

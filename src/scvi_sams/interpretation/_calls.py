@@ -1,4 +1,4 @@
-"""Which mask entries to call: what the masks say, and a test that knows none."""
+"""Call mask entries, based on the masks and on a test that does not depend on the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scvi.sams")
 
 _FEW_OF_THEM = 0.1
-"""Of the perturbations that masks call, in which the test may disagree."""
+"""Proportion of perturbations called by masks in which the test may disagree without a warning."""
 
 
 def entry_q_values(
@@ -31,11 +31,11 @@ def entry_q_values(
     tests: pd.DataFrame | None = None,
     key_added: str | None = RESULT_KEYS.Q_VALUES,
 ) -> pd.DataFrame:
-    """Give each mask entry a q-value that both the masks and a test on the cells bear out.
+    """Return a q-value for each mask entry, from the masks and a test on the cells.
 
-    The larger of two: the expected share of false ones among all entries that are at least as
+    The larger of two: the expected proportion of false entries among all that are at least as
     probable (:func:`scvi_sams.evaluation.active_at_fdr`), and the q-value of the test whether the
-    cells of the perturbation differ from control cells at all, whatever the model has learned
+    cells of the perturbation differ from control cells, which does not depend on the model
     (:meth:`~scvi_sams.SAMSVAE.test_perturbations`).
 
     Parameters
@@ -44,22 +44,22 @@ def entry_q_values(
         Trained model with masks; or an AnnData in whose ``uns`` its masks and tests are stored, to
         which nothing is written.
     masks
-        Inclusion probabilities in place of the model's, such as the consensus of several runs
+        Inclusion probabilities instead of those of the model, such as the consensus of several runs
         (:func:`scvi_sams.evaluation.consensus_masks`).
     tests
-        Of ``model.test_perturbations``, if they are at hand; ``None`` tests.
+        Result of ``model.test_perturbations``; ``None`` computes it.
     key_added
-        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        Key of ``adata.uns`` of the training data to which the table is written; ``None`` writes
         nothing.
 
     Returns
     -------
-    Perturbations x latent dimensions, from 0 to 1. 1 where a perturbation could not be tested.
+    Perturbations x latent dimensions, from 0 to 1. 1 if a perturbation could not be tested.
 
     Warnings
     --------
-    The test is one of the perturbation as a whole. Which of its latent dimensions are moved rests
-    on the model alone (:doc:`how often that is right </identifiability>`).
+    The test is about the perturbation as a whole. Which of its latent dimensions are shifted
+    depends on the model alone (:doc:`measured error rates </identifiability>`).
 
     Raises
     ------
@@ -67,7 +67,7 @@ def entry_q_values(
         If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks, or the
         AnnData does not hold them.
     SAMSError
-        If ``masks`` holds no probabilities.
+        If ``masks`` are not probabilities.
 
     Examples
     --------
@@ -104,12 +104,12 @@ def called_masks(
     masks: pd.DataFrame | None = None,
     tests: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Call mask entries that both the masks and a test on the cells speak for.
+    """Call mask entries that both the masks and a test on the cells support.
 
-    An entry is called if the masks call it at the false discovery rate, and if the cells of its
-    perturbation differ from control cells at that rate, whatever the model has learned: if its
-    q-value (:func:`entry_q_values`) is at most ``fdr``. Masks alone are right as far as the model
-    is.
+    An entry is called if its q-value (:func:`entry_q_values`) is at most ``fdr``: the masks call it
+    at this false discovery rate, and the cells of its perturbation differ from control cells at
+    this rate, by a test that does not depend on the model. Masks alone are only correct if the
+    model is.
 
     Parameters
     ----------
@@ -122,11 +122,11 @@ def called_masks(
 
     Returns
     -------
-    Booleans, perturbations x latent dimensions. Nothing is called of a perturbation that could not
-    be tested. ``attrs["expected_false"]`` is the expected share of false entries among those
-    called, by their inclusion probabilities; it is logged as well. A warning says so where the
-    masks call more than one perturbation in ten whose cells do not differ: the model then makes
-    effects up, and entries of the others may be made up too.
+    Booleans, perturbations x latent dimensions. Perturbations that could not be tested have no
+    calls. ``attrs["expected_false"]`` is the expected proportion of false entries among those
+    called, from their inclusion probabilities; it is logged as well. A warning is logged if the
+    cells of more than one in ten perturbations with masks do not differ from controls: the model
+    then finds effects that do not exist, and other entries may be false too.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def called_masks(
         If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks, or the
         AnnData does not hold them.
     SAMSError
-        If ``fdr`` is not between 0 and 1, or ``masks`` holds no probabilities.
+        If ``fdr`` is not between 0 and 1, or ``masks`` are not probabilities.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def called_masks(
     >>> called.shape, called.dtypes.unique().tolist()
     ((8, 6), [dtype('bool')])
 
-    What five runs agree on, in the latent dimensions of the first:
+    Consensus of five runs, in the latent dimensions of the first:
 
     >>> consensus = scvi_sams.evaluation.consensus_masks(models)  # doctest: +SKIP
     >>> scvi_sams.tl.called_masks(models[0], masks=consensus.masks)  # doctest: +SKIP
@@ -172,7 +172,7 @@ def _warn_of_made_up_effects(by_masks: pd.Series, called: pd.Series) -> None:
             f"The masks of {len(doubtful)} of {int(by_masks.sum())} perturbations, such as "
             f"{doubtful[0]!r}, are on although their cells do not differ from control cells. They "
             "are not called, but the model finds effects where there are none: entries of the "
-            "others may be of that kind too. Compare runs of several seeds "
+            "others may be false too. Compare runs of several seeds "
             "(scvi_sams.evaluation.mask_stability), or count calls of decoys "
             "(scvi_sams.tl.decoy_check)."
         )

@@ -1,4 +1,4 @@
-"""What each perturbation does, in one row, and which perturbations are alike."""
+"""Summarise perturbations, one row each, and compare them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scvi.sams")
 
 _NO_NORM = 0.01
-"""Of a norm: an interval that begins below reaches zero."""
+"""Norm below which the lower end of an interval counts as zero."""
 _SCALE = ("method", "units", "target_sum", "size_factor_key")
 SURE = 2
-"""Posterior standard deviations between an effect and zero, for a gene to be named."""
+"""Smallest ratio of an effect to its posterior SD for a gene to be named."""
 
 
 def perturbation_hits(
@@ -53,7 +53,7 @@ def perturbation_hits(
     interval: float = 0.95,
     key_added: str | None = RESULT_KEYS.HITS,
 ) -> pd.DataFrame:
-    """Say of each perturbation how much it does, to which genes, and on how many cells that rests.
+    """Summarise each perturbation: strength of its effect, genes that change, and certainty.
 
     Parameters
     ----------
@@ -67,38 +67,39 @@ def perturbation_hits(
     min_cells
         Perturbations with fewer training cells are marked.
     n_samples, n_posterior_samples, interval
-        Of ``predict_ate``; more samples of the posterior than there, for tails in which a mask
-        that is nearly sure is off.
+        As in ``predict_ate``, with more posterior samples for accurate tails, in which a nearly
+        certain mask is off.
     key_added
-        Key of ``adata.uns`` of the training data that the table is written to; ``None`` writes
+        Key of ``adata.uns`` of the training data to which the table is written; ``None`` writes
         nothing.
 
     Returns
     -------
     One row per perturbation, the strongest first:
 
-    - ``is_hit``: whether its cells differ from control cells at ``fdr``, whatever the model has
-      learned, and the model names a gene that changes, and the interval of the norm excludes 0.
-    - ``n_cells``: training cells that carry it, alone or in combinations; ``few_cells``: whether
-      they are fewer than ``min_cells``, so that effects are shrunken and masks unsure.
+    - ``is_hit``: whether its cells differ from control cells at ``fdr`` (a test that does not
+      depend on the model), the model names a gene that changes, and the interval of the norm
+      excludes 0.
+    - ``n_cells``: training cells with it, alone or in combinations; ``few_cells``: whether they are
+      fewer than ``min_cells``, so that effects are shrunken and masks uncertain.
     - ``q_value``: of the test that cells differ, over the screen.
-    - ``confounded``: columns of ``adata.obs`` that the model was not told of and whose levels go
-      together with the perturbation (another lane or donor than that of control cells), joined by
-      ``", "``. Its effects may be theirs: register them as ``batch_key`` or covariates, if control
-      cells have the same levels.
+    - ``confounded``: unregistered columns of ``adata.obs`` that are confounded with the
+      perturbation (another lane or donor than that of control cells), joined by ``", "``. Its
+      effects may be theirs: register them as ``batch_key`` or covariates, if control cells have the
+      same levels.
     - ``expected_active_latents``: sum of inclusion probabilities; ``active_latents``: number of
-      entries that are called at ``fdr`` by masks and test; ``unstable``: whether the masks alone
-      call an entry, and the test does not agree. Only for models with masks.
-    - ``dosage``: the dose that what follows is about, the largest in training cells.
+      entries called at ``fdr`` by masks and test; ``unstable``: whether masks alone call an entry
+      that the test does not support. Only for models with masks.
+    - ``dosage``: the dose of all following columns, the largest in training cells.
     - ``effect_norm``: posterior mean of the Euclidean norm over genes of the effect
       (``predict_ate(method="lograte")``: log2 units, or the data's for a normal likelihood), with
-      ``effect_norm_low`` and ``effect_norm_high``. A norm is never negative and grows with what is
-      not known: compare it with that of perturbations known to do nothing.
+      ``effect_norm_low`` and ``effect_norm_high``. A norm is never negative and increases with
+      uncertainty: compare it with that of perturbations known to have no effect.
     - ``genes_up``, ``genes_down``: names, the largest effect first, joined by ``", "``. Only genes
-      whose expected effect exceeds twice its posterior standard deviation: for a single mask entry
-      that is an inclusion probability above .8.
+      whose expected effect exceeds twice its posterior SD: for a single mask entry this is an
+      inclusion probability above 0.8.
 
-    ``attrs["ate"]`` says on what scale effects are, as ``uns["ate"]`` of ``predict_ate`` does.
+    ``attrs["ate"]`` describes the scale of effects, like ``uns["ate"]`` of ``predict_ate``.
 
     Raises
     ------
@@ -173,9 +174,9 @@ def _warn_of_doubtful(hits: pd.DataFrame) -> None:
             {name for names in hits["confounded"] for name in names.split(", ")} - {""}
         )
         logger.warning(
-            f"{len(confounded)} perturbations go together with columns of adata.obs that the model "
-            f"was not told of ({', '.join(columns)}), such as {confounded[0]!r}: what they do may "
-            "be what these columns do. Register them as `batch_key` or "
+            f"{len(confounded)} perturbations are confounded with unregistered columns of "
+            f"adata.obs ({', '.join(columns)}), such as {confounded[0]!r}: their effects may be "
+            "those of these columns. Register them as `batch_key` or "
             "`categorical_covariate_keys`, if control cells have the same levels."
         )
     if "unstable" in hits and hits["unstable"].any():
@@ -187,7 +188,7 @@ def _warn_of_doubtful(hits: pd.DataFrame) -> None:
 
 
 def _strongest(ate: AnnData, n_genes: int, *, sign: int) -> list[str]:
-    """Name the genes with the largest effects of a sign, of those whose sign is sure."""
+    """Name the genes with the largest effects of one sign, among those with a certain sign."""
     posterior_sd = ate.layers["standard_error"] * ate.uns["ate"]["n_posterior_samples"] ** 0.5
     strength = np.where(np.abs(ate.X) > SURE * posterior_sd, sign * ate.X, 0)
     order = np.argsort(-strength, axis=1, kind="stable")[:, :n_genes]
@@ -203,7 +204,7 @@ def perturbation_similarity(
     metric: Literal["cosine", "jaccard"] = "cosine",
     order: bool = True,
 ) -> pd.DataFrame:
-    """Similarity of every two perturbations, similar ones next to each other.
+    """Similarity of all pairs of perturbations, with similar ones next to each other.
 
     Parameters
     ----------
@@ -215,7 +216,7 @@ def perturbation_similarity(
         ``"cosine"`` and masks for ``"jaccard"``.
     metric
         ``"cosine"``: x.y over the product of norms, 1 for the same direction, -1 for opposite ones.
-        ``"jaccard"``: sum of min(x, y) / sum of max(x, y), which for booleans is the share of
+        ``"jaccard"``: sum of min(x, y) / sum of max(x, y), which for booleans is the proportion of
         common entries among all active ones.
     order
         Order rows and columns by average linkage of 1 - similarity; ``False`` keeps the order of
@@ -223,14 +224,14 @@ def perturbation_similarity(
 
     Returns
     -------
-    Perturbations x perturbations. A perturbation without effects or active entries is similar (0)
-    to no other. The direction of an effect that is hardly there is noise: for a picture of
-    pathways leave perturbations out that do nothing (:func:`perturbation_hits`).
+    Perturbations x perturbations. A perturbation without effects or active entries has similarity 0
+    with all others. The direction of a very small effect is noise: remove perturbations without
+    effects (:func:`perturbation_hits`) to show pathways.
 
     Raises
     ------
     SAMSError
-        If ``metric`` is unknown, the table holds NaN, or, for ``"jaccard"``, values outside 0 to 1.
+        If ``metric`` is unknown, the table has NaN, or, for ``"jaccard"``, values outside 0 to 1.
 
     Examples
     --------
@@ -264,8 +265,8 @@ def perturbation_similarity(
 def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
     """Order rows by average linkage of 1 - similarity, for a symmetric matrix.
 
-    Of up to 500 rows, branches are turned so that neighbours are most similar; of more, that takes
-    minutes and is left out.
+    For up to 500 rows, branches are rotated so that neighbours are most similar; for more this
+    would take minutes and is omitted.
 
     Examples
     --------
@@ -284,7 +285,7 @@ def hierarchical_order(similarity: np.ndarray) -> np.ndarray:
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:
-    """Rows of length 1; rows of zeros stay as they are."""
+    """Rows of length 1; rows of zeros are unchanged."""
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
 
@@ -298,7 +299,7 @@ def cosine_similarity(values: np.ndarray) -> np.ndarray:
 def _weighted_jaccard(values: np.ndarray) -> np.ndarray:
     if ((values < 0) | (values > 1)).any():
         raise SAMSError(
-            "Jaccard similarity is that of masks: probabilities or booleans. For effects use "
+            "Jaccard similarity is for masks: probabilities or booleans. For effects use "
             "metric='cosine'."
         )
     totals = values.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Gene programs of latent dimensions, as tables that people and enrichment tools read."""
+"""Gene programs of latent dimensions, as tables for reading and for enrichment tools."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def top_genes(
         Genes x latent dimensions, of ``get_latent_programs``; or the model, or an AnnData in whose
         ``varm`` they are stored.
     n_genes
-        At most so many genes per latent dimension.
+        Largest number of genes per latent dimension.
     direction
         ``"up"``: the largest increases, ``"down"``: the largest decreases, ``"both"``: the largest
-        changes of either sign. Genes that do not change are never named, so that a dimension which
-        is switched off has none.
+        changes of either sign. Genes that do not change are never named, so a dimension that is
+        switched off has none.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def latent_perturbations(
     effects: Source | None = None,
     fdr: float = 0.05,
 ) -> pd.DataFrame:
-    """List which perturbations share each latent dimension.
+    """List the perturbations that share each latent dimension.
 
     Parameters
     ----------
@@ -99,22 +99,22 @@ def latent_perturbations(
         Masked effects of the same perturbations, the ``mean`` of ``get_perturbation_effects``; or
         a model or an AnnData that has them.
     fdr
-        Of probabilities, entries are called active at this false discovery rate, by the masks alone
+        For probabilities: entries are called active at this false discovery rate, by masks alone
         (:func:`scvi_sams.evaluation.active_at_fdr`).
 
     Returns
     -------
     One row per active entry: ``latent``, ``perturbation``, ``inclusion_probability``, ``effect``
     (latent units; only with ``effects``), and ``n_perturbations`` that share the dimension.
-    Dimensions in the order of ``masks``, within each the strongest effects (else the surest
-    entries) first. Latent dimensions that no perturbation moves are not in it.
+    Dimensions are in the order of ``masks``, within each the strongest effects (otherwise the most
+    certain entries) first. Latent dimensions that no perturbation shifts are omitted.
 
     Raises
     ------
     MissingKeyError
         If ``effects`` lacks a perturbation or latent dimension of ``masks``.
     SAMSError
-        If ``fdr`` is not between 0 and 1, or ``masks`` holds no probabilities.
+        If ``fdr`` is not between 0 and 1, or ``masks`` are not probabilities.
 
     Examples
     --------
@@ -171,19 +171,19 @@ def gene_ranking(programs: Source, latent: str) -> pd.Series:
         :func:`top_genes`. For decoupler, which takes samples x genes, ``programs.T`` is the whole
         hand-over; :func:`enrichment` does both.
     latent
-        Which latent dimension, such as ``"latent_0"``.
+        Latent dimension, such as ``"latent_0"``.
 
     Returns
     -------
-    Change by gene, largest first: what ``gseapy.prerank(rnk=...)`` takes. Where several genes have
-    one name the strongest change is kept, because enrichment knows genes by name.
+    Change by gene, largest first, as input of ``gseapy.prerank(rnk=...)``. If several genes have
+    the same name, the strongest change is kept, because enrichment identifies genes by name.
 
     Raises
     ------
     MissingKeyError
         If ``programs`` has no such latent dimension.
     SAMSError
-        If ``programs`` holds NaN.
+        If ``programs`` has NaN.
 
     Examples
     --------
@@ -192,7 +192,7 @@ def gene_ranking(programs: Source, latent: str) -> pd.Series:
     >>> ranking.to_dict()
     {'C': 1.0, 'A': 0.1, 'B': -2.0}
 
-    Hand it to an enrichment tool (``pip install "scvi-sams[enrichment]"``):
+    Pass it to an enrichment tool (``pip install "scvi-sams[enrichment]"``):
 
     >>> gseapy.prerank(rnk=ranking, gene_sets={"interferon": ["A", "B"]})  # doctest: +SKIP
     >>> decoupler.mt.ulm(programs.T, net)  # doctest: +SKIP
@@ -212,5 +212,5 @@ def _check_not_nan(programs: pd.DataFrame) -> None:
     if bad.any():
         raise SAMSError(
             f"The programs of {bad.sum()} genes are NaN, such as {programs.index[bad][0]!r}: "
-            "training diverged, or a table of something else was passed."
+            "training diverged, or another table was passed."
         )

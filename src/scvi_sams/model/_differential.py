@@ -1,4 +1,4 @@
-"""Differential expression between perturbations or groups of cells, in the form of scvi-tools."""
+"""Differential expression between perturbations or groups of cells, in the format of scvi-tools."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ from scvi_sams.model._noise import derived_seed, keys_of_cells, new_seed, number
 from scvi_sams.module._likelihoods import Likelihood
 
 _DRAWS_OF_EFFECTS = 25
-"""Parts in which cells are sampled, each with its own draw of masks and effects."""
+"""Number of parts in which cells are sampled, each with its own sample of masks and effects."""
 _CELLS_PER_DRAW = 10
-"""Control cells over which expression is averaged, for each draw of masks and effects."""
+"""Control cells over which expression is averaged, for each sample of masks and effects."""
 _HARDLY_EXPRESSED = 0.1
-"""Mean count that is added on both sides: genes with fewer counts have small fold changes."""
+"""Pseudocount on both sides, per cell: genes with fewer counts have small fold changes."""
 _EPSILON = 1e-8
 _CONTINUITY = 0.5
-"""Added to counts that may be zero, before they are divided by."""
+"""Pseudocount for counts that may be zero, before dividing by them."""
 
 Comparison = tuple[str, str, np.ndarray, np.ndarray, dict[str, Any]]
-"""Names of two groups, boolean masks of their cells, and columns of what differs."""
+"""Names of two groups, boolean masks of their cells, and further columns."""
 
 
 def check_comparison(
@@ -65,7 +65,7 @@ def check_comparison(
     pseudocounts: float | None,
     n_samples: int,
 ) -> None:
-    """Raise an error if groups cannot be compared as ``differential_expression`` was asked to."""
+    """Raise if groups cannot be compared as requested in ``differential_expression``."""
     check_choice("mode", mode, ("vanilla", "change"))
     check_integer(n_samples=n_samples)
     check_number(at_least=0, delta=delta)
@@ -74,7 +74,7 @@ def check_comparison(
         check_number(at_least=0, pseudocounts=pseudocounts)
     if not likelihood.is_count_likelihood:
         raise SAMSError(
-            "Fold changes are those of rates, and a normal likelihood has none. Use "
+            "Fold changes need rates, but the model has a normal likelihood. Use "
             "predict_ate(method='mean') for differences of means and their intervals."
         )
 
@@ -91,8 +91,8 @@ def compare_perturbations(
 ) -> list[Comparison]:
     """Compare the same control cells with one perturbation and with the other, or none.
 
-    Expression is averaged over control cells in every draw of masks and effects, so that what cells
-    differ in is no uncertainty of the change.
+    Expression is averaged over control cells in every sample of masks and effects, so that
+    differences between cells do not add to the uncertainty of the change.
     """
     spelling = model._spelling
     check_key(group2=group2)
@@ -128,11 +128,11 @@ def compare_perturbations(
 
 
 def _cells_behind(model: CellModel, requested: Labels) -> np.ndarray:
-    """Return the number of cells that what is known of each label rests on.
+    """Return the number of cells that the estimate for each label is based on.
 
-    Of a control, control cells; of a combination so many that variances of its parts add up. What
-    features tell of a perturbation rests on no cells of it: infinitely many, as samples of its
-    effect differ by all that is not known of it.
+    For a control, control cells; for a combination the number for which variances of its parts add
+    up. Predictions from features are not based on cells: infinitely many, because samples of the
+    effect include all of its uncertainty.
     """
     n_carrying = model.module.cells_per_perturbation.double().cpu().numpy()
     n_carrying = np.append(n_carrying, np.full(len(model.unmeasured), np.inf))
@@ -142,17 +142,17 @@ def _cells_behind(model: CellModel, requested: Labels) -> np.ndarray:
 
 
 def _error_of_counts(*sides: tuple[np.ndarray, float], pseudocounts: float) -> np.ndarray:
-    """Return the standard error that Poisson counts leave a log2 fold change, per gene.
+    """Return the standard error of a log2 fold change due to Poisson counts, per gene.
 
-    A side is its rates ``(n_draws, n_genes)`` and the sum of the sizes of its cells. What the
-    decoder says of a gene was learned from these counts, and is no surer than they are.
+    A side is its rates ``(n_draws, n_genes)`` and the sum of the sizes of its cells. The decoder
+    was trained on these counts, and cannot be more certain than they are.
     """
     variance = np.zeros(sides[0][0].shape[1])
     for rates, total_size in sides:
         if np.isinf(total_size):
             continue
         rate = rates.mean(axis=0)
-        # The pseudocount damps the logarithm, and with it the error.
+        # The pseudocount shrinks the logarithm, and so its error.
         damping = rate / (rate + pseudocounts)
         variance += damping**2 / (rate * total_size + _CONTINUITY)
     return np.sqrt(variance) / np.log(2)
@@ -170,7 +170,7 @@ def _asked_for(
 
 
 def _median_size(model: CellModel) -> float:
-    """Size of a typical control cell (of any, where there are none)."""
+    """Median size of control cells (of all cells if there are none)."""
     model._validate_anndata()
     cells = control_cells(model)
     chosen = cells if len(cells) else np.arange(model.adata.n_obs)
@@ -188,9 +188,9 @@ def compare_cells(
     batch_size: int | None,
     kwargs: dict[str, Any],
 ) -> list[Comparison]:
-    """Compare the expression that is inferred for the cells of groups.
+    """Compare the expression inferred for the cells of groups.
 
-    What is drawn for a comparison depends on its cells, and not on which others are asked for.
+    Samples for a comparison depend on its cells, and not on other comparisons.
     """
     seed = new_seed()
 
@@ -201,7 +201,7 @@ def compare_cells(
         transform_batch: str | None,
         n_samples_overall: int,
     ) -> np.ndarray:
-        """Draw cells with replacement, and expression from the posterior of each."""
+        """Sample cells with replacement, and expression from the posterior of each."""
         keys = keys_of_cells(data.obs_names, indices)
         order = np.argsort(keys, kind="stable")
         own = derived_seed(seed + number_of(keys[order].tobytes()), next(calls))
@@ -243,7 +243,7 @@ def compare_cells(
 
 @contextmanager
 def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seed the generator by which scvi-tools pairs cells, and restore it."""
+    """Seed the generator with which scvi-tools pairs cells, and restore it."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed % 2**32)  # noqa: NPY002
     try:
@@ -255,7 +255,7 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 def check_groups(
     groupby: object, group1: object, group2: object, idx1: object, idx2: object
 ) -> None:
-    """Raise an error if groups of cells are given in two ways, or half of them."""
+    """Raise if groups of cells are given twice, or incompletely."""
     if idx1 is None and idx2 is not None:
         raise SAMSError("`idx2` needs `idx1`.")
     if idx1 is not None and not (groupby is group1 is group2 is None):
@@ -304,7 +304,7 @@ def groups_of_cells(
     unknown = [name for name in [*asked, group2] if name is not None and name not in present]
     if unknown:
         raise UnknownPerturbationError(
-            f"No cell is in the group {', '.join(map(repr, unknown[:5]))}; there are "
+            f"There are no cells in the group {', '.join(map(repr, unknown[:5]))}; groups are "
             f"{', '.join(map(repr, present[:5]))}{', ...' if len(present) > 5 else ''}."
         )
     comparisons = []
@@ -324,14 +324,14 @@ def _mask(argument: str, n_obs: int, cells: Sequence[int] | Sequence[bool]) -> n
 def table_of_comparisons(
     found: list[Comparison], genes: pd.Index, expression: Any, mode: str, fdr_target: float
 ) -> pd.DataFrame:
-    """Per comparison and gene, most differential first; ``expression`` adds its statistics."""
+    """Comparisons x genes, most differential first; ``expression`` adds its statistics."""
     tables = []
     for name1, name2, cells1, cells2, columns in found:
         if expression is not None:
             columns |= _statistics(expression, cells1, cells2)
         key = "proba_de" if mode == "change" else "bayes_factor"
         table = pd.DataFrame(columns, index=genes)
-        if "lfc_z" in table:  # genes that hang on one mask are equally likely
+        if "lfc_z" in table:  # genes that depend on the same mask are equally probable
             table = table.sort_values("lfc_z", key=np.abs, ascending=False, kind="stable")
         table = table.sort_values(key, ascending=False, kind="stable")
         if mode == "change":
@@ -352,9 +352,9 @@ def _fold_changes(
     delta: float,
     pseudocounts: float,
 ) -> dict[str, Any]:
-    """Columns of scvi-tools for paired draws of rates, each ``(n_draws, n_genes)``, and two more.
+    """Columns of scvi-tools for paired samples of rates, each ``(n_draws, n_genes)``, and two more.
 
-    ``error`` is that of counts, per gene: a change is one that exceeds ``delta`` by more than it.
+    ``error`` is that of counts, per gene: a change must exceed ``delta`` by more than it.
     """
     change = np.log2(scale1 + pseudocounts) - np.log2(scale2 + pseudocounts)
     least = delta + error

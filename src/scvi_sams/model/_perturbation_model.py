@@ -1,4 +1,4 @@
-"""What perturbations do: effects, counterfactual cells, interactions, differential expression."""
+"""Effects of perturbations, counterfactual cells, interactions, differential expression."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from scvi_sams.module._settings import given
 
 
 class PerturbationModel(CellModel):
-    """What all models of a screen share; a subclass names its module and what else it can do.
+    """Base of all models of a screen; a subclass sets its module and further methods.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ class PerturbationModel(CellModel):
     gene_likelihood
         Name in ``scvi_sams.module.LIKELIHOODS``.
     registry
-        What was registered, in place of ``adata``.
+        What was registered, instead of ``adata``.
     **module_kwargs
-        Passed to the module, whose signature says what each may be.
+        Arguments of the module, whose signature contains their ranges.
 
     Raises
     ------
@@ -69,78 +69,78 @@ class PerturbationModel(CellModel):
         indices: Sequence[int] | Sequence[bool] | None = None,
         key_added: str | None = RESULT_KEYS.ATE,
     ) -> AnnData:
-        """Predict average treatment effects, of unmeasured combinations too where effects add up.
+        """Predict average treatment effects, including unmeasured combinations if effects add up.
 
         Treated and control cells of every comparison share basal states, masks and effects (common
-        random numbers), so that the noise of the draws cancels.
+        random numbers), so that most sampling noise cancels.
 
         Parameters
         ----------
         perturbations
             Labels as registered, such as ``["KLF1+MAP2K6"]``; ``None``: every single perturbation.
         dosages
-            A dose per label, as in ``setup_anndata``; ``None`` means 1. Doses larger than those of
-            training cells are warned of.
+            A dose per label, as in ``setup_anndata``; ``None`` means 1. Doses above those of
+            training cells raise a warning.
         method
-            ``"lognorm"``: f(x) = log2(1 + target_sum * x / size) of counts x, the quantity that
-            the paper reports; size is the sum of x, or the size factor if one is registered.
+            ``"lognorm"``: f(x) = log2(1 + target_sum * x / size) of counts x, the quantity reported
+            in the paper; size is the sum of x, or the size factor if one is registered.
             ``"lograte"``: f = log2(1 + target_sum * rate) of a cell's expected expression.
             ``"mean"``: f(x) = target_sum * x / size (for a normal likelihood f(x) = x).
-            Expectations over x are taken, not drawn (the paper draws): see
-            :ref:`effects <effects>` for what is left out for ``"lognorm"``.
+            Expectations over x are computed, not sampled as in the paper; for the approximation in
+            ``"lognorm"`` see :ref:`effects <effects>`.
         n_samples
-            Draws of a basal state (paper: 2,500), in equal parts for each posterior sample.
+            Samples of basal states (paper: 2,500), divided equally between posterior samples.
         n_posterior_samples
-            Draws of masks and effects.
+            Samples of masks and effects.
         basal
             Basal states from the ``"prior"`` (paper), or from the posteriors of random cells
-            (``"control"``), by default where there are contexts or ``indices``. Batch, covariates
-            and contexts are those of these cells in both cases.
+            (``"control"``), the default with contexts or ``indices``. Batch, covariates and
+            contexts are those of these cells in both cases.
         library_size
             Size of the predicted cells; only ``"lognorm"`` depends on it. ``None``: those of the
-            training data's control cells (1e4 where a model was saved without them).
+            training data's control cells (1e4 if a model was saved without them).
         target_sum
             Total to which expression is normalised.
         interval
-            Probability mass of the posterior interval; ``None`` leaves intervals out.
+            Probability mass of the posterior interval; ``None`` omits intervals.
         among
-            Where cells may have escaped (``responses=True``): ``"responding"``, the effect on cells
-            that respond, or ``"all"``, on cells as they were labelled, to compare with observed
-            effects. Of a combination nobody measured, the log-odds of a response are the mean of
-            those of its perturbations.
+            If cells may have escaped (``responses=True``): ``"responding"``, the effect on cells
+            that respond, or ``"all"``, the effect on all labelled cells, comparable with observed
+            effects. For an unmeasured combination, the log-odds of a response are the mean of those
+            of its perturbations.
         context
-            Where contexts are registered: the effect in one of them, or in several; ``None`` or
-            ``"mean"``: on all cells, each in its own. A pair that was not measured has what
-            contexts share, and more as others show (:ref:`contexts <contexts>`).
+            If contexts are registered: the effect in one or several of them; ``None`` or
+            ``"mean"``: on all cells, each in its own. An unmeasured pair has the shared effect, and
+            more as in other contexts (:ref:`contexts <contexts>`).
         indices
-            Cells of the training data to compare on; ``None``: control cells, those of the context.
+            Cells of the training data to compare on; ``None``: control cells (of the context).
         key_added
-            Key of ``adata.uns`` of the training data that tables are written to; ``None`` for none.
+            Key of ``adata.uns`` of the training data for the tables; ``None`` writes nothing.
 
         Returns
         -------
         AnnData, labels x genes. ``X``: posterior mean of the effect. ``layers["standard_error"]``:
-        its Monte-Carlo standard error. ``layers["interval_low"]`` and ``["interval_high"]``:
+        its Monte Carlo standard error. ``layers["interval_low"]`` and ``["interval_high"]``:
         posterior interval, from averages over ``n_samples / n_posterior_samples`` basal states.
-        ``obs``: the canonical label as ``"perturbation"``; ``"dosage"``, text where a combination
-        has several; ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
+        ``obs``: the canonical label ``"perturbation"``; ``"dosage"``, text if a combination has
+        several; ``"effect_norm"``, the posterior mean of the Euclidean norm over genes, and its
         interval ``"effect_norm_low"`` and ``"effect_norm_high"``. ``uns["ate"]``: method, units,
-        settings, size factor, where sizes are from, whether direct effects take part, and weights
-        of stacking. Rows are called by the label, ``"A@0.5"`` if it is there at several doses,
-        ``"A:T cell"`` with several contexts. Without ``interval`` there is none of the ``_low`` and
-        ``_high``. With ``context`` obs says that; with it, or features, what was ``"measured"``.
+        settings, size factor, source of sizes, whether direct effects are included, and weights of
+        stacking. Row names are labels, ``"A@0.5"`` for several doses of a label, ``"A:T cell"`` for
+        several contexts. Without ``interval`` there are no ``_low`` and ``_high``. With
+        ``context``, obs contains it; with it, or features, also what was ``"measured"``.
 
         Raises
         ------
         UnknownPerturbationError
-            If a label names a perturbation that was not trained on, or a combination where the
-            model takes combinations for perturbations of their own.
+            If a label contains a perturbation that was not trained on, or is a combination in a
+            model that treats combinations as separate perturbations.
         SAMSError
-            If the method needs counts and the likelihood has none.
+            If the method requires counts, but the likelihood is normal.
 
         Examples
         --------
-        A combination that no cell carries, in any order of its names:
+        An unmeasured combination, with its names in any order:
 
         >>> ate = model.predict_ate(["P001", "P002+P001"], n_samples=200)
         >>> ate.to_df().shape
@@ -172,41 +172,41 @@ class PerturbationModel(CellModel):
         batch_size: int | None = None,
         among: Among = "responding",
     ) -> AnnData:
-        """Predict what given cells would express under given perturbations.
+        """Predict expression of given cells under given perturbations.
 
-        The basal state of each cell is drawn from its posterior, its own perturbations are taken
-        away and the asked-for ones put in their place. Masks and effects are drawn once for all
-        cells of a call: an uncertain mask is on or off in all of them.
+        The basal state of each cell is sampled from its posterior; the effects of its own
+        perturbations are subtracted and those of the requested ones added. Masks and effects are
+        sampled once for all cells of a call: an uncertain mask is on or off in all of them.
 
         Parameters
         ----------
         perturbations
-            Labels as registered; where effects add up, combinations need not have been measured.
-            A control label asks for the unperturbed cell.
+            Labels as registered; if effects add up, combinations need not have been measured. A
+            control label gives unperturbed cells.
         adata, indices
             Cells to start from; by default the control cells of the training data.
         dosages
             A dose per label; ``None`` means 1.
         output
-            ``"lognorm"``: log(1 + target_sum * rate), natural logarithm, as ``scanpy.pp.log1p`` of
-            normalised counts. ``"rate"``: share of the library (or counts per unit of size factor).
-            ``"counts"``: drawn counts at each cell's own size. A normal likelihood gives its mean
-            for ``"rate"`` and raises for ``"lognorm"``; its ``"counts"`` are sampled values.
+            ``"lognorm"``: log(1 + target_sum * rate), natural logarithm, like ``scanpy.pp.log1p``
+            of normalised counts. ``"rate"``: proportions (or counts per unit of size factor).
+            ``"counts"``: sampled counts with each cell's own size. A normal likelihood gives its
+            mean for ``"rate"`` and raises for ``"lognorm"``; its ``"counts"`` are sampled values.
         target_sum
             See ``output``.
         batch_size
             Cells per mini-batch; ``None`` for ``scvi.settings.batch_size``. With a seed, results
-            depend neither on it nor on the order of ``indices`` (but counts on an accelerator).
+            depend neither on it nor on the order of ``indices`` (except counts on an accelerator).
         among
-            Where cells may have escaped: ``"responding"``, cells that respond, or ``"all"``, of
-            which as many respond as of those that carry the label.
+            If cells may have escaped: ``"responding"``, all cells respond, or ``"all"``, the same
+            proportion responds as of the cells with the label.
 
         Returns
         -------
         AnnData, (labels x cells) x genes, labels slowest. ``obs``: ``"perturbation"`` and
-        ``"dosage"`` as in :meth:`predict_ate`; ``"source_cell"``, the cell it starts from, and what
-        obs says of that otherwise. Each cell is in its own context.
-        ``uns["prediction"]`` says what ``X`` holds and what predictions are made of.
+        ``"dosage"`` as in :meth:`predict_ate`; ``"source_cell"``, the cell it starts from, and the
+        other columns of that cell. Each cell is in its own context. ``uns["prediction"]`` describes
+        ``X`` and the parts of predictions.
 
         Raises
         ------
@@ -215,7 +215,7 @@ class PerturbationModel(CellModel):
 
         Examples
         --------
-        Every control cell, as it would look with each of two labels:
+        Every control cell with each of two labels:
 
         >>> cells = model.predict(["P001", "P001+P002"])
         >>> cells.shape
@@ -256,40 +256,40 @@ class PerturbationModel(CellModel):
         target_sum: float = 1e4,
         interval: float = 0.95,
     ) -> AnnData:
-        """Predict how far the effect of a combination is from the sum of the single effects.
+        """Predict the difference of the effect of a combination from the sum of single effects.
 
         ``interaction = effect(A+B) - (effect(A) + effect(B))`` per gene, where effects are average
-        treatment effects (see :meth:`predict_ate`) at unit doses. The sum is taken where f lives:
-        of log2 expression for ``"lograte"`` and ``"lognorm"``, so that independent fold changes of
-        a gene multiply. In models whose shifts add up, an interaction is how the decoder curves: an
-        interaction in which a pair reaches a state that no cell was in cannot be predicted.
+        treatment effects (see :meth:`predict_ate`) at unit doses. Effects are added on the scale of
+        f, log2 for ``"lograte"`` and ``"lognorm"``, so that independent fold changes of a gene
+        multiply. If shifts add up, interactions arise from the curvature of the decoder: an
+        interaction in which a pair reaches a state outside of the training data is not predicted.
 
         Parameters
         ----------
         combinations
             Labels such as ``["KLF1+MAP2K6"]``; ``None`` for every combination in the training data.
         method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
-            As in :meth:`predict_ate` (here there always is an interval); all three effects share
+            As in :meth:`predict_ate` (here there is always an interval); all three effects share
             basal states, masks and effects.
 
         Returns
         -------
         AnnData, combinations x genes. ``X``: posterior mean of the interaction; ``layers``:
-        ``"effect"`` of the combination, ``"additive"`` expectation, and of the interaction
+        ``"effect"`` of the combination, ``"additive"`` expectation, and for the interaction
         ``"standard_error"`` (Monte Carlo), ``"interval_low"`` and ``"interval_high"``. ``obs``:
 
         - ``score``: the interaction along the direction u of the additive expectation (a unit
-          vector over genes), with ``score_low`` and ``score_high``: below zero the combination is
-          weaker than the sum (buffering), above it is stronger (synergy). The interval holds the
-          posterior and the noise of averages over ``n_samples / n_posterior_samples`` basal states.
+          vector over genes), with ``score_low`` and ``score_high``: negative if the combination is
+          weaker than the sum (buffering), positive if it is stronger (synergy). The interval
+          includes noise of averages over ``n_samples / n_posterior_samples`` basal states.
           ``additive_score``: the length of the additive expectation, in the same units.
-        - ``effect_norm`` and ``interaction_norm``: norms over genes of the posterior means. And
+        - ``effect_norm`` and ``interaction_norm``: norms over genes of the posterior means. Also
           ``perturbation`` and ``dosage``. ``uns["interaction"]``: method, units and settings.
 
         Raises
         ------
         SAMSError
-            As for :meth:`predict_ate`, or if a label is no combination, or there are none.
+            As for :meth:`predict_ate`, or if a label is not a combination, or there are none.
 
         Examples
         --------
@@ -303,7 +303,7 @@ class PerturbationModel(CellModel):
             if combinations is None
             else as_names("combinations", combinations)
         )
-        # Of data that are on their own scale already the mean is the same thing.
+        # For data on their own scale the mean is the same.
         method = rate_scale(self.module.likelihood, method)
         contrast, description = make_contrast(
             self, method, n_samples, n_posterior_samples, basal, library_size, target_sum, interval
@@ -339,43 +339,43 @@ class PerturbationModel(CellModel):
 
         - **Perturbations** (neither ``groupby`` nor ``idx1``): the same control cells with one
           perturbation and with the other (or none). A gene is differential if the fold change of
-          its mean over cells is likely to exceed ``delta`` by more than the error that its counts
-          leave. Of genes that are equally likely, as they hang on one mask, those with the largest
-          fold change over that error come first. Unmeasured labels can be compared too.
+          its mean over cells probably exceeds ``delta`` by more than the error due to its counts.
+          Genes with equal probabilities, because they depend on the same mask, are ordered by their
+          fold change over that error. Unmeasured labels can be compared too.
         - **Groups of cells** (``groupby``, or ``idx1``): Bayesian differential expression of
           scvi-tools (Lopez et al. 2018; Boyeau et al. 2019) on inferred expression. A gene is
-          differential if two cells, one of each group, are likely to differ in it: the question for
-          cell types. Effects smaller than the differences within groups are not found so.
+          differential if two cells, one of each group, probably differ in it, as for cell types.
+          Effects smaller than the differences within groups are not detected.
 
         Parameters
         ----------
         adata
-            Cells of the groups (of perturbations only for their statistics); ``None`` for the
+            Cells of the groups (for perturbations only used for statistics); ``None`` for the
             training data.
         groupby
             Column of obs that groups the cells; ``None`` to compare perturbations.
         group1
-            Perturbation or group, or several, each compared on its own; ``None`` for every
-            perturbation, or every group.
+            Perturbation or group, or several, compared one by one; ``None`` for every perturbation,
+            or every group.
         group2
-            What they are compared with; ``None`` for no perturbation, or all other cells.
+            Reference; ``None`` for no perturbation, or all other cells.
         idx1, idx2
             Positions or boolean masks of two groups of cells, instead of ``groupby``; without
             ``idx2`` all other cells.
         mode
-            ``"change"``: P(log2 fold change > delta) or P(< -delta), whichever is larger (of
+            ``"change"``: P(log2 fold change > delta) or P(< -delta), whichever is larger (for
             perturbations: delta + ``lfc_error``).
-            ``"vanilla"``: P(scale1 > scale2), of groups of cells only, and without a false
+            ``"vanilla"``: P(scale1 > scale2), only for groups of cells, and without a false
             discovery rate.
         delta
             Smallest log2 fold change that counts.
         batch_size
             Cells per mini-batch, for groups of cells.
         all_stats
-            Add means and shares of non-zero values of the registered expression (NaN for a
-            perturbation that no cell carries).
+            Add means and proportions of non-zero values of the registered expression (NaN for an
+            unmeasured perturbation).
         batch_correction, batchid1, batchid2
-            For groups of cells: decode both as if they were of every batch in turn (of the named
+            For groups of cells: decode both as if they were in every batch in turn (or the named
             ones). Perturbations are always compared within the same batches.
         fdr_target
             Expected false discovery rate at which genes are called.
@@ -391,7 +391,7 @@ class PerturbationModel(CellModel):
             frequentist p-values** but posterior errors, ``proba_not_de``, the probability that the
             gene does not change so in this direction, and ``pvals_adj`` is ``adj_p_value``.
         **kwargs
-            For groups of cells: to ``scvi.model.base.DifferentialComputation.get_bayes_factors``.
+            For groups of cells: ``scvi.model.base.DifferentialComputation.get_bayes_factors``.
 
         Returns
         -------
@@ -412,10 +412,10 @@ class PerturbationModel(CellModel):
         MissingKeyError
             If obs has no column ``groupby``.
         UnknownPerturbationError
-            If a perturbation is unknown, or no cell is in a group.
+            If a perturbation is unknown, or there are no cells in a group.
         SAMSError
-            If the likelihood is normal (fold changes need rates), or arguments contradict one
-            another.
+            If the likelihood is normal (fold changes need rates), or arguments contradict each
+            other.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""Registration of a screen: what is checked before it, and what is said once after it."""
+"""Registration of a screen: checks before it, and warnings after it."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ logger = logging.getLogger("scvi.sams")
 
 
 def check_setup(further: dict[str, Any], **keys: object) -> None:
-    """Raise an error if ``setup_anndata`` was given arguments that it has not, or keys of no kind.
+    """Raise if ``setup_anndata`` was given unknown arguments, or invalid keys.
 
-    ``further`` are those beyond its signature, which only scvi-tools passes, with a source.
+    ``further`` are arguments beyond its signature, which only scvi-tools passes, with a source.
     """
     if further and "source_registry" not in further:
         raise InvalidArgumentError(
@@ -54,11 +54,11 @@ def check_setup(further: dict[str, Any], **keys: object) -> None:
 
 
 def setup_arguments(adata: object, given: dict[str, Any], *, is_new: bool) -> dict[str, Any]:
-    """Return the arguments of ``setup_anndata`` as they are kept with the model.
+    """Return the arguments of ``setup_anndata`` as stored with the model.
 
-    Those of a preset, and the labels of marked control cells, stand in their place, and lists that
-    the caller changes later stay as they were. ``is_new`` is false where a model is loaded: its
-    arguments are read already.
+    Presets and marks of control cells are replaced by their values, and lists are copied, because
+    the caller may change them later. ``is_new`` is false if a model is loaded: its arguments are
+    already in this form.
     """
     check_anndata(RegistrationError, adata=adata)
     preset = given["preset"]
@@ -84,13 +84,13 @@ def _check_preset(adata: AnnData, preset: str, arguments: dict[str, Any]) -> Non
 
 
 def _control_of(adata: AnnData, arguments: dict[str, Any]) -> Any:
-    """Return the control labels, as they were given where that is one label or a list."""
+    """Return the control labels, unchanged if they are one label or a list."""
     control, key = arguments["control"], arguments["perturbation_key"]
     if arguments["dosage_obsm_key"] is not None:
         if marks_cells(control, adata.n_obs):
             raise InvalidArgumentError(
-                "`control` marks cells, and `dosage_obsm_key` says which are controls: the rows of "
-                "zeros. Leave `control` out, or name columns of controls."
+                "`control` marks cells, but `dosage_obsm_key` already defines controls as rows of "
+                "zeros. Omit `control`, or name columns of controls."
             )
     elif isinstance(key, str) and (adata.obs.columns == key).sum() == 1:
         control = named_control(control, adata.obs[key], adata.obs)
@@ -104,10 +104,10 @@ def register(
     has_contexts: bool,
     **source: Any,
 ) -> ScreenManager:
-    """Register a screen by the arguments of ``setup_anndata``, and say what it holds.
+    """Register a screen by the arguments of ``setup_anndata``, and log a summary.
 
-    What a combination is (``additive``) and whether effects may differ between contexts
-    (``has_contexts``) is the model's.
+    Whether combinations are sums (``additive``) and effects may differ between contexts
+    (``has_contexts``) depends on the model.
     """
     is_new = "source_registry" not in source
     given = setup_arguments(adata, setup_method_args[SETUP_ARGUMENTS_KEY], is_new=is_new)
@@ -147,27 +147,27 @@ def register(
 
 
 def _check_contexts(given: Mapping[str, Any], has_contexts: bool) -> None:
-    """Raise an error if the model has no contexts, or these are what was done to the cells."""
+    """Raise if the model has no contexts, or the column is that of perturbations."""
     key = given["context_key"]
     check_key(context_key=key)
     if not has_contexts:
         raise InvalidArgumentError(
-            "`context_key` is for models in which a perturbation may do other things in another "
-            f"context (SAMSVAE). Use that, or register {key!r} in `categorical_covariate_keys`, "
+            "`context_key` is for models in which effects may differ between contexts "
+            f"(SAMSVAE). Use that, or register {key!r} in `categorical_covariate_keys`, "
             "which encoder and decoder condition on."
         )
     of_labels = [] if given["dosage_obsm_key"] else ["perturbation_key", "dosage_key"]
     for argument in (*of_labels, "guide_key"):
         if given[argument] == key:
             raise InvalidArgumentError(
-                f"`context_key` and `{argument}` are one column, {key!r}. A context is where cells "
-                "were perturbed (cell type, donor, line), not what was done to them. Pass another "
-                "column, or leave `context_key` out."
+                f"`context_key` and `{argument}` are the same column, {key!r}. A context is where "
+                "cells were perturbed (cell type, donor, line), not the perturbation. Pass another "
+                "column, or omit `context_key`."
             )
 
 
 def release_other_data(managers: dict[str, Any], own: AnnDataManager | None) -> None:
-    """Keep no data alive but a model's own; drop the managers of what nobody has any more."""
+    """Keep only a model's own data alive; drop the managers of data that no longer exist."""
     for uuid, manager in list(managers.items()):
         if manager is not own:
             manager.release_adata()
@@ -178,13 +178,13 @@ def release_other_data(managers: dict[str, Any], own: AnnDataManager | None) -> 
 def check_registered(
     model_class: type[BaseModelClass], adata: object, registry: dict[str, Any] | None
 ) -> None:
-    """Raise an error if a model is made neither of a registered AnnData nor of a registry."""
+    """Raise if a model is made from neither a registered AnnData nor a registry."""
     if adata is None and registry:
         return
     check_anndata(RegistrationError, adata=adata)
     if model_class._get_most_recent_anndata_manager(adata) is None:
         raise RegistrationError(
-            f"`adata` is not registered. Say what its labels are first: {model_class.__name__}."
+            f"`adata` is not registered. Register its labels first: {model_class.__name__}."
             "setup_anndata(adata, perturbation_key=..., control=...)."
         )
 
@@ -216,7 +216,7 @@ def data_to_read(model: BaseModelClass, adata: AnnData | None) -> AnnData:
 
 
 def validate_values(adata: AnnData, given: dict[str, Any], *, counts: bool) -> None:
-    """Raise an error if expression or size factors cannot be what they are registered as."""
+    """Raise if expression or size factors do not fit their registration."""
     values, location = registered_values(adata, given)
     validate_expression(values, counts=counts, location=location)
     if given["size_factor_key"] is not None:
@@ -224,7 +224,7 @@ def validate_values(adata: AnnData, given: dict[str, Any], *, counts: bool) -> N
 
 
 def registered_values(adata: AnnData, given: dict[str, Any]) -> tuple[Any, str]:
-    """Return the expression that is registered, as it stands, and where that is."""
+    """Return the registered expression, unchanged, and its slot."""
     layer = given["layer"]
     if layer is None:
         return adata.X, "adata.X"
@@ -232,16 +232,16 @@ def registered_values(adata: AnnData, given: dict[str, Any]) -> tuple[Any, str]:
 
 
 def learned_state(registry: dict[str, Any], key: str) -> dict[str, Any]:
-    """What registration remembered of a field; empty if it was not registered."""
+    """State of a field from registration; empty if it was not registered."""
     return registry[FIELD_REGISTRIES_KEY].get(key, {}).get(STATE_REGISTRY_KEY, {})
 
 
 def sizes_for_module(registry: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a module has to know of the registered data, as its arguments."""
+    """Sizes of the registered data, as arguments of the module."""
     categorical = learned_state(registry, REGISTRY_KEYS.CATEGORICAL_COVARIATES)
     guides = learned_state(registry, REGISTRY_KEYS.GUIDES)
     contexts = learned_state(registry, REGISTRY_KEYS.CONTEXTS)
-    # Modules of models without contexts have no such arguments.
+    # Modules of models without contexts do not have these arguments.
     of_contexts: dict[str, Any] = {}
     if contexts:
         of_contexts["n_contexts"] = len(contexts[ContextField.LEVELS_KEY])
@@ -259,7 +259,7 @@ def sizes_for_module(registry: dict[str, Any], summary: Mapping[str, Any]) -> di
 
 
 def as_keys(argument: str, keys: object) -> list[str] | None:
-    """Return keys as scvi-tools compares them, one key or several."""
+    """Return one or several keys as a list, as scvi-tools compares them."""
     if keys is None:
         return None
     name = keys.item() if isinstance(keys, np.ndarray) and not keys.ndim else keys
@@ -288,13 +288,13 @@ def _warn_of_shared_memory(manager: AnnDataManager) -> None:
     layer = manager.registry[SETUP_ARGUMENTS_KEY]["layer"]
     if layer is not None and _share_memory(manager.adata.X, manager.adata.layers[layer]):
         logger.warning(
-            f"adata.layers[{layer!r}] and adata.X are one array: what normalises one in place "
+            f"adata.layers[{layer!r}] and adata.X are the same array: normalising one in place "
             f"changes the other. Make it a copy: adata.layers[{layer!r}] = adata.X.copy()."
         )
 
 
 def _share_memory(first: Any, second: Any) -> bool:
-    """Whether two matrices in memory are the same numbers in the same place."""
+    """Whether two matrices share memory."""
     first, second = (values.data if issparse(values) else values for values in (first, second))
     are_arrays = isinstance(first, np.ndarray) and isinstance(second, np.ndarray)
     return are_arrays and np.may_share_memory(first, second)

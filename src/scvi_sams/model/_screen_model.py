@@ -1,4 +1,4 @@
-"""A model and its screen: registration, training, saving, and what is on record of them."""
+"""A model and its screen: registration, training, saving, and provenance."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     _module_cls: ClassVar[type[PerturbationModule]]
     _training_plan_cls = PerturbationTrainingPlan
-    # Whether a combination is the sum of its perturbations, or a perturbation of its own; whether
-    # effects may differ between contexts; and whether features tell of unmeasured perturbations.
+    # Whether a combination is the sum of its perturbations, or a separate perturbation; whether
+    # effects may differ between contexts; and whether features predict unmeasured perturbations.
     _additive: ClassVar[bool] = False
     _has_contexts: ClassVar[bool] = False
     _takes_features: ClassVar[bool] = False
     module: PerturbationModule
     unmeasured: Sequence[str] = ()
-    """Names of perturbations that no cell carries and that can be predicted, by their features."""
-    # scvi-tools saves attributes whose names end so.
+    """Names of perturbations without cells that can be predicted from their features."""
+    # scvi-tools saves attributes whose names end with an underscore.
     trainings_: tuple[dict[str, Any], ...] = ()
     largest_doses_: np.ndarray | None = None  # of each perturbation in training cells; 0 for none
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make a model, if there are such settings."""
+        """Make a model, if the settings exist."""
         check_known_arguments(cls, args, kwargs)
         return super().__new__(cls)
 
@@ -110,12 +110,12 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     @property
     def contexts(self) -> list[str]:
-        """Names of the contexts (``context_key``), sorted; empty where none are registered."""
+        """Names of the contexts (``context_key``), sorted; empty if none are registered."""
         levels = self._state(REGISTRY_KEYS.CONTEXTS).get(ContextField.LEVELS_KEY, ())
         return [str(name) for name in levels]
 
     def _state(self, key: str) -> dict[str, Any]:
-        """What registration remembered of a field; empty if it was not registered."""
+        """State of a field from registration; empty if it was not registered."""
         return learned_state(self.registry_, key)
 
     @property
@@ -124,7 +124,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     @property
     def _spelling(self) -> Spelling:
-        """How the labels of the screen are written."""
+        """Spelling of the labels of the screen."""
         return Spelling.of(self._setup_arguments["control"], self._setup_arguments["delimiter"])
 
     @classmethod
@@ -153,41 +153,41 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         Parameters
         ----------
         adata
-            Cells x genes. Nothing in it is changed but slots that begin with ``_scvi``.
+            Cells x genes. Only slots that begin with ``_scvi`` are written.
         perturbation_key
-            Column of obs that names the perturbations of each cell, such as ``"KLF1"`` or
+            Column of obs with the perturbations of each cell, such as ``"KLF1"`` or
             ``"KLF1+MAP2K6"``, in any order.
         control
-            Label, or labels, of control cells, which inside a combination stand for "nothing"; in
-            ``"NT*"``, ``*`` is any text without the delimiter. Or what marks these cells: the name
-            of a boolean column of obs, or a boolean for each cell.
+            Label, or labels, of control cells, which are ignored inside a combination; in
+            ``"NT*"``, ``*`` matches any text without the delimiter. Or what marks these cells: the
+            name of a boolean column of obs, or a boolean for each cell.
         delimiter
-            What joins the names of a combination; ``None`` if labels must not be split.
+            Separator between the names of a combination; ``None`` to never split labels.
         dosage_key
             Column of obs with the dose of each cell: a number, or text such as ``"0.5+1.0"``
-            aligned with the label as written; else 1. Effects are linear in the dose, so give doses
-            on the scale on which that is plausible (often the logarithm).
+            aligned with the label as written; otherwise 1. Effects are linear in the dose, so use a
+            scale on which that is plausible (often the logarithm).
         dosage_obsm_key
             Instead of labels: key of obsm with a cells x perturbations matrix of doses. A row of
             zeros is a control cell.
         perturbation_names
-            Names of that matrix' columns, or the key of uns with them. A DataFrame has its own.
+            Names of the columns of that matrix, or a key of uns. A DataFrame has its own names.
         layer
-            With raw counts; ``None`` for ``X``.
+            Layer with raw counts; ``None`` for ``X``.
         batch_key, categorical_covariate_keys, continuous_covariate_keys
             Columns of obs that encoder and decoder condition on.
         size_factor_key
-            Column of obs with a size factor, such as the whole-transcriptome library size where
-            ``adata`` holds a panel of genes; else the size is the sum of the counts.
+            Column of obs with a size factor, such as the library size of the whole transcriptome if
+            ``adata`` is a panel of genes; otherwise the size is the sum of the counts.
         guide_key
             Column of obs with the guide of each cell, or several (``"STAT1g1|STAT1g2"``), or NaN.
             Each belongs to one perturbation; control cells have others (:doc:`more </anndata>`).
         context_key
-            Column of obs: cell type, donor or line. The effect of a perturbation is then one that
-            all contexts share, plus a sparse one of the context's own where cells speak for it.
+            Column of obs: cell type, donor or line. The effect of a perturbation is then a shared
+            effect plus a sparse context-specific one, if its cells support one.
         preset
-            Name of a convention (:doc:`table of them </anndata>`), such as ``"gears"``, that
-            decides ``perturbation_key``, ``control`` and ``delimiter`` where they are not given.
+            Name of a convention (:doc:`table of them </anndata>`), such as ``"gears"``, that sets
+            ``perturbation_key``, ``control`` and ``delimiter`` unless they are passed.
         **kwargs
             ``source_registry`` and others that scvi-tools passes when it loads a model.
 
@@ -198,11 +198,11 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         MissingControlError
             If no cell is a control cell.
         InvalidPerturbationLabelError, InvalidDosageError
-            If labels or doses are missing or malformed, or a guide belongs to no one perturbation.
+            If labels or doses are missing or malformed, or a guide has no or several perturbations.
         InvalidCovariateError
-            If a batch, covariate or context is missing, or cannot be one.
+            If a batch, covariate or context is missing or invalid.
         RegistrationError
-            If ``adata``, which errors leave as it was, is a view, empty or has two genes of a name.
+            If ``adata`` is a view, empty or has two genes of a name; it is unchanged by errors.
 
         Examples
         --------
@@ -245,58 +245,58 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     ) -> None:
         """Train the model; arguments are those of scvi-tools, with defaults measured for this one.
 
-        Where the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
+        If the expression is on disk (:func:`~scvi_sams.data.open_screen`), mini-batches are
         streamed from there, shuffled in blocks.
 
-        Ctrl-C ends it as early stopping does; again: at once, with the weights before (loops of
-        trainings: :func:`~scvi_sams.train.interrupts_raise`).
+        Ctrl-C ends training like early stopping; a second one immediately, with the weights before
+        (for loops of trainings see :func:`~scvi_sams.train.interrupts_raise`).
 
         Parameters
         ----------
         max_epochs
             Passes over the training cells. ``None``: validation cells decide when each phase ends
-            (:doc:`how </settings>`; also what ``None`` means without such cells, or with a plan).
+            (:doc:`details </settings>`, also for ``None`` without such cells or with a plan).
         accelerator, devices
             Hardware, as in Lightning.
         train_size
-            Share of training cells; ``None`` means 0.9.
+            Fraction of training cells; ``None`` means 0.9.
         validation_size
-            Share of validation cells; ``None`` means all others. What is left is the test set.
+            Fraction of validation cells; ``None``: all others. The remainder is the test set.
         shuffle_set_split
             Split at random within each label; the seed is ``scvi.settings.seed`` (0 if unset).
         load_sparse_tensor
-            Move sparse mini-batches to the device and densify them there.
+            Move sparse mini-batches to the device and make them dense there.
         batch_size
             Cells per step.
         early_stopping
-            Stop when ``elbo_validation`` no longer falls (scored with the same random numbers in
-            each epoch). Off by default, as validation cells decide anyhow. A dense phase
-            (``dense_fraction``) is always trained to its end; scores count after it.
+            Stop when ``elbo_validation`` no longer decreases (scored with the same random numbers
+            in each epoch). Off by default, because validation cells decide anyway. It does not end
+            the dense phase (``dense_fraction``); scores count after it.
         datasplitter_kwargs
-            For :class:`~scvi.dataloaders.DataSplitter` or
+            Arguments of :class:`~scvi.dataloaders.DataSplitter` or
             :class:`~scvi_sams.data.StreamingDataModule`; ``external_indexing`` (positions or
             booleans of training, validation and test cells) replaces the split.
         plan_config, plan_kwargs
-            For :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
+            Arguments of :class:`~scvi_sams.train.PerturbationTrainingPlan`, such as ``lr``.
         datamodule
-            In place of the one made from ``adata``, such as a
+            Data module instead of the default one, such as a
             :class:`~scvi_sams.data.StreamingDataModule`, with the attributes ``adata_manager`` and
-            ``train_idx``; split and ``batch_size`` are then its own.
+            ``train_idx``; it sets split and ``batch_size``.
         data_on_device
-            Send all cells to the device once and cut mini-batches out of them there
-            (:class:`~scvi_sams.data.ResidentDataModule`): for GPUs that have the memory.
+            Copy all cells to the device once and extract mini-batches there
+            (:class:`~scvi_sams.data.ResidentDataModule`), for GPUs with enough memory.
         checkpoint_path
-            File that the state of training is written to after each epoch, removed in the end. If
-            it is there already, training goes on from it: run the same script again after it was
-            killed. Other data or arguments raise.
+            File to which the state of training is written after each epoch, and which is removed at
+            the end. If it exists, training resumes from it: run the same script again after it was
+            killed. Other data or arguments raise an error.
         trainer_config, **trainer_kwargs
-            For :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 unless given (paper). The
-            logger of ``history`` comes before loggers of yours.
+            Arguments of :class:`~scvi.train.Trainer`. ``gradient_clip_val`` is 100 by default
+            (paper). The logger of ``history`` comes before your loggers.
 
         Raises
         ------
         InvalidSplitError
-            If the split leaves no training cells, or names a cell twice or one that is not there.
+            If the split has no training cells, or contains a cell twice or an invalid position.
         TrainingDivergedError
             If a term of the objective becomes infinite or NaN. The weights are then those at the
             end of the last good epoch (in a first training, of an epoch after the dense phase;
@@ -337,14 +337,14 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         Parameters
         ----------
         dir_path
-            Folder, which is made.
+            Folder to create.
         prefix
-            Of the names of the files.
+            Prefix of the names of the files.
         overwrite
-            Whether files of an earlier save may be replaced.
+            Whether to replace files of an earlier save.
         save_anndata
-            Whether the training data is saved too. If not, data of another model that an earlier
-            save left in the folder is removed when that is overwritten.
+            Whether to save the training data too. If not, data of another model from an earlier
+            save in the folder are removed when it is overwritten.
         **kwargs
             ``compression`` and ``compression_opts`` of the data, ``save_kwargs`` of ``torch.save``.
 
@@ -352,9 +352,9 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         ------
         SavingError
             If the folder exists and ``overwrite`` is false, nothing can be written there, or an
-            h5ad file cannot hold the data. What was there before is as it was.
+            h5ad file cannot store the data. Existing files are then unchanged.
         InvalidCountsError, ChangedDataError
-            If the data to save is no longer what the model was made of.
+            If the data to save have changed since the model was made.
         """
         if save_anndata and self.adata is not None:
             self._validate_anndata()
@@ -370,23 +370,23 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     ) -> Any:
         """Load a model from the folder that :meth:`save` wrote.
 
-        Reading a saved model executes code that is in it, as scvi-tools reads it with pickle: load
-        only models from people whom you trust.
+        Loading a model executes code in the file, because scvi-tools uses pickle: load only models
+        from people whom you trust.
 
         Parameters
         ----------
         dir_path
             That folder.
         adata
-            Cells with the genes of the training data, which need not be registered; ``None`` for
-            those saved with the model, ``False`` for none.
+            Cells with the genes of the training data, which need not be registered; ``None``: those
+            saved with the model, ``False``: none.
         *args, **kwargs
             See :meth:`scvi.model.base.BaseModelClass.load`, such as ``accelerator`` and ``prefix``.
 
         Raises
         ------
         UnreadableDataError
-            If there is no saved model in the folder, it is damaged, or it is one of another class.
+            If there is no saved model in the folder, it is damaged, or of another class.
         SAMSError
             If ``adata`` does not fit the model.
         """
@@ -394,14 +394,14 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the model came about: nothing but strings, numbers, booleans, lists and dicts.
+        """Provenance of the model, as plain strings, numbers, booleans, lists and dicts.
 
         ``"model"``: its class. ``"settings"``: the arguments that it was made with. ``"setup"``:
-        those of ``setup_anndata``. ``"trainings"``: for each call of :meth:`train` that ended
-        without an error the ``"settings"``, ``"n_training_cells"``, the ``"seed"`` (of
-        ``scvi.settings``; ``None`` if it was not set), ``"n_epochs"``, the ``"ending"`` (why there
-        were no more) and the ``"versions"`` of packages. Saved with the model, and written beside
-        every result, as JSON, in ``uns["sams_provenance"]``.
+        those of ``setup_anndata``. ``"trainings"``: for each successful call of :meth:`train` the
+        ``"settings"``, ``"n_training_cells"``, the ``"seed"`` (of ``scvi.settings``; ``None`` if
+        unset), ``"n_epochs"``, the ``"ending"`` (why training ended) and the ``"versions"`` of
+        packages. Saved with the model, and written with every result, as JSON, to
+        ``uns["sams_provenance"]``.
 
         Examples
         --------
@@ -413,7 +413,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         return model_record(self)
 
     def keep_provenance(self, adata: AnnData, key: str) -> None:
-        """Write in ``adata.uns["sams_provenance"]``, as JSON, what made the result ``key``."""
+        """Write the provenance of the result ``key`` to ``uns["sams_provenance"]``, as JSON."""
         keep_record(adata, key, self.provenance)
 
     def summary(self) -> pd.DataFrame:
@@ -429,15 +429,15 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
     def card(self, *, description: str | None = None, license: str | None = None) -> str:
         """Describe the model in Markdown: data, settings, trainings, versions and limits.
 
-        It begins with the metadata that Hugging Face reads: save it as ``README.md`` beside the
-        model, for ``scvi.hub.HubModel``. The data need not be there.
+        It begins with the metadata for Hugging Face: save it as ``README.md`` next to the model,
+        for ``scvi.hub.HubModel``. The data are not required.
 
         Parameters
         ----------
         description
-            What the model is of and for: screen, cells, reference. Nobody but you knows it.
+            Purpose and source of the model: screen, cells, reference. Only you know them.
         license
-            Of the model, such as ``"cc-by-4.0"``.
+            License of the model, such as ``"cc-by-4.0"``.
 
         Examples
         --------

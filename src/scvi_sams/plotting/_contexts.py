@@ -1,4 +1,4 @@
-"""Perturbations in contexts: where they act, how strongly, and where they differ."""
+"""Perturbations in contexts: where they act, how strongly, and where effects differ."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _GROUPS = {
     "unclear": "unclear",
     "none": "none",
 }
-"""What patterns begin with, in the order in which they are drawn, and the names of the groups."""
+"""Beginnings of patterns, in the order in which they are drawn, and the names of the groups."""
 _LEAST_FOR_NAME = 0.11
-"""Inches of a group that its name is written beside."""
+"""Height of a group, in inches, from which on its name is shown."""
 _DOT = 2.6
-"""Points across."""
+"""Largest diameter of a dot, in points."""
 _SHARE_OF_ROW = 0.6
 """That a dot takes at most."""
 _SLOT = Slot(
@@ -51,7 +51,7 @@ def context_effects(
     order: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Heatmap of the sizes of effects, perturbations x contexts; a dot marks where they differ.
+    """Heatmap of effect sizes, perturbations x contexts; dots mark where they differ.
 
     Parameters
     ----------
@@ -59,19 +59,18 @@ def context_effects(
         Of :func:`scvi_sams.tl.context_effects`, or a model, for which that is called with its
         defaults (nothing is written), or an AnnData in whose ``uns`` it is stored.
     perturbations
-        Names, which are drawn whatever they do; ``None`` for those of which something is called.
+        Names, which are always drawn; ``None`` for those with a call.
     order
-        Put perturbations of a ``pattern`` together, within them those that act in the same
-        contexts, the strongest first; ``False`` keeps the order of the table, or of
-        ``perturbations``.
+        Group perturbations by ``pattern``, within groups by the contexts in which they act, the
+        strongest first; ``False`` keeps the order of the table, or of ``perturbations``.
     ax
         Axes to draw on; ``None`` makes a figure of fitting size.
 
     Returns
     -------
-    The axes. Pairs that are not called to act are white, those that were not measured grey. A dot
-    is where a context differs from what the others share, a hollow one where that takes the effect
-    away. Tick labels are thinned where they would not fit.
+    The axes. Pairs that are not called to act are white, unmeasured pairs grey. A dot marks a
+    context that differs from the others, a hollow dot one in which the effect is absent. Tick
+    labels are thinned if they do not fit.
 
     Raises
     ------
@@ -80,7 +79,7 @@ def context_effects(
     MissingKeyError
         If there is no such perturbation, or the table lacks a column.
     SAMSError
-        If nothing is called of any perturbation, or the model knows no contexts.
+        If no perturbation has a call, or the model has no contexts.
 
     Examples
     --------
@@ -115,7 +114,7 @@ def context_effects(
         shown, differs, measured = shown[rows], differs[rows], measured[rows]
         group = group.iloc[rows]
     n_rows, n_columns = shown.shape
-    below = 0.06 * max(len(name) for name in contexts)  # where their names stand upright
+    below = 0.06 * max(len(name) for name in contexts)  # for vertical names
     height = float(np.clip(0.8 + below + 0.14 * n_rows, 2.4 + below, 10))
     ax = new_axes(ax, float(np.clip(3.0 + 0.2 * n_columns, 3.4, 10)), height)
     values = pd.DataFrame(np.where(measured, shown, np.nan), index=named, columns=contexts)
@@ -138,40 +137,39 @@ def _table(effects: Any) -> pd.DataFrame:
     effects = result_of(effects, _SLOT)
     if not isinstance(effects, pd.DataFrame):
         raise InvalidArgumentError(
-            "`effects` must be what tl.context_effects(model) returned, or a model, not "
+            "`effects` must be the result of tl.context_effects(model), or a model, not "
             f"{type(effects).__name__}."
         )
     absent = [column for column in _COLUMNS if column not in effects]
     if absent:
         raise MissingKeyError(
-            f"`effects` has no column {absent[0]!r}: pass what tl.context_effects(model) returned."
+            f"`effects` has no column {absent[0]!r}: pass the result of tl.context_effects(model)."
         )
     return effects
 
 
 def _named(table: pd.DataFrame, perturbations: Sequence[str] | None) -> list[str]:
-    """Perturbations to draw, in the order that was asked for or that of the table."""
+    """Perturbations to draw, in the requested order or that of the table."""
     there = list(dict.fromkeys(table["perturbation"].astype(str)))
     if perturbations is not None:
         named = as_names("perturbations", perturbations)
         if not named:
             raise InvalidArgumentError(
-                "`perturbations` is empty: name some, or None for those of which something is "
-                "called."
+                "`perturbations` is empty: name some, or pass None for those with a call."
             )
         check_has("The table has no perturbation", named, there)
         return list(dict.fromkeys(named))
     does_something = set(table.loc[table["pattern"] != "none", "perturbation"].astype(str))
     if not does_something:
         raise SAMSError(
-            "Of no perturbation an effect is called in any context. Name some in `perturbations` "
-            "to draw them all the same, or call at a larger `fdr` in tl.context_effects."
+            "No perturbation is called to act in any context. Name some in `perturbations` "
+            "to draw them anyway, or use a larger `fdr` in tl.context_effects."
         )
     return [name for name in there if name in does_something]
 
 
 def _order(group: pd.Series, acts: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Rows by what they do, then by the contexts that they act in, then by their size."""
+    """Order rows by pattern, then by the contexts in which they act, then by effect size."""
     kinds = list(_GROUPS)
     rank = np.array([kinds.index(kind) if kind in kinds else len(kinds) for kind in group])
     strength = -shown.max(axis=1)
@@ -182,7 +180,7 @@ def _order(group: pd.Series, acts: np.ndarray, shown: np.ndarray) -> np.ndarray:
 
 
 def _mark(ax: Axes, shown: np.ndarray, differs: np.ndarray) -> None:
-    """Dots where contexts differ; hollow where nothing is left there."""
+    """Dots where contexts differ; hollow where no effect is left."""
     rows, columns = np.nonzero(differs)
     size = shown[rows, columns]
     edge = np.where(size > shown.max() / 2, "white", "black")
@@ -194,7 +192,7 @@ def _mark(ax: Axes, shown: np.ndarray, differs: np.ndarray) -> None:
 
 
 def _name_groups(ax: Axes, group: pd.Series) -> None:
-    """Lines between patterns, and what they are called on the right."""
+    """Lines between patterns, and their names on the right."""
     kinds = group.to_numpy()
     starts = np.flatnonzero(np.r_[True, kinds[1:] != kinds[:-1]])
     ends = np.r_[starts[1:], len(kinds)]

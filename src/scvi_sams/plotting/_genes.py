@@ -1,4 +1,4 @@
-"""Genes of a program, of a perturbation, over doses, and of predictions beside observations."""
+"""Genes of a program or perturbation, dose-response curves, and predictions vs observations."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _CURVE_COLOURS = (*COLOURS, "#000000")
 _LINE_STYLES = ("-", "--", "-.", ":")
 _FDR = 0.05
 _NAME_SPACING = 1.35
-"""Lines of text between names at the end of curves."""
+"""Distance of names at the end of curves, in lines of text."""
 _MANY = 3000
-"""From this many points on they hide each other, and counts per hexagon are drawn instead."""
+"""Number of points from which on hexagons with counts are drawn instead."""
 
 
 def program_genes(
@@ -48,7 +48,7 @@ def program_genes(
     programs
         Of ``get_latent_programs``; or a model, or an AnnData in whose ``varm`` they are stored.
     latent
-        Which latent dimension, such as ``"latent_0"``.
+        Latent dimension, such as ``"latent_0"``.
     n_genes
         Number of genes, those with the largest absolute change.
     ax
@@ -63,7 +63,7 @@ def program_genes(
     MissingKeyError
         If there is no such latent dimension.
     SAMSError
-        If no gene changes with it, as where it is switched off.
+        If no gene changes with it, for example because it is switched off.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def effect_volcano(
     label_top: int = 12,
     ax: Axes | None = None,
 ) -> Axes:
-    """Effect of a perturbation on every gene against how sure it is.
+    """Effect of a perturbation on every gene against its certainty.
 
     Parameters
     ----------
@@ -109,16 +109,16 @@ def effect_volcano(
     min_effect
         Smallest absolute effect of a coloured gene.
     label_top
-        Number of genes to name, the strongest of the coloured ones; those that find no free place
-        are left out.
+        Number of genes to name, the strongest of the coloured ones; names without free space are
+        omitted.
     ax
         Axes to draw on; ``None`` makes a figure.
 
     Returns
     -------
-    The axes. Of an observation, upwards is -log10 of the two-sided p-value (normal), and coloured
-    genes have a false discovery rate below 5 % (Benjamini and Hochberg). Of a prediction, upwards
-    is the size of the effect over its posterior standard deviation; coloured genes exceed two.
+    The axes. For an observation, the y axis is -log10 of the two-sided p-value (normal), and
+    coloured genes have a false discovery rate below 5 % (Benjamini and Hochberg). For a prediction,
+    it is the effect size divided by its posterior SD; for coloured genes it exceeds two.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def effect_volcano(
     check_integer(at_least=0, label_top=label_top)
     check_has("The table has no row", [perturbation], ate.obs_names)
     if "standard_error" not in ate.layers:
-        raise MissingKeyError("The table has no layer 'standard_error', which says what is sure.")
+        raise MissingKeyError("The table has no layer 'standard_error', which is required.")
     row = ate.obs_names.get_loc(perturbation)
     effect = np.asarray(ate.X[row], dtype=np.float64)
     error = np.asarray(ate.layers["standard_error"][row], dtype=np.float64)
@@ -151,7 +151,7 @@ def effect_volcano(
     else:
         height = ratio / n_samples**0.5
         is_sure = height > SURE
-        meaning = "|effect| / posterior sd"
+        meaning = "|effect| / posterior SD"
     is_sure &= np.abs(effect) >= min_effect
     ax = new_axes(ax, 4.2, 4)
     colours = np.where(is_sure, np.where(effect > 0, _UP, _DOWN), _REST)
@@ -181,16 +181,16 @@ def dose_response(
     n_genes: int = 5,
     ax: Axes | None = None,
 ) -> Axes:
-    """Effect of a perturbation on some genes over its dose, with intervals.
+    """Effect of a perturbation on some genes by dose, with intervals.
 
     Parameters
     ----------
     curves
-        Of ``predict_dose_response``.
+        Result of ``predict_dose_response``.
     perturbation
-        Whose curves.
+        Perturbation to draw.
     genes
-        Which genes; ``None`` for the ``n_genes`` with the largest effect at any dose.
+        Genes to draw; ``None`` for the ``n_genes`` with the largest effect at any dose.
     n_genes
         See ``genes``.
     ax
@@ -198,7 +198,7 @@ def dose_response(
 
     Returns
     -------
-    The axes; names stand at the ends of the curves, doses beyond those measured are shaded.
+    The axes; names are at the ends of the curves, doses beyond the measured range are shaded.
 
     Raises
     ------
@@ -222,7 +222,7 @@ def dose_response(
     else:
         genes = as_names("genes", genes)
         if not genes:
-            raise InvalidArgumentError("`genes` is empty: name genes, or None for the strongest.")
+            raise InvalidArgumentError("`genes` is empty: name some, or None for the strongest.")
         check_has("The table has no gene", genes, curves.var_names)
         chosen = curves.var_names.get_indexer(pd.Index(genes))
     ax = new_axes(ax, 4.4, 3.4)
@@ -254,7 +254,7 @@ def dose_response(
 
 
 def _name_ends(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
-    """Name curves at their ends, moved apart where they would overlap."""
+    """Name curves at their ends, moved apart to avoid overlaps."""
     lay_out(ax)
     low, high = ax.get_ylim()
     points = ax.get_window_extent().height * 72 / ax.figure.dpi
@@ -263,7 +263,7 @@ def _name_ends(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
     places = ends[order].astype(np.float64)
     for number in range(1, len(places)):
         places[number] = max(places[number], places[number - 1] + step)
-    places -= (places - ends[order]).mean()  # as far up as down, but within the axes
+    places -= (places - ends[order]).mean()  # centred on the ends, but within the axes
     places += max(low - places[0], 0) - max(places[-1] - high, 0)
     for place, which in zip(places, order, strict=True):
         ax.annotate(
@@ -293,12 +293,12 @@ def ate_scatter(
     ----------
     predicted, observed
         ATE tables, as for :func:`scvi_sams.evaluation.compare_ate`. Failed predictions are drawn,
-        and scored, as no effect, and their number is written into the axes.
+        and scored, as no effect, and their number is shown.
     label_top
-        Number of entries with the largest absolute observed effect to name; those that find no
-        free place are left out.
+        Number of entries with the largest absolute observed effect to name; names without free
+        space are omitted.
     control, delimiter
-        How labels are written.
+        Spelling of labels.
     ax
         Axes to draw on; ``None`` makes a figure.
 

@@ -1,4 +1,4 @@
-"""Guides beside one another, by the perturbation that they belong to."""
+"""Efficacy of guides, grouped by perturbation."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from scvi_sams.labels._names import check_has
 from scvi_sams.plotting._style import FONT_SIZE, literal, new_axes, tidy
 
 _SHOWN = {
-    "response_rate": ("rate_low", "rate_high", "proportion of cells that respond"),
-    "effect_size": ("effect_low", "effect_high", "share of the effect of the perturbation"),
+    "response_rate": ("rate_low", "rate_high", "proportion of responding cells"),
+    "effect_size": ("effect_low", "effect_high", "proportion of the effect of the perturbation"),
 }
 _KINDS = {
     "works": ("o", "#0072B2"),
     "does nothing": ("o", "#D55E00"),
     "differs from siblings": ("D", "#CC79A7"),
 }
-"""Marker and colour; guides that do nothing are hollow."""
+"""Marker and colour; guides without an effect are hollow."""
 _UNKNOWN = "0.6"
 _GAP = 0.6
 """Rows between perturbations."""
@@ -48,7 +48,7 @@ def guide_efficacy(
     n_perturbations: int = 20,
     ax: Axes | None = None,
 ) -> Axes:
-    """Dots and intervals of guides, those of a perturbation together.
+    """Dots and intervals of guides, grouped by perturbation.
 
     Parameters
     ----------
@@ -56,19 +56,19 @@ def guide_efficacy(
         Of :func:`scvi_sams.tl.guide_efficacy`, or a model, for which that is called with its
         defaults (nothing is written), or an AnnData in whose ``uns`` it is stored.
     value
-        What is drawn; ``None`` for the rate, or the size of the effect where there are no rates.
+        Column to draw; ``None`` for the response rate, or the effect size if there are no rates.
     perturbations
-        Names; ``None`` for those whose effect the model can tell (``acts``).
+        Names; ``None`` for those with an effect (``acts``).
     n_perturbations
-        At most so many, unless ``perturbations`` are named: those with flagged guides come first,
-        then those whose guides differ most.
+        Largest number to draw, unless ``perturbations`` are named: those with flagged guides come
+        first, then those whose guides differ most.
     ax
         Axes to draw on; ``None`` makes a figure of fitting size.
 
     Returns
     -------
-    The axes, a row per guide. Guides that do nothing are hollow, those that differ from their
-    siblings are diamonds. Of a named perturbation whose effect is not known the names are grey, and
+    The axes, a row per guide. Guides without an effect are hollow, those that differ from their
+    siblings are diamonds. For a named perturbation without a clear effect the names are grey, and
     nothing is drawn.
 
     Raises
@@ -76,8 +76,8 @@ def guide_efficacy(
     MissingKeyError
         If there is no such perturbation, or the table lacks a column.
     SAMSError
-        If there is nothing to draw: no perturbation has an effect, or rates are asked for of a
-        model made with ``responses=False``.
+        If there is nothing to draw: no perturbation has an effect, or rates are requested for a
+        model with ``responses=False``.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def _table(guides: Any) -> pd.DataFrame:
     guides = result_of(guides, _SLOT)
     if not isinstance(guides, pd.DataFrame):
         raise InvalidArgumentError(
-            "`guides` must be what tl.guide_efficacy(model) returned, or a model, not "
+            "`guides` must be the result of tl.guide_efficacy(model), or a model, not "
             f"{type(guides).__name__}."
         )
     columns = ["perturbation", "acts", "does_nothing", "differs_from_siblings", *_SHOWN]
@@ -139,7 +139,7 @@ def _table(guides: Any) -> pd.DataFrame:
     absent = [column for column in columns if column not in guides]
     if absent:
         raise MissingKeyError(
-            f"`guides` has no column {absent[0]!r}: pass what tl.guide_efficacy(model) returned."
+            f"`guides` has no column {absent[0]!r}: pass the result of tl.guide_efficacy(model)."
         )
     return guides
 
@@ -147,22 +147,22 @@ def _table(guides: Any) -> pd.DataFrame:
 def _blocks(
     table: pd.DataFrame, value: str, perturbations: Sequence[str] | None, n_perturbations: int
 ) -> tuple[list[pd.DataFrame], str]:
-    """Rows of each perturbation that is drawn, and a title that says which are not."""
+    """Rows of each perturbation to draw, and a title that names what is not drawn."""
     grouped = table.groupby("perturbation", sort=False, observed=True)
     of_perturbation = {str(name): rows for name, rows in grouped}
     if perturbations is not None:
         named = as_names("perturbations", perturbations)
         if not named:
             raise InvalidArgumentError(
-                "`perturbations` is empty: name some, or None for those that have an effect."
+                "`perturbations` is empty: name some, or pass None for those that have an effect."
             )
         check_has("The table has no perturbation", named, pd.Index(of_perturbation))
         return [of_perturbation[name] for name in named], ""
     known = {name: rows for name, rows in of_perturbation.items() if rows[value].notna().any()}
     if not known:
         raise SAMSError(
-            f"No perturbation has a guide with a known {value.replace('_', ' ')}: none has an "
-            "effect that can be told, or, of rates, the model was made with responses=False."
+            f"No perturbation has a guide with a known {value.replace('_', ' ')}: none has a clear "
+            "effect, or, for rates, the model was made with responses=False."
         )
 
     def rank(name: str) -> tuple[bool, float]:
@@ -173,7 +173,7 @@ def _blocks(
     shown = sorted(known, key=rank)[:n_perturbations]
     left_out = len(of_perturbation) - len(known)
     parts = [f"{len(shown)} of {len(known)} perturbations"] if len(shown) < len(known) else []
-    parts += [f"{left_out} without a clear effect are left out"] if left_out else []
+    parts += [f"{left_out} without a clear effect are not shown"] if left_out else []
     return [rows for name, rows in known.items() if name in shown], "; ".join(parts)
 
 
@@ -216,7 +216,7 @@ def _name_rows(
 
 
 def _explain(ax: Axes, blocks: list[pd.DataFrame]) -> bool:
-    """Say above the axes what markers of flagged guides mean, if there are any."""
+    """Legend of the markers of flagged guides above the axes, if there are any."""
     found = {_kind(row) for block in blocks for _, row in block.iterrows()}
     flagged = [kind for kind in _KINDS if kind in found and kind != "works"]
     handles = [

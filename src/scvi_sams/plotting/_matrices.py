@@ -36,7 +36,7 @@ _INTERACTIONS = Slot(
     partial(genetic_interactions, key_added=None),
 )
 _SHOWN = 0.99
-"""Share of the interactions within the range of colours, where there are many."""
+"""Proportion of the interactions within the colour range, if there are many."""
 _MANY = 100
 _ROUNDING = 1e-6
 
@@ -63,9 +63,9 @@ def masks(
         ``get_perturbation_effects``; or a model or an AnnData that has them. If given, they are
         shown in colours centred on 0, instead of the probability.
     threshold
-        Leave entries blank (0) whose inclusion probability is not greater than this; ``None``
-        shows all. A threshold has no error rate: to show what to believe, pass what
-        :func:`scvi_sams.tl.called_masks` calls.
+        Entries with an inclusion probability up to this are blank (0); ``None`` shows all. A
+        threshold does not control the error rate: to show reliable entries, pass the result of
+        :func:`scvi_sams.tl.called_masks`.
     ax
         Axes to draw on; ``None`` makes a figure of fitting size.
     order
@@ -75,7 +75,7 @@ def masks(
 
     Returns
     -------
-    The axes. Tick labels are thinned where they would not fit.
+    The axes. Tick labels are thinned if they do not fit.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def masks(
 
 
 def _rate(called: pd.DataFrame) -> str:
-    """Say how many entries are called and how many of them may be false, where that is known."""
+    """Number of called entries and expected proportion of false ones, if known."""
     if "expected_false" not in called.attrs:
         return ""
     n_called = int(called.to_numpy().sum())
@@ -138,33 +138,33 @@ def direct_effects(
     n_genes: int = 60,
     ax: Axes | None = None,
 ) -> Axes:
-    """Heatmap of the strongest direct effects, perturbations x genes; a dot marks sure signs.
+    """Heatmap of the strongest direct effects, perturbations x genes; dots mark certain signs.
 
     Parameters
     ----------
     effects
         Of ``get_direct_effects``; or a model, or an AnnData in whose ``uns`` they are stored.
     max_lfsr
-        Effects whose local false sign rate is below this are marked.
+        Effects with a smaller local false sign rate are marked.
     n_perturbations, n_genes
-        At most so many rows and columns: those with the strongest marked effects. Genes are chosen
-        for the perturbations that are shown.
+        Largest numbers of rows and columns: those with the strongest marked effects. Genes are
+        chosen for the perturbations that are shown.
     ax
         Axes to draw on; ``None`` makes a figure of fitting size.
 
     Returns
     -------
     The axes. Colours are centred on 0, in the units of the table. Perturbations with similar
-    effects are next to each other (average linkage, Euclidean distance), and genes follow the
-    perturbations that change them most: own genes of perturbations are a diagonal. Tick labels are
-    thinned where they would not fit.
+    effects are next to each other (average linkage, Euclidean distance), and genes are in the order
+    of the perturbations that change them most, so that own genes of perturbations are on the
+    diagonal. Tick labels are thinned if they do not fit.
 
     Raises
     ------
     InvalidArgumentError
         If ``effects`` is something else, or a number is out of range.
     SAMSError
-        If the local false sign rate of no effect is below ``max_lfsr``.
+        If no effect has a local false sign rate below ``max_lfsr``.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def direct_effects(
     effects = result_of(effects, DIRECT_EFFECTS)
     if not isinstance(effects, DirectEffectTables):
         raise InvalidArgumentError(
-            "`effects` is what model.get_direct_effects() returns, not of type "
+            "`effects` must be the result of model.get_direct_effects(), not of type "
             f"{type(effects).__name__}."
         )
     mean, _, lfsr = effects
@@ -185,8 +185,8 @@ def direct_effects(
     is_sure = lfsr.to_numpy() < max_lfsr
     if not is_sure.any():
         raise SAMSError(
-            f"No direct effect has a local false sign rate below {max_lfsr:g}: all that these "
-            "perturbations do to genes is in the latent state, or they have few cells."
+            f"No direct effect has a local false sign rate below {max_lfsr:g}: all effects of "
+            "these perturbations on genes are in the latent state, or they have few cells."
         )
     strength = np.where(is_sure, np.abs(mean.to_numpy()), 0)
     rows = _strongest(strength.max(axis=1), n_perturbations)
@@ -198,7 +198,7 @@ def direct_effects(
     columns, values = columns[along], values[:, along]
     table = pd.DataFrame(values, index=mean.index[rows], columns=mean.columns[columns])
     marked = is_sure[np.ix_(rows, columns)]
-    ax = marked_heatmap(table, marked, "direct effect per unit dose\n(dots: sure of the sign)", ax)
+    ax = marked_heatmap(table, marked, "direct effect per unit dose\n(dots: certain sign)", ax)
     ax.set_xlabel(f"gene ({len(columns)})", fontsize=FONT_SIZE + 1)
     ax.set_ylabel(f"perturbation ({len(rows)})", fontsize=FONT_SIZE + 1)
     return ax
@@ -227,7 +227,7 @@ def marked_heatmap(
 
 
 def _strongest(strength: np.ndarray, n: int) -> np.ndarray:
-    """Positions of the ``n`` largest values, of those above 0; the largest first."""
+    """Positions of the ``n`` largest positive values, the largest first."""
     order = np.argsort(-strength, kind="stable")[:n]
     return order[strength[order] > 0]
 
@@ -252,7 +252,7 @@ def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None
 
     Raises
     ------
-    SAMSError
+    The axes. Tick labels are thinned if they do not fit.
         If rows and columns differ.
 
     Examples
@@ -265,7 +265,7 @@ def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None
     check_table(similarity=similarity)
     if not similarity.index.equals(similarity.columns):
         raise SAMSError(
-            "Rows and columns of a similarity are the same perturbations; these differ."
+            "Rows and columns of a similarity must be the same perturbations; these differ."
         )
     table: pd.DataFrame = similarity
     if order:
@@ -285,7 +285,7 @@ def interaction_matrix(
     order: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Matrix of the interaction of every pair, grey where there is none.
+    """Matrix of the interactions of all pairs, grey where unknown.
 
     Parameters
     ----------
@@ -297,18 +297,18 @@ def interaction_matrix(
     score
         Column to show; symmetric, unless ``lower`` is given.
     lower
-        Column for the triangle below the diagonal, such as ``"predicted_relative"`` beside
+        Column for the triangle below the diagonal, such as ``"predicted_relative"`` with
         ``"observed_relative"`` above it.
     delimiter
-        What joins the perturbations of a pair.
+        Separator between the perturbations of a pair.
     order
-        Put perturbations that interact alike next to each other; ``False`` sorts by name.
+        Put perturbations with similar interactions next to each other; ``False`` sorts by name.
     ax
         Axes to draw on; ``None`` makes a figure of fitting size.
 
     Returns
     -------
-    The axes; colours are centred on 0. Tick labels are thinned where they would not fit.
+    The axes; colours are centred on 0. Tick labels are thinned if they do not fit.
 
     Raises
     ------
@@ -339,7 +339,7 @@ def interaction_matrix(
         leaves = hierarchical_order(cosine_similarity(np.nan_to_num(upper)))
     above, below = (values[np.ix_(leaves, leaves)] for values in (upper, table))
     shown = np.where(np.triu(np.ones_like(above, dtype=bool)), above, below)
-    # A single extreme pair would leave all others pale.
+    # A single extreme pair would make all others pale.
     shares = (_SHOWN, 1) if np.isfinite(shown).sum() > _MANY else (1,)
     extreme = next((e for e in np.nanquantile(np.abs(shown), shares) if e > 0), 1.0)
     ordered = [names[leaf] for leaf in leaves]
@@ -370,7 +370,7 @@ def _square(
 
 
 def heatmap(ax: Axes, table: pd.DataFrame, colours: str, limits: tuple[float, float]) -> Colorbar:
-    """Draw the entries, those that are not known in grey, and say what the colours mean."""
+    """Draw the entries, unknown ones in grey, and label the colours."""
     values = np.ma.masked_invalid(table.to_numpy(np.float64))
     image = ax.imshow(
         values,

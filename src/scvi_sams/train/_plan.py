@@ -1,4 +1,4 @@
-"""The training plan: plate counts, optimiser, and a monitor that does not flatter."""
+"""The training plan: plate counts, optimiser, and comparable validation scores."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ logger = logging.getLogger("scvi.sams")
 
 _VALIDATION_SEED = 20231
 _BEFORE_RESPONSES = 0.75
-"""Share of a planned dense phase after which cells may respond or not."""
+"""Fraction of a planned dense phase after which cells may or may not respond."""
 _STEPS_BETWEEN_LOOKS = 50
-"""After which an accelerator is waited for, to see whether training diverged."""
+"""Steps after which an accelerator is synchronised, to detect divergence."""
 
 
 class PerturbationTrainingPlan(EpochLogPlan):
     """Training plan of scvi-tools with defaults that suit global latent variables.
 
-    Besides what scvi-tools logs, ``history`` has every divergence, and for models with masks, per
-    epoch, ``"dense_phase"`` (1 while all masks are on, else 0) and ``"active_masks"`` (share of
-    masks with an inclusion probability above .5), and where held-out cells decide how long training
-    takes, ``"learning_rate"`` (of the networks).
+    In addition to what scvi-tools logs, ``history`` contains every divergence and, for models with
+    masks, per epoch ``"dense_phase"`` (1 while all masks are on, otherwise 0) and
+    ``"active_masks"`` (proportion of masks with an inclusion probability above 0.5), and if
+    held-out cells decide how long training takes, ``"learning_rate"`` (of the networks).
 
     Parameters
     ----------
@@ -62,47 +62,47 @@ class PerturbationTrainingPlan(EpochLogPlan):
     lr
         Learning rate of the networks (paper: 3e-4, with ten times the steps).
     table_lr
-        Learning rate of parameters that are no weights of a network: mask logits, mean-field
+        Learning rate of parameters that are not weights of a network: mask logits, mean-field
         effects and embeddings (a row per perturbation), dispersions (one per gene). Their scale is
-        of order one, so at the networks' rate they would still be on their way when training ends.
-        Raise it if ``"active_masks"`` in ``history`` still changes at the end.
+        of order one, so that with the rate of the networks they would not converge. Raise it if
+        ``"active_masks"`` in ``history`` still changes at the end.
     lr_schedule
-        ``"cosine"``: both rates fall to zero over the planned steps, which averages out the noise
-        of the drawn masks and mini-batches at the end. ``"constant"``: as in the paper. A schedule
-        asked for with ``reduce_lr_on_plateau`` takes its place. ``"held_out"``, which ``train``
-        without ``max_epochs`` asks for: no planned steps. Validation cells say when full rates, and
-        then half of them, bring no more; so do they with masks. At last rates fall to zero over .4
-        times the steps so far. Each stage goes on from the best weights of the one before
-        (:doc:`in detail </settings>`). ``max_epochs`` is then a ceiling, half of which is for the
-        dense phase.
+        ``"cosine"``: both rates decay to zero over the planned steps, which averages out the noise
+        of sampled masks and mini-batches at the end. ``"constant"``: as in the paper. A schedule
+        requested with ``reduce_lr_on_plateau`` replaces it. ``"held_out"``, used by ``train``
+        without ``max_epochs``: no planned steps. Validation cells decide when full rates, and then
+        half of them, bring no further improvement, and the same with masks. Then rates decay to
+        zero over 0.4 times the steps so far. Each stage continues from the best weights of the
+        previous one (:doc:`details </settings>`). ``max_epochs`` is then an upper limit, half of
+        which is for the dense phase.
     dense_fraction
-        Share of the epochs that train with all masks on, before the latent space is rotated so that
-        effects are sparse and masks are trained (see ``scvi_sams.module.sparsest_rotation``). 0
-        trains masks from the start, as in the paper; any other value is the same to a training
-        whose length held-out cells decide. Only a model's first training has this phase.
-        Early stopping does not end it, and "best" scores and checkpoints are of what comes after:
-        the bound is worse once masks have a price.
+        Fraction of epochs with all masks on, before the latent space is rotated so that effects are
+        sparse and masks are trained (see ``scvi_sams.module.sparsest_rotation``). 0 trains masks
+        from the start, as in the paper; if held-out cells decide the length of training, all other
+        values are the same. Only the first training of a model has this phase. Early stopping does
+        not end it, and "best" scores and checkpoints are from later epochs: the bound is worse once
+        it includes the KL term of masks.
     max_curvature
         After the rotation, a latent dimension is switched off if the squares of the others predict
-        more than this share of it: it is curved, no mechanism, and its masks would
-        only repeat that a perturbation is strong. Half of it is enough where the effects on a
-        dimension follow the size of the effects on the others. Where one is curved, dimensions
-        that tell less of a cell are switched off with it, as they would take its place; the decoder
-        then learns the curve. Nothing is switched off where that would be half of what is known of
-        cells, or more. On simulated screens curved ones had .20 to .41, or .12 to .14 and such
-        effects; mechanisms at most .14 and no such effects; on the screen of Papalexi et al.
-        2021 no dimension exceeded .06. ``None`` leaves all on.
+        more than this proportion of it: it is curved, not a mechanism, and its masks would only
+        show that a perturbation is strong. Half of it is sufficient if the effects on a dimension
+        follow the norm of the effects on the others. With a curved dimension, dimensions with less
+        information about cells are switched off too, because one would take its place; the decoder
+        then learns the curvature. Nothing is switched off if that would remove half or more of the
+        information about cells. On simulated screens curved dimensions had 0.20 to 0.41, or 0.12 to
+        0.14 and such effects; mechanisms at most 0.14 and no such effects; on the screen of
+        Papalexi et al. 2021 no dimension exceeded 0.06. ``None`` keeps all on.
     eps
-        Of Adam. The default of scvi-tools, 0.01, exceeds the gradients of masks and effects, which
-        then hardly move (the paper: 1e-8).
+        Parameter of Adam. The default of scvi-tools, 0.01, exceeds the gradients of masks and
+        effects, which then hardly move (paper: 1e-8).
     weight_decay
-        Of the networks; tables have priors instead.
+        Weight decay of the networks; tables have priors instead.
     n_epochs_kl_warmup, n_steps_kl_warmup
-        No warm-up by default: the mask posterior would wander off while its prior is silent.
+        No warm-up by default: masks would drift while their prior has no weight.
     checkpoint_path
         See :meth:`scvi_sams.SAMSVAE.train`.
     checkpoint_of
-        What a checkpoint has to agree with besides data and settings of the plan, by name.
+        What a checkpoint must match besides data and settings of the plan, by name.
     **kwargs
         See :class:`~scvi.train.TrainingPlan`.
 
@@ -159,7 +159,7 @@ class PerturbationTrainingPlan(EpochLogPlan):
         self._held_out: HeldOutCells | None = None
 
     def setup(self, stage: str) -> None:
-        """Count training cells per perturbation, once the split is known, before the optimiser."""
+        """Count training cells per perturbation, when the split is known, before the optimiser."""
         super().setup(stage)
         self._good_weights = GoodWeights(self.module)
         n_dense = round(self.dense_fraction * (self.trainer.max_epochs or 0))
@@ -182,25 +182,25 @@ class PerturbationTrainingPlan(EpochLogPlan):
             self._held_out = HeldOutCells(self.module, self.trainer, first)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Let Ctrl-C end training as early stopping does, and write what a killed one needs."""
+        """Let Ctrl-C end training like early stopping, and write checkpoints to resume from."""
         if self.checkpoint_path is None:
             return [StopOnInterrupt()]
         return [StopOnInterrupt(), ResumableCheckpoint(self.checkpoint_path)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the phase, the random state, and what decides about the length of training."""
+        """Add the phase, the random state, and the state that determines the length of training."""
         keep_state(checkpoint, self.trainer, self._rotation_epoch, self._identity)
         if self._held_out is not None:
             self._held_out.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on in the phase, and with the random state, of the checkpoint."""
+        """Continue in the phase, and with the random state, of the checkpoint."""
         self._rotation_epoch = restore_state(checkpoint, self.trainer, self._identity)
         if self._held_out is not None:
             self._held_out.load(checkpoint)
 
     def on_train_start(self) -> None:
-        """Hold weights of a checkpoint for good, as it was written after a good epoch."""
+        """Treat weights of a checkpoint as good, because it was written after a good epoch."""
         if self.current_epoch > 0 and self._rotation_epoch is None:
             self._good_weights.keep(self.module, self.current_epoch - 1)
 
@@ -215,7 +215,7 @@ class PerturbationTrainingPlan(EpochLogPlan):
         if self.current_epoch == self._rotation_epoch:
             self._end_dense_phase()
             if self._held_out is not None:
-                # Nothing of the dense phase is to come back, whenever training ends.
+                # Nothing of the dense phase may be restored, whenever training ends.
                 self._held_out.begin_with(self.module, self.current_epoch - 1)
             forget_best_states(self.trainer)
             for optimizer in self.trainer.optimizers:
@@ -223,13 +223,13 @@ class PerturbationTrainingPlan(EpochLogPlan):
 
     @property
     def _cells_may_escape(self) -> bool:
-        """Whether effects have formed, so that cells can be told to have them or not."""
+        """Whether effects have formed, so that responses can be identified."""
         if self._held_out is not None:
             return self._held_out.length.stage != "dense"
         return self.current_epoch >= self._responses_epoch
 
     def on_train_epoch_end(self) -> None:
-        """Log how the module stands, to ``history``."""
+        """Log the state of the module to ``history``."""
         super().on_train_epoch_end()
         name = diverged_weights(self.module)
         if name is not None:
@@ -244,17 +244,17 @@ class PerturbationTrainingPlan(EpochLogPlan):
                 self._rotation_epoch = self.current_epoch + 1
 
     def on_validation_end(self) -> None:
-        """Note that there is a score; it is judged once the epoch has been logged."""
+        """Note that there is a score; it is used once the epoch has been logged."""
         if self._held_out is not None:
             self._held_out.is_scored = not self.trainer.sanity_checking
 
     def on_train_end(self) -> None:
-        """End with the best weights where they are kept, with masks, and with latents in order."""
+        """End with the best weights if they are stored, with masks, and with ordered latents."""
         super().on_train_end()
-        self.module.likelihood.largest_counts = None  # they are of these cells alone
+        self.module.likelihood.largest_counts = None  # they belong to these cells only
         if self._held_out is not None:
             self._held_out.restore_best(self.module)
-        if self._cells_may_escape:  # the best weights may be those from before they could
+        if self._cells_may_escape:  # the best weights may be older than this stage
             begin_responses(self.module, self.trainer)
         if self._rotation_epoch is not None:
             self._end_dense_phase()
@@ -266,7 +266,7 @@ class PerturbationTrainingPlan(EpochLogPlan):
 
     @property
     def ending(self) -> str:
-        """Why training ended, in words."""
+        """Reason why training ended, as text."""
         reasons = [] if self._held_out is None else list(self._held_out.length.reasons)
         if self.is_interrupted:
             reasons.append("Interrupted.")
@@ -280,14 +280,14 @@ class PerturbationTrainingPlan(EpochLogPlan):
         share = self.module.diagnostics().get("active_masks")
         if share == 0:
             logger.warning(
-                "All masks are off: the model has found no effect of any perturbation. Whether "
-                "cells differ from control cells at all says `model.test_perturbations()`. If they "
-                "do, train for more epochs, with a higher `mask_prior_probability` or "
+                "All masks are off: the model has found no effect of any perturbation. "
+                "`model.test_perturbations()` tests whether cells differ from control cells. If "
+                "they do, train for more epochs, with a higher `mask_prior_probability` or "
                 "`evidence_cells`; if not, check that labels and cells belong together."
             )
         elif share == 1:
             logger.warning(
-                "All masks are on: they tell no perturbation from another. Train with a lower "
+                "All masks are on: they do not distinguish perturbations. Train with a lower "
                 "`mask_prior_probability` or `evidence_cells`, or more latent dimensions."
             )
 
@@ -297,14 +297,14 @@ class PerturbationTrainingPlan(EpochLogPlan):
         self._rotation_epoch = None
 
     def get_optimizer_creator(self) -> Callable[[Iterable], torch.optim.Optimizer]:
-        """Give tables their own learning rate; a custom optimiser creator is left as it is."""
+        """Give tables their own learning rate; a custom optimiser creator is unchanged."""
         create = super().get_optimizer_creator()
         if self.optimizer_name == "Custom":
             return create
         tables = self.module.table_parameters()
         identities = {id(table) for table in tables}
         networks = [p for p in self.module.parameters() if id(p) not in identities]
-        # Fused, an update is one pass over the parameters: a fifth of the time, a tenth of a step.
+        # A fused update is one pass over the parameters: a fifth of the time, a tenth of a step.
         groups = [
             {"params": networks, "fused": True},
             {"params": tables, "fused": True, "lr": self.table_lr, "weight_decay": 0.0},
@@ -332,10 +332,10 @@ class PerturbationTrainingPlan(EpochLogPlan):
     def compute_and_log_metrics(
         self, loss_output: LossOutput, metrics: dict[str, Any], mode: str
     ) -> None:
-        """Log every divergence too, to ``history``.
+        """Log every divergence to ``history`` as well.
 
-        Not as extra metrics, which scvi-tools logs in inference mode: processes cannot then be
-        averaged over.
+        Not as extra metrics, which scvi-tools logs in inference mode: they could not be averaged
+        over processes.
         """
         looks = (
             not _devices.is_accelerator(self.device) or self.global_step % _STEPS_BETWEEN_LOOKS == 0
@@ -355,7 +355,7 @@ class PerturbationTrainingPlan(EpochLogPlan):
             )
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Take a step; if it fails because weights are no numbers any more, say so."""
+        """Take a step; name the cause if it fails because weights are not finite."""
         try:
             return super().training_step(batch, batch_idx)
         except TrainingDivergedError:
@@ -367,7 +367,7 @@ class PerturbationTrainingPlan(EpochLogPlan):
             self._stop(f"the weights {name} are not finite")
 
     def _stop(self, reason: str) -> NoReturn:
-        """Raise an error, after the module has got its last good weights again."""
+        """Raise an error, after restoring the last good weights of the module."""
         weights = self._good_weights.restore(self.module)
         if self._good_weights.epoch is not None:
             self.module.order_latents()
@@ -375,13 +375,14 @@ class PerturbationTrainingPlan(EpochLogPlan):
             f"Training diverged at step {self.global_step + 1} (epoch {self.current_epoch + 1}): "
             f"{reason}. The weights are {weights}. Train with lower learning rates (they were "
             f"lr={self.lr:g} and table_lr={self.table_lr:g}, in `plan_kwargs`), and look for "
-            "extreme values among counts, doses, covariates and size factors."
+            "extreme values in counts, doses, covariates and size factors."
         )
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Score with the same random numbers in every epoch.
 
-        A monitor that draws anew each time has lucky epochs, and early stopping would pick them.
+        With other random numbers each time some epochs would score better by chance, and early
+        stopping would select them.
         """
         with fixed_seed(_VALIDATION_SEED + batch_idx):
             super().validation_step(batch, batch_idx)
@@ -400,9 +401,9 @@ def diverged_term(output: LossOutput) -> tuple[str, float] | None:
 
 
 def _check_names(names: Iterable[str], module: PerturbationModule) -> None:
-    """Raise an error if an argument is known neither to the plans nor to the module's loss.
+    """Raise if an argument is known neither to the plans nor to the module's loss.
 
-    scvi-tools would pass it to the loss, where it fails after training has begun.
+    scvi-tools would pass it to the loss, which fails after training has begun.
     """
     known = {*signature(TrainingPlan.__init__).parameters, *signature(module.loss).parameters}
     own = signature(PerturbationTrainingPlan.__init__).parameters
