@@ -122,7 +122,7 @@ COLUMN = [
         "a dose above 100",
         by_column,
         "trains, with a warning",
-        warns=("Doses reach 150", "logarithm"),
+        warns=("Doses are as large as 150", "logarithm"),
         data=dosed(150.0),
     ),
     legal(
@@ -153,7 +153,7 @@ GIVEN = [
             f"a {what} entry in a dosage matrix",
             matrix(),
             InvalidDosageError,
-            f"holds {shown}",
+            f"contains {shown}",
             data=with_matrix(with_entry(value)),
         )
         for what, value, shown in (

@@ -299,7 +299,7 @@ FILES: list[Case] = [
         "`match_genes`: no match",
         match(["Q", "R"]),
         UnknownPerturbationError,
-        "no row of 'Q', 'R'; its rows are 'A'",
+        "no row for 'Q', 'R'; its rows are 'A'",
         "`strip_guides=True`",
     ),
     legal(

@@ -216,7 +216,7 @@ CASES: list[Case] = [
         lambda situation: load(situation.folder / "nothing"),
         UnreadableDataError,
         "nothing",
-        "no saved model",
+        "not a saved model",
     ),
     refused(
         "loading a folder without a model",
@@ -240,7 +240,7 @@ CASES: list[Case] = [
         after(lambda folder: (folder / "model.pt").write_text("hello")),
         UnreadableDataError,
         "model.pt",
-        "no saved model",
+        "not a saved model",
     ),
     *(
         refused(
@@ -248,7 +248,7 @@ CASES: list[Case] = [
             after(lambda folder, content=content: torch.save(content, folder / "model.pt")),
             UnreadableDataError,
             "model.pt",
-            "no saved model",
+            "not a saved model",
         )
         for what, content in (
             ("a tensor", torch.zeros(2)),
