@@ -37,8 +37,8 @@ _NAMESPACES = {
     "pl": "plotting",
     "tl": "interpretation",
 }
-"""Namespaces that are imported when they are first used: models need none of them, and together
-they take longer to import than models do."""
+"""Namespaces that are imported on first use: models do not need them, and together they take longer
+to import than models do."""
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -264,7 +264,7 @@ def test_other_models_contexts_and_features(screen, tmp_path, capsys):
     assert main([*given, *options, "--n-latent", "4", "--out", str(informed)]) == 0
     contexts = pd.read_csv(informed / "tables" / "contexts.csv")
     assert contexts["context"].unique().tolist() == ["type_1", "type_2"]
-    assert "2, known by features" in (informed / "summary.html").read_text(encoding="utf-8")
+    assert "2, with features" in (informed / "summary.html").read_text(encoding="utf-8")
 
 
 def test_the_state_of_the_process_is_as_before(screen, tmp_path):

@@ -101,7 +101,7 @@ def test_it_survives_a_file(ranked, tmp_path):
         check_dtype=False,
     )
     assert read.uns[KEY]["params"]["reference"] == "control"
-    assert "posterior errors in place of p-values" in read.uns[KEY]["params"]["method"]
+    assert "posterior errors instead of p-values" in read.uns[KEY]["params"]["method"]
 
 
 def test_groups_of_cells_have_their_own_reference(model):

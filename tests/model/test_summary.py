@@ -79,7 +79,7 @@ def test_warnings_name_what_to_look_at(model):
     assert few.startswith("4 perturbations have fewer than 50 training cells")
     untrained = SAMSVAE(model.adata, n_latent=3)
     assert of(untrained, "training") == {"state": "not trained"}
-    assert "mean nothing yet" in of(untrained, "warnings")["1"]
+    assert "results are meaningless" in of(untrained, "warnings")["1"]
     assert "masks" not in untrained.summary().index.get_level_values("part")
 
 
@@ -117,7 +117,7 @@ def test_guides_contexts_and_features_are_named():
     screen = of(model, "screen")
     assert screen["guides"] == "6 (guide)"
     assert screen["contexts"] == "type_1, type_2 (cell_type)"
-    assert screen["perturbations without cells"] == "1, known by features"
+    assert screen["perturbations without cells"] == "1, with features"
     described = of(model, "model")["perturbation_features"]
     assert "perturbations = 4" in described
     assert "features = 3" in described

@@ -31,7 +31,7 @@ def write_report(
     summary: pd.DataFrame,
     failures: pd.DataFrame,
 ) -> None:
-    """Write the tables of a result into the template beside this file."""
+    """Write the tables of a result into the template next to this file."""
     methods = list(dict.fromkeys(summary["method"]))
     write_page(
         path,

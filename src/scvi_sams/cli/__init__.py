@@ -1,1 +1,1 @@
-"""The command line: from a file with counts to tables, figures and a page that sums them up."""
+"""The command line: from a file with counts to tables, figures and a summary page."""

@@ -1,4 +1,4 @@
-"""What can be said on the command line."""
+"""Arguments of the command line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ examples:
   scvi-sams fit screen.h5ad --perturbation gene --control 'NT*' --delimiter _ --layer counts \\
       --batch lane --guide sgRNA --out results/
 
-what is written into the folder:
-  summary.html   what was run and found, in one page
+files in the folder:
+  summary.html   settings and results on one page
   tables/        hits, differential genes, masks, effects, programs and more, as csv (or xlsx)
   figures/       the figures of the page, as png
   model/         the model: scvi_sams.SAMSVAE.load("results/model", adata)
@@ -31,7 +31,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where help is, and end with status 2."""
+        """Print the error and the help option, and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help)\n")
 
 
@@ -46,8 +46,8 @@ def make_parser() -> OneLineParser:
     fit = commands.add_parser(
         "fit",
         help="train a model on a screen; write tables, figures and a summary",
-        description="Train a model on a screen and write what it found: tables, figures, the model,"
-        " the annotated screen, and a page that sums them up.",
+        description="Train a model on a screen and write its results: tables, figures, the model,"
+        " the annotated screen, and a summary page.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,12 +77,12 @@ def _add_screen(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--delimiter",
         metavar="TEXT",
-        help="what joins the names of a combination (default: +); '' if labels must not be split",
+        help="separator between the names of a combination (default: +); '' to never split labels",
     )
     group.add_argument(
         "--preset",
         choices=sorted(PRESETS),
-        help="how a known collection or package writes labels, in place of these three",
+        help="labelling convention of a known collection or package, instead of these three",
     )
     group.add_argument(
         "--layer", metavar="NAME", help="layer with raw counts (default: X has them)"
@@ -92,7 +92,7 @@ def _add_screen(group: argparse._ArgumentGroup) -> None:
         "--covariate",
         action="append",
         metavar="COLUMN",
-        help="a further categorical covariate; may be given several times",
+        help="a further categorical covariate; may be repeated",
     )
     group.add_argument("--guide", metavar="COLUMN", help="guide of each cell")
     group.add_argument(
@@ -103,7 +103,7 @@ def _add_screen(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--size-factor",
         metavar="COLUMN",
-        help="size of each cell, where the genes are a panel (default: the sum of its counts)",
+        help="size of each cell, if the genes are a panel (default: the sum of its counts)",
     )
 
 
@@ -113,14 +113,14 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--features",
         type=Path,
         metavar="FILE",
-        help="what is known of perturbations: gene sets (.gmt) or vectors (.csv, .tsv, .npz, "
+        help="prior knowledge of perturbations: gene sets (.gmt) or vectors (.csv, .tsv, .npz, "
         ".h5ad, .parquet); SAMSVAE only",
     )
     group.add_argument(
         "--n-latent",
         type=_whole(1),
         metavar="N",
-        help="latent dimensions; 20 are enough for some tens of perturbations (default: 50)",
+        help="latent dimensions; 20 are enough for a few dozen perturbations (default: 50)",
     )
     group.add_argument(
         "--max-epochs",
@@ -129,7 +129,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         help="passes over the cells (default: held-out cells decide)",
     )
     group.add_argument(
-        "--seed", type=_whole(0), default=0, metavar="N", help="of all random numbers (default: 0)"
+        "--seed", type=_whole(0), default=0, metavar="N", help="random seed (default: 0)"
     )
 
 
@@ -139,14 +139,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         type=_share,
         default=0.05,
         metavar="RATE",
-        help="false discovery rate of what is called (default: 0.05)",
+        help="false discovery rate of calls (default: 0.05)",
     )
     group.add_argument(
         "--format",
         nargs="+",
         choices=FORMATS,
         default=["csv"],
-        help="of tables; xlsx needs openpyxl (default: csv)",
+        help="format of tables; xlsx requires openpyxl (default: csv)",
     )
     group.add_argument(
         "--overwrite", action="store_true", help="replace the results of an earlier run"
@@ -154,7 +154,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--quiet",
         action="store_true",
-        help="no progress and no notes: warnings and errors only",
+        help="no progress and no notes, only warnings and errors",
     )
 
 

@@ -21,7 +21,7 @@ from scvi_sams.exceptions import SAMSError
 _USAGE, _INTERRUPTED = 2, 130
 _NOISY = ("lightning.pytorch", "lightning.fabric")
 _OTHERS = r"(anndata|lightning|numba|scanpy|scvi|sklearn|torch|umap)(\.|$)"
-"""Modules whose warnings are addressed to developers."""
+"""Modules whose warnings are for developers."""
 
 
 class Messages(logging.Handler):
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(given)
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    mpl.use("agg")  # figures go to files, whatever the screen
+    mpl.use("agg")  # figures are written to files
     try:
         with _messages(errors, quiet=options.quiet) as messages:
             page = fit(options, shlex.join(["scvi-sams", *given]), messages.texts, errors)
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _messages(console: Console, *, quiet: bool) -> Iterator[Messages]:
-    """Send messages to a console, keep warnings, and put things back afterwards."""
+    """Send messages to a console, keep warnings, and restore the loggers afterwards."""
     logger = logging.getLogger("scvi")
     before = logger.handlers[:], logger.level
     levels = {name: logging.getLogger(name).level for name in _NOISY}

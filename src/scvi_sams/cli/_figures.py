@@ -36,7 +36,7 @@ _NAMES = (
     "volcanoes", "masks", "programs", "direct_effects", "guides", "contexts", "latent", "training",
 )  # fmt: skip
 _MOST_CELLS = 5000
-"""In a UMAP: more take minutes and look the same."""
+"""Largest number of cells in a UMAP: more take minutes and look the same."""
 _MOST_PANELS = 6
 _MOST_COLOURS = 8
 _SEED = 0
@@ -45,7 +45,7 @@ Tables = Mapping[str, pd.DataFrame]
 
 
 class RunFigure(NamedTuple):
-    """A figure, and what it shows."""
+    """A figure and its description."""
 
     name: str
     caption: str
@@ -55,15 +55,15 @@ class RunFigure(NamedTuple):
 def draw_figures(
     model: PerturbationModel, tables: Tables, fdr: float, folder: Path
 ) -> list[RunFigure]:
-    """Draw what a model and its tables can fill, write it as PNG, and return it for the page."""
+    """Draw the figures that apply to a model and its tables, write them, and return them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _NAMES:  # of an earlier run
+    for name in _NAMES:  # remove those of an earlier run
         (folder / f"{name}.png").unlink(missing_ok=True)
     drawn = []
     for name, caption, draw in _drawings(model, tables, fdr):
         try:
             figure = draw()
-        except SAMSError as error:  # no guide, context or direct effect is called
+        except SAMSError as error:  # nothing to draw, such as no guides or contexts
             logger.info(f"There is no figure {name!r}: {error}")
             continue
         settings: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight"}
@@ -76,12 +76,12 @@ def draw_figures(
 def _drawings(
     model: PerturbationModel, tables: Tables, fdr: float
 ) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
-    """Names of figures, what they show, and how they are drawn."""
+    """Names of figures, their descriptions, and functions that draw them."""
     names = tables["hits"].index
     yield (
         "volcanoes",
-        "Effects on genes of the perturbations with the largest effects; coloured genes are surer "
-        "than two posterior standard deviations.",
+        "Effects on genes of the perturbations with the largest effects; coloured genes exceed two "
+        "posterior standard deviations.",
         lambda: _volcanoes(model.adata, names),
     )
     if "masks" in tables:
@@ -94,25 +94,25 @@ def _drawings(
     if "programs" in tables:
         yield (
             "programs",
-            "Genes that change most with the latent dimensions that perturbations move most.",
+            "Genes that change most with the latent dimensions that perturbations shift most.",
             lambda: _programs(tables, fdr),
         )
     if "direct_effects" in tables:
         yield (
             "direct_effects",
-            "Effects on single genes beside the latent state; a dot marks a sure sign.",
+            "Effects on single genes, besides the latent state; dots mark certain signs.",
             lambda: _figure(direct_effects(model.get_direct_effects(key_added=None))),
         )
     if "guides" in tables:
         yield (
             "guides",
-            "Guides, those of a perturbation together.",
+            "Guides, grouped by perturbation.",
             lambda: _figure(guide_efficacy(tables["guides"])),
         )
     if "contexts" in tables:
         yield (
             "contexts",
-            "Sizes of effects in contexts; a dot marks where one differs from the others.",
+            "Effect sizes in contexts; dots mark where they differ.",
             lambda: _figure(context_effects(tables["contexts"])),
         )
     yield (
@@ -128,7 +128,7 @@ def _drawings(
 
 
 def called_entries(tables: Tables, fdr: float) -> pd.DataFrame:
-    """Mask entries that masks and test call, as ``tl.called_masks`` does."""
+    """Mask entries called by masks and test, as in ``tl.called_masks``."""
     q_values, probability = tables["mask_q_values"], tables["masks"].to_numpy()
     called = within(q_values.to_numpy(), fdr)
     table = pd.DataFrame(called, index=q_values.index, columns=q_values.columns)
@@ -137,9 +137,9 @@ def called_entries(tables: Tables, fdr: float) -> pd.DataFrame:
 
 
 def strongest_latents(tables: Tables, fdr: float) -> list[str]:
-    """Latent dimensions that change genes, in the order of the effects that are called on them.
+    """Latent dimensions that change genes, in the order of their called effects.
 
-    All effects count where a model has no masks.
+    If a model has no masks, all effects count.
     """
     effects = tables["effects_mean"].abs()
     size = (effects.where(called_entries(tables, fdr), 0) if "masks" in tables else effects).sum()
@@ -174,7 +174,7 @@ def _volcanoes(adata: AnnData, names: pd.Index) -> Figure:
 def _programs(tables: Tables, fdr: float) -> Figure:
     chosen = strongest_latents(tables, fdr)[:_MOST_PANELS]
     if not chosen:
-        raise SAMSError("Perturbations move no latent dimension that changes a gene.")
+        raise SAMSError("Perturbations shift no latent dimension that changes a gene.")
     figure, panels = _panels(len(chosen), 3.0, 3.4)
     for ax, name in zip(panels, chosen, strict=True):
         program_genes(tables["programs"], name, n_genes=15, ax=ax)

@@ -40,18 +40,18 @@ _STEPS = (
 def fit(
     options: argparse.Namespace, command: str, warnings: Sequence[str], console: Console
 ) -> Path:
-    """Train a model on a screen and write what it found.
+    """Train a model on a screen and write its results.
 
     Parameters
     ----------
     options
-        Those of the command line.
+        Options of the command line.
     command
-        As it was typed, for the record.
+        The command as typed, for the record.
     warnings
-        Those of the run so far; the summary has what is in it at the end.
+        Warnings of the run so far; the summary contains those collected at the end.
     console
-        Where progress is told.
+        Where to show progress.
 
     Returns
     -------
@@ -70,11 +70,11 @@ def fit(
     scvi.settings.seed = options.seed
     model = _registered(adata, options, features)
     begin(1)
-    with redirect_stdout(sys.stderr):  # where the other notes are
+    with redirect_stdout(sys.stderr):  # like all other messages
         has_bar = console.is_terminal and not options.quiet
         model.train(max_epochs=options.max_epochs, enable_progress_bar=has_bar)
     options.out.mkdir(parents=True, exist_ok=True)
-    # First of all, so that no later error costs the training.
+    # Before training, so that no later error costs the training.
     model.save(options.out / "model", overwrite=options.overwrite)
     begin(2)
     tables = result_tables(model, Sampling(fdr=options.fdr), keep=True)
@@ -128,8 +128,8 @@ def _features(options: argparse.Namespace) -> pd.DataFrame | None:
         return None
     if options.model != "SAMSVAE":
         raise InvalidArgumentError(
-            f"--features are for SAMSVAE; {options.model} knows nothing of perturbations but their "
-            "cells."
+            f"--features are for SAMSVAE; {options.model} learns about perturbations only from "
+            "their cells."
         )
     is_gmt = ".gmt" in options.features.suffixes
     return from_gmt(options.features) if is_gmt else from_embedding(options.features)
@@ -138,7 +138,7 @@ def _features(options: argparse.Namespace) -> pd.DataFrame | None:
 def _registered(
     adata: AnnData, options: argparse.Namespace, features: pd.DataFrame | None
 ) -> PerturbationModel:
-    """Register the screen and make a model of it."""
+    """Register the screen and create a model."""
     model_class = _MODELS[options.model]
     control = options.control
     given = {

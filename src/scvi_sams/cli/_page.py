@@ -1,4 +1,4 @@
-"""The page that sums a run up."""
+"""The summary page of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HITS = {
     "n_cells": "cells",
     "q_value": "q-value",
     "active_latents": "active latents",
-    "effect_norm": "size of effect",
+    "effect_norm": "effect size",
     "genes_up": "genes up",
     "genes_down": "genes down",
     "confounded": "confounded with",
@@ -49,7 +49,7 @@ def write_summary(
     warnings: Sequence[str],
     files: Sequence[str],
 ) -> None:
-    """Write ``summary.html``, which refers to nothing outside itself."""
+    """Write ``summary.html``, one self-contained file."""
     hits = tables["hits"]
     summary = model.summary()
     facts = summary.drop(index="warnings", level="part", errors="ignore")["value"]
@@ -81,7 +81,7 @@ def write_summary(
 
 
 def _shown(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """The first rows, by their names, and the columns of a table that it has."""
+    """The first rows, with their names, and those of the columns that the table has."""
     present = {name: title for name, title in columns.items() if name in table}
     shown = table[list(present)].head(_MOST_ROWS).rename(columns=present)
     if "hit" in shown:
@@ -93,7 +93,7 @@ def _shown(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _mechanisms(tables: Mapping[str, pd.DataFrame], fdr: float) -> pd.DataFrame | None:
-    """One row per latent dimension in use: who moves it, and what it does."""
+    """One row per latent dimension in use: perturbations that shift it, and its genes."""
     if "masks" not in tables:
         return None
     called, effects = called_entries(tables, fdr), tables["effects_mean"]

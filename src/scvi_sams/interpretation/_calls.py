@@ -65,7 +65,7 @@ def entry_q_values(
     ------
     MissingKeyError
         If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks, or the
-        AnnData does not hold them.
+        AnnData does not contain them.
     SAMSError
         If ``masks`` are not probabilities.
 
@@ -132,7 +132,7 @@ def called_masks(
     ------
     MissingKeyError
         If ``tests`` has no q-values, or ``masks`` has perturbations that ``tests`` lacks, or the
-        AnnData does not hold them.
+        AnnData does not contain them.
     SAMSError
         If ``fdr`` is not between 0 and 1, or ``masks`` are not probabilities.
 

@@ -1,4 +1,4 @@
-"""How many cells there are of each perturbation, and of each guide."""
+"""Numbers of cells of each perturbation, and of each guide."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ def cell_counts(
     Parameters
     ----------
     model
-        Model that holds its data; it need not be trained.
+        Model with its data; it need not be trained.
     per
         ``"perturbation"``, or ``"guide"`` (``setup_anndata(guide_key=...)``).
     min_cells
-        Perturbations or guides with fewer cells are marked.
+        Perturbations or guides with fewer cells are marked in ``few_cells``.
 
     Returns
     -------
     One row per perturbation, in the order of ``model.perturbations``, after one for control cells;
-    or one row per guide of a perturbation, those of a perturbation together.
+    or one row per guide, grouped by perturbation.
 
     - ``perturbation``: of each guide.
-    - ``n_cells``: cells that carry it, alone or with others; ``n_alone``: those that carry nothing
-      else. Of a guide: no second guide.
-    - ``n_train``: cells of a trained model's last training among ``n_cells``; left out before.
+    - ``n_cells``: cells with it, alone or with others; ``n_alone``: cells with nothing else (for a
+      guide: without a second guide).
+    - ``n_train``: how many of ``n_cells`` were in the last training; omitted before training.
     - ``n_guides``, ``fewest_of_a_guide``: guides of the perturbation, and the number of cells of
-      the rarest. Only where guides are registered.
+      the rarest. Only if guides are registered.
     - ``few_cells``: whether ``n_cells`` is below ``min_cells``: effects are then shrunken, and
-      masks unsure.
+      masks uncertain.
 
     Raises
     ------
     SAMSError
-        If the model was loaded without data, or guides are asked for and none are registered.
+        If the model was loaded without data, or guides are requested but not registered.
     InvalidArgumentError
-        If ``per`` is something else, or ``min_cells`` is negative.
+        If ``per`` is invalid, or ``min_cells`` is negative.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def cell_counts(
     if per == "guide":
         if guides is None:
             raise SAMSError(
-                "No guides are registered. Name the column of adata.obs that has them in "
+                "No guides are registered. Name the column of adata.obs with the guides in "
                 "setup_anndata(guide_key=...)."
             )
         table = _of_guides(guides, labels, is_train)
@@ -85,7 +85,7 @@ def cell_counts(
 
 
 def _counts(codes: np.ndarray, is_train: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    """Cells by what they carry, ``codes`` of shape ``(n_cells, n_slots)``, each once in a row."""
+    """Numbers of cells by ``codes`` of shape ``(n_cells, n_slots)``, unique within rows."""
     carried = codes >= 0
     is_alone = carried.sum(axis=1) == 1
     return {

@@ -28,7 +28,7 @@ Subject = Literal["latents", "perturbations"]
 GeneSets = str | os.PathLike[str] | Mapping[str, Iterable[str]]
 
 _N_LEADING = 10
-"""Genes of a set that are named, those that change most in its direction."""
+"""Number of genes of a set that are named: those that change most in its direction."""
 _COLUMNS = (
     "gene_set", "score", "p_value", "q_value", "n_genes", "leading_genes",
 )  # fmt: skip
@@ -48,38 +48,38 @@ def enrichment(
 ) -> pd.DataFrame:
     """Find gene sets that increase or decrease with latent dimensions or perturbations.
 
-    Needs decoupler or gseapy: ``pip install "scvi-sams[enrichment]"``.
+    Requires decoupler or gseapy: ``pip install "scvi-sams[enrichment]"``.
 
     Parameters
     ----------
     source
         A trained model; or an AnnData in which its programs (``of="latents"``) or effects
-        (``of="perturbations"``) are stored; or a table of these: genes x latent dimensions, of
+        (``of="perturbations"``) are stored; or a table of these: genes x latent dimensions, from
         ``get_latent_programs``, or an ATE table.
     gene_sets
-        A GMT file (:func:`scvi_sams.features.from_gmt`), or genes by the name of the set.
+        A GMT file (:func:`scvi_sams.features.from_gmt`), or a dict of genes by the name of the set.
     of
-        Rank genes by the programs of latent dimensions, or by the effects of perturbations (of a
-        model those of ``predict_ate(method="lograte")``; of a normal likelihood ``"mean"``).
+        Rank genes by the programs of latent dimensions, or by the effects of perturbations (for a
+        model those of ``predict_ate(method="lograte")``; ``"mean"`` for a normal likelihood).
     names
-        Which latent dimensions or perturbations, combinations among them; ``None`` for all.
-        Dimensions that change no gene are left out.
+        Latent dimensions or perturbations, including combinations; ``None`` for all. Dimensions
+        that change no gene are omitted.
     method
         ``"ulm"``: t-statistic of the slope of a linear regression of the changes of all genes on
         membership (decoupler; Badia-i-Mompel et al. 2022). ``"gsea"``: normalised enrichment score
         of preranked genes, with permuted ones for the p-value (gseapy; Subramanian et al. 2005).
     min_genes, max_genes
-        Sets with fewer or more measured genes are left out.
+        Sets with fewer or more measured genes are omitted.
     n_permutations, seed
-        Of ``"gsea"``.
+        Settings of ``"gsea"``.
 
     Returns
     -------
-    One row per set, those of a latent dimension or perturbation together, the surest first:
-    ``latent`` or ``perturbation``; ``gene_set``; ``score``, positive where the genes of the set
-    increase; ``p_value`` (0 where no permutation reaches the score); ``q_value`` (Benjamini and
-    Hochberg, over the whole table); ``n_genes``, how many are measured; ``leading_genes``, the ten
-    that change most in the direction of the score.
+    One row per set, grouped by latent dimension or perturbation, the most significant first:
+    ``latent`` or ``perturbation``; ``gene_set``; ``score``, positive if the genes of the set
+    increase; ``p_value`` (0 if no permutation reaches the score); ``q_value`` (Benjamini and
+    Hochberg, over the whole table); ``n_genes``, the number of measured genes; ``leading_genes``,
+    the ten that change most in the direction of the score.
 
     Raises
     ------
@@ -88,9 +88,9 @@ def enrichment(
     UnreadableDataError
         If the GMT file cannot be read.
     InvalidArgumentError
-        If no set has so many of the measured genes.
+        If no set has an allowed number of measured genes.
     MissingKeyError
-        If there is no such latent dimension or perturbation, or the AnnData does not hold results.
+        If there is no such latent dimension or perturbation, or the AnnData has no such results.
 
     Warnings
     --------
@@ -130,7 +130,7 @@ def _package(name: str) -> Any:
         import gseapy
     except ImportError as error:
         raise MissingPackageError(
-            f"enrichment needs {name}, which cannot be imported ({error}): pip install "
+            f"enrichment requires {name}, which cannot be imported ({error}): pip install "
             f'"scvi-sams[enrichment]" (or pip install {name}).'
         ) from error
     return gseapy
@@ -144,13 +144,13 @@ def _changes(source: Source, of: Subject, names: list[str] | None) -> pd.DataFra
     else:
         table = _effects(source, names).to_df().T
         what = "There are no effects of"
-        if isinstance(source, PerturbationModel):  # exactly those asked for, in its own spelling
+        if isinstance(source, PerturbationModel):  # already selected, in canonical spelling
             names = None
     check_has(what, names or (), table.columns)
     rankings = {str(name): gene_ranking(table, name) for name in names or table.columns}
     changing = {name: ranking for name, ranking in rankings.items() if ranking.abs().max() > 0}
     if not changing:
-        raise SAMSError(f"No gene changes with any of the {of} asked for.")
+        raise SAMSError(f"No gene changes with any of the requested {of}.")
     return pd.DataFrame(changing)
 
 
@@ -160,8 +160,8 @@ def _effects(source: Source, names: list[str] | None) -> AnnData:
         return source.predict_ate(names, method=scale, key_added=None)  # type: ignore[arg-type]
     if not isinstance(source, AnnData):
         raise InvalidArgumentError(
-            "Effects of perturbations are in the table of predict_ate or observed_ate, an AnnData, "
-            f"or in a model, and not in a {type(source).__name__}."
+            "Effects of perturbations must be a table of predict_ate or observed_ate (an AnnData), "
+            f"or a model, not a {type(source).__name__}."
         )
     return ate_of(source)
 
@@ -169,7 +169,7 @@ def _effects(source: Source, names: list[str] | None) -> AnnData:
 def _measured(
     gene_sets: GeneSets, genes: pd.Index, min_genes: int, max_genes: int
 ) -> dict[str, list[str]]:
-    """Genes of each set that are among those measured; sets of the right size."""
+    """Measured genes of each set, for sets of an allowed size."""
     if not isinstance(gene_sets, Mapping):
         members = from_gmt(gene_sets, genes=genes, min_genes=min_genes, max_genes=max_genes)
         sparse: Any = members.sparse
@@ -201,13 +201,13 @@ def _measured(
 def _ulm(
     decoupler: Any, changes: pd.DataFrame, sets: dict[str, list[str]], n: int, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """t-statistics of memberships. Nothing is drawn."""
+    """t-statistics of memberships; deterministic."""
     del n, seed
     net = pd.DataFrame(
         [(name, gene, 1.0) for name, genes in sets.items() for gene in genes],
         columns=["source", "target", "weight"],
     )
-    # Its p-values are adjusted within a latent dimension; ours are, once, over the whole table.
+    # decoupler adjusts p-values within a latent dimension; we adjust over the whole table.
     scores, _ = decoupler.mt.ulm(changes.T, net, tmin=1)
     p_values = 2 * stats.t.sf(scores.abs(), len(changes) - 2)
     return {
@@ -219,7 +219,7 @@ def _ulm(
 def _gsea(
     gseapy: Any, changes: pd.DataFrame, sets: dict[str, list[str]], n: int, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Normalised enrichment scores, and shares of permutations that exceed them."""
+    """Normalised enrichment scores, and proportions of permutations that exceed them."""
     tables = {}
     for name, ranking in changes.items():
         table = gseapy.prerank(
@@ -238,7 +238,7 @@ def _gsea(
 
 
 def _rows(changes: pd.Series, table: pd.DataFrame, sets: Mapping[str, list[str]]) -> pd.DataFrame:
-    """One row per set, the surest first, with the genes that lead it."""
+    """One row per set, the most significant first, with its leading genes."""
     strength = -table["score"].abs().to_numpy()
     table = table.iloc[np.lexsort((strength, table["p_value"].to_numpy()))]
     leading = []

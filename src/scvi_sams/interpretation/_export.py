@@ -1,4 +1,4 @@
-"""Results as files for spreadsheets and other languages."""
+"""Export results as files for spreadsheets and other languages."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("csv", "xlsx")
 WORKBOOK = "results"
-"""Name of the Excel file, without its ending."""
+"""Name of the Excel file, without its extension."""
 _MOST_ROWS = 1_048_575
-"""Of a sheet, beside the names of the columns."""
+"""Largest number of rows of a sheet, in addition to the header."""
 _MOST_COLUMNS = 16_384
 
 
@@ -44,24 +44,24 @@ def export(
     n_posterior_samples: int = 500,
     overwrite: bool = False,
 ) -> dict[str, Path]:
-    """Write what the model found as csv files, an Excel workbook, or both.
+    """Write the results of a model as csv files, an Excel workbook, or both.
 
     Parameters
     ----------
     model
-        Trained model that holds its data.
+        Trained model with its data.
     folder
-        Where files are written; it is made if need be.
+        Folder for the files; it is created if necessary.
     formats
         ``"csv"``: a file for each table. ``"xlsx"``: ``results.xlsx`` with a sheet for each table,
-        which needs openpyxl (``pip install "scvi-sams[excel]"``). Gene names such as SEPT2 stay
+        which requires openpyxl (``pip install "scvi-sams[excel]"``). Gene names such as SEPT2 stay
         text in a workbook; Excel converts them to dates when it opens a csv file.
     fdr
         False discovery rate at which perturbations, mask entries and genes are called.
     n_genes
         Maximum number of differential genes per perturbation.
     n_samples, n_posterior_samples
-        Of :func:`perturbation_hits`, :func:`target_knockdown`, :func:`guide_efficacy` and
+        As in :func:`perturbation_hits`, :func:`target_knockdown`, :func:`guide_efficacy` and
         ``differential_expression``.
     overwrite
         Whether to replace the tables of an earlier export; those that this model does not have
@@ -69,15 +69,15 @@ def export(
 
     Returns
     -------
-    Paths by the names of tables, and that of the workbook as ``"results"``. Tables that the model
-    cannot fill are left out: a CPAVAE has no masks, a screen of drugs no knock-downs.
+    Paths by the names of tables, and that of the workbook as ``"results"``. Tables that do not
+    apply are omitted: a CPAVAE has no masks, a screen of drugs no knock-downs.
 
     - ``hits``: :func:`perturbation_hits`
-    - ``differential_genes``: called genes of ``differential_expression``, the best founded first
+    - ``differential_genes``: called genes of ``differential_expression``, most certain first
     - ``masks``, ``mask_q_values`` (:func:`entry_q_values`), ``effects_mean``, ``effects_sd``:
       perturbations x latent dimensions
     - ``programs``: genes x latent dimensions
-    - ``direct_effects``: one row per effect whose local false sign rate is below .05
+    - ``direct_effects``: one row per effect with a local false sign rate below 0.05
     - ``knockdown``: :func:`target_knockdown`; ``guides``: :func:`guide_efficacy`; ``contexts``:
       :func:`context_effects`
     - ``cells``: :func:`cell_counts`
@@ -86,9 +86,9 @@ def export(
     Raises
     ------
     MissingPackageError
-        If a workbook is asked for and openpyxl is not installed.
+        If a workbook is requested and openpyxl is not installed.
     SavingError
-        If tables are there already, or nothing can be written.
+        If there are tables already, or nothing can be written.
     InvalidArgumentError
         If there is no such format, a number is out of range, or a table is too large for a sheet.
 
@@ -126,8 +126,8 @@ def check_formats(formats: str | Sequence[str]) -> list[str]:
         check_choice("formats", one, FORMATS)
     if "xlsx" in chosen and importlib.util.find_spec("openpyxl") is None:
         raise MissingPackageError(
-            "Excel workbooks are written by openpyxl, which is not installed: pip install "
-            '"scvi-sams[excel]" (or pip install openpyxl). formats="csv" needs nothing.'
+            "Excel workbooks require openpyxl, which is not installed: pip install "
+            '"scvi-sams[excel]" (or pip install openpyxl). formats="csv" requires nothing.'
         )
     return chosen
 
@@ -135,7 +135,7 @@ def check_formats(formats: str | Sequence[str]) -> list[str]:
 def write_tables(
     tables: Mapping[str, pd.DataFrame], folder: Path, formats: Sequence[str]
 ) -> dict[str, Path]:
-    """Write tables into a folder, in place of those of an earlier export."""
+    """Write tables into a folder, replacing those of an earlier export."""
     if "xlsx" in formats:
         _check_sizes(tables)
     earlier = _earlier(folder)
@@ -163,7 +163,7 @@ def _earlier(folder: Path) -> list[Path]:
 
 
 def _has_names(table: pd.DataFrame) -> bool:
-    """Whether the rows of a table have names: rows that are counted have none."""
+    """Whether the rows of a table have names rather than numbers."""
     return not isinstance(table.index, pd.RangeIndex)
 
 
@@ -191,6 +191,6 @@ def _check_sizes(tables: Mapping[str, pd.DataFrame]) -> None:
         n_rows, n_columns = table.shape
         if n_rows > _MOST_ROWS or n_columns >= _MOST_COLUMNS:
             raise InvalidArgumentError(
-                f"The table {name!r} has {n_rows:,} rows and {n_columns:,} columns, which is more "
-                'than a sheet of Excel holds. Write formats="csv", or lower `n_genes`.'
+                f"The table {name!r} has {n_rows:,} rows and {n_columns:,} columns, more than an "
+                'Excel sheet can store. Use formats="csv", or lower `n_genes`.'
             )

@@ -25,8 +25,8 @@ def top_genes(
     Parameters
     ----------
     programs
-        Genes x latent dimensions, of ``get_latent_programs``; or the model, or an AnnData in whose
-        ``varm`` they are stored.
+        Genes x latent dimensions, from ``get_latent_programs``; or the model, or an AnnData in
+        whose ``varm`` they are stored.
     n_genes
         Largest number of genes per latent dimension.
     direction
@@ -42,9 +42,9 @@ def top_genes(
     Raises
     ------
     SAMSError
-        If ``direction`` is unknown, or ``programs`` holds NaN.
+        If ``direction`` is unknown, or ``programs`` has NaN.
     MissingKeyError
-        If the AnnData does not hold them; the message says which call of the model writes them.
+        If the AnnData does not contain them; the message names the method that writes them.
 
     Examples
     --------
@@ -92,12 +92,12 @@ def latent_perturbations(
     Parameters
     ----------
     masks
-        Perturbations x latent: the booleans of :func:`called_masks`, which count as they are, or
-        inclusion probabilities, of ``get_perturbation_masks``; or the model, or an AnnData in whose
-        ``uns`` these are stored.
+        Perturbations x latent: the booleans of :func:`called_masks`, which are used unchanged, or
+        inclusion probabilities, from ``get_perturbation_masks``; or the model, or an AnnData in
+        whose ``uns`` these are stored.
     effects
         Masked effects of the same perturbations, the ``mean`` of ``get_perturbation_effects``; or
-        a model or an AnnData that has them.
+        a model or an AnnData with them.
     fdr
         For probabilities: entries are called active at this false discovery rate, by masks alone
         (:func:`scvi_sams.evaluation.active_at_fdr`).
@@ -146,7 +146,7 @@ def latent_perturbations(
 
 
 def aligned_effects(effects: Source, masks: pd.DataFrame) -> pd.DataFrame:
-    """Rows and columns of ``effects`` in the order of ``masks``; an error if one is not there."""
+    """Rows and columns of ``effects`` in the order of ``masks``; an error if one is missing."""
     effects = means_of_effects(effects)
     check_table(effects=effects, masks=masks)
     for wanted, present in zip(masks.axes, effects.axes, strict=True):
@@ -156,7 +156,7 @@ def aligned_effects(effects: Source, masks: pd.DataFrame) -> pd.DataFrame:
 
 
 def means_of_effects(effects: Source) -> pd.DataFrame:
-    """Return means of masked effects, as they were passed, from a slot or from a model."""
+    """Return means of masked effects, as passed, from a slot or from a model."""
     found = result_of(effects, EFFECTS)
     return found.mean if isinstance(found, Effects) else found
 
@@ -167,9 +167,9 @@ def gene_ranking(programs: Source, latent: str) -> pd.Series:
     Parameters
     ----------
     programs
-        Genes x latent dimensions, of ``get_latent_programs``; or a model or an AnnData, as for
-        :func:`top_genes`. For decoupler, which takes samples x genes, ``programs.T`` is the whole
-        hand-over; :func:`enrichment` does both.
+        Genes x latent dimensions, from ``get_latent_programs``; or a model or an AnnData, as for
+        :func:`top_genes`. For decoupler, which takes samples x genes, pass ``programs.T``, or use
+        :func:`enrichment`.
     latent
         Latent dimension, such as ``"latent_0"``.
 

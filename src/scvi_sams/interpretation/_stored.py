@@ -1,4 +1,4 @@
-"""Results as tables: passed as such, stored in an AnnData, or computed by a model."""
+"""Results as tables: passed directly, stored in an AnnData, or computed by a model."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def _as_stored(stored: Any, _: AnnData) -> Any:
 
 
 class Slot(NamedTuple):
-    """Where a model writes a result, and how to read it back."""
+    """Where a model writes a result, and how to read it."""
 
     place: str
     """``"uns"`` or ``"varm"``."""
     key: str
     call: str
-    """What writes it, for errors."""
+    """Method that writes it, for error messages."""
     ask: Callable[[Any], Any]
     """Compute it from a model, without writing anything."""
     read: Callable[[Any, AnnData], Any] = _as_stored
-    """Convert what is stored, also after writing and reading a file, to what the call returns."""
+    """Convert the stored result, also after writing and reading a file, to that of the method."""
 
 
 def _effects(stored: Any, _: AnnData) -> Effects:
@@ -79,7 +79,7 @@ def _of_method(
     def ask(model: PerturbationModel) -> Any:
         method = getattr(model, name, None)
         if method is None:
-            raise SAMSError(f"{type(model).__name__} has no {name}: it learns nothing of the kind.")
+            raise SAMSError(f"{type(model).__name__} has no {name}: it does not learn any.")
         return method(key_added=None)
 
     return Slot(place, key, f"model.{name}()", ask, read)
@@ -96,12 +96,12 @@ TESTS = _of_method("uns", RESULT_KEYS.TESTS, "test_perturbations")
 
 
 def result_of(source: Any, slot: Slot) -> Any:
-    """Return a result of a model, read it from an AnnData, or return it as it was passed.
+    """Return a result of a model, read it from an AnnData, or return it as passed.
 
     Raises
     ------
     MissingKeyError
-        If ``source`` is an AnnData and has no such slot; the message names the call that writes it.
+        If ``source`` is an AnnData without this slot; the message names the method that writes it.
     """
     if isinstance(source, PerturbationModel):
         return slot.ask(source)
@@ -117,10 +117,10 @@ def result_of(source: Any, slot: Slot) -> Any:
 
 
 def is_ate(adata: AnnData) -> bool:
-    """Whether an AnnData is a table of effects, and no screen in which results are stored."""
+    """Whether an AnnData is a table of effects, rather than a screen with stored results."""
     return "ate" in adata.uns or not any(str(key).startswith("sams_") for key in adata.uns)
 
 
 def ate_of(source: AnnData | PerturbationModel) -> AnnData:
-    """Return a table of effects, as it was passed, from a slot or from a model."""
+    """Return a table of effects, as passed, from a slot or from a model."""
     return source if isinstance(source, AnnData) and is_ate(source) else result_of(source, ATE)

@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scvi.sams")
 
 MEANINGS = {
-    "hits": "one row per perturbation: is it a hit, and what it does",
-    "differential_genes": "genes that each perturbation changes, the best founded first",
-    "masks": "probability that each perturbation moves each latent dimension",
+    "hits": "one row per perturbation: whether it is a hit, and its effects",
+    "differential_genes": "genes that each perturbation changes, most certain first",
+    "masks": "probability that each perturbation shifts each latent dimension",
     "mask_q_values": "smallest false discovery rate at which each entry is called",
-    "effects_mean": "by how much each perturbation moves each latent dimension",
+    "effects_mean": "effect of each perturbation on each latent dimension",
     "effects_sd": "posterior standard deviations of these effects",
     "programs": "change of the expression of each gene per unit of each latent dimension",
-    "direct_effects": "effects on single genes beside the latent state whose sign is sure",
-    "knockdown": "how far each perturbation changes the gene that bears its name",
-    "guides": "how well each guide works",
-    "contexts": "in which contexts each perturbation acts, and where it differs",
+    "direct_effects": "effects on single genes, besides the latent state, with a certain sign",
+    "knockdown": "change of the target gene of each perturbation",
+    "guides": "efficacy of each guide",
+    "contexts": "contexts in which each perturbation acts, and where its effect differs",
     "cells": "number of cells of each perturbation, and of its rarest guide",
     "settings": "settings of the model, registration, trainings and versions",
 }
 """Names of the tables, in the order in which they are written, and their content."""
 _AT_ONCE = 100
-"""Perturbations that are compared with control cells in one call. The table of all genes for all
+"""Perturbations compared with control cells in one call. The table of all genes for all
 perturbations of a large screen would take gigabytes."""
 _SURE_SIGN = 0.05
 """Local false sign rate below which a direct effect is listed, as in ``pl.direct_effects``."""
@@ -71,7 +71,7 @@ class Sampling(NamedTuple):
 def result_tables(
     model: PerturbationModel, sampling: Sampling, *, keep: bool = False
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables that a model can fill, by the names in :data:`MEANINGS`.
+    """Return the tables that apply to a model, by the names in :data:`MEANINGS`.
 
     ``keep`` also writes each result into its slot of the training data.
     """
@@ -102,7 +102,7 @@ def _filled(
     try:
         yield "knockdown", target_knockdown(model, **draws, key_added=key(RESULT_KEYS.TARGETS))
     except MissingKeyError:  # drugs, or a panel without the genes
-        logger.info("No perturbation bears the name of a measured gene: no table of knock-downs.")
+        logger.info("No perturbation has the name of a measured gene: no table of knock-downs.")
     if registered_guides(model.adata_manager) is not None:
         guides = guide_efficacy(model, fdr=sampling.fdr, **draws, key_added=key(RESULT_KEYS.GUIDES))
         yield "guides", guides
@@ -114,7 +114,7 @@ def _filled(
 def _of_latents(
     model: PerturbationModel, key: Callable[[str], str | None]
 ) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Masks, effects and programs, of the models that have them."""
+    """Masks, effects and programs, if the model has them."""
     if isinstance(model, MaskMixin):
         masks = model.get_perturbation_masks(key_added=key(RESULT_KEYS.MASKS))
         tests = model.test_perturbations(key_added=key(RESULT_KEYS.TESTS))
@@ -129,7 +129,7 @@ def _of_latents(
 
 
 def differential_genes(model: PerturbationModel, sampling: Sampling) -> pd.DataFrame:
-    """Genes that are called for each perturbation, at most ``n_genes`` of each."""
+    """Called genes for each perturbation, at most ``n_genes`` of each."""
     called = f"is_de_fdr_{sampling.fdr}"
     names = model.perturbations
     tables = []
@@ -150,7 +150,7 @@ def differential_genes(model: PerturbationModel, sampling: Sampling) -> pd.DataF
 
 
 def sure_direct_effects(direct: DirectEffectTables) -> pd.DataFrame:
-    """List the direct effects whose sign is sure, those of a perturbation together."""
+    """List the direct effects with a certain sign, grouped by perturbation."""
     lfsr = direct.lfsr.to_numpy()
     rows, columns = np.nonzero(lfsr < _SURE_SIGN)
     order = np.lexsort((-np.abs(direct.mean.to_numpy()[rows, columns]), rows))

@@ -1,8 +1,8 @@
-"""Loops that numba compiles for processors: what is here, and what each of them buys.
+"""Loops compiled by numba for CPUs, with measurements of what each of them saves.
 
-A loop is here only if it saves at least 5 % of all that a user does with a screen (registration,
-training, masks, effects, latent states, hits) on one of two screens. Accelerators have the same in
-operations of torch, and both are held to the same tests. On one thread of a 2-core AMD EPYC
+A loop is included only if it saves at least 5 % of what a user does with a screen (registration,
+training, masks, effects, latent states, hits) on one of two screens. Accelerators do the same with
+torch operations, and both pass the same tests. On one thread of a 2-core AMD EPYC
 (``benchmarks/whole_path.py`` repeats it):
 
 ===========  =========================  =======================
@@ -13,12 +13,12 @@ without      178                        36.5
 ===========  =========================  =======================
 
 ``_negative_binomial`` has the likelihood with its gradient in one pass, and the tables of rising
-factorials. Without it a step of training on 2,000 genes takes 9 % longer (without the likelihood
-alone 5 %, without the tables 4 %), on 299 genes 4 %. Compiling takes 1.5 s, once per installation:
-later processes load what was compiled.
+factorials. Without it a training step with 2,000 genes takes 9 % longer (without the likelihood
+alone 5 %, without the tables 4 %), with 299 genes 4 %. Compiling takes 1.5 s, once per
+installation: later processes load the compiled code.
 
-What makes it so fast are its own ``exp`` and ``log1p``, which take .21 and .32 ns a value. The C
-library's, as numba calls them, take 2.3 and 6.9, and the loops would be slower than torch.
+Its own ``exp`` and ``log1p`` make this possible: they take 0.21 and 0.32 ns per value. Those of the
+C library, as numba calls them, take 2.3 and 6.9 ns, and the loops would be slower than torch.
 
-Nothing here knows of models: arrays go in, and are written to.
+Nothing here depends on models: functions take arrays and write to them.
 """

@@ -1,19 +1,19 @@
-"""The loops of the negative binomial over cells and genes, compiled for processors.
+"""Loops of the negative binomial over cells and genes, compiled for CPUs.
 
-Each does in one pass over a chunk of cells what torch does in some twenty, in a quarter of the
-time. The formulas are those of ``module/_negative_binomial.py``. Single or double precision, as the
-arrays are. Numbers that are written out would be double precision, and the loop with them: hence
-``one`` and the like.
+Each computes in one pass over a chunk of cells what torch computes in about twenty, in a quarter of
+the time. The formulas are those of ``module/_negative_binomial.py``, in the precision of the
+arrays. Numeric literals would turn the whole loop into double precision, so constants such as
+``one`` are variables.
 
-The compiler turns a loop into vector instructions only if it sees all that happens in it, and it
-does not see into the C library: numba's own ``exp`` and ``log1p`` are called value by value, at ten
-to twenty times the cost. So single precision has the polynomials of Cephes here (errors below
-1.3e-7, less than those of torch), written without branches. Double precision, which only tests of
-gradients need, calls the C library.
+The compiler vectorises a loop only if it sees all operations in it, but not the C library: numba's
+own ``exp`` and ``log1p`` are called value by value, at ten to twenty times the cost. Single
+precision therefore uses the polynomials of Cephes (errors below 1.3e-7, smaller than those of
+torch), without branches. Double precision, which only tests of gradients need, calls the C
+library.
 
-``VECTORS`` is for functions with sums: it lets the compiler add in another order. ``EXACT`` is for
-what must be computed as it is written. All are in one file, as numba compiles a cached loop anew
-only if the file that it stands in has changed.
+``VECTORS`` is for functions with sums: it lets the compiler change the order of additions.
+``EXACT`` is for expressions that must be computed as written. All are in one file, because numba
+compiles a cached loop again only if its own file has changed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ VECTORS: dict[str, Any] = {**_OPTIONS, "fastmath": {"contract", "reassoc", "nsz"
 _SINGLE, _BITS = np.float32, np.int32
 _ONE, _HALF = _SINGLE(1), _SINGLE(0.5)
 _LOG2_E = _SINGLE(math.log2(math.e))
-# log(2) as a number with few digits, whose multiples are exact, and the rest.
+# log(2) as a number with few digits, whose multiples are exact, and a remainder.
 _LOG_2_HIGH, _LOG_2_LOW = _SINGLE(0.693359375), _SINGLE(-2.12194440e-4)
 _TO_WHOLE = _SINGLE(1.5 * 2**23)
-"""Added to a number and taken away again, it leaves the nearest whole number."""
+"""Adding and subtracting it rounds to the nearest whole number."""
 _SMALLEST_EXPONENT = _SINGLE(-87.0)
-"""``exp`` of less would be below what single precision holds with all its digits."""
+"""``exp`` of smaller numbers would be below the range of normal single-precision numbers."""
 _EXP = tuple(
     _SINGLE(c)
     for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
@@ -58,7 +58,7 @@ _LOG = tuple(
     )
 )
 
-# Of the 32 bits of a number, the lowest 23 are its mantissa; above them is its exponent plus 127.
+# The lowest 23 of the 32 bits of a number are its mantissa; above them is its exponent plus 127.
 _N_MANTISSA_BITS, _MANTISSA_BITS = _BITS(23), _BITS(0x7FFFFF)
 _BITS_OF_ONE, _BITS_OF_SQRT_HALF = _BITS(127 << 23), _BITS(0x3F3504F3)
 
@@ -79,8 +79,8 @@ def _exp_single(x: Any) -> Any:
     rest = x - n * _LOG_2_HIGH
     rest = rest - n * _LOG_2_LOW
     value = (_polynomial(rest, _EXP) * rest + _HALF) * (rest * rest) + rest + _ONE
-    # The low bits of `shifted` are those of n. Numba widens whole numbers, hence int32 each time;
-    # and it takes `view` of what visibly is a number of numpy.
+    # The low bits of `shifted` are those of n. Numba widens integers, hence int32 each time; and
+    # it accepts `view` only on what is visibly a numpy number.
     exponent = np.int32(np.float32(shifted).view(np.int32) << _N_MANTISSA_BITS)
     return value * np.int32(exponent + _BITS_OF_ONE).view(np.float32)
 
@@ -96,12 +96,12 @@ def _log1p_single(x: Any) -> Any:
     square = rest * rest
     value = _polynomial(rest, _LOG) * rest * square
     value = value + n * _LOG_2_LOW - _HALF * square
-    # What was lost when one was added, to first order.
+    # First-order correction for the rounding error of adding one.
     return rest + value + n * _LOG_2_HIGH + (x - (above - _ONE)) / above
 
 
 def exp(x: Any) -> Any:
-    """``e**x`` for x up to 88; below -87 single precision gives ``e**-87``."""
+    """``e**x`` for x up to 88; below -87 the single-precision result is ``e**-87``."""
     raise NotImplementedError("Only for loops compiled by numba.")
 
 
@@ -123,8 +123,8 @@ def _log1p_of_type(x: Any) -> Any:
 def compiled(**options: Any) -> Callable:
     """Compile a loop when it is first called, or load what an earlier process compiled.
 
-    Compiled code is kept beside this file, or in the user's cache where that cannot be written to
-    (``NUMBA_CACHE_DIR`` names another place). Where neither can be, each process compiles.
+    Compiled code is stored next to this file, or in the user's cache if that is not writable
+    (``NUMBA_CACHE_DIR`` sets another place). If neither is writable, each process compiles.
     """
 
     def compile_or_load(function: Callable) -> Callable:
@@ -150,26 +150,26 @@ def terms_and_slopes(
     values: Any,
     means: Any,
 ) -> None:
-    """Turn logits into slopes, ``(n_cells, n_genes)``.
+    """Replace logits by their gradients, ``(n_cells, n_genes)``.
 
     Parameters
     ----------
     softmax
-        Whether a softmax over genes shares out the sizes.
+        Whether a softmax over genes divides the sizes.
     logits
-        Log means, or what a softmax is taken of; overwritten by ``weights`` times the gradient.
+        Log means, or the input of the softmax; overwritten by ``weights`` times the gradient.
     counts, theta, inverse_theta, sizes
-        Of the model.
+        Counts and parameters of the model.
     weights
-        What the value of every cell is multiplied with before gradients are taken.
+        Factor of the value of every cell before gradients are taken.
     bounds
-        With softmax the largest logit of every cell, otherwise what log means are clamped to.
+        With softmax the largest logit of every cell, otherwise the upper limit of log means.
     of_theta
         The gradient with respect to log(theta) is added here.
     values
         Terms of every cell, written here.
     means
-        Scratch, as long as ``theta``.
+        Scratch memory, as long as ``theta``.
     """
     n_cells, n_genes = logits.shape
     of_type = theta.dtype.type
@@ -194,8 +194,8 @@ def terms_and_slopes(
             log1p_ratio = log1p(ratio)
             x_and_theta = x[g] + theta[g]
             of_both += x_and_theta * log1p_ratio
-            # d/d log(mean) = x - (x + theta) ratio / (1 + ratio), where the compiler may multiply
-            # before it divides: from the largest ratio on the quotient is 1.
+            # d/d log(mean) = x - (x + theta) ratio / (1 + ratio); the compiler may multiply before
+            # it divides, so the ratio is limited: above the limit the quotient is 1.
             bounded = largest if ratio > largest else ratio  # NaN stays NaN
             expected = x_and_theta * (bounded / (one + bounded))
             of_theta[g] += weight * (expected - theta[g] * log1p_ratio)
@@ -222,9 +222,9 @@ def terms(
     values: Any,
     means: Any,
 ) -> None:
-    """Write the terms of every cell alone; arguments as of :func:`terms_and_slopes`.
+    """Write the terms of every cell without gradients; arguments as in :func:`terms_and_slopes`.
 
-    Logits are left as they are.
+    Logits are not changed.
     """
     n_cells, n_genes = logits.shape
     of_type = theta.dtype.type
@@ -257,8 +257,8 @@ def fill_table(
 ) -> None:
     """Fill the rows of every gene, from one of ``starts`` to the next, with values and slopes.
 
-    ``steps`` are the numbers k from 0 on, ``log_steps`` log1p of them, as many as the longest part
-    has rows; ``scratch`` has two rows as long.
+    ``steps`` are the numbers k from 0 on, ``log_steps`` their log1p, as many as the longest part
+    has rows; ``scratch`` has two rows of this length.
     """
     one = theta.dtype.type(1)
     values, slopes = scratch[0], scratch[1]
@@ -268,7 +268,7 @@ def fill_table(
         for k in range(n_rows):
             values[k] = log1p(steps[k] * inverse) - log_steps[k]
             slopes[k] = -steps[k] / (steps[k] + theta[g])
-        value, slope = 0.0, 0.0  # in double precision: they are sums of many
+        value, slope = 0.0, 0.0  # in double precision, because they are long sums
         for k in range(n_rows):
             table[starts[g] + k, 0] = value
             table[starts[g] + k, 1] = slope
@@ -280,7 +280,7 @@ def fill_table(
 def read_table(counts: Any, starts: Any, table: Any, sums: Any, slopes: Any) -> None:
     """Write the sum of values of every cell, and the slope of every entry.
 
-    What is beyond the rows of a gene is read off its last.
+    Counts beyond the rows of a gene use its last row.
     """
     n_cells, n_genes = counts.shape
     for cell in range(n_cells):
@@ -288,7 +288,7 @@ def read_table(counts: Any, starts: Any, table: Any, sums: Any, slopes: Any) -> 
         for g in range(n_genes):
             last = starts[g + 1] - starts[g] - 1
             count = counts[cell, g]
-            # Compared before it is made whole: numbers too large for that, and NaN, read row 0.
+            # Compared before conversion to an integer: NaN and too large numbers use row 0.
             row = starts[g] + (last if count >= last else max(int(count), 0))
             total += table[row, 0]
             slopes[cell, g] = table[row, 1]

@@ -1,4 +1,4 @@
-"""What ``differential_expression`` returns, and what scanpy's functions read of it."""
+"""Result of ``differential_expression``, and its form for scanpy's functions."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _FIELDS = {
     "pvals": ("proba_not_de", np.float64),
     "pvals_adj": ("adj_p_value", np.float64),
 }
-"""What scanpy calls a column, ours, and its type there."""
+"""Scanpy's name of a column, our name, and its type in scanpy."""
 _REST = "rest"
 _LARGEST_HEADER = 65_000
-"""Bytes of the description of a data set in an h5ad file, in which all groups are named."""
+"""Largest description of a data set in an h5ad file, in bytes; it contains all group names."""
 
 
 def differential_table(model: CellModel, asked: Mapping[str, Any]) -> pd.DataFrame:
-    """Compare what was asked for, by the arguments of ``differential_expression``.
+    """Compare what is requested in the arguments of ``differential_expression``.
 
-    ``of_cells`` are its further arguments, those of scvi-tools for groups of cells.
+    ``of_cells`` are its further arguments, which scvi-tools uses for groups of cells.
     """
     groupby, idx1, mode = asked["groupby"], asked["idx1"], asked["mode"]
     fdr_target, key_added = asked["fdr_target"], asked["key_added"]
@@ -93,26 +93,25 @@ def _of_cells(model: CellModel, adata: AnnData, asked: Mapping[str, Any]) -> lis
 
 
 def check_can_be_ranked(key_added: str | None, mode: str, idx1: object) -> None:
-    """Raise an error if a comparison is to be kept that has no groups or no rates of error."""
+    """Raise if a comparison to store has no named groups or no error rates."""
     check_key(key_added=key_added)
     if key_added is None:
         return
     if mode == "vanilla":
         raise InvalidArgumentError(
-            "`key_added` needs mode='change': scanpy reads fold changes and adjusted p-values, and "
-            "mode='vanilla' has neither."
+            "`key_added` requires mode='change': scanpy reads fold changes and adjusted p-values, "
+            "which mode='vanilla' does not have."
         )
     if idx1 is not None:
         raise InvalidArgumentError(
-            "`key_added` needs groups that have names: pass a column of obs as `groupby`, not "
-            "`idx1`."
+            "`key_added` requires groups with names: pass a column of obs as `groupby`, not `idx1`."
         )
 
 
 def keep_ranked_genes(
     model: CellModel, adata: AnnData, table: pd.DataFrame, groupby: str | None, key_added: str
 ) -> None:
-    """Write a table of comparisons, each of all genes, to ``uns``."""
+    """Write a table of comparisons, each with all genes, to ``uns``."""
     of_perturbations = groupby is None
     setup = model._setup_arguments
     groups = {str(name): genes for name, genes in table.groupby("group1", sort=False)}
@@ -121,7 +120,7 @@ def keep_ranked_genes(
     params: dict[str, Any] = {
         "groupby": (setup["perturbation_key"] or "perturbation") if of_perturbations else groupby,
         "reference": _REST if reference == "Rest" else reference,
-        "method": f"{type(model).__name__}, posterior errors in place of p-values",
+        "method": f"{type(model).__name__}, posterior errors instead of p-values",
         "use_raw": False,
         "layer": setup["layer"],
         "corr_method": "mean posterior error of all genes that are at least as likely",
@@ -138,13 +137,13 @@ def keep_ranked_genes(
 
 
 def _warn_of_many(groups: Iterable[str], key_added: str) -> None:
-    """Log a warning if an h5ad file cannot hold so many groups, as scanpy's form has them."""
+    """Log a warning if there are too many groups for scanpy's form in an h5ad file."""
     names = list(groups)
     fields = np.dtype([(name, h5py.string_dtype()) for name in names])
     if len(h5py.h5t.py_create(fields, logical=True).encode()) > _LARGEST_HEADER:
         logger.warning(
-            f"adata.uns[{key_added!r}] has {len(names)} groups, more than an h5ad file can hold "
-            "in the form that scanpy reads: write_h5ad will fail. Compare fewer at a time "
-            f"(`group1`), or delete it before (del adata.uns[{key_added!r}]) and keep the table "
-            "that is returned."
+            f"adata.uns[{key_added!r}] has {len(names)} groups, more than an h5ad file can store "
+            "in scanpy's form: write_h5ad will fail. Compare fewer at a time "
+            f"(`group1`), or delete it before (del adata.uns[{key_added!r}]) and keep the returned "
+            "table."
         )

@@ -383,29 +383,29 @@ class PerturbationModel(CellModel):
             Added to both rates before the logarithm; ``None``: a tenth of a count in a control cell
             of median size (for groups of cells the estimate of scvi-tools).
         n_samples
-            For perturbations: draws of a control cell, ten for each draw of masks and effects.
-            Where a mask's probability is near ``1 - fdr_target``, calls vary; with more draws less.
+            For perturbations: samples of a control cell, ten for each sample of masks and effects.
+            If a mask probability is near ``1 - fdr_target``, calls vary; more samples reduce this.
         key_added
-            Key of ``adata.uns`` for what scanpy's ``rank_genes_groups`` functions read; their
-            default is ``"rank_genes_groups"``. ``scores`` are ``lfc_z``. ``pvals`` are **no
-            frequentist p-values** but posterior errors, ``proba_not_de``, the probability that the
-            gene does not change so in this direction, and ``pvals_adj`` is ``adj_p_value``.
+            Key of ``adata.uns`` for scanpy's ``rank_genes_groups`` functions, whose default is
+            ``"rank_genes_groups"``. ``scores`` are ``lfc_z``. ``pvals`` are **not frequentist
+            p-values** but posterior errors, ``proba_not_de``, the probability that the gene does
+            not change in this direction, and ``pvals_adj`` is ``adj_p_value``.
         **kwargs
             For groups of cells: ``scvi.model.base.DifferentialComputation.get_bayes_factors``.
 
         Returns
         -------
         Per comparison and gene, most differential first: ``proba_de``, ``proba_not_de``,
-        ``bayes_factor``, ``scale1``, ``scale2`` (mean normalised expression: shares of the library
-        or counts per unit of size factor), ``pseudocounts``, ``delta``, ``lfc_mean``,
-        ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``; ``lfc_error``, the standard error
-        that (Poisson) counts in so many cells leave a log2 fold change, and ``lfc_z``, ``lfc_mean``
-        in units of it; ``raw_mean1``, ``raw_mean2``, ``non_zeros_proportion1``,
+        ``bayes_factor``, ``scale1``, ``scale2`` (mean normalised expression: proportions of the
+        library or counts per unit of size factor), ``pseudocounts``, ``delta``, ``lfc_mean``,
+        ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``; ``lfc_error``, the standard error of
+        a log2 fold change due to Poisson counts in that many cells, and ``lfc_z``, ``lfc_mean`` in
+        units of it; ``raw_mean1``, ``raw_mean2``, ``non_zeros_proportion1``,
         ``non_zeros_proportion2``; ``is_de_fdr_0.05``, ``comparison``, ``group1``, ``group2``. For
         pertpy ``variable`` (gene), ``log_fc`` (``lfc_mean``) and ``adj_p_value``: the mean
-        posterior error of all genes at least as likely, and so the smallest false discovery rate
-        at which the gene is called, from posterior probabilities and not from a test. With
-        ``mode="vanilla"`` ``proba_m1`` and ``proba_m2`` in place of probabilities of a change.
+        posterior error of all genes that are at least as likely, which is the smallest false
+        discovery rate at which the gene is called, from posterior probabilities, not a test. With
+        ``mode="vanilla"`` ``proba_m1`` and ``proba_m2`` replace the probabilities of a change.
 
         Raises
         ------

@@ -190,9 +190,9 @@ def check_registered(
 
 
 def data_to_read(model: BaseModelClass, adata: AnnData | None) -> AnnData:
-    """Return the cells that a method is to read: those given, or a model's own.
+    """Return the cells to read in a method: those passed, or a model's own.
 
-    The model's own must be unchanged, others must have its genes.
+    The model's own must be unchanged; others must have its genes.
     """
     target = model.adata if adata is None else adata
     if target is None:
@@ -200,7 +200,7 @@ def data_to_read(model: BaseModelClass, adata: AnnData | None) -> AnnData:
             "The model was loaded without cells. Pass `adata`: cells with the same genes."
         )
     check_anndata(RegistrationError, adata=target)
-    # One of a file cannot be copied by anndata.
+    # anndata cannot copy a view of a file.
     target = target.to_memory() if target.is_view and target.isbacked else target
     if target is model.adata:
         model._values.check_unchanged(model.adata_manager)
@@ -209,7 +209,7 @@ def data_to_read(model: BaseModelClass, adata: AnnData | None) -> AnnData:
         own_managers = model._per_instance_manager_store.get(model.id, {})
         model._values.forget_if_changed(own_managers, target)
     if target.is_view and model.adata_manager is not None:
-        # scvi-tools makes data of its own out of a view before it reads anything.
+        # scvi-tools copies a view before it reads anything.
         model.adata_manager.check_fields(target, model.adata_manager.registry)
         model._values.validate(target)
     return target

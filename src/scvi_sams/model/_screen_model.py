@@ -215,7 +215,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         cls.register_manager(register(adata, arguments, cls._additive, cls._has_contexts, **kwargs))
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        """Register other data by name where needed, and check that values are unchanged."""
+        """Register other data by name if necessary, and check that values are unchanged."""
         target = data_to_read(self, adata)
         with ADATA_LOCK, unchanged_on_error(target):
             validated = super()._validate_anndata(target, copy_if_view=copy_if_view)

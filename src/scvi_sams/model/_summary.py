@@ -1,4 +1,4 @@
-"""A short table of what a model is, how its training ended, and what to check."""
+"""A short table of a model: its settings, how training ended, and what to check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scvi_sams.data._guides import GuideField
 from scvi_sams.features._table import FeatureTable
 
 _FEW_CELLS = 50
-"""As ``min_cells`` of ``tl.perturbation_hits``: effects of fewer are shrunken and masks unsure."""
+"""As ``min_cells`` in ``tl.perturbation_hits``: effects of fewer are shrunken, masks uncertain."""
 _COLUMNS = {
     "labels": "perturbation_key",
     "labels (matrix)": "dosage_obsm_key",
@@ -31,14 +31,14 @@ _COLUMNS = {
 
 
 def headline(model: BaseModelClass) -> str:
-    """Say in a line what a model is, as scvi-tools prints it."""
+    """Describe a model in one line, as printed by scvi-tools."""
     sizes = model.summary_stats
     of_screen = f"{sizes.n_perturbations} perturbations, {sizes.n_vars} genes"
     return f"{type(model).__name__}: {of_screen}, likelihood {model.gene_likelihood}."
 
 
 def summary_table(model: BaseModelClass) -> pd.DataFrame:
-    """Return the lines of a summary, as ``summary`` describes them."""
+    """Return the lines of a summary, as described in ``summary``."""
     parts = {
         "screen": _screen(model),
         "model": _settings(model),
@@ -62,7 +62,7 @@ def _screen(model: BaseModelClass) -> Iterator[tuple[str, str]]:
     yield "perturbations", f"{len(counts):,} ({spread} cells, min / median / max)"
     yield "combinations", f"{state[PerturbationField.N_COMBINATIONS_KEY]:,}"
     if model.unmeasured:
-        yield "perturbations without cells", f"{len(model.unmeasured):,}, known by features"
+        yield "perturbations without cells", f"{len(model.unmeasured):,}, with features"
     setup = model._setup_arguments
     for item, argument in _COLUMNS.items():
         if setup[argument]:
@@ -75,7 +75,7 @@ def _screen(model: BaseModelClass) -> Iterator[tuple[str, str]]:
 
 
 def _settings(model: BaseModelClass) -> Iterator[tuple[str, str]]:
-    """Class, size and likelihood, and what else is not as by default."""
+    """Class, size and likelihood, and other settings that differ from the defaults."""
     yield "class", type(model).__name__
     yield "latent dimensions", str(model.module.n_latent)
     yield "likelihood", model.gene_likelihood
@@ -91,18 +91,18 @@ def _trainings(model: BaseModelClass) -> Iterator[tuple[str, str]]:
         yield "state", "trained by an earlier version" if model.is_trained else "not trained"
         return
     if len(model.trainings_) > 1:
-        yield "trainings", f"{len(model.trainings_)}, of which this is the last"
+        yield "trainings", f"{len(model.trainings_)}; the last is described here"
     last = model.trainings_[-1]
     yield "training cells", f"{last['n_training_cells']:,}"
     yield "epochs", str(last["n_epochs"])
-    yield "ending", last.get("ending", "not on record")
+    yield "ending", last.get("ending", "not recorded")
     yield "seed", "not set" if last["seed"] is None else str(last["seed"])
     for name, value in last["settings"].items():
         yield name, _text(value)
 
 
 def _masks(model: BaseModelClass) -> Iterator[tuple[str, str]]:
-    """How many entries are more likely on than off; nothing of models that have no masks."""
+    """Numbers of entries that are more likely on than off; empty for models without masks."""
     if not model.is_trained or not hasattr(model, "get_perturbation_masks"):
         return
     is_on = model.get_perturbation_masks(key_added=None).to_numpy() > 0.5
@@ -113,7 +113,7 @@ def _masks(model: BaseModelClass) -> Iterator[tuple[str, str]]:
 
 def _warnings(model: BaseModelClass) -> Iterator[str]:
     if not model.is_trained:
-        yield "The model is not trained: its results mean nothing yet."
+        yield "The model is not trained: its results are meaningless."
         return
     if model.trainings_ and "Interrupted." in model.trainings_[-1].get("ending", ""):
         yield "Training was interrupted: masks and effects may not have converged."
@@ -124,13 +124,13 @@ def _warnings(model: BaseModelClass) -> Iterator[str]:
     if few:
         yield (
             f"{few:,} perturbations have fewer than {_FEW_CELLS} training cells: their effects are "
-            "shrunken and their masks unsure."
+            "shrunken and their masks uncertain."
         )
     share = model.module.diagnostics().get("active_masks")
     if share == 0:
         yield "All masks are off: the model has found no effect of any perturbation."
     elif share == 1:
-        yield "All masks are on: they tell no perturbation from another."
+        yield "All masks are on: they do not distinguish perturbations."
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Tables of the rising factorial, the term of the negative binomial that only counts have.
 
-It does not depend on the Monte-Carlo particle: it is read once for each cell and gene.
+It does not depend on the Monte Carlo particle, so it is looked up once per cell and gene.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scvi_sams import _torch as _devices
 from scvi_sams.kernels import _negative_binomial as loops
 
 TABLE_SIZE = 256
-"""Counts below this are looked up in a table per gene; to the few above, Stirling's series adds."""
+"""Smaller counts are in a table per gene; for the few larger ones Stirling's series is added."""
 
 
 def rising_factorial_table(
@@ -32,7 +32,7 @@ def rising_factorial_table(
 
 
 class _TableOfLoops:
-    """As long for each gene as its largest count needs; for processors."""
+    """As long for each gene as its largest count requires; for CPUs."""
 
     def __init__(self, theta: Tensor, x: Tensor) -> None:
         self.theta = theta
@@ -61,19 +61,19 @@ class _TableOfLoops:
 
 
 class _TableOfTensors:
-    """As long for all genes as the largest count needs; for accelerators.
+    """As long for all genes as the largest count requires; for accelerators.
 
-    To counts beyond it Stirling's series adds, in the genes that may have some.
+    For counts beyond it Stirling's series is added, in genes that may have some.
     """
 
     def __init__(self, theta: Tensor, largest: np.ndarray) -> None:
         self.theta = theta
         device = theta.device
-        # Not a number is beyond too, so that its value is not a number.
+        # NaN counts as beyond the table, so that its value is NaN.
         beyond = np.flatnonzero(~(largest < TABLE_SIZE))
         self.genes_beyond = torch.as_tensor(beyond, device=device) if len(beyond) else None
         self.length = int(np.nan_to_num(largest).max().clip(0, TABLE_SIZE - 1)) + 1
-        # Entry x sums over k < x: column x adds k = x - 1, and column 0 zero, as k = 0 does.
+        # Entry x sums over k < x: column x adds k = x - 1, and column 0 adds zero, as does k = 0.
         steps = torch.arange(-1, self.length - 1, device=device, dtype=theta.dtype).clamp_(min=0)
         of_gene = theta[:, None]
         self.values = (steps / of_gene).log1p_().sub_(steps.log1p()).cumsum_(1).flatten()
@@ -87,7 +87,7 @@ class _TableOfTensors:
         sums = self.values.index_select(0, entries).view(counts.shape).sum(-1)
         slopes = self.slopes.index_select(0, entries).view(counts.shape)
         if self.genes_beyond is not None:
-            # Zero for most: which counts of these genes are beyond, only the device knows.
+            # Zero for most: only the device knows which counts of these genes are beyond.
             some = counts[:, self.genes_beyond].clamp(min=TABLE_SIZE - 1)
             value, slope = _beyond_table(some, self.theta[self.genes_beyond])
             sums += value.sum(-1)
@@ -96,10 +96,10 @@ class _TableOfTensors:
 
 
 def _beyond_table(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """What counts x beyond the table add to its last entry: value and slope in log(theta).
+    """Additions to the last table entry for counts x beyond it: value and slope in log(theta).
 
     Log-gammas at ``x + theta`` and at the end of the table by Stirling's series, which has nine
-    digits from 256 on, and their difference written so that nothing cancels where theta is large.
+    correct digits from 256 on; their difference is written so that nothing cancels for large theta.
     """
     last = TABLE_SIZE - 1
     n = x - last

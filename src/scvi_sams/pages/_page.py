@@ -1,4 +1,4 @@
-"""Templates, tables and figures of pages: one HTML file that needs nothing else."""
+"""Templates, tables and figures of pages: one self-contained HTML file each."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NOTHING = "\N{EN DASH}"
 
 
 def write_page(path: str | Path, room: str, template: str, **content: Any) -> None:
-    """Fill a template that lies in a package, ``room``, and write the page.
+    """Fill a template of a package, ``room``, and write the page.
 
     Parameters
     ----------
     template
         Name of its file. It extends ``page.html.jinja`` and takes pieces from ``parts.html.jinja``.
     **content
-        What the template names, ``title`` among it.
+        Values for the template, including ``title``.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(room, "."), PackageLoader("scvi_sams.pages", ".")]),
@@ -47,7 +47,7 @@ def write_page(path: str | Path, room: str, template: str, **content: Any) -> No
 
 
 def number(value: float) -> str:
-    """Write a number with three decimals, or one where it is large; a dash where there is none."""
+    """Write a number with three decimals, or one if it is large; a dash if it is missing."""
     if not np.isfinite(value):
         return NOTHING
     text = f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
@@ -56,7 +56,7 @@ def number(value: float) -> str:
 
 def _as_table(frame: pd.DataFrame, wrap: bool) -> str:
     with pd.option_context("display.max_colwidth", None):
-        # pandas escapes what is in the cells.
+        # pandas escapes the content of cells.
         return frame.to_html(
             index=False,
             border=0,
@@ -68,19 +68,19 @@ def _as_table(frame: pd.DataFrame, wrap: bool) -> str:
 
 
 def drawn(draw: Callable[..., Axes], size: tuple[float, float], description: str) -> dict[str, str]:
-    """Draw on axes of a size in inches, as :func:`as_svg` shows them."""
+    """Draw on axes of a size in inches, and return the result of :func:`as_svg`."""
     figure = Figure(figsize=size, layout="constrained")
     draw(ax=figure.subplots())
     return as_svg(figure, description)
 
 
 def as_svg(figure: Figure, description: str) -> dict[str, str]:
-    """Return a figure as SVG, from within its first tag on, and what it shows."""
+    """Return a figure as SVG, without the XML declaration, and its description."""
     buffer = io.StringIO()
-    # Without metadata, which would refer to other places by address.
+    # Without metadata, which would contain addresses of other places.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
     svg = buffer.getvalue()
-    # Inside HTML the names of the formats are known.
+    # HTML does not require names of the formats.
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg[svg.index("<svg") + 4 :])
     return {"description": description, "svg": svg}

@@ -35,7 +35,7 @@ _LEAST_FOR_NAME = 0.11
 _DOT = 2.6
 """Largest diameter of a dot, in points."""
 _SHARE_OF_ROW = 0.6
-"""That a dot takes at most."""
+"""Largest proportion of a cell of the heatmap that a dot takes."""
 _SLOT = Slot(
     "uns",
     RESULT_KEYS.CONTEXT_EFFECTS,
@@ -56,8 +56,8 @@ def context_effects(
     Parameters
     ----------
     effects
-        Of :func:`scvi_sams.tl.context_effects`, or a model, for which that is called with its
-        defaults (nothing is written), or an AnnData in whose ``uns`` it is stored.
+        Result of :func:`scvi_sams.tl.context_effects`, or a model, for which it is computed with
+        default arguments (nothing is written), or an AnnData in whose ``uns`` it is stored.
     perturbations
         Names, which are always drawn; ``None`` for those with a call.
     order

@@ -46,7 +46,7 @@ def program_genes(
     Parameters
     ----------
     programs
-        Of ``get_latent_programs``; or a model, or an AnnData in whose ``varm`` they are stored.
+        Result of ``get_latent_programs``; or a model, or an AnnData in whose ``varm`` it is stored.
     latent
         Latent dimension, such as ``"latent_0"``.
     n_genes
@@ -101,9 +101,9 @@ def effect_volcano(
     Parameters
     ----------
     ate
-        ATE table: of ``predict_ate`` (best with ``method="lograte"``, without the noise of counts)
-        or of :func:`scvi_sams.evaluation.observed_ate`. Or a screen in whose ``uns`` a prediction
-        is stored, or a model, whose ``predict_ate`` is called with its defaults.
+        ATE table: from ``predict_ate`` (best with ``method="lograte"``, without count noise) or
+        :func:`scvi_sams.evaluation.observed_ate`. Or a screen in whose ``uns`` a prediction is
+        stored, or a model, for which ``predict_ate`` is called with default arguments.
     perturbation
         Row of the table.
     min_effect

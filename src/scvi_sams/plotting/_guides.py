@@ -53,8 +53,8 @@ def guide_efficacy(
     Parameters
     ----------
     guides
-        Of :func:`scvi_sams.tl.guide_efficacy`, or a model, for which that is called with its
-        defaults (nothing is written), or an AnnData in whose ``uns`` it is stored.
+        Result of :func:`scvi_sams.tl.guide_efficacy`, or a model, for which it is computed with
+        default arguments (nothing is written), or an AnnData in whose ``uns`` it is stored.
     value
         Column to draw; ``None`` for the response rate, or the effect size if there are no rates.
     perturbations

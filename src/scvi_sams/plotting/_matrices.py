@@ -55,13 +55,13 @@ def masks(
     ----------
     masks
         Posterior inclusion probabilities, perturbations x latent, or the booleans of
-        :func:`scvi_sams.tl.called_masks`, of which the others are left blank; the title then says
-        how many are called, and which share of them is expected to be false. Or a model, or an
+        :func:`scvi_sams.tl.called_masks`: other entries are then blank, and the title contains the
+        number of called entries and the expected proportion of false ones. Or a model, or an
         AnnData in whose ``uns`` the probabilities are stored.
     effects
-        Masked effects of the same perturbations on the same latent dimensions, as the ``mean`` of
-        ``get_perturbation_effects``; or a model or an AnnData that has them. If given, they are
-        shown in colours centred on 0, instead of the probability.
+        Masked effects of the same perturbations on the same latent dimensions, such as the
+        ``mean`` of ``get_perturbation_effects``; or a model or an AnnData with them. They are shown
+        in colours centred on 0, instead of the probability.
     threshold
         Entries with an inclusion probability up to this are blank (0); ``None`` shows all. A
         threshold does not control the error rate: to show reliable entries, pass the result of
@@ -143,7 +143,7 @@ def direct_effects(
     Parameters
     ----------
     effects
-        Of ``get_direct_effects``; or a model, or an AnnData in whose ``uns`` they are stored.
+        Result of ``get_direct_effects``; or a model, or an AnnData in whose ``uns`` it is stored.
     max_lfsr
         Effects with a smaller local false sign rate are marked.
     n_perturbations, n_genes
@@ -233,13 +233,13 @@ def _strongest(strength: np.ndarray, n: int) -> np.ndarray:
 
 
 def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None) -> Axes:
-    """Heatmap of the similarity of every two perturbations: pathways are blocks on the diagonal.
+    """Heatmap of the similarity of all pairs of perturbations; pathways are diagonal blocks.
 
     Parameters
     ----------
     similarity
-        Of :func:`scvi_sams.tl.perturbation_similarity`; or a model, or an AnnData with its results,
-        for which that is called with its defaults.
+        Table of :func:`scvi_sams.tl.perturbation_similarity`; or a model, or an AnnData with its
+        results, for which it is computed with default arguments.
     order
         Put similar perturbations next to each other (average linkage of 1 - similarity); ``False``
         keeps the order of the table.
@@ -248,11 +248,11 @@ def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None
 
     Returns
     -------
-    The axes. Tick labels are thinned where they would not fit.
+    The axes. Tick labels are thinned if they do not fit.
 
     Raises
     ------
-    The axes. Tick labels are thinned if they do not fit.
+    SAMSError
         If rows and columns differ.
 
     Examples
@@ -292,8 +292,8 @@ def interaction_matrix(
     interactions
         One row per pair: ``obs`` of ``predict_interactions``, or the table of
         ``rank_unseen_pairs`` or :func:`scvi_sams.tl.genetic_interactions`. Larger
-        combinations are left out. Or an AnnData in whose ``uns`` the last is stored, or a model, of
-        which it is asked; then name a ``score``, such as ``"observed_relative"``.
+        combinations are ignored. Or an AnnData in whose ``uns`` the last is stored, or a model, for
+        which it is computed; then name a ``score``, such as ``"observed_relative"``.
     score
         Column to show; symmetric, unless ``lower`` is given.
     lower

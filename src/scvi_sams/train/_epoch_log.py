@@ -1,4 +1,4 @@
-"""Logs means over an epoch with one call of Lightning's ``log`` per epoch, not one per step."""
+"""Log means over an epoch with one call of Lightning's ``log`` per epoch, not one per step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from scvi_sams._constants import REGISTRY_KEYS
 
 
 class EpochLogPlan(TrainingPlan):
-    """Training plan of scvi-tools that logs the same values, by the same names, at less cost.
+    """Training plan of scvi-tools that logs the same values, by the same names, at lower cost.
 
-    Each call of Lightning's ``log`` takes some 200 µs. Those of scvi-tools in every step were 40 %
-    of a step on 50 genes. Here what is averaged over the cells of an epoch is summed, and
-    Lightning is given the sum in the first step of the epoch. It asks for the mean over all
-    processes when the epoch ends. What is logged per step (``on_step=True``) goes to Lightning
-    as it is.
+    Each call of Lightning's ``log`` takes about 200 µs. Those of scvi-tools in every step were 40 %
+    of a step with 50 genes. Here values that are averaged over the cells of an epoch are summed,
+    and Lightning gets the sum in the first step of the epoch. It computes the mean over all
+    processes when the epoch ends. Values logged per step (``on_step=True``) are passed to Lightning
+    directly.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,12 +31,12 @@ class EpochLogPlan(TrainingPlan):
         self._n_cells: int | None = None
 
     def on_train_epoch_start(self) -> None:
-        """Log every name anew."""
+        """Reset the logged names."""
         super().on_train_epoch_start()
         self._logged_names.clear()
 
     def on_validation_epoch_start(self) -> None:
-        """Log every name anew."""
+        """Reset the logged names."""
         super().on_validation_epoch_start()
         self._logged_names.clear()
 
@@ -70,12 +70,12 @@ class EpochLogPlan(TrainingPlan):
                 _add(metrics[f"{name}_{mode}"], total, loss_output.n_obs_minibatch)
 
     def log(self, name: str, value: Any, **how: Any) -> None:
-        """Log as Lightning does; a mean over the cells of an epoch once in the epoch."""
-        # In a mini-batch, training and validation may log different values by the same name.
+        """Log like Lightning; a mean over the cells of an epoch only once per epoch."""
+        # Training and validation may log different values by the same name.
         key = name, self.training
         if self._n_cells is None:
             can_be_skipped = False
-        elif name == "kl_weight":  # the same in all of an epoch, unless it rises with every step
+        elif name == "kl_weight":  # constant within an epoch, unless it increases with every step
             can_be_skipped = self.n_steps_kl_warmup is None
         else:
             can_be_skipped = _is_mean_over_epoch(how)
@@ -87,7 +87,7 @@ class EpochLogPlan(TrainingPlan):
             self._logged_names.add(key)
 
     def _summed(self, key: tuple[str, bool], mean: Any, n_cells: int) -> ElboMetric:
-        """Add a mean over some cells to the sum of the epoch, and return that."""
+        """Add a mean over some cells to the sum of the epoch, and return the sum."""
         if key not in self._sums:
             mode = "train" if self.training else "validation"
             self._sums[key] = ElboMetric(key[0], mode, "obs").to(self.device)
@@ -101,7 +101,7 @@ class EpochLogPlan(TrainingPlan):
 
 
 def _add(metric: ElboMetric, total: Any, n_cells: int) -> None:
-    """Do what ``update`` does, in a third of its time, once it was called in this epoch."""
+    """The same as ``update``, in a third of its time, after it was called once in this epoch."""
     metric.elbo_component.add_(total)
     metric.n_obs.add_(n_cells)
     metric.n_batches.add_(1)

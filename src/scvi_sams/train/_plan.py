@@ -48,7 +48,7 @@ _STEPS_BETWEEN_LOOKS = 50
 
 
 class PerturbationTrainingPlan(EpochLogPlan):
-    """Training plan of scvi-tools with defaults that suit global latent variables.
+    """Training plan of scvi-tools with defaults for global latent variables.
 
     In addition to what scvi-tools logs, ``history`` contains every divergence and, for models with
     masks, per epoch ``"dense_phase"`` (1 while all masks are on, otherwise 0) and
@@ -205,7 +205,7 @@ class PerturbationTrainingPlan(EpochLogPlan):
             self._good_weights.keep(self.module, self.current_epoch - 1)
 
     def on_train_epoch_start(self) -> None:
-        """At the end of the dense phase, turn to sparse axes and forget the old axes' momenta."""
+        """At the end of the dense phase, rotate to sparse axes and reset the optimiser."""
         super().on_train_epoch_start()
         if self._cells_may_escape:
             begin_responses(self.module, self.trainer)
