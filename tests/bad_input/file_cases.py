@@ -216,7 +216,7 @@ CASES: list[Case] = [
         lambda situation: load(situation.folder / "nothing"),
         UnreadableDataError,
         "nothing",
-        "not a saved model",
+        "no saved model",
     ),
     refused(
         "loading a folder without a model",

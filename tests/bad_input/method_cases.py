@@ -215,12 +215,11 @@ UNKNOWN: list[Case] = [
         "context_key",
     ),
     refused(
-        "`pl.context_effects`: data instead of a table or a model",
+        "`pl.context_effects`: an AnnData without stored results",
         lambda situation: pl.context_effects(situation.adata),
-        InvalidArgumentError,
-        "`effects`",
+        MissingKeyError,
+        "'sams_context_effects'",
         "tl.context_effects(model)",
-        "AnnData",
     ),
     refused(
         "`pl.context_effects`: another table",
@@ -230,12 +229,11 @@ UNKNOWN: list[Case] = [
         "tl.context_effects(model)",
     ),
     refused(
-        "`pl.guide_efficacy`: data instead of a table or a model",
+        "`pl.guide_efficacy`: an AnnData without stored results",
         lambda situation: pl.guide_efficacy(situation.adata),
-        InvalidArgumentError,
-        "`guides`",
+        MissingKeyError,
+        "'sams_guides'",
         "tl.guide_efficacy(model)",
-        "AnnData",
     ),
     refused(
         "`pl.guide_efficacy`: another table",

@@ -162,7 +162,7 @@ def test_calls_of_decoys_are_counted(q_value, logged, trained_with, monkeypatch,
 def test_half_of_the_control_cells_stay(trained_with):
     model = untrained(SAMSVAE, small_screen())
     n_controls = int((model.adata.obs["perturbation"] == "control").sum())
-    with pytest.raises(InvalidArgumentError, match=f"of {n_controls} control cells"):
+    with pytest.raises(InvalidArgumentError, match=f"from {n_controls} control cells"):
         decoy_check(model, n_decoys=2, n_cells=n_controls // 4 + 1)
     with pytest.raises(InvalidArgumentError, match="half of the control cells"):
         decoy_check(model, n_decoys=n_controls)
