@@ -155,7 +155,7 @@ def test_all_measured_combinations_by_default(model_cls):
 def test_wrong_combinations_are_refused(known):
     with pytest.raises(SAMSError, match="'P001' is not a combination"):
         known.predict_interactions(["P001"])
-    with pytest.raises(SAMSError, match="no combination"):
+    with pytest.raises(SAMSError, match="not a combination"):
         known.predict_interactions(["P001+control"])
     with pytest.raises(UnknownPerturbationError, match="'P1'"):
         known.predict_interactions(["P1+P002"])
