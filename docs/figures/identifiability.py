@@ -36,7 +36,7 @@ def clouds() -> Figure:
     angle = np.deg2rad(35)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     colours = ["#777777", BLUE, ORANGE, "#009E73"]
-    figure, axes = plt.subplots(1, 2, figsize=(8, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(6, 3.4), layout="constrained")
     titles = ("Axes of the mechanisms:\neach knock-out moves one", "Turned axes:\neach moves both")
     for ax, turn, title in zip(axes, (np.eye(2), rotation), titles, strict=True):
         for (name, shift), colour in zip(shifts.items(), colours, strict=True):
@@ -52,7 +52,7 @@ def clouds() -> Figure:
         ax.set(title=title, xlabel="latent 1", ylabel="latent 2", aspect="equal")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, frameon=False, markerscale=2.5, loc="outside lower center", ncols=4
+        handles, labels, frameon=False, markerscale=2, loc="outside lower center", ncols=4
     )
     return figure
 
@@ -64,12 +64,8 @@ def heatmaps() -> Figure:
     noise = np.random.default_rng(3).normal(scale=0.1, size=true.shape)
     turned = true @ turn + noise
     found = _in_order_of(true, turned @ sparsest_rotation(torch.tensor(turned)).numpy())
-    figure, axes = plt.subplots(1, 3, figsize=(9, 4.5), layout="constrained", sharey=True)
-    titles = (
-        "simulated mechanisms",
-        "what training finds first",
-        "after the rotation, in their order",
-    )
+    figure, axes = plt.subplots(1, 3, figsize=(7, 3.6), layout="constrained", sharey=True)
+    titles = ("simulated mechanisms", "before the rotation", "after the rotation")
     for ax, effects, title in zip(axes, (true, turned, found), titles, strict=True):
         image = _heatmap(ax, effects, title)
     axes[0].set_ylabel("perturbation")
@@ -78,7 +74,7 @@ def heatmaps() -> Figure:
 
 
 def _in_order_of(true: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Order and sign of dimensions are nobody's to know: take those of the truth."""
+    """Give dimensions, whose order and sign are arbitrary, those of the truth."""
     likeness = true.T @ found
     rows, columns = linear_sum_assignment(np.abs(likeness), maximize=True)
     return found[:, columns] * np.sign(likeness[rows, columns])
@@ -92,8 +88,9 @@ def _heatmap(ax: Axes, effects: np.ndarray, title: str) -> AxesImage:
 
 def main() -> None:
     """Write both pictures beside this file."""
+    plt.style.use(FOLDER / "print.mplstyle")
     for draw in (clouds, heatmaps):
-        draw().savefig(FOLDER / f"identifiability_{draw.__name__}.png", dpi=110)
+        draw().savefig(FOLDER / f"identifiability_{draw.__name__}.png")
 
 
 if __name__ == "__main__":
