@@ -7,6 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
+import imagesize
+
 import scvi_sams
 
 DOCS = Path(__file__).parent
@@ -65,9 +67,12 @@ tutorial_thumbnails = {
 
 # API. Signatures show defaults; types stand with the parameters.
 autosummary_generate = True
-# Functions of `pl` that have a picture in the gallery.
+# Functions of `pl` that have a picture in the gallery, and widths that show two pixels as one.
 autosummary_context = {
-    "pictures": [path.stem.removeprefix("gallery_") for path in DOCS.glob("figures/gallery_*.png")]
+    "pictures": {
+        path.stem.removeprefix("gallery_"): f"{imagesize.get(path)[0] // 2}px"
+        for path in DOCS.glob("figures/gallery_*.png")
+    }
 }
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"
