@@ -7,13 +7,24 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import scanpy as sc
 import scvi
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import scvi_sams
 from scvi_sams import evaluation, pl, tl
 
 FOLDER = Path(__file__).parent
-RECEPTOR_GROUP = ["IFNGR1", "IFNGR2", "JAK2", "STAT1"]
+RECEPTOR_GROUP = "IFN-gamma receptor group"
+GROUPS = {
+    "control": "control",
+    "IFNGR1": RECEPTOR_GROUP,
+    "IFNGR2": RECEPTOR_GROUP,
+    "JAK2": RECEPTOR_GROUP,
+    "STAT1": RECEPTOR_GROUP,
+    "SMAD4": "SMAD4",
+    "IRF1": "IRF1",
+}
+COLOURS = {"control": "0.45", RECEPTOR_GROUP: "#009E73", "SMAD4": "#D55E00", "IRF1": "#0072B2"}
 
 
 def trained() -> scvi_sams.SAMSVAE:
@@ -26,40 +37,44 @@ def trained() -> scvi_sams.SAMSVAE:
     return model
 
 
-def draw(model: scvi_sams.SAMSVAE) -> Figure:
-    """Cells, masks, genes of a mechanism, effects."""
-    adata = model.adata
-    figure, grid = plt.subplots(2, 2, figsize=(9.5, 8), layout="constrained")
-    axes = grid.ravel()
+def draw_cells(model: scvi_sams.SAMSVAE, ax: Axes) -> None:
+    """UMAP of every third cell, with effects of perturbations; other knock-outs are light grey."""
     model.get_latent_representation(representation="perturbed")
+    adata = model.adata[::3].copy()
     sc.pp.neighbors(adata, use_rep="X_sams_perturbed")
     sc.tl.umap(adata)
-    named = dict.fromkeys(RECEPTOR_GROUP, "IFN-gamma receptor group")
-    named |= {"control": "control", "SMAD4": "SMAD4", "IRF1": "IRF1"}
-    groups = adata.obs["perturbation"].astype(str).map(named)
+    groups = adata.obs["perturbation"].astype(str).map(GROUPS)
     at = adata.obsm["X_umap"]
-    axes[0].scatter(*at[groups.isna()].T, s=1, color="0.85", rasterized=True)
-    for name, colour in zip(
-        dict.fromkeys(named.values()), ("#009e73", "0.45", "#d55e00", "#0072b2"), strict=True
-    ):
-        axes[0].scatter(
-            *at[groups == name].T, s=1.5, color=colour, label=name, rasterized=True, zorder=2
-        )
-    axes[0].set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title="cells")
-    axes[0].legend(markerscale=5, fontsize=8, frameon=False, loc="upper right")
+    ax.scatter(*at[groups.isna()].T, s=2, color="0.85", linewidths=0, rasterized=True)
+    for name, colour in COLOURS.items():
+        cells = at[groups == name].T
+        ax.scatter(*cells, s=3, color=colour, label=name, linewidths=0, rasterized=True)
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title="cells")
+    ax.legend(markerscale=4, frameon=False, handletextpad=0.2)
 
+
+def draw(model: scvi_sams.SAMSVAE) -> Figure:
+    """Cells, masks, genes of a latent program, effects."""
+    scvi.settings.seed = 0
+    figure, ((cells, masks), (program, scatter)) = plt.subplots(
+        2, 2, figsize=(7.6, 7.4), layout="constrained", height_ratios=(1.15, 1)
+    )
+    draw_cells(model, cells)
     called, effects = tl.called_masks(model), model.get_perturbation_effects()
     used = called.columns[called.any()]
-    pl.masks(called[used], effects=effects.mean[used], ax=axes[1])
-    axes[1].set_title("mechanisms that each perturbation moves")
+    pl.masks(called[used], effects=effects.mean[used], ax=masks)
+    masks.set_title("effects on latent dimensions")
     strongest = effects.mean.loc["STAT1"].abs().idxmax()
-    pl.program_genes(model.get_latent_programs(), strongest, ax=axes[2])
-    axes[2].set_title("genes of a mechanism")
-    observed = evaluation.observed_ate(adata, size_factor_key="total_counts")
-    pl.ate_scatter(model.predict_ate(list(observed.obs_names)), observed, ax=axes[3])
-    axes[3].set_title("effects on genes")
+    pl.program_genes(model.get_latent_programs(), strongest, ax=program)
+    program.locator_params(axis="x", nbins=5)
+    program.set_title(f"genes of {strongest}")
+    observed = evaluation.observed_ate(model.adata, size_factor_key="total_counts")
+    predicted = model.predict_ate(list(observed.obs_names))
+    pl.ate_scatter(predicted, observed, label_top=4, ax=scatter)
+    scatter.set_title("effects on genes")
     return figure
 
 
 if __name__ == "__main__":
-    draw(trained()).savefig(FOLDER / "overview.png", dpi=150)
+    plt.style.use(FOLDER / "print.mplstyle")
+    draw(trained()).savefig(FOLDER / "overview.png")
