@@ -1,6 +1,7 @@
 """Cells that stay on the device: batches, epochs, splits and trained models as from memory."""
 
-from itertools import chain
+import tracemalloc
+from itertools import chain, pairwise
 
 import anndata
 import numpy as np
@@ -11,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scvi_sams import SAMSVAE
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.data import ResidentDataModule, open_screen
-from scvi_sams.data._resident import ResidentCells, _as_small_as_possible
+from scvi_sams.counts._block_reader import BlockReader
+from scvi_sams.data import ResidentDataModule, _resident, open_screen
+from scvi_sams.data._resident import ResidentCells, _as_small_as_possible, _starts_of
 from scvi_sams.datasets import simulate_screen
 from scvi_sams.exceptions import InvalidArgumentError, InvalidSplitError
 
@@ -109,6 +111,101 @@ def test_small_types(values, dtype):
     kept = _as_small_as_possible(np.array(values, dtype=np.float64))
     assert kept.dtype == dtype
     np.testing.assert_array_equal(kept, values)
+
+
+@pytest.mark.parametrize(
+    ("later", "dtype"),
+    [([2], "uint8"), ([256], "int16"), ([70_000], "int32"), ([300, 70_000, 0.5], "float32")],
+)
+def test_the_type_of_values_is_the_smallest_for_all_blocks(monkeypatch, later, dtype):
+    monkeypatch.setattr(_resident, "_ROWS_PER_READ", 32)
+    adata = make_screen()
+    x = np.minimum(adata.X.toarray(), 255)
+    for number, value in enumerate(later):
+        x[40 + 32 * number, 3] = value
+    adata.X = sparse.csr_matrix(x)
+    SAMSVAE.setup_anndata(adata)
+    model = SAMSVAE(adata, n_latent=4, n_hidden=8, gene_likelihood="normal")
+    cells = ResidentCells(model.adata_manager, CPU)
+    assert cells.values.dtype == getattr(torch, dtype)
+    assert cells.genes.dtype == torch.uint8
+    batch = cells.batch(torch.arange(adata.n_obs), int(cells.values_of_cells.sum()))
+    np.testing.assert_array_equal(batch[REGISTRY_KEYS.X], x)
+
+
+@pytest.mark.parametrize("place", ["memory", "h5ad", "zarr"])
+@pytest.mark.parametrize("format", ["csr", "dense"])
+def test_every_row_is_read_once_in_blocks(tmp_path, monkeypatch, format, place):
+    adata = make_screen()
+    adata.X = stored_as(adata.X, format)
+    x = adata.X
+    if place != "memory":
+        getattr(adata, f"write_{place}")(tmp_path / f"screen.{place}")
+        adata = open_screen(tmp_path / f"screen.{place}")
+    manager = make_model(adata).adata_manager
+    monkeypatch.setattr(_resident, "_ROWS_PER_READ", 32)
+    read, requests = BlockReader.read, []
+
+    def read_and_note(reader, start, stop):
+        requests.append((start, stop))
+        return read(reader, start, stop)
+
+    monkeypatch.setattr(BlockReader, "read", read_and_note)
+    cells = ResidentCells(manager, CPU)
+    assert len(requests) == -(-adata.n_obs // 32)
+    assert all(stop == start for (_, stop), (start, _) in pairwise(requests))
+    assert (requests[0][0], requests[-1][1]) == (0, adata.n_obs)
+    assert max(stop - start for start, stop in requests) == 32
+    batch = cells.batch(torch.arange(adata.n_obs), int(cells.values_of_cells.sum()))
+    np.testing.assert_array_equal(batch[REGISTRY_KEYS.X], x if format == "dense" else x.toarray())
+
+
+@pytest.mark.parametrize("format", ["csr", "dense"])
+def test_host_memory_holds_a_block_of_a_screen_on_disk(tmp_path, monkeypatch, format):
+    """Memory of numpy, which is the host's; that of torch stands for the device."""
+    n_cells, n_genes = 2_000, 300
+    counts = np.random.default_rng(0).poisson(3.0, (n_cells, n_genes)).astype(np.float32)
+    adata = anndata.AnnData(stored_as(sparse.csr_matrix(counts), format))
+    adata.obs["perturbation"] = np.where(np.arange(n_cells) % 2, "A", "control")
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    manager = make_model(open_screen(tmp_path / "screen.h5ad")).adata_manager
+    peaks = {}
+    for n_rows in (n_cells, 50):
+        monkeypatch.setattr(_resident, "_ROWS_PER_READ", n_rows)
+        tracemalloc.start()
+        ResidentCells(manager, CPU)
+        peaks[n_rows] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[n_cells] > counts.nbytes
+    assert peaks[50] < counts.nbytes / 4
+
+
+class FarAway:
+    """Stored values of which the first one is at a position that 32 bits do not hold."""
+
+    FIRST = 2**33
+
+    def __init__(self, values):
+        self._values = values
+
+    def __getitem__(self, positions):
+        assert positions.dtype == torch.int64
+        assert int(positions.min()) >= self.FIRST
+        return self._values[positions - self.FIRST]
+
+
+def test_positions_of_stored_values_have_64_bits():
+    lengths = np.full(3, 2**31 - 1, dtype=np.int32)
+    assert _starts_of(lengths).tolist() == [0, 2**31 - 1, 2**32 - 2, 3 * 2**31 - 3]
+    cells = ResidentCells(make_model(make_screen()).adata_manager, CPU)
+    assert cells.starts.dtype == torch.int64
+    rows = torch.tensor([5, 2, 90, 5])
+    n_values = int(cells.values_of_cells[rows].sum())
+    expected = cells.batch(rows, n_values)[REGISTRY_KEYS.X]
+    cells.starts = cells.starts + FarAway.FIRST
+    cells.genes, cells.values = FarAway(cells.genes), FarAway(cells.values)
+    assert expected.sum() > 0
+    assert torch.equal(cells.batch(rows, n_values)[REGISTRY_KEYS.X], expected)
 
 
 def test_a_batch_is_made_without_waiting_for_the_device():

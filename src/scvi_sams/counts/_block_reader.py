@@ -42,6 +42,13 @@ class BlockReader:
             )
         self._pointers = self._row_pointers() if isinstance(values, CSRDataset) else None
 
+    @property
+    def n_stored(self) -> int | None:
+        """Number of stored values of a sparse matrix, duplicates included; ``None`` if dense."""
+        if self._pointers is not None:
+            return int(self._pointers[-1])
+        return int(self._values.nnz) if sparse.issparse(self._values) else None
+
     def read(self, start: int, stop: int) -> np.ndarray | sparse.csr_matrix:
         """Return rows ``start`` to ``stop - 1``; an error if the file is damaged there."""
         if not is_on_disk(self._values):

@@ -156,13 +156,15 @@ class ResidentDataModule(ScreenDataModule):
     """Keeps the cells in the memory of the training device, for ``model.train(datamodule=...)``.
 
     A GPU trains faster than a CPU can extract mini-batches from a sparse matrix and transfer them.
-    Here cells are transferred once, as stored, and mini-batches are made dense on the device.
-    ``model.train(data_on_device=True)`` creates one of these. The split is that of other training
-    with the same seed; with several processes each holds all cells and trains on its part.
+    Here cells are transferred once, as stored, and mini-batches are made dense on the device. They
+    are read in blocks, so a screen from :func:`~scvi_sams.data.open_screen` may be larger than the
+    memory of the host. ``model.train(data_on_device=True)`` creates one of these. The split is that
+    of other training with the same seed; with several processes each holds all cells and trains on
+    its part.
 
-    Memory: for each non-zero value 2 bytes for its gene (4 for 32,768 genes or more) and 1, 2 or 4
-    for the value, the smallest that is exact for all values; for a dense matrix 4 bytes per value.
-    A million cells with 1,000 genes each take 3 GB.
+    Memory: for each non-zero value 2 bytes for its gene (4 with more than 32,768 genes) and 1, 2 or
+    4 for the value, the smallest that is exact for all values; for a dense matrix 4 bytes per
+    value. A million cells with 1,000 genes each take 3 GB.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from scipy import sparse
 from scvi.data import AnnDataManager
 
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams.counts._block_reader import BlockReader
 from scvi_sams.data._block_loader import BlockOrder, ScreenLoader, registered_expression
 
 _ROWS_PER_READ = 16_384
@@ -36,32 +37,56 @@ class ResidentCells:
     """All registered data of all cells, on a device.
 
     ``values_of_cells``, the number of stored values of every cell, is on the CPU: sizes of
-    mini-batches are then known without synchronising with the device.
+    mini-batches are then known without synchronising with the device. Expression is read and
+    transferred in blocks of rows, so that host memory holds one block of a screen on disk.
     """
 
     def __init__(self, adata_manager: AnnDataManager, device: torch.device) -> None:
         self.device = device
-        n_cells = adata_manager.adata.n_obs
         reader = registered_expression(adata_manager)
-        x = reader.read_rows(np.arange(n_cells), _ROWS_PER_READ)
-        self.n_genes = x.shape[1]
-        if sparse.issparse(x):
-            x = sparse.csr_matrix(x)
-            if not x.has_canonical_format:  # duplicate entries add up
-                x = x.copy()
-                x.sum_duplicates()
-            self.values_of_cells = np.diff(x.indptr)
-            self.starts = torch.from_numpy(x.indptr.astype(np.int64)).to(device)
-            self.genes = torch.from_numpy(_as_small_as_possible(x.indices)).to(device)
-            self.values = torch.from_numpy(_as_small_as_possible(x.data)).to(device)
-            self.dense = None
+        self.n_genes = reader.n_columns
+        if reader.n_stored is None:
+            self.values_of_cells = np.zeros(reader.n_rows, dtype=np.int64)
+            self.dense: torch.Tensor | None = self._dense_of(reader)
         else:
-            self.values_of_cells = np.zeros(n_cells, dtype=np.int64)
-            self.dense = torch.from_numpy(np.asarray(x, dtype=np.float32)).to(device)
+            self.genes, self.values, self.values_of_cells = self._stored_of(reader, reader.n_stored)
+            self.starts = torch.from_numpy(_starts_of(self.values_of_cells)).to(device)
+            self.dense = None
         keys = list(adata_manager.data_registry.keys())
         others = [key for key in keys if key != REGISTRY_KEYS.X]
-        arrays = adata_manager.create_torch_dataset(data_and_attributes=others)[np.arange(n_cells)]
+        dataset = adata_manager.create_torch_dataset(data_and_attributes=others)
+        arrays = dataset[np.arange(reader.n_rows)]
         self.others = {key: torch.from_numpy(arrays[key]).to(device) for key in others}
+
+    def _dense_of(self, reader: BlockReader) -> torch.Tensor:
+        dense = torch.empty(reader.n_rows, self.n_genes, device=self.device)
+        for start, block in _blocks_of(reader):
+            # A copy, as torch warns about arrays that are read-only.
+            dense[start : start + len(block)] = torch.from_numpy(np.array(block, dtype=np.float32))
+        return dense
+
+    def _stored_of(
+        self, reader: BlockReader, n_stored: int
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """Gene and value of each stored value, and their number for each cell.
+
+        Blocks are written to arrays of final length: concatenating blocks on the device would need
+        twice its memory. The type of values is widened when a block needs it.
+        """
+        type_of_genes = _as_small_as_possible(np.array([self.n_genes - 1])).dtype
+        genes = torch.from_numpy(np.empty(0, type_of_genes)).new_empty(n_stored, device=self.device)
+        values = torch.empty(n_stored, dtype=torch.uint8, device=self.device)
+        values_of_cells = np.empty(reader.n_rows, dtype=np.int64)
+        stop = 0
+        for first, block in _blocks_of(reader):
+            rows = _without_duplicates(sparse.csr_matrix(block))
+            start, stop = stop, stop + len(rows.data)
+            genes[start:stop] = torch.from_numpy(rows.indices.astype(type_of_genes))
+            data = torch.from_numpy(_as_small_as_possible(rows.data))
+            values = values.to(torch.promote_types(values.dtype, data.dtype))
+            values[start:stop] = data
+            values_of_cells[first : first + rows.shape[0]] = np.diff(rows.indptr)
+        return genes, values, values_of_cells
 
     def batch(self, rows: torch.Tensor, n_values: int) -> dict[str, torch.Tensor]:
         """Return the cells in ``rows``, which have ``n_values`` stored values, with dense X."""
@@ -81,6 +106,26 @@ class ResidentCells:
         x = torch.zeros(len(rows) * self.n_genes, device=self.device)
         x[places] = self.values[stored].float()
         return x.view(len(rows), self.n_genes)
+
+
+def _blocks_of(reader: BlockReader) -> Iterator[tuple[int, np.ndarray | sparse.spmatrix]]:
+    """Blocks of rows, each with the position of its first row."""
+    for start in range(0, reader.n_rows, _ROWS_PER_READ):
+        yield start, reader.read(start, min(start + _ROWS_PER_READ, reader.n_rows))
+
+
+def _without_duplicates(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Rows in which duplicate entries are added up, as scipy does when it makes them dense."""
+    if rows.has_canonical_format:
+        return rows
+    rows = rows.copy()  # rows of a matrix in memory share its arrays
+    rows.sum_duplicates()
+    return rows
+
+
+def _starts_of(values_of_cells: np.ndarray) -> np.ndarray:
+    """Position of the first stored value of each cell, and the end of the last one, in 64 bits."""
+    return np.concatenate([[0], np.cumsum(values_of_cells, dtype=np.int64)])
 
 
 def _as_small_as_possible(values: np.ndarray) -> np.ndarray:
