@@ -1,7 +1,8 @@
 """Cells per second of training on a GPU, beside scvi.model.SCVI of the same widths.
 
 One particle, one hidden layer of 400, 50 latent dimensions, mini-batches of 4,096. Wall time of
-an epoch, and of its steps alone, without Lightning and scvi-tools around them. With cells on the
+an epoch (all but the first of one training), and of its steps alone, without Lightning and
+scvi-tools around them. With cells on the
 device or sent by scvi-tools' loader, in single precision, TF32 and automatic mixed precision.
 Memory traffic is what passes over mini-batches need (over a hundred over cells x genes,
 see docs/scaling.md), beside what copying within the device reaches.
@@ -12,6 +13,7 @@ see docs/scaling.md), beside what copying within the device reaches.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -23,8 +25,10 @@ import pandas as pd
 import scvi
 import torch
 from anndata import AnnData
+from lightning.pytorch import Callback
 
 import scvi_sams
+from _common import with_spread
 from scvi_sams.data._resident import ResidentCells, ResidentLoader
 from step_time import simulated_counts
 
@@ -63,21 +67,26 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def epoch_seconds(train: Callable[[int], Any], device: torch.device, rounds: int) -> float:
-    """Median over rounds of half of what four epochs take longer than two.
+class EpochTimes(Callback):
+    """Wall seconds of every epoch but the first; the device is waited for at the end of each."""
 
-    What happens once in a training, like the search for sparse axes, is in both.
-    """
-    train(2)
-    differences = []
-    for _ in range(rounds):
-        two = seconds(lambda: train(2), device)
-        differences.append((seconds(lambda: train(4), device) - two) / 2)
-    return float(np.median(differences))
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: list[float] = []
+        self._device, self._before = device, math.nan
+
+    def on_train_epoch_end(self, trainer: Any, plan: Any) -> None:
+        wait(self._device)
+        now = time.perf_counter()
+        if trainer.current_epoch > 0:
+            self.seconds.append(now - self._before)
+        self._before = now
+
+    def __deepcopy__(self, memo: dict) -> EpochTimes:
+        return self
 
 
-def step_seconds(model: Any, batch_size: int, device: torch.device, rounds: int) -> float:
-    """Median over passes of a step with cells on the device, mini-batches made dense included."""
+def step_seconds(model: Any, batch_size: int, device: torch.device, rounds: int) -> np.ndarray:
+    """Mean step of each pass, with cells on the device; mini-batches made dense are included."""
     data = scvi_sams.data.ResidentDataModule(
         model.adata_manager, train_size=1.0, batch_size=batch_size, drop_last=True
     )
@@ -97,7 +106,7 @@ def step_seconds(model: Any, batch_size: int, device: torch.device, rounds: int)
 
     one_pass()
     times = [seconds(one_pass, device) for _ in range(rounds)]
-    return float(np.median(times)) / len(loader)
+    return np.array(times) / len(loader)
 
 
 def copied_per_second(device: torch.device) -> float:
@@ -133,25 +142,32 @@ def main() -> None:
     limit = copied_per_second(device)
     rows = []
 
-    def add(name: str, cells: str, products: str, trainer: str, per_second: float) -> None:
-        traffic = per_second * n_genes * 4 * PASSES
-        rows.append([name, cells, products, trainer, per_second, traffic / 1e9, traffic / limit])
+    def add(name: str, cells: str, products: str, trainer: str, per_second: np.ndarray) -> None:
+        traffic = np.median(per_second) * n_genes * 4 * PASSES
+        rate = with_spread(per_second, 0)
+        rows.append([name, cells, products, trainer, rate, traffic / 1e9, traffic / limit])
+
+    def cells_per_second(train: Callable[[EpochTimes], None]) -> np.ndarray:
+        times = EpochTimes(device)
+        train(times)
+        return n_cells / np.array(times.seconds)
 
     for cells, products, trainer in SETTINGS:
         torch.set_float32_matmul_precision(products)
 
-        def ours(n_epochs: int, cells: str = cells, trainer: str = trainer) -> None:
+        def ours(times: EpochTimes, cells: str = cells, trainer: str = trainer) -> None:
             scvi.settings.seed = 0
             scvi_sams.SAMSVAE(adata, **WIDTHS).train(
-                n_epochs,
+                arguments.rounds + 1,
+                callbacks=[times],
+                plan_kwargs={"dense_fraction": 0.0},  # masks are trained in all epochs alike
                 precision=trainer,
                 data_on_device=cells == "on the device",
                 load_sparse_tensor=cells == "sent sparse",
                 **common,
             )
 
-        per_epoch = epoch_seconds(ours, device, arguments.rounds)
-        add("SAMSVAE", cells, products, trainer, n_cells / per_epoch)
+        add("SAMSVAE", cells, products, trainer, cells_per_second(ours))
         if cells == "on the device" and trainer == "32-true":
             model = scvi_sams.SAMSVAE(adata, **WIDTHS)
             model.train(1, **common)
@@ -160,12 +176,12 @@ def main() -> None:
     for products in ("highest", "high"):
         torch.set_float32_matmul_precision(products)
 
-        def theirs(n_epochs: int) -> None:
+        def theirs(times: EpochTimes) -> None:
             scvi.settings.seed = 0
-            scvi.model.SCVI(adata, gene_likelihood="nb", **WIDTHS).train(n_epochs, **common)
+            model = scvi.model.SCVI(adata, gene_likelihood="nb", **WIDTHS)
+            model.train(arguments.rounds + 1, callbacks=[times], **common)
 
-        per_epoch = epoch_seconds(theirs, device, arguments.rounds)
-        add("scvi.model.SCVI", "sent", products, "32-true", n_cells / per_epoch)
+        add("scvi.model.SCVI", "sent", products, "32-true", cells_per_second(theirs))
     where = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     print(
         f"{n_cells} cells x {n_genes} genes, batches of {batch_size}, {where}, torch "
