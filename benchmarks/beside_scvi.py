@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from lightning.pytorch import Callback
 
 import scvi_sams
-from _common import print_ratio, with_spread
+from _common import print_conditions, print_ratio, with_spread
 from step_time import simulated_counts
 
 EPOCHS = 3
@@ -99,7 +98,7 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     adata = simulated_counts(arguments.cells, arguments.genes, 100)
     scvi_sams.SAMSVAE.setup_anndata(adata)
     scvi.model.SCVI.setup_anndata(adata)

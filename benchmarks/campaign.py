@@ -31,9 +31,9 @@ import time
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from anndata import AnnData
 
+from _common import print_conditions
 from scvi_sams import SAMSVAE, datasets
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._strongest_sums import strongest_sums
@@ -172,7 +172,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in ("scvi.sams", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    print_conditions()
     if arguments.pairs:
         time_of_pairs()
         return

@@ -15,10 +15,10 @@ import time
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from anndata import AnnData
 
 import scvi_sams
+from _common import print_conditions
 from scvi_sams import datasets, evaluation
 
 CELL_COUNTS = (5, 20, 100, 1000)
@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     results = []
     for seed in arguments.seeds:
         results.append(run(seed))

@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import scvi_sams
+from _common import print_conditions
 from scvi_sams import datasets, evaluation
 
 MODELS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -132,7 +131,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--methods", nargs="+", help="names of some of the methods; all by default")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     chosen = methods(arguments.data, arguments.quick)
     result = evaluation.benchmark(
         **DATA[arguments.data](arguments.quick),

@@ -30,6 +30,7 @@ import scvi
 import torch
 from anndata import AnnData
 
+from _common import print_conditions
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulate_screen, simulated_ate
 from scvi_sams.evaluation import mask_recovery, observed_ate
@@ -162,7 +163,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    print_conditions()
     rows = []
     for screen in arguments.screens:
         unseen = screen == "unseen pairs"

@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
-import torch
 from anndata import AnnData
 
+from _common import print_conditions
 from scvi_sams import SAMSVAE, datasets
 from scvi_sams.evaluation import OtherLevelsMean, VectorArithmetic
 
@@ -128,7 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("scvi.sams").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    print_conditions()
     table = kang(arguments.seeds, arguments.models)
     print(table.round(3).to_string())
     print(table.groupby("method", sort=False).mean().round(3).to_string())

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from scipy.optimize import nnls
 
 import scvi_sams
+from _common import print_conditions, with_spread
 from step_time import cpu_seconds, simulated_counts, training_step
 
 HIDDEN, LATENT, EFFECT_HIDDEN = 400, 50, 200
@@ -75,28 +75,29 @@ def terms(step: Step) -> np.ndarray:
 
 
 def measured_seconds(rounds: int) -> np.ndarray:
-    """Median CPU seconds of each step, one process, in turn."""
+    """CPU seconds of steps, rounds x sizes, in turn in one process."""
     steps = []
     for size in MEASURED:
         adata = simulated_counts(8 * size.cells, size.genes, size.perturbations)
         scvi_sams.SAMSVAE.setup_anndata(adata)
         steps.append(training_step(adata, size.particles, size.cells))
     timings = [[cpu_seconds(step) for step in steps] for _ in range(rounds + 2)]
-    return np.median(timings[2:], axis=0)
+    return np.array(timings[2:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     scvi.settings.seed = 0
-    seconds = measured_seconds(arguments.rounds)
+    timings = measured_seconds(arguments.rounds)
+    seconds = np.median(timings, axis=0)
     design = np.array([terms(size) for size in MEASURED])
     prices, _ = nnls(design / seconds[:, None], np.ones(len(seconds)))
     print(pd.Series(prices, index=TERMS).map("{:.4f}".format).to_string(), end="\n\n")
     table = pd.DataFrame(MEASURED)
-    table["measured, ms"] = 1e3 * seconds
+    table["measured, ms"] = [with_spread(1e3 * of_size, 1) for of_size in timings.T]
     table["formula, ms"] = 1e3 * design @ prices
     table["cells/s"] = table["cells"] / seconds
     print(table.round(1).to_string(index=False), end="\n\n")

@@ -20,6 +20,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from _common import print_conditions
 from scvi_sams import SAMSVAE
 from scvi_sams.module._minibatch import CellBatch
 from scvi_sams.train._direct_effects import fit_direct_effects
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=2000)
     arguments = parser.parse_args()
     n_perturbations, n_genes = arguments.perturbations, arguments.genes
-    torch.set_num_threads(1)
+    print_conditions()
     logging.getLogger("scvi.sams").setLevel(logging.ERROR)
     names = ["control", *(f"P{number}" for number in range(n_perturbations))]
     counts = sparse.csr_matrix(np.ones((len(names), 1), np.float32))

@@ -22,6 +22,7 @@ import scvi
 from anndata import AnnData
 
 import scvi_sams
+from _common import print_conditions
 from scvi_sams import datasets, evaluation
 
 PAIRS = ["KLF1+MAP2K6", "KLF1+TGFBR2", "MAP2K3+MAP2K6", "MAP2K3+SLC38A2", "MAPK1+TGFBR2"]
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=["all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
+    print_conditions()
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     for number in arguments.cells:

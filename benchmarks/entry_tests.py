@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 import scvi_sams
+from _common import print_conditions
 from error_rates import SCREENS, Screen, be_quiet, fit, parser_of
 from scvi_sams import evaluation
 from scvi_sams._group_tests import group_tests, normal_scores
@@ -145,6 +146,7 @@ def main() -> None:
     screens = ["mcfaline23 permuted", "papalexi21", "svae", "300x80x60", "40x50x60"]
     arguments = parser_of(__doc__, screens, [0]).parse_args()
     be_quiet()
+    print_conditions()
     for name in arguments.screens:
         found = []
         for seed in arguments.seeds:

@@ -29,11 +29,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 import scvi_sams
+from _common import print_conditions
 from scvi_sams import datasets, evaluation, tl
 
 N_FAKES, CELLS_PER_FAKE = 8, 150
@@ -235,8 +235,7 @@ def parser_of(description: str | None, screens: list[str], seeds: list[int]) -> 
 
 
 def be_quiet() -> None:
-    """Compute with one thread, and log errors only."""
-    torch.set_num_threads(1)
+    """Log errors only."""
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
 
@@ -248,6 +247,7 @@ def main() -> None:
     parser.add_argument("--fdr", type=float, nargs="+", default=[0.05])
     arguments = parser.parse_args()
     be_quiet()
+    print_conditions()
     rows = []
     for name in arguments.screens:
         for seed in arguments.seeds:

@@ -18,6 +18,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 import scvi_sams
+from _common import print_conditions
 
 FOLDER = str(Path(scvi_sams.__file__).parent)
 STEP = 4
@@ -40,6 +41,7 @@ class CountCalls(Callback):
 
 
 def main() -> None:
+    print_conditions()
     adata = scvi_sams.datasets.simulate_screen(n_genes=100)
     scvi_sams.SAMSVAE.setup_anndata(adata)
     counter = CountCalls()

@@ -28,7 +28,7 @@ from anndata import AnnData
 from lightning.pytorch import Callback
 
 import scvi_sams
-from _common import with_spread
+from _common import print_conditions, with_spread
 from scvi_sams.data._resident import ResidentCells, ResidentLoader
 from step_time import simulated_counts
 
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    print_conditions(threads=None)
     warnings.filterwarnings("ignore", message=".*(log_every_n_steps|num_workers|CSR tensor).*")
     device = torch.device("cuda" if arguments.accelerator == "gpu" else arguments.accelerator)
     n_cells, n_genes, batch_size = arguments.cells, arguments.genes, arguments.batch_size

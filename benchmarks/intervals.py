@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 
+from _common import print_conditions
 from scvi_sams import SAMSVAE, datasets
 
 SCREENS: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--screens", nargs="+", choices=SCREENS, default=list(SCREENS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     rows = [

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from anndata import AnnData
 
+from _common import print_conditions
 from scvi_sams import datasets, evaluation, pl
 
 METHODS = ["SAMSVAE", "training mean", "EB-shrunken mean", "ash-shrunken mean"]
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     arguments.folder.mkdir(parents=True, exist_ok=True)

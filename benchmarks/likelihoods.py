@@ -13,9 +13,9 @@ import argparse
 from typing import Any
 
 import pandas as pd
-import torch
 
 import scvi_sams
+from _common import print_conditions
 from scvi_sams import datasets
 from simulated_screen import fit
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     bounds: dict[str, dict[int, float]] = {}
     for name in arguments.models:
         model_class, settings = MODELS[name]

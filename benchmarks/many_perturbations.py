@@ -14,18 +14,18 @@ import argparse
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from anndata import AnnData
 from scipy import sparse
 
 import scvi_sams
+from _common import print_conditions, print_ratio, with_spread
 from step_time import cpu_seconds, simulated_counts, training_step
 
 NUMBERS = (100, 10_000)
 
 
-def step_times(n_cells: int, n_genes: int, rounds: int) -> pd.DataFrame:
-    """Median CPU time of a step for each number of perturbations."""
+def step_times(n_cells: int, n_genes: int, rounds: int) -> np.ndarray:
+    """CPU milliseconds of steps, rounds x numbers of perturbations."""
     steps = {}
     for number in NUMBERS:
         adata = simulated_counts(8 * n_cells, n_genes, number)
@@ -33,10 +33,7 @@ def step_times(n_cells: int, n_genes: int, rounds: int) -> pd.DataFrame:
         steps[number] = training_step(adata, 1, n_cells)
     timings = [[cpu_seconds(step) for step in steps.values()] for _ in range(rounds + 2)]
     # The first rounds warm up.
-    milliseconds = 1e3 * np.median(timings[2:], axis=0)
-    table = pd.DataFrame({"step, ms": milliseconds}, index=list(steps))
-    table["ratio"] = milliseconds / milliseconds[0]
-    return table.rename_axis("perturbations")
+    return 1e3 * np.array(timings[2:])
 
 
 def registration_time(n_cells: int, n_labels: int) -> float:
@@ -63,10 +60,12 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=25)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     scvi.settings.seed = 0
-    table = step_times(arguments.cells, arguments.genes, arguments.rounds)
-    print(table.round(2).to_string())
+    times = step_times(arguments.cells, arguments.genes, arguments.rounds)
+    table = pd.DataFrame({"step, ms": [with_spread(of, 1) for of in times.T]}, index=NUMBERS)
+    print(table.rename_axis("perturbations").to_string())
+    print_ratio("a step with 10,000 perturbations to 100", times[:, 1] / times[:, 0])
     seconds = registration_time(1_000_000, 10_000)
     print(f"registration of a million cells with 10,000 labels: {seconds:.1f} CPU s")
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import scvi_sams
+from _common import print_conditions
 from error_rates import SCREENS, Screen, be_quiet, parser_of
 from scvi_sams import evaluation
 from scvi_sams.module import _axis_errors, _sams_vae
@@ -86,6 +87,7 @@ def main() -> None:
     screens = ["40x50x400", "40x50x60", "demo", "svae"]
     arguments = parser_of(__doc__, screens, [0]).parse_args()
     be_quiet()
+    print_conditions()
     for name in arguments.screens:
         for seed in arguments.seeds:
             print(f"{name}, seed {seed}: {starts(SCREENS[name](seed), seed)}", flush=True)

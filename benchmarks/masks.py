@@ -12,9 +12,9 @@ import argparse
 from typing import Any
 
 import pandas as pd
-import torch
 
 import scvi_sams
+from _common import print_conditions
 from simulated_screen import fit, score
 
 FEW_CELLS = {"n_controls": 300, "cells_per_perturbation": 39, "cells_per_combination": 36}
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     lines = {}
     for case in arguments.cases:
         scores = pd.DataFrame(

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy import sparse
 
 import scvi_sams
+from _common import print_conditions
 
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = Path("/proc/self/clear_refs")
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=1_000_000)
     parser.add_argument("--perturbations", type=int, default=10_000)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     peaks = training_peaks(arguments.cells, arguments.perturbations)
     peaks["all effects on 5,000 genes, less the result"] = prediction_peak(arguments.perturbations)
     table = pd.Series(peaks, name="peak above what was there, MB")

@@ -15,10 +15,10 @@ import time
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from anndata import AnnData
 
 import scvi_sams
+from _common import print_conditions
 from scvi_sams import evaluation, tl
 
 PATHWAY = ["IFNGR1", "IFNGR2", "JAK2", "STAT1"]
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--latent", type=int, default=20)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     runs = {f"seed {seed}": run(seed, arguments.latent) for seed in arguments.seeds}
     print(pd.DataFrame({name: scores for name, (_, scores) in runs.items()}).round(3).to_string())
     if len(runs) > 1:

@@ -20,6 +20,7 @@ import scvi
 import torch
 
 import scvi_sams
+from _common import print_conditions, print_ratio, with_spread
 from step_time import cpu_seconds, simulated_counts
 
 N_POSTERIOR = 100
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4950)
     parser.add_argument("--genes", type=int, default=2000)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     scvi.settings.seed = 0
     adata = simulated_counts(2048, arguments.genes, 100)
     scvi_sams.SAMSVAE.setup_anndata(adata)
@@ -61,7 +62,7 @@ def main() -> None:
         for _ in range(n):
             (z @ hidden) @ genes
 
-    rows = []
+    rows, ratios = [], {}
     for method, interval in SETTINGS:
         n_draws = N_DRAWS[method]
         asked = pairs if n_draws == N_POSTERIOR else pairs[:PAIRS_OF_MANY_DRAWS]
@@ -72,20 +73,23 @@ def main() -> None:
             before = cpu_seconds(partial(products, n_products // 2))
             ours = cpu_seconds(partial(predict, asked, method, interval))
             times.append((ours, before + cpu_seconds(partial(products, n_products // 2))))
-        ours, bare = 1e3 * np.median(times, axis=0)
+        ours, bare = 1e3 * np.array(times).T
+        kind = f"{method}, intervals: {'no' if interval is None else 'yes'}"
+        ratios[kind] = ours / bare
         rows.append(
             {
                 "method": method,
                 "intervals": "no" if interval is None else "yes",
                 "pairs": len(asked),
                 "draws": n_draws,
-                "CPU ms per pair": ours / len(asked),
-                "bare products, ms": bare / len(asked),
-                "ratio": np.median([both[0] / both[1] for both in times]),
-                "ms per pair and draw": ours / len(asked) / n_draws,
+                "CPU ms per pair": with_spread(ours / len(asked)),
+                "bare products, ms": with_spread(bare / len(asked)),
+                "ms per pair and draw": with_spread(ours / len(asked) / n_draws, 4),
             }
         )
-    print(pd.DataFrame(rows).round(4).to_string(index=False))
+    print(pd.DataFrame(rows).to_string(index=False))
+    for kind, values in ratios.items():
+        print_ratio(f"predicted effects to bare products, {kind}", values)
 
 
 if __name__ == "__main__":

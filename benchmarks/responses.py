@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from anndata import AnnData
 from scipy.optimize import minimize_scalar
 from scipy.special import logit
 from scipy.stats import chi2
 from sklearn.metrics import roc_auc_score
 
+from _common import print_conditions
 from scvi_sams import SAMSVAE, datasets
 from scvi_sams.evaluation import mask_recovery
 
@@ -195,7 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("scvi.sams").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    print_conditions()
     rows = []
     for escape in arguments.screens:
         for seed in arguments.seeds:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 from anndata import AnnData
 
 import scvi_sams
+from _common import print_conditions
 from scvi_sams import datasets, evaluation
 
 AUTHORS = {
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--reliability", help="draw the reliability diagram into this file")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     settings = {}
     if arguments.effects in ("mean-field", "correlated"):
         settings["correlated_effects"] = arguments.effects == "correlated"

@@ -20,9 +20,9 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 import scvi
-import torch
 
 import scvi_sams
+from _common import print_conditions
 from error_rates import SCREENS, Screen
 from scvi_sams._group_tests import group_tests, normal_scores
 from scvi_sams.data._field import registered_labels
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, help="of each perturbation; all by default")
     parser.add_argument("--states", action="store_true", help="of trained models")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     p_values_of = of_states if arguments.states else of_cells

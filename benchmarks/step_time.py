@@ -10,7 +10,6 @@ that the ratio holds when the machine's speed drifts.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import scvi_sams
+from _common import print_conditions, print_ratio, with_spread
 
 
 def simulated_counts(n_cells: int, n_genes: int, n_perturbations: int) -> AnnData:
@@ -118,36 +118,34 @@ def main() -> None:
     parser.add_argument("--perturbations", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     scvi.settings.seed = 0
     adata = simulated_counts(8 * arguments.cells, arguments.genes, arguments.perturbations)
     scvi_sams.SAMSVAE.setup_anndata(adata)
-    rows = []
+    rows, ratios = [], {}
     for n_particles in arguments.particles:
         step = training_step(adata, n_particles, arguments.cells, **EFFECT_NETWORK)
         products = bare_products(
             arguments.cells, arguments.genes, n_particles, arguments.perturbations
         )
-        timings = []
-        for _ in range(arguments.rounds + 2):
-            timings.append((cpu_seconds(step), cpu_seconds(products)))
-        ours, bare = np.median(np.array(timings[2:]), axis=0)
-        ratio = np.median([a / b for a, b in timings[2:]])
+        timings = [(cpu_seconds(step), cpu_seconds(products)) for _ in range(arguments.rounds + 2)]
+        ours, bare = np.array(timings[2:]).T
+        ratios[n_particles] = ours / bare
         rows.append(
             {
                 "particles": n_particles,
-                "step, ms": 1e3 * ours,
-                "bare products, ms": 1e3 * bare,
-                "ratio": ratio,
-                "cells/s": arguments.cells / ours,
+                "step, ms": with_spread(1e3 * ours, 1),
+                "bare products, ms": with_spread(1e3 * bare, 1),
+                "cells/s": with_spread(arguments.cells / ours, 0),
             }
         )
     print(
         f"{arguments.cells} cells x {arguments.genes} genes, {arguments.perturbations} "
-        f"perturbations, one thread, median of {arguments.rounds}; torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
+        f"perturbations, median (smallest-largest) of {arguments.rounds}"
     )
-    print(pd.DataFrame(rows).round(2).to_string(index=False))
+    print(pd.DataFrame(rows).to_string(index=False))
+    for n_particles, values in ratios.items():
+        print_ratio(f"a step to its bare products, particles: {n_particles}", values)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -30,6 +29,7 @@ from scipy import sparse
 from scvi.dataloaders import AnnDataLoader
 
 import scvi_sams
+from _common import print_conditions, with_spread
 from scvi_sams.counts._block_reader import BlockReader
 from scvi_sams.data import StreamingDataModule, open_screen
 
@@ -114,9 +114,15 @@ def rates(paths: dict[str, Path], rounds: int, block_size: int) -> pd.DataFrame:
             timings.setdefault(f"{suffix}, bare reading of blocks", []).append(
                 cells_per_second(read_blocks(path, block_size), lambda block: block.shape[0])
             )
-    table = pd.DataFrame({"cells/s": {name: np.median(values) for name, values in timings.items()}})
-    table["of in memory"] = table["cells/s"] / table["cells/s"].iloc[0]
-    return table
+    in_turn = np.array(next(iter(timings.values())))
+    return pd.DataFrame(
+        {
+            "cells/s": {name: with_spread(values, 0) for name, values in timings.items()},
+            "of in memory": {
+                name: with_spread(values / in_turn) for name, values in timings.items()
+            },
+        }
+    )
 
 
 def memory(of: str) -> float:
@@ -164,7 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--block-size", type=int, default=512)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     quiet()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     paths = {
@@ -173,12 +179,9 @@ def main() -> None:
     }
     print(
         f"{arguments.cells:,} cells x {N_GENES:,} genes, 5 % non-zeros, batches of {BATCH_SIZE}, "
-        f"blocks of {arguments.block_size}, median of {arguments.rounds}; Python "
-        f"{platform.python_version()}, anndata {anndata.__version__}"
+        f"blocks of {arguments.block_size}, median of {arguments.rounds}"
     )
-    print(
-        rates(paths[arguments.cells], arguments.rounds, arguments.block_size).round(2).to_string()
-    )
+    print(rates(paths[arguments.cells], arguments.rounds, arguments.block_size).to_string())
     print(peaks(paths).round(0).to_string())
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 import pandas as pd
-import torch
 
+from _common import print_conditions
 from scvi_sams import datasets
 from simulated_screen import fit, mask_scores
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[5, 10, 20, 40])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    print_conditions()
     rows = []
     for seed in arguments.seeds:
         for epochs in arguments.epochs:

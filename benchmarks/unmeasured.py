@@ -37,9 +37,9 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
-import torch
 from anndata import AnnData
 
+from _common import print_conditions
 from scvi_sams import SAMSVAE, datasets, evaluation
 from scvi_sams.evaluation import FeatureNeighbours, FeatureRidge
 from scvi_sams.features._table import as_feature_table
@@ -217,7 +217,7 @@ def main() -> None:
         parser.error("SAMSVAE of this version takes no features: leave --models out.")
     logging.getLogger("scvi.sams").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    print_conditions()
     if arguments.screen == "simulated":
         table = simulated(
             arguments.seeds,

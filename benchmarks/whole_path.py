@@ -31,6 +31,7 @@ import torch
 from anndata import AnnData
 
 import scvi_sams
+from _common import print_conditions, print_ratio, with_spread
 from scvi_sams.model._training import _default_max_epochs
 from scvi_sams.module import _negative_binomial, _rising_factorial
 
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--epochs", type=int)
     arguments = parser.parse_args()
+    print_conditions()
     for screen in arguments.screens:
         runs = []
         for _ in range(arguments.rounds):
@@ -128,10 +130,12 @@ def main() -> None:
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                     seconds = pool.submit(path, screen, kernels, arguments.epochs).result()
                 runs.append({"kernels": kernels, **seconds})
-        table = pd.DataFrame(runs).groupby("kernels", sort=False).median().T
-        table.loc["of the first column"] = table.loc["total"] / table.loc["total"].iloc[0]
+        times = pd.DataFrame(runs).groupby("kernels", sort=False)
         print(f"{screen}, CPU seconds, median of {arguments.rounds}")
-        print(table.round(2).to_string())
+        print(times.agg(with_spread).T.to_string())
+        if len(times) == 2:
+            on, off = (runs.to_numpy() for _, runs in times["total"])
+            print_ratio(f"the path with kernels {' to '.join(arguments.kernels)}", on / off)
 
 
 if __name__ == "__main__":
