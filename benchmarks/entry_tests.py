@@ -83,7 +83,7 @@ def directions(
     controls = np.sort(rng.choice(controls, min(N_CONTROLS, len(controls)), replace=False))
     reader, module = model._read(None, controls, N_CONTROLS), model.module
     nothing = torch.zeros(1, 0, module.n_shift)
-    _, read, _, qz = next(iter(reader.encoded(nothing)))
+    _, read, _, qz, _ = next(iter(reader.encoded(nothing)))
     effects = torch.as_tensor(model.get_perturbation_effects(key_added=None).mean.to_numpy())
     direct = torch.as_tensor(model.get_direct_effects(key_added=None).mean.to_numpy())
 
@@ -138,7 +138,8 @@ def tests(screen: Screen, model: scvi_sams.SAMSVAE) -> pd.DataFrame:
             for chosen in (np.ones_like(held_out), held_out)
         )
         rows.append([is_null[code], is_there[code, latent], *p_values])
-    return pd.DataFrame(rows, columns=["of a null", "is there", "all cells", "validation cells"])
+    columns = ["of a null", "is there", "all cells", "validation cells"]
+    return pd.DataFrame(rows, columns=columns).astype({"of a null": bool})
 
 
 def main() -> None:
@@ -151,7 +152,7 @@ def main() -> None:
         found = []
         for seed in arguments.seeds:
             screen = SCREENS[name](seed)
-            found.append(tests(screen, fit(screen, seed)))
+            found.append(tests(screen, fit(screen, seed, arguments.epochs)))
         table = pd.concat(found)
         is_false = table["is there"] == 0
         for what, rows in (
