@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,42 +22,52 @@ import scvi_sams
 from _common import print_conditions
 from scvi_sams import datasets, evaluation
 
-CELL_COUNTS = (5, 20, 100, 1000)
-PERTURBATIONS_PER_COUNT = 20
+
+class Size(NamedTuple):
+    """Size of the screen and length of training."""
+
+    cell_counts: tuple[int, ...]
+    perturbations_per_count: int
+    n_genes: int
+    epochs: int | None
 
 
-def make_screen(seed: int) -> tuple[AnnData, pd.Series]:
+FULL = Size((5, 20, 100, 1000), 20, 1000, None)
+QUICK = Size((5, 50), 5, 100, 2)
+
+
+def make_screen(seed: int, size: Size) -> tuple[AnnData, pd.Series]:
     """Draw as many cells for each perturbation, then keep few of some; counts by perturbation."""
     adata = datasets.simulate_screen(
-        n_genes=1000,
+        n_genes=size.n_genes,
         n_controls=1000,
-        n_perturbations=PERTURBATIONS_PER_COUNT * len(CELL_COUNTS),
-        cells_per_perturbation=max(CELL_COUNTS),
+        n_perturbations=size.perturbations_per_count * len(size.cell_counts),
+        cells_per_perturbation=max(size.cell_counts),
         n_combinations=0,
         n_latent=30,
         seed=seed,
     )
     names = adata.uns["simulation"]["perturbations"]
-    counts = pd.Series(np.resize(CELL_COUNTS, len(names)), index=names)
+    counts = pd.Series(np.resize(size.cell_counts, len(names)), index=names)
     label = adata.obs["perturbation"].astype(str)
     kept = label.groupby(label).cumcount() < label.map(counts).fillna(np.inf)
     return adata[kept.to_numpy()].copy(), counts
 
 
-def run(seed: int) -> pd.DataFrame:
+def run(seed: int, size: Size) -> pd.DataFrame:
     """Train on one screen; one row of scores per number of cells."""
-    adata, counts = make_screen(seed)
+    adata, counts = make_screen(seed, size)
     scvi.settings.seed = seed
     scvi_sams.SAMSVAE.setup_anndata(adata)
     model = scvi_sams.SAMSVAE(adata)
     started = time.process_time()
-    model.train(enable_progress_bar=False)
+    model.train(size.epochs, enable_progress_bar=False)
     print(f"seed {seed}: {time.process_time() - started:.0f} CPU seconds of training", flush=True)
     masks = model.get_perturbation_masks(key_added=None).loc[counts.index]
     truth = _on_estimated_latents(masks, adata.uns["simulation"]["true_masks"])
     calls = evaluation.active_at_fdr(masks, 0.05)
     rows = {}
-    for count in CELL_COUNTS:
+    for count in size.cell_counts:
         group = (counts == count).to_numpy()
         # As one column: dimensions are matched already, over the perturbations of all groups.
         entries = masks[group].to_numpy().reshape(-1, 1)
@@ -89,11 +100,13 @@ def _on_estimated_latents(masks: pd.DataFrame, true_masks: np.ndarray) -> np.nda
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--quick", action="store_true", help="a small screen and few epochs")
     arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
     print_conditions()
     results = []
     for seed in arguments.seeds:
-        results.append(run(seed))
+        results.append(run(seed, size))
         print(results[-1].round(3).to_string(), flush=True)
     if len(results) > 1:
         median = pd.concat(results).groupby("cells").median()

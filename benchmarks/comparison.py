@@ -20,6 +20,7 @@ from typing import Any
 import scvi_sams
 from _common import print_conditions
 from scvi_sams import datasets, evaluation
+from simulated_screen import QUICK_SCREEN
 
 MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "SAMS-VAE": (scvi_sams.SAMSVAE, {}),
@@ -35,15 +36,6 @@ BASELINES = (
     "matching mean",
     "ridge on principal components",
 )
-QUICK_SCREEN: dict[str, Any] = {
-    "n_genes": 300,
-    "n_controls": 200,
-    "n_perturbations": 20,
-    "cells_per_perturbation": 40,
-    "n_combinations": 16,
-    "cells_per_combination": 30,
-    "n_latent": 8,
-}
 PRINTED = [
     "method", "axis", "metric", "over", "mean", "mean_of_succeeded", "low", "high", "position",
     "n_failed",

@@ -72,7 +72,7 @@ def screen_of(name: str, seed: int) -> tuple[AnnData, np.ndarray]:
     return cells, is_measured
 
 
-def trained(cells: AnnData, method: str, seed: int) -> tuple[SAMSVAE, float]:
+def trained(cells: AnnData, method: str, seed: int, epochs: int | None) -> tuple[SAMSVAE, float]:
     """Train a model; CPU seconds."""
     cells = cells.copy()
     setup: dict[str, Any] = {"categorical_covariate_keys": ["cell_type"]}
@@ -86,7 +86,7 @@ def trained(cells: AnnData, method: str, seed: int) -> tuple[SAMSVAE, float]:
     scvi.settings.seed = seed
     model = SAMSVAE(cells, n_latent=20)
     start = time.process_time()
-    model.train(accelerator="cpu", devices=1, enable_progress_bar=False)
+    model.train(epochs, accelerator="cpu", devices=1, enable_progress_bar=False)
     return model, time.process_time() - start
 
 
@@ -107,13 +107,19 @@ def masks_and_effects(
 
 
 def score(
-    cells: AnnData, is_measured: np.ndarray, method: str, seed: int, *, unseen: bool
+    cells: AnnData,
+    is_measured: np.ndarray,
+    method: str,
+    seed: int,
+    epochs: int | None,
+    *,
+    unseen: bool,
 ) -> dict[str, float]:
     """Compare with the truth; of pairs that were held out where these are asked for."""
     truth = cells.uns["simulation"]
     names, types = ([str(n) for n in truth[key]] for key in ("perturbations", "cell_types"))
     response = np.asarray(truth.get("true_response", np.ones((len(names), len(types)), dtype=bool)))
-    model, seconds = (None, 0.0) if method == "additive" else trained(cells, method, seed)
+    model, seconds = (None, 0.0) if method == "additive" else trained(cells, method, seed, epochs)
     found, true_masks, per_type = [], [], []
     for place, cell_type in enumerate(types):
         chosen = is_measured[:, place] != unseen
@@ -160,6 +166,7 @@ def main() -> None:
     parser.add_argument("--screens", nargs="+", choices=list(SCREENS), default=list(SCREENS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="of every training; the default number if unset")
     arguments = parser.parse_args()
     for name in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -171,7 +178,7 @@ def main() -> None:
         for seed in arguments.seeds:
             cells, is_measured = screen_of(screen, seed)
             for method in [*methods, *(["additive"] if unseen else [])]:
-                row = score(cells, is_measured, method, seed, unseen=unseen)
+                row = score(cells, is_measured, method, seed, arguments.epochs, unseen=unseen)
                 rows.append({"screen": screen, "method": method, "seed": seed, **row})
                 print(pd.DataFrame(rows[-1:]).round(3).to_string(header=len(rows) == 1), flush=True)
     means = pd.DataFrame(rows).drop(columns="seed")

@@ -67,7 +67,7 @@ def by_baselines(training: AnnData, cell_type: str) -> dict[str, np.ndarray]:
 
 
 def by_model(
-    training: AnnData, cell_type: str, seed: int, setup: dict[str, Any]
+    training: AnnData, cell_type: str, seed: int, setup: dict[str, Any], epochs: int | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Predict means of treated and of control cells; CPU seconds of training."""
     cells = training.copy()
@@ -75,7 +75,7 @@ def by_model(
     scvi.settings.seed = seed
     model = SAMSVAE(cells, n_latent=20)
     start = time.process_time()
-    model.train(accelerator="cpu", devices=1, enable_progress_bar=False)
+    model.train(epochs, accelerator="cpu", devices=1, enable_progress_bar=False)
     seconds = time.process_time() - start
     controls = np.flatnonzero(cells.obs["cell_type"] == cell_type)
     sums = np.zeros((2, cells.n_vars))
@@ -86,7 +86,7 @@ def by_model(
     return treated, control, seconds
 
 
-def kang(seeds: list[int], models: list[str]) -> pd.DataFrame:
+def kang(seeds: list[int], models: list[str], epochs: int | None) -> pd.DataFrame:
     """Root mean squared errors, (method, seed) x cell types; baselines have no seed."""
     counts = datasets.kang18_subset()
     cells = normalised(counts)
@@ -108,7 +108,7 @@ def kang(seeds: list[int], models: list[str]) -> pd.DataFrame:
         for seed in seeds:
             for name in models:
                 treated, control, seconds = by_model(
-                    counts[~held_out], cell_type, seed, MODELS[name]
+                    counts[~held_out], cell_type, seed, MODELS[name], epochs
                 )
                 score(f"SAMSVAE, {name}", str(seed), cell_type, treated)
                 change = own_controls + treated - control
@@ -125,11 +125,12 @@ def main() -> None:
     parser.add_argument("part", choices=["kang"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--epochs", type=int, help="of every training; the default number if unset")
     arguments = parser.parse_args()
     logging.getLogger("scvi.sams").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     print_conditions()
-    table = kang(arguments.seeds, arguments.models)
+    table = kang(arguments.seeds, arguments.models, arguments.epochs)
     print(table.round(3).to_string())
     print(table.groupby("method", sort=False).mean().round(3).to_string())
 

@@ -11,6 +11,7 @@ thread of this machine. It is a plan, not a measurement.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,10 +75,16 @@ def terms(step: Step) -> np.ndarray:
     return np.array([1, operations / 1e9, cells * particles * genes / 1e6, parameters / 1e6])
 
 
-def measured_seconds(rounds: int) -> np.ndarray:
+def smaller(step: Step) -> Step:
+    """A step to try the script with."""
+    cells, genes, particles, perturbations = step
+    return Step(cells // 4, genes // 10, particles, min(perturbations, 300))
+
+
+def measured_seconds(sizes: Sequence[Step], rounds: int) -> np.ndarray:
     """CPU seconds of steps, rounds x sizes, in turn in one process."""
     steps = []
-    for size in MEASURED:
+    for size in sizes:
         adata = simulated_counts(8 * size.cells, size.genes, size.perturbations)
         scvi_sams.SAMSVAE.setup_anndata(adata)
         steps.append(training_step(adata, size.particles, size.cells))
@@ -88,15 +95,17 @@ def measured_seconds(rounds: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="smaller steps")
     arguments = parser.parse_args()
     print_conditions()
     scvi.settings.seed = 0
-    timings = measured_seconds(arguments.rounds)
+    sizes = [smaller(size) for size in MEASURED] if arguments.quick else MEASURED
+    timings = measured_seconds(sizes, arguments.rounds)
     seconds = np.median(timings, axis=0)
-    design = np.array([terms(size) for size in MEASURED])
+    design = np.array([terms(size) for size in sizes])
     prices, _ = nnls(design / seconds[:, None], np.ones(len(seconds)))
     print(pd.Series(prices, index=TERMS).map("{:.4f}".format).to_string(), end="\n\n")
-    table = pd.DataFrame(MEASURED)
+    table = pd.DataFrame(sizes)
     table["measured, ms"] = [with_spread(1e3 * of_size, 1) for of_size in timings.T]
     table["formula, ms"] = 1e3 * design @ prices
     table["cells/s"] = table["cells"] / seconds

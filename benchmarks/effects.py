@@ -103,7 +103,7 @@ def scores(predicted: np.ndarray, observed: np.ndarray, nulls: np.ndarray) -> di
     }
 
 
-def run(name: str, n_cells: int | None, seed: int) -> list[dict[str, object]]:
+def run(name: str, n_cells: int | None, seed: int, epochs: int | None) -> list[dict[str, object]]:
     """Score the model and the baselines of one split."""
     adata, setup = read_screen(name)
     if name == "norman19":
@@ -131,7 +131,7 @@ def run(name: str, n_cells: int | None, seed: int) -> list[dict[str, object]]:
     scvi_sams.SAMSVAE.setup_anndata(cells, **setup)
     model = scvi_sams.SAMSVAE(cells)
     started = time.process_time()
-    model.train(enable_progress_bar=False)
+    model.train(epochs, enable_progress_bar=False)
     seconds = time.process_time() - started
     for method, is_stacked in (("SAMSVAE", True), ("SAMSVAE, not stacked", False)):
         model.stacking = is_stacked
@@ -146,13 +146,18 @@ def main() -> None:
     parser.add_argument("screen", choices=["papalexi21", "panel", "norman19"])
     parser.add_argument("--cells", nargs="+", default=["all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="of every training; the default number if unset")
     arguments = parser.parse_args()
     print_conditions()
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     for number in arguments.cells:
         n_cells = None if number == "all" else int(number)
-        rows = [row for seed in arguments.seeds for row in run(arguments.screen, n_cells, seed)]
+        rows = [
+            row
+            for seed in arguments.seeds
+            for row in run(arguments.screen, n_cells, seed, arguments.epochs)
+        ]
         table = pd.DataFrame(rows).drop(columns="seed")
         means = table.groupby(["screen", "cells", "method"], sort=False).mean()
         print(means.round(4).to_string(), flush=True)

@@ -186,8 +186,13 @@ SCREENS: dict[str, Callable[[int], Screen]] = {
 }
 
 
-def fit(screen: Screen, seed: int, *, half_epochs: bool = False) -> scvi_sams.SAMSVAE:
-    """Train with default settings; then, if asked to, anew with half as many epochs."""
+def fit(
+    screen: Screen, seed: int, epochs: int | None = None, *, half_epochs: bool = False
+) -> scvi_sams.SAMSVAE:
+    """Train with default settings, and then, if asked to, anew with half as many epochs.
+
+    ``epochs`` is of the first training.
+    """
     scvi_sams.SAMSVAE.setup_anndata(screen.adata, **screen.setup)
 
     def trained(max_epochs: int | None) -> scvi_sams.SAMSVAE:
@@ -196,7 +201,7 @@ def fit(screen: Screen, seed: int, *, half_epochs: bool = False) -> scvi_sams.SA
         model.train(max_epochs=max_epochs, enable_progress_bar=False)
         return model
 
-    model = trained(None)
+    model = trained(epochs)
     if half_epochs:
         model = trained(model.provenance["trainings"][0]["n_epochs"] // 2)
     return model
@@ -227,10 +232,11 @@ def rates(screen: Screen, model: scvi_sams.SAMSVAE, fdr: float = 0.05) -> dict[s
 
 
 def parser_of(description: str | None, screens: list[str], seeds: list[int]) -> ArgumentParser:
-    """Take ``--screens`` and ``--seeds``, with these defaults."""
+    """Take ``--screens`` and ``--seeds``, with these defaults, and ``--epochs``."""
     parser = ArgumentParser(description=description)
     parser.add_argument("--screens", nargs="+", choices=SCREENS, default=screens)
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--epochs", type=int, help="of every training; the default number if unset")
     return parser
 
 
@@ -253,7 +259,7 @@ def main() -> None:
         for seed in arguments.seeds:
             screen = SCREENS[name](seed)
             started = time.process_time()
-            model = fit(screen, seed, half_epochs=arguments.half_epochs)
+            model = fit(screen, seed, arguments.epochs, half_epochs=arguments.half_epochs)
             seconds = time.process_time() - started
             for fdr in arguments.fdr:
                 row = {"screen": name, "FDR": fdr, "seed": seed, "CPU s": seconds}

@@ -37,7 +37,7 @@ SCREENS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def covered(screen: str, seed: int) -> dict[str, float]:
+def covered(screen: str, seed: int, epochs: int | None) -> dict[str, float]:
     """Train on a simulated screen without half of its pairs; the share of truth in intervals."""
     adata = datasets.simulate_screen(n_controls=500, seed=seed, **SCREENS[screen])
     labels = adata.obs["perturbation"].astype(str)
@@ -47,7 +47,7 @@ def covered(screen: str, seed: int) -> dict[str, float]:
     SAMSVAE.setup_anndata(cells)
     scvi.settings.seed = seed
     model = SAMSVAE(cells)
-    model.train(accelerator="cpu", devices=1, enable_progress_bar=False)
+    model.train(epochs, accelerator="cpu", devices=1, enable_progress_bar=False)
     names = [*model.perturbations, *pairs]
     truth = datasets.simulated_ate(adata, names, n_samples=20_000)
     found = model.predict_ate(names, library_size=1e4, key_added=None)
@@ -75,12 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--screens", nargs="+", choices=SCREENS, default=list(SCREENS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="of every training; the default number if unset")
     arguments = parser.parse_args()
     print_conditions()
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     rows = [
-        {"screen": screen, "seed": seed} | covered(screen, seed)
+        {"screen": screen, "seed": seed} | covered(screen, seed, arguments.epochs)
         for screen in arguments.screens
         for seed in arguments.seeds
     ]

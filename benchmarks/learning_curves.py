@@ -20,7 +20,7 @@ import pandas as pd
 from anndata import AnnData
 
 from _common import print_conditions
-from scvi_sams import datasets, evaluation, pl
+from scvi_sams import SAMSVAE, datasets, evaluation, pl
 
 METHODS = ["SAMSVAE", "training mean", "EB-shrunken mean", "ash-shrunken mean"]
 
@@ -88,19 +88,25 @@ def main() -> None:
     parser.add_argument("--screens", nargs="+", choices=SCREENS, default=list(SCREENS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--epochs", type=int, help="of SAMSVAE; the default number if unset")
+    parser.add_argument("--cells", type=int, nargs="+", help="numbers of cells to train on")
     arguments = parser.parse_args()
     print_conditions()
     for logger in ("scvi", "scvi.sams", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    methods: dict[str, Any] = {name: name for name in METHODS}
+    if arguments.epochs is not None:
+        limited = {"max_epochs": arguments.epochs}
+        methods["SAMSVAE"] = evaluation.ModelMethod(SAMSVAE, train_kwargs=limited)
     curves = {}
     for name in arguments.screens:
         screen, file = SCREENS[name], arguments.folder / f"{name}.csv"
         if not file.exists():
             evaluation.learning_curve(
                 screen.read(),
-                METHODS,
-                cells=screen.cells,
+                methods,
+                cells=arguments.cells or screen.cells,
                 seeds=arguments.seeds,
                 n_jobs=1,
                 progress_bar=False,

@@ -17,7 +17,7 @@ import pandas as pd
 import scvi_sams
 from _common import print_conditions
 from scvi_sams import datasets
-from simulated_screen import fit
+from simulated_screen import QUICK_EPOCHS, QUICK_SCREEN, fit
 
 MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "SAMS-VAE": (scvi_sams.SAMSVAE, {}),
@@ -33,14 +33,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--quick", action="store_true", help="a small screen and few epochs")
     arguments = parser.parse_args()
     print_conditions()
+    quick: dict[str, Any] = {}
+    if arguments.quick:
+        quick = {"epochs": QUICK_EPOCHS, "screen": QUICK_SCREEN}
     bounds: dict[str, dict[int, float]] = {}
     for name in arguments.models:
         model_class, settings = MODELS[name]
         bounds[name] = {}
         for seed in arguments.seeds:
-            model, adata, split, *_ = fit(seed, settings, model_class=model_class)
+            model, adata, split, *_ = fit(seed, settings, model_class=model_class, **quick)
             bound = model.get_iwelbo(indices=split["test"], key_added=None)
             truth = datasets.simulated_log_likelihood(adata[split["test"]]).mean()
             bounds[name][seed] = bound - truth

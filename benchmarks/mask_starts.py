@@ -53,7 +53,7 @@ ANGLES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def starts(screen: Screen, seed: int) -> dict[str, str]:
+def starts(screen: Screen, seed: int, epochs: int | None) -> dict[str, str]:
     """False share and recall by the source of the angle."""
     start_masks = SAMSVAEModule.start_masks
     probabilities: dict[str, np.ndarray] = {}
@@ -71,7 +71,7 @@ def starts(screen: Screen, seed: int) -> dict[str, str]:
     model = scvi_sams.SAMSVAE(screen.adata)
     started = patch.object(SAMSVAEModule, "start_masks", start_with_each)
     with started, contextlib.suppress(_DensePhaseEnded):
-        model.train(enable_progress_bar=False)
+        model.train(epochs, enable_progress_bar=False)
     truth = screen.adata.uns["simulation"]
     true_masks = pd.DataFrame(truth["true_masks"], index=truth["perturbations"])
     found = {}
@@ -90,7 +90,10 @@ def main() -> None:
     print_conditions()
     for name in arguments.screens:
         for seed in arguments.seeds:
-            print(f"{name}, seed {seed}: {starts(SCREENS[name](seed), seed)}", flush=True)
+            print(
+                f"{name}, seed {seed}: {starts(SCREENS[name](seed), seed, arguments.epochs)}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pandas as pd
 
 import scvi_sams
 from _common import print_conditions
-from simulated_screen import fit, score
+from simulated_screen import QUICK_EPOCHS, QUICK_SCREEN, fit, score
 
 FEW_CELLS = {"n_controls": 300, "cells_per_perturbation": 39, "cells_per_combination": 36}
 MANY_PERTURBATIONS = {
@@ -77,13 +77,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--quick", action="store_true", help="small screens and few epochs")
     arguments = parser.parse_args()
     print_conditions()
     lines = {}
     for case in arguments.cases:
-        scores = pd.DataFrame(
-            [score(fit(seed, **{"settings": {}, **CASES[case]})) for seed in arguments.seeds]
-        )
+        chosen = {"settings": {}, **CASES[case]}
+        if arguments.quick:
+            screen = chosen.get("screen", {}) | QUICK_SCREEN
+            chosen |= {"screen": screen, "epochs": QUICK_EPOCHS}
+        scores = pd.DataFrame([score(fit(seed, **chosen)) for seed in arguments.seeds])
         lines[case] = scores.median().reindex(COLUMNS).rename(COLUMNS)
         print(lines[case].rename(case).round(3).to_frame().T.to_string(), flush=True)
     print(pd.DataFrame(lines).T.round(3).to_string())

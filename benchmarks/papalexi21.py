@@ -30,7 +30,7 @@ def cosines(table: AnnData) -> pd.DataFrame:
     return pd.DataFrame(unit @ unit.T, index=table.obs_names, columns=table.obs_names)
 
 
-def run(seed: int, n_latent: int) -> tuple[scvi_sams.SAMSVAE, dict[str, float]]:
+def run(seed: int, n_latent: int, epochs: int | None) -> tuple[scvi_sams.SAMSVAE, dict[str, float]]:
     adata = scvi_sams.datasets.papalexi21()
     scvi.settings.seed = seed
     split = evaluation.split_cells(adata.obs["perturbation"], [], seed=seed)
@@ -38,6 +38,7 @@ def run(seed: int, n_latent: int) -> tuple[scvi_sams.SAMSVAE, dict[str, float]]:
     model = scvi_sams.SAMSVAE(adata, n_latent=n_latent)
     started = time.process_time()
     model.train(
+        epochs,
         enable_progress_bar=False,
         datasplitter_kwargs={
             "external_indexing": [split["train"], split["validation"], split["test"]]
@@ -89,9 +90,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--latent", type=int, default=20)
+    parser.add_argument("--epochs", type=int, help="of every training; the default number if unset")
     arguments = parser.parse_args()
     print_conditions()
-    runs = {f"seed {seed}": run(seed, arguments.latent) for seed in arguments.seeds}
+    runs = {
+        f"seed {seed}": run(seed, arguments.latent, arguments.epochs) for seed in arguments.seeds
+    }
     print(pd.DataFrame({name: scores for name, (_, scores) in runs.items()}).round(3).to_string())
     if len(runs) > 1:
         models = [model for model, _ in runs.values()]

@@ -34,17 +34,19 @@ CERTAIN = 1e-7
 N_HELD_OUT, N_FAKES, CELLS_PER_FAKE = 10, 8, 150
 
 
-def trained(cells: AnnData, seed: int, *, responses: bool, **setup: str) -> tuple[SAMSVAE, float]:
+def trained(
+    cells: AnnData, seed: int, epochs: int | None, *, responses: bool, **setup: str
+) -> tuple[SAMSVAE, float]:
     """Train a model with default settings, and say how many CPU seconds that took."""
     SAMSVAE.setup_anndata(cells, **setup)
     scvi.settings.seed = seed
     model = SAMSVAE(cells, n_latent=20, responses=responses)
     start = time.process_time()
-    model.train(accelerator="cpu", devices=1, enable_progress_bar=False)
+    model.train(epochs, accelerator="cpu", devices=1, enable_progress_bar=False)
     return model, time.process_time() - start
 
 
-def simulated(escape: str, seed: int) -> list[dict[str, Any]]:
+def simulated(escape: str, seed: int, epochs: int | None) -> list[dict[str, Any]]:
     """Compare both kinds of model on a screen with known escape."""
     adata = datasets.simulate_screen(
         n_genes=400, n_controls=400, n_perturbations=50, cells_per_perturbation=80,
@@ -54,13 +56,13 @@ def simulated(escape: str, seed: int) -> list[dict[str, Any]]:
     labels = adata.obs["perturbation"].astype(str)
     held_out = sorted({label for label in labels if "+" in label})[:N_HELD_OUT]
     cells = adata[~labels.isin(held_out)].copy()
+    singles = [str(name) for name in adata.uns["simulation"]["perturbations"]]
+    n, names = len(singles), [*singles, *held_out]
+    truth = np.asarray(datasets.simulated_ate(adata, names, n_samples=20_000).X)
     rows = []
     for responses in (False, True):
-        model, seconds = trained(cells.copy(), seed, responses=responses)
-        names = [*model.perturbations, *held_out]
-        truth = np.asarray(datasets.simulated_ate(adata, names, n_samples=20_000).X)
+        model, seconds = trained(cells.copy(), seed, epochs, responses=responses)
         found = np.asarray(model.predict_ate(names, library_size=1e4, key_added=None).X)
-        n = len(model.perturbations)
         masks = model.get_perturbation_masks(key_added=None)
         row = {
             "escape": escape, "seed": seed, "responses": responses,
@@ -116,7 +118,7 @@ def calibration_error(probability: np.ndarray, true: np.ndarray) -> float:
     )
 
 
-def papalexi21(seed: int) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+def papalexi21(seed: int, epochs: int | None) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """Compare models with and without responses and guides; a table of guides of the last."""
     adata = datasets.papalexi21()
     label, guide = (adata.obs[key].astype(str).to_numpy() for key in ("perturbation", "guide"))
@@ -131,7 +133,7 @@ def papalexi21(seed: int) -> tuple[list[dict[str, Any]], pd.DataFrame]:
         ("without", False, {}), ("responses", True, {}),
         ("responses, guides", True, {"guide_key": "guide"}),
     ):  # fmt: skip
-        model, seconds = trained(adata.copy(), seed, responses=responses, **setup)
+        model, seconds = trained(adata.copy(), seed, epochs, responses=responses, **setup)
         held_out = model.validation_indices
         perturbed = held_out[label[held_out] != "control"]
         masks = model.get_perturbation_masks(key_added=None) > 0.5
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--screens", nargs="*", choices=list(ESCAPE), default=list(ESCAPE))
     parser.add_argument("--papalexi21", action="store_true")
+    parser.add_argument("--epochs", type=int, help="of every training; the default number if unset")
     arguments = parser.parse_args()
     logging.getLogger("scvi.sams").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -199,14 +202,14 @@ def main() -> None:
     rows = []
     for escape in arguments.screens:
         for seed in arguments.seeds:
-            rows += simulated(escape, seed)
+            rows += simulated(escape, seed, arguments.epochs)
             print(pd.DataFrame(rows[-2:]).round(3).to_string(), flush=True)
     if rows:
         table = pd.DataFrame(rows).drop(columns="seed")
         means = table.groupby(["escape", "responses"], sort=False).mean()
         print(means.round(3).to_string())
     for seed in arguments.seeds if arguments.papalexi21 else []:
-        compared, guides = papalexi21(seed)
+        compared, guides = papalexi21(seed, arguments.epochs)
         print(pd.DataFrame(compared).round(3).to_string(), flush=True)
         print(guides.round({"blind": 2, "rate": 2}).to_string(), flush=True)
 

@@ -5,11 +5,12 @@ of one thread at each size (two calls, of which the first may load or compile), 
 the shorter at the largest size against the smallest. Constant costs pull exponents down where times
 are small.
 
-    python benchmarks/scaling.py
+    python benchmarks/scaling.py [--quick]
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import scvi_sams
 from _common import print_conditions
 
 SMALL = {"cells": 2000, "perturbations": 50, "genes": 200, "latent": 10}
+QUICK = {"cells": 500, "perturbations": 25, "genes": 50, "latent": 5}
 FACTORS = (1, 4)
 AXES = ("cells", "perturbations", "genes", "latent")
 
@@ -82,14 +84,17 @@ def seconds(call: Callable[[], object]) -> list[float]:
 
 def main() -> None:
     """Print a table for each axis."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="from an even smaller screen on")
+    start = QUICK if parser.parse_args().quick else SMALL
     print_conditions()
     logging.disable(logging.WARNING)
     scvi.settings.seed = 0
-    base = {name: seconds(call) for name, call in calls(model_of(SMALL)).items()}
+    base = {name: seconds(call) for name, call in calls(model_of(start)).items()}
     for axis in AXES:
-        columns = {FACTORS[0] * SMALL[axis]: base}
+        columns = {FACTORS[0] * start[axis]: base}
         for factor in FACTORS[1:]:
-            sizes = SMALL | {axis: factor * SMALL[axis]}
+            sizes = start | {axis: factor * start[axis]}
             columns[sizes[axis]] = {
                 name: seconds(call) for name, call in calls(model_of(sizes)).items()
             }

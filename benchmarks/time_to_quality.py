@@ -16,7 +16,7 @@ import pandas as pd
 
 from _common import print_conditions
 from scvi_sams import datasets
-from simulated_screen import fit, mask_scores
+from simulated_screen import QUICK_SCREEN, fit, mask_scores
 
 AUTHORS_CPU_SECONDS, AUTHORS_IWELBO = 2690.0, -93.7
 
@@ -27,12 +27,13 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, nargs="+", default=[5, 10, 20, 40])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="a small screen")
     arguments = parser.parse_args()
     print_conditions()
     rows = []
     for seed in arguments.seeds:
         for epochs in arguments.epochs:
-            fitted = fit(seed, {}, epochs)
+            fitted = fit(seed, {}, epochs, screen=QUICK_SCREEN if arguments.quick else None)
             test = fitted.split["test"]
             truth = datasets.simulated_log_likelihood(fitted.adata[test]).mean()
             iwelbo = fitted.model.get_iwelbo(indices=test, key_added=None) - truth

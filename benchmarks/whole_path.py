@@ -42,6 +42,7 @@ SCREENS: dict[str, tuple[Callable[[], AnnData], dict[str, Any], dict[str, Any]]]
         {"n_latent": 20},
     ),
     "simulated": (scvi_sams.datasets.simulate_benchmark_screen, {}, {}),
+    "small": (scvi_sams.datasets.simulate_screen, {}, {"n_latent": 10}),
 }
 """How to get it, arguments of ``setup_anndata`` and of the model."""
 
@@ -117,7 +118,9 @@ def path(screen: str, kernels: str, n_epochs: int | None) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--screens", nargs="+", default=list(SCREENS), choices=SCREENS)
+    parser.add_argument(
+        "--screens", nargs="+", default=["papalexi21", "simulated"], choices=SCREENS
+    )
     parser.add_argument("--kernels", nargs="+", default=["on", "off"], choices=("on", "off"))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--epochs", type=int)
