@@ -32,7 +32,7 @@ from anndata import AnnData
 
 import scvi_sams
 from _common import print_conditions, print_ratio, with_spread
-from scvi_sams.model._training import _default_max_epochs
+from scvi_sams.model._training import _planned_epochs
 from scvi_sams.module import _negative_binomial, _rising_factorial
 
 SCREENS: dict[str, tuple[Callable[[], AnnData], dict[str, Any], dict[str, Any]]] = {
@@ -99,7 +99,7 @@ def path(screen: str, kernels: str, n_epochs: int | None) -> dict[str, float]:
     with timed(seconds, "training"):
         model.train(max_epochs=n_epochs, enable_progress_bar=False)
     if n_epochs is not None:
-        seconds["training"] *= _default_max_epochs(len(model.train_indices)) / n_epochs
+        seconds["training"] *= _planned_epochs(len(model.train_indices)) / n_epochs
     with timed(seconds, "masks"):
         model.get_perturbation_masks()
     with timed(seconds, "predicted effects"):
