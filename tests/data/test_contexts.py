@@ -191,7 +191,9 @@ def test_a_column_that_is_missing_double_or_no_name(screen, assert_unchanged):
 def test_what_was_done_to_cells_is_no_context(make_screen, argument):
     column = {"perturbation_key": LABELS, "dosage_key": [0.0, 1, 1, 1, 0, 1, 1, 1]}
     adata = make_screen(LABELS, what=column.get(argument, ["NT", *"abc"] * 2))
-    with pytest.raises(InvalidArgumentError, match=f"`context_key` and `{argument}` are one"):
+    with pytest.raises(
+        InvalidArgumentError, match=f"`context_key` and `{argument}` are the same column"
+    ):
         create(adata, context_key="what", **{argument: "what"})
 
 

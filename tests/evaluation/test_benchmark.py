@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import signal
-from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import anndata as ad
 import numpy as np
@@ -150,14 +150,12 @@ def test_models_are_scored_on_likelihood_and_truth(screen, result):
     assert (rows["status"] == "ok").all()
 
 
-def test_called_entries_are_those_of_masks_and_test(monkeypatch):
+def test_called_entries_are_those_of_masks_and_test():
     masks = pd.DataFrame([[0.99, 0.01], [0.99, 0.99]], index=["A", "B"])
     tests = pd.DataFrame({"q_value": [0.01, 0.5]}, index=["A", "B"])
-    model = SimpleNamespace(
-        get_perturbation_masks=lambda key_added: masks,
-        test_perturbations=lambda key_added: tests,
-        adata=None,
-    )
+    model = create_autospec(SAMSVAE, instance=True)
+    model.get_perturbation_masks.return_value = masks
+    model.test_perturbations.return_value = tests
     cells = ad.AnnData(np.zeros((1, 1)))
     cells.uns["simulation"] = {
         "true_masks": np.array([[1, 0], [0, 0], [1, 1]]),
@@ -287,7 +285,7 @@ def test_ctrl_c_in_a_training_stops_and_keeps_finished_fits_only(screen, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run(screen, methods, folder=folder)
     assert press.is_pressed
-    assert "Interrupted after 3 of 6 fits, which are kept in" in caplog.text
+    assert "Interrupted after 3 of 6 fits, which are stored in" in caplog.text
     again = run(screen, methods, folder=folder).runs.set_index("method")
     assert again.loc[["control mean", "mean of perturbations", "first"], "from_folder"].all()
     assert not again.loc[["second", "third"], "from_folder"].any()

@@ -142,7 +142,7 @@ def test_more_groups_than_a_file_holds_are_warned_of(model, tmp_path, caplog, n_
     table = pd.DataFrame({"variable": ["a", "b"] * n_groups, "group1": names, "group2": "control"})
     table = table.assign(**dict.fromkeys(columns, 0.5))
     adata = ad.AnnData(np.ones((2, 2), np.float32))
-    with caplog.at_level(logging.WARNING, logger="scvi"):
+    with caplog.at_level(logging.WARNING, logger="scvi.sams"):
         keep_ranked_genes(model, adata, table, None, KEY)
     assert ("write_h5ad will fail" in caplog.text) is not fits
     if fits:
