@@ -42,6 +42,7 @@ from scvi_sams.model._training import training_arguments
 from scvi_sams.module._perturbation_module import PerturbationModule
 from scvi_sams.module._settings import given
 from scvi_sams.train._interruption import weights_kept_on_error
+from scvi_sams.train._notices import without_notices
 from scvi_sams.train._plan import PerturbationTrainingPlan
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
         arguments |= arguments.pop("trainer_kwargs")
         self._values.check_unchanged(self.adata_manager)
         arguments = training_arguments(self, arguments)
-        with weights_kept_on_error(self.module):
+        with weights_kept_on_error(self.module), without_notices():
             super().train(**arguments)
         self.trainings_ = (*self.trainings_, training_record(self, arguments))
         self.largest_doses_ = largest_doses(self, arguments["datamodule"])
