@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
@@ -177,12 +177,5 @@ def _auc(states: np.ndarray, is_perturbed: np.ndarray, is_control: np.ndarray, s
     for train, test in folds.split(x, y):
         scaled = StandardScaler().fit(x[train]).transform(x)
         classifier.fit(scaled[train], y[train])
-        found.append(_area_under_roc(scaled[test] @ classifier.coef_[0], y[test]))
+        found.append(roc_auc_score(y[test], scaled[test] @ classifier.coef_[0]))
     return float(np.mean(found))
-
-
-def _area_under_roc(scores: np.ndarray, is_positive: np.ndarray) -> float:
-    """Proportion of pairs of a positive and a negative in the correct order; ties count half."""
-    n, n_positive = len(scores), int(is_positive.sum())
-    below = rankdata(scores)[is_positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(below / (n_positive * (n - n_positive)))
