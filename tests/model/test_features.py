@@ -14,10 +14,11 @@ from scvi_sams.model._features import features_of_model
 from scvi_sams.module._feature_prior import MOST_FEATURES
 
 MEASURED = ["A", "B", "C"]
+GENES = np.array(["B", "other", "U"])
 
 
 def of_model(table, measured=MEASURED):
-    return features_of_model(as_feature_table(table), measured, DEFAULT_SPELLING)
+    return features_of_model(as_feature_table(table), measured, DEFAULT_SPELLING, GENES)
 
 
 def test_columns_are_standardised_by_measured_perturbations():
@@ -28,6 +29,12 @@ def test_columns_are_standardised_by_measured_perturbations():
     # Mean 6 and 0; mean squares around them 32 / 3 and 18 / 3.
     rows = np.array([[0, 3], [4, -3], [-4, 0], [-5, 0]]) / np.sqrt([32 / 3, 6])
     np.testing.assert_allclose(found.values, rows)
+
+
+def test_a_perturbation_targets_the_gene_of_its_name():
+    found = of_model({"U": [1.0], "A": [2.0], "B": [4.0], "V": [5.0]})
+    assert found.unmeasured == ["U", "V"]
+    assert found.target_genes.tolist() == [-1, 0, -1, 2, -1]
 
 
 def test_a_measured_perturbation_without_features_has_average_ones(caplog):

@@ -193,6 +193,34 @@ def test_one_name_or_none(fixture, table, request):
     assert none.shape == (0, 4)
 
 
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_the_gene_that_an_unmeasured_perturbation_targets_changes_as_those_of_others(likelihood):
+    screen = small_screen(
+        n_perturbations=14, n_features=3, n_combinations=0, knockdown=(0.75, 0.85), n_genes=60
+    )
+    names = screen.uns["simulation"]["perturbations"]
+    hidden = names[:3]
+    left = screen[~screen.obs["perturbation"].isin(hidden).to_numpy()].copy()
+    if likelihood == "normal":
+        left.X = np.log2(1 + np.asarray(left.X.toarray()))
+    found = trained(left, gene_likelihood=likelihood)
+    scale = {"method": "mean"} if likelihood == "normal" else {}
+    ate = effects(found, hidden, **scale)
+    table = ate.to_df()
+    own = np.array([table.loc[name, name] for name in hidden])
+    # A gene that is not expressed cannot fall.
+    controls = left[left.obs["perturbation"] == "control"].X
+    level = np.asarray(controls.mean(axis=0)).ravel()[left.var_names.get_indexer(hidden)]
+    assert (own < 0).all()
+    of_others = table.to_numpy()[~np.isin(table.columns, hidden)[None].repeat(3, axis=0)]
+    assert (own[level > 1] < np.quantile(of_others, 0.02)).all()
+    change = ate.uns["ate"]["lfc_of_target_genes"]
+    if likelihood == "nb":
+        assert change == pytest.approx(np.log2(0.2), abs=0.5)
+    found.stacking = False
+    assert "lfc_of_target_genes" not in effects(found, hidden, **scale).uns["ate"]
+
+
 def test_unknown_names_raise(model):
     for names in (["P999"], ["control"], ["P001+P003"], [3]):
         with pytest.raises(UnknownPerturbationError):

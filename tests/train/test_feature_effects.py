@@ -12,10 +12,16 @@ from torch import nn
 from scvi_sams.module._feature_prior import FeaturePrior
 from scvi_sams.module._unmeasured import UnmeasuredEffects
 from scvi_sams.train import _feature_effects
-from scvi_sams.train._feature_effects import _Scores, _weights, fit_to_features
+from scvi_sams.train._feature_effects import (
+    _Observed,
+    _Scores,
+    _weights,
+    fit_to_features,
+)
 from scvi_sams.train._ridge import _STRENGTHS, Line, _Sums, fit_ridge
 
 N_GENES = 7
+NO_TARGETS = np.full(40, -1)
 
 
 class Observed:
@@ -73,7 +79,7 @@ def test_scores_are_sums_over_what_is_known():
     _, observed, _ = screen(6)
     observed.errors[2, 1] = np.inf
     observed.effects[2, 1] = 100.0
-    scores = _Scores.of(observed, 6)
+    scores = _Scores.of(_Observed(observed, 6, NO_TARGETS))
     known = np.isfinite(observed.errors)
     effects = observed.scale.slope * observed.effects
     errors = observed.scale.slope * np.where(known, observed.errors, 0)
@@ -102,7 +108,7 @@ def test_a_line_is_ridge_regression_around_weighted_means(strength):
 def test_ridge_of_each_fold_is_that_of_the_other_perturbations():
     features, observed, folds = screen()
     observed.errors[5] = np.inf  # no cells
-    scores = _Scores.of(observed, 40)
+    scores = _Scores.of(_Observed(observed, 40, NO_TARGETS))
     ridge = ridge_of(observed, scores, features, folds)
     slope = observed.scale.slope
     effects = slope * observed.effects
@@ -129,14 +135,16 @@ def test_ridge_of_each_fold_is_that_of_the_other_perturbations():
 
 def test_features_that_say_nothing_are_all_but_left_out():
     features, observed, folds = screen(share=0.0)
-    ridge = ridge_of(observed, _Scores.of(observed, 40), features, folds)
+    ridge = ridge_of(observed, _Scores.of(_Observed(observed, 40, NO_TARGETS)), features, folds)
     assert np.abs(ridge.whole.coefficients).max() < 1e-3
 
 
 def test_no_ridge_where_a_single_fold_has_cells():
     features, observed, folds = screen()
     observed.errors[folds != 2] = np.inf
-    assert ridge_of(observed, _Scores.of(observed, 40), features, folds) is None
+    assert (
+        ridge_of(observed, _Scores.of(_Observed(observed, 40, NO_TARGETS)), features, folds) is None
+    )
 
 
 def products_of(parts, precision):
@@ -204,15 +212,20 @@ DECODER = np.random.default_rng(8).normal(size=(2, N_GENES))
 """What shifts do, in a model whose decoder is linear."""
 
 
-def fit(features, observed, of_model, monkeypatch):
+def fit(features, observed, of_model, monkeypatch, targets=NO_TARGETS):
     """Fit, where the model would predict ``of_model`` of left out perturbations."""
     module = Module(features)
+    module.unmeasured.fill(target_genes=torch.as_tensor(targets))
     folds = module.features.folds.numpy()
     # The prior of left out perturbations says which these are.
     module.features.held_out[1] = torch.arange(len(features))[:, None]
 
     class Decoder:
-        scale = SimpleNamespace(slope=observed.scale.slope, compared=lambda changes: changes)
+        scale = SimpleNamespace(
+            slope=observed.scale.slope,
+            compared=lambda changes: changes,
+            log_change=lambda effects: effects,
+        )
 
         def __init__(self, module, context):
             assert context == -1
@@ -240,7 +253,7 @@ def test_weights_and_variance_come_from_left_out_perturbations(monkeypatch):
     observed.effects += of_model + unknown
     kept, folds = fit(features, observed, of_model, monkeypatch)
     values = features.astype(np.float32).astype(float)
-    scores = _Scores.of(observed, 40)
+    scores = _Scores.of(_Observed(observed, 40, NO_TARGETS))
     ridge = ridge_of(observed, scores, values, folds)
     slope, known = observed.scale.slope, np.isfinite(observed.errors)
     every = torch.arange(40)
@@ -268,6 +281,23 @@ def test_weights_and_variance_come_from_left_out_perturbations(monkeypatch):
     np.testing.assert_allclose(kept.mean_shift, of_shifts.whole.mean, rtol=1e-3, atol=1e-6)
     coefficients = of_shifts.whole.coefficients
     np.testing.assert_allclose(kept.shift_coefficients, coefficients, rtol=1e-3, atol=1e-6)
+
+
+def test_what_perturbations_do_to_their_own_genes_is_learned_apart(monkeypatch):
+    features, observed, _ = screen(share=0.6, noise=0.5)
+    of_model = np.random.default_rng(4).normal(size=observed.effects.shape)
+    targets = np.where(np.arange(40) % 6 == 0, np.arange(40) // 6, -1)  # of seven perturbations
+    own = np.flatnonzero(targets >= 0), targets[targets >= 0]
+    of_others = Observed(observed.effects.copy(), observed.errors.copy(), observed.scale.slope)
+    of_others.effects[own], of_others.errors[own] = 0, np.inf
+    without, _ = fit(features, of_others, of_model, monkeypatch)
+    assert not len(without.target_change)
+    observed.effects[own], observed.errors[own] = np.linspace(-9.1, -8.9, 7), 0.1
+    found, _ = fit(features, observed, of_model, monkeypatch, targets)
+    for name in ("mean", "coefficients", "weights", "variance"):
+        torch.testing.assert_close(getattr(found, name), getattr(without, name))
+    assert float(found.target_change) == pytest.approx(-9, abs=0.1)
+    assert float(found.target_variance) < 0.1
 
 
 def test_without_states_of_control_cells_nothing_is_learned():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,18 @@ def parts_of_predictions(module: PerturbationModule) -> dict[str, Any]:
         of_unmeasured = None if module.unmeasured is None else module.unmeasured.stacking
         if direct.stacking is not None and of_unmeasured is not None:
             description["stacking_of_unmeasured"] = of_unmeasured
+            description |= _change_of_targets(module)
     return description
+
+
+def _change_of_targets(module: PerturbationModule) -> dict[str, float]:
+    """Change of the target genes of unmeasured perturbations; empty if it is not predicted."""
+    assert module.unmeasured is not None
+    change = module.unmeasured.target_change
+    if not len(change):
+        return {}
+    is_count = module.likelihood.is_count_likelihood
+    return {"lfc_of_target_genes": float(change) / (math.log(2) if is_count else 1)}
 
 
 def description_of_cells(

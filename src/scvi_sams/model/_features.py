@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_svd
@@ -36,6 +37,13 @@ class FeaturesOfModel(NamedTuple):
     """The C columns that vary among measured perturbations."""
     projection: np.ndarray
     """``(C, D)``: ``values`` are standardised columns times this."""
+    target_genes: np.ndarray
+    """Position of the gene with the name of each perturbation, ``(T + U,)``; -1 for none."""
+
+    @property
+    def for_module(self) -> dict[str, np.ndarray]:
+        """Arguments of the module."""
+        return {"features": self.values, "target_genes": self.target_genes}
 
 
 class WeightsOfColumns(NamedTuple):
@@ -56,7 +64,7 @@ class WeightsOfColumns(NamedTuple):
 
 
 def features_of_model(
-    table: FeatureTable, perturbations: list[str], spelling: Spelling
+    table: FeatureTable, perturbations: list[str], spelling: Spelling, genes: np.ndarray
 ) -> FeaturesOfModel:
     """Standardise the columns of a table by its measured perturbations.
 
@@ -102,7 +110,8 @@ def features_of_model(
             values[[place[name] for name in names]] = columns.projected(table.rows(names))
     own = columns.projected(table.rows(known))
     _warn_of_extrapolation(others, values[len(perturbations) :], own)
-    return FeaturesOfModel(others, values, columns.names, columns.projection)
+    targets = pd.Index(genes).get_indexer(pd.Index(list(place)))
+    return FeaturesOfModel(others, values, columns.names, columns.projection, targets)
 
 
 def _warn_of_extrapolation(others: list[str], values: np.ndarray, measured: np.ndarray) -> None:

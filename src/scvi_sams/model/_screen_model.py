@@ -93,11 +93,11 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             self._values.validate_once(self.adata_manager)
             self._values.check_unchanged(self.adata_manager)
         if perturbation_features is not None:
-            found = features_of_model(perturbation_features, self.perturbations, self._spelling)
-            self.unmeasured, module_kwargs["features"] = found.unmeasured, found.values
-        summary = self.summary_stats
+            names, genes = self.perturbations, self.get_var_names()
+            found = features_of_model(perturbation_features, names, self._spelling, genes)
+            self.unmeasured, module_kwargs = found.unmeasured, module_kwargs | found.for_module
         self.module = self._module_cls(
-            **sizes_for_module(self.registry_, summary),
+            **sizes_for_module(self.registry_, self.summary_stats),
             gene_likelihood=gene_likelihood,
             **module_kwargs,
         )

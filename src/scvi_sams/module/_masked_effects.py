@@ -59,6 +59,8 @@ class MaskedEffectsModule(LatentShiftModule):
         As in :class:`~scvi_sams.SAMSVAE`.
     features
         Features of measured and other perturbations, ``(T + U, D)``: see :class:`FeaturePrior`.
+    target_genes
+        Position of the gene that each of them targets, ``(T + U,)``; -1 if it is unknown.
     **kwargs
         See :class:`~scvi_sams.module.PerturbationModule`.
     """
@@ -78,6 +80,7 @@ class MaskedEffectsModule(LatentShiftModule):
         effect_n_layers: WholeNumber,
         mask_prior: MaskPriorName | None = None,
         features: np.ndarray | None = None,
+        target_genes: np.ndarray | None = None,
         **kwargs: Any,
     ) -> None:
         n_unmeasured = 0 if features is None else len(features) - n_perturbations
@@ -104,6 +107,8 @@ class MaskedEffectsModule(LatentShiftModule):
         )
         self._moments = MomentsOfWeights()
         self.features = None if features is None else self._prior_given(features)
+        if self.unmeasured is not None and target_genes is not None:
+            self.unmeasured.fill(target_genes=torch.as_tensor(target_genes))
         self.contexts = (
             ContextEffects(
                 self.effect_rows,

@@ -40,6 +40,12 @@ class UnmeasuredEffects(nn.Module):
         Weights of the :data:`COMPONENTS_OF_UNMEASURED`, from left-out perturbations.
     variance
         Squared error of left-out perturbations, ``(G,)``.
+    target_genes
+        Position of the gene that each perturbation targets, ``(T + U,)``, -1 if it is unknown;
+        measured perturbations first. Known before training.
+    target_change, target_variance
+        Change of the log rate of the target gene, and its variance between perturbations, ``(1,)``;
+        empty if perturbations do not change the genes that they target.
     """
 
     states: Tensor
@@ -54,16 +60,21 @@ class UnmeasuredEffects(nn.Module):
     shift_coefficients: Tensor
     weights: Tensor
     variance: Tensor
+    target_genes: Tensor
+    target_change: Tensor
+    target_variance: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("states", torch.zeros(0, 0, 0))
         self.register_buffer("covariates", torch.zeros(0, 0, 0))
-        self.register_buffer("codes", torch.zeros(0, dtype=torch.int64))
+        for name in ("codes", "target_genes"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
         tables = ("elsewhere", "elsewhere_variance", "coefficients", "shift_coefficients")
         for name in tables:
             self.register_buffer(name, torch.zeros(0, 0))
-        for name in ("mean", "mean_features", "mean_shift", "weights", "variance"):
+        vectors = ("mean", "mean_features", "mean_shift", "weights", "variance")
+        for name in (*vectors, "target_change", "target_variance"):
             self.register_buffer(name, torch.zeros(0))
 
     def fill(self, **tables: Tensor) -> None:

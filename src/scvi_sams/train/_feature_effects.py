@@ -9,6 +9,9 @@ A perturbation without cells is predicted by a weighted sum of
 
 The weights, and the error of such predictions, come from perturbations that are left out, a fifth
 at a time (stacking, Wolpert 1992). If features are uninformative, only the mean is left.
+
+The gene that a perturbation targets is predicted by :mod:`~scvi_sams.train._target_effects`, and is
+unknown to all of these.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from scvi_sams.train._control_decoder import ControlDecoder
 from scvi_sams.train._expected_rates import N_POSTERIOR
 from scvi_sams.train._observed_effects import ObservedEffects
 from scvi_sams.train._ridge import Ridge, fit_ridge, is_above_noise
+from scvi_sams.train._target_effects import TargetGenes, fit_target_effect
 
 _SEED = 60041
 _STATES_OF_HELD_OUT = 2
@@ -55,8 +59,10 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
     slope = observed.scale.slope
     values = features.features[: features.n_perturbations, :-1].double().cpu().numpy()
     folds = features.folds.cpu().numpy()
-    scores = _Scores.of(observed, len(folds))
-    ridge, of_shifts = _regressions(module, observed, scores, values, folds)
+    targets = kept.target_genes[: len(folds)].cpu().numpy()
+    effects_of = _Observed(observed, len(folds), targets)
+    scores = _Scores.of(effects_of)
+    ridge, of_shifts = _regressions(module, effects_of, scores, values, folds)
     if ridge is None or of_shifts is None:
         return
     decoder = ControlDecoder(module, -1)
@@ -64,7 +70,8 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
     n_parts = len(COMPONENTS_OF_UNMEASURED) + 1
     of_genes = np.zeros((n_parts, n_parts, len(slope)))
     of_rows = np.zeros((len(folds), n_parts, n_parts))
-    for rows, effects, errors in _observed(observed, len(folds)):
+    of_targets = np.zeros((n_parts - 1, len(slope)))
+    for rows, effects, errors in effects_of:
         prior = PriorOfEffects(*features.held_out[:, rows])
         some = values[rows], folds[rows]
         shifts = torch.as_tensor(of_shifts.held_out(*some)[0]).to(features.features)
@@ -74,6 +81,8 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
         )
         compared = [decoder.scale.slope * decoder.scale.compared(part) for part in decoded]
         parts = np.stack([*compared, *ridge.held_out(*some), slope * effects])
+        row, gene = effects_of.targets_in(rows)
+        of_targets[:, gene] = parts[:-1, row, gene]
         parts = np.where(np.isfinite(errors), parts, 0)
         of_genes += np.einsum("itg,jtg->ijg", parts, parts)
         of_rows[rows] = np.einsum("itg,jtg,g->tij", parts, parts, scores.precision)
@@ -83,6 +92,12 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
     mean = max(float(squared.sum() / scores.n_known.sum()), 0.0)
     variance = np.maximum(squared, 0) + _PERTURBATIONS_OF_PRIOR * mean
     line = ridge.whole
+    target = fit_target_effect(scores.targets, decoder.scale, weights @ of_targets)
+    if target is not None:
+        kept.fill(
+            target_change=torch.tensor([target.log_change]),
+            target_variance=torch.tensor([target.variance]),
+        )
     kept.fill(
         mean=torch.as_tensor(line.mean),
         coefficients=torch.as_tensor(line.coefficients),
@@ -92,6 +107,37 @@ def fit_to_features(module: PerturbationModule, observed: ObservedEffects) -> No
         weights=torch.as_tensor(weights),
         variance=torch.as_tensor(variance / (scores.n_known + _PERTURBATIONS_OF_PRIOR)),
     )
+
+
+class _Observed:
+    """Observed effects at unit doses, without those of perturbations on their own genes.
+
+    ``targets``, ``(T,)``, are the positions of these genes, -1 where they are unknown.
+    """
+
+    def __init__(
+        self, observed: ObservedEffects, n_perturbations: int, targets: np.ndarray
+    ) -> None:
+        self.slope, self.n_perturbations = observed.scale.slope, n_perturbations
+        self._observed, self._targets = observed, targets
+
+    def __iter__(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield rows, effects and their errors, which are infinite for unknown effects."""
+        for rows, effects, errors in self.with_targets():
+            own = self.targets_in(rows)
+            effects[own], errors[own] = 0, np.inf
+            yield rows, effects, errors
+
+    def with_targets(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield the same with effects on the own genes."""
+        for block in self._observed.blocks(range(self.n_perturbations)):
+            yield block.rows, block.observed / block.dose, block.error / block.dose
+
+    def targets_in(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Positions among ``rows`` of perturbations with a gene, and of these genes."""
+        targets = self._targets[rows]
+        row = np.flatnonzero(targets >= 0)
+        return row, targets[row]
 
 
 class _Scores(NamedTuple):
@@ -104,22 +150,29 @@ class _Scores(NamedTuple):
     n_known: np.ndarray
     of_rows: np.ndarray
     """Mean of the squared errors of each perturbation, ``(T,)``; infinite without cells."""
+    targets: TargetGenes
 
     @classmethod
-    def of(cls, observed: ObservedEffects, n_perturbations: int) -> _Scores:
+    def of(cls, observed: _Observed) -> _Scores:
         """Sum over all perturbations with cells."""
-        slope = observed.scale.slope
+        slope = observed.slope
         squares, noise, n_known = np.zeros((3, len(slope)))
-        of_rows = np.zeros(n_perturbations)
-        for rows, effects, errors in _observed(observed, n_perturbations):
-            of_rows[rows] = np.square(np.where(np.isfinite(errors), slope * errors, np.inf)).mean(
-                axis=1
-            )
+        of_rows = np.zeros(observed.n_perturbations)
+        targets = TargetGenes.unknown(len(slope))
+        for rows, effects, errors in observed.with_targets():
+            row, gene = observed.targets_in(rows)
+            targets.effects[gene], targets.errors[gene] = effects[row, gene], errors[row, gene]
+            errors[row, gene] = np.inf
             known = np.isfinite(errors)
+            of_errors = np.square(slope * np.where(known, errors, 0))
+            n_genes = known.sum(axis=1)
+            of_rows[rows] = np.where(
+                n_genes > 0, of_errors.sum(axis=1) / np.maximum(n_genes, 1), np.inf
+            )
             squares += np.where(known, np.square(slope * effects), 0).sum(axis=0)
-            noise += np.where(known, np.square(slope * errors), 0).sum(axis=0)
+            noise += of_errors.sum(axis=0)
             n_known += known.sum(axis=0)
-        return cls(squares, noise, np.maximum(n_known, 1), of_rows)
+        return cls(squares, noise, np.maximum(n_known, 1), of_rows, targets)
 
     @property
     def signal(self) -> float:
@@ -134,7 +187,7 @@ class _Scores(NamedTuple):
 
 def _regressions(
     module: PerturbationModule,
-    observed: ObservedEffects,
+    observed: _Observed,
     scores: _Scores,
     features: np.ndarray,
     folds: np.ndarray,
@@ -143,13 +196,12 @@ def _regressions(
 
     Perturbations are weighted by the proportion of their observed effects that is not error.
     """
-    slope = observed.scale.slope
     weights = scores.signal / (scores.signal + scores.of_rows)
     varying = np.sort(np.argsort(scores.noise - scores.squares)[:_GENES_FOR_STRENGTH])
 
     def effects() -> Iterator[tuple[slice, np.ndarray]]:
-        for rows, found, _ in _observed(observed, len(folds)):
-            yield rows, slope * found
+        for rows, found, _ in observed:
+            yield rows, observed.slope * found
 
     codes = torch.arange(len(folds), device=module.device)
     shifts = module.shared_moments(codes)[0].double().cpu().numpy()
@@ -161,14 +213,6 @@ def _regressions(
             *(weights, features, folds, np.ones(len(every)), every),
         ),
     )
-
-
-def _observed(
-    effects: ObservedEffects, n_perturbations: int
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Rows, effects at unit doses and their errors, which are infinite for unknown effects."""
-    for block in effects.blocks(range(n_perturbations)):
-        yield block.rows, block.observed / block.dose, block.error / block.dose
 
 
 def _samples(prior: PriorOfEffects, module: PerturbationModule) -> Tensor:

@@ -164,6 +164,12 @@ def _answers(module: PerturbationModule, decoder: ControlDecoder, rows: Tensor) 
         decoded = model * of_model[is_new] + shifts * scale.compared(of_shifts)
         whole[is_new] = decoded + on_genes / scale.slope
         variance[is_new] = kept.variance.double().cpu().numpy() / np.square(scale.slope)
+        if len(kept.target_change):
+            targets = kept.target_genes[codes].cpu().numpy()
+            at = np.flatnonzero(is_new & (targets >= 0))
+            change = np.full((1, len(scale.slope)), float(kept.target_change))
+            whole[at, targets[at]] = scale.compared(change)[0, targets[at]]
+            variance[at, targets[at]] = float(kept.target_variance)
     is_known = ~is_new
     if is_known.any():
         place = torch.searchsorted(kept.codes, codes[torch.as_tensor(is_known)])
