@@ -170,6 +170,27 @@ def test_a_gene_that_rises_from_almost_nothing_is_known_to_what():
     assert block.error[0, 0] < 0.2 * block.observed[0, 0]
 
 
+def test_a_gene_of_a_few_control_cells_that_all_treated_cells_express_rises_by_what_is_seen():
+    """If counts varied as in control cells, most treated cells would still not express it."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(3, size=(100, N_GENES)).astype(float)
+    x[:, 0] = np.append(rng.poisson(60, size=50), np.zeros(50))
+    x[50, 0] = 8  # one control cell
+    cells = batch(x, np.repeat([0, -1], 50)[:, None])
+    module = constant_module()
+    with torch.no_grad():
+        module.decoder.to_genes.bias[0] = np.log(8 / 50 / SIZE * np.exp(BIAS[1:]).sum())
+        module.likelihood.log_inverse_dispersion[0] = np.log(0.02)
+    effects = effects_in(module, sums_of([cells], [True, False, False]))
+    (block,) = effects.blocks(range(1))
+    logs = np.log2(1 + 1e4 / SIZE * x)
+    seen = logs[:50].mean(axis=0) - logs[50:].mean(axis=0)
+    found = effects.scale.slope * block.observed[0]
+    error = effects.scale.slope * block.error[0]
+    assert found[0] == pytest.approx(seen[0], rel=0.05)
+    assert error[0] < 0.2 * seen[0]
+
+
 def test_strong_knockdowns_are_seen_for_sure():
     rng = np.random.default_rng(0)
     n_cells, n_controls = 29, 600

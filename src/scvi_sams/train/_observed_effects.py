@@ -28,6 +28,9 @@ from scvi_sams.train._gene_sums import GeneSums
 _ENOUGH_COUNTS = 20.0
 """Smallest count of a gene in the cells of a perturbation, expected and observed, for means of
 logarithms: with fewer, their inverse is too curved for a normal error."""
+_CONFLICT = 3.0
+"""Standard errors by which the two estimates of one effect may differ, as if they were independent.
+Beyond, the excess is error of the one by sums: effects are compared by means of logarithms."""
 _FEW_PERTURBATIONS = 5
 _SMALLEST_VARIANCE, _SMALLEST_DISPERSION = 1e-12, 1e-3
 
@@ -256,6 +259,11 @@ class ObservedEffects:
         of_logs, of_both = (
             np.maximum(values * per_cell, of_counts) for values in (self._of_logs, self._of_both)
         )
+        level = self._at_level(rows, self._logs, change)
+        # A gene that few control cells express, but highly, may be expressed by all treated cells:
+        # means of logs then increase by far more than any change of the rate explains.
+        beyond = np.square(by_sums - by_logs) - _CONFLICT**2 * (of_sums + of_logs) * level
+        of_sums = of_sums + np.maximum(beyond, 0)
         spread = of_sums + of_logs - 2 * of_both
         weight = np.clip((of_logs - of_both) / np.maximum(spread, _SMALLEST_VARIANCE), 0, 1)
         weight = np.where(spread > _SMALLEST_VARIANCE, weight, 1)
@@ -263,7 +271,7 @@ class ObservedEffects:
         variance = weight**2 * of_sums + rest**2 * of_logs + 2 * weight * rest * of_both
         variance = np.maximum(variance, _SMALLEST_VARIANCE)
         observed = weight * by_sums + rest * by_logs
-        return observed, variance * self._at_level(rows, self._logs, change)
+        return observed, variance * level
 
     def _at_level(self, rows: slice, logs: ComparedScale, change: np.ndarray) -> np.ndarray:
         """Variance of observed effects relative to that of an effect of 0.
