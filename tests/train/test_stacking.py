@@ -12,6 +12,7 @@ from scvi_sams._shrinkage import Shrunken, shrink_entries
 from scvi_sams.module import ConditionalVAEModule, SAMSVAEModule
 from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._minibatch import CellBatch
+from scvi_sams.train import _stacking
 from scvi_sams.train._compared_scale import SameScale
 from scvi_sams.train._direct_effects import fit_direct_effects
 from scvi_sams.train._expected_rates import expected_rates
@@ -21,6 +22,9 @@ from scvi_sams.train._stacking import (
     Components,
     Scored,
     Start,
+    _design_effect,
+    _posterior_mode,
+    _products,
     components,
     inflation_of_variance,
     stacked,
@@ -223,8 +227,9 @@ def test_effects_of_other_cells_are_weighed_by_their_errors():
     assert by_error[1][1] > by_error[1][0] + 0.1
 
 
-def test_the_error_of_control_cells_is_one_error():
+def test_the_error_of_control_cells_is_one_error(monkeypatch):
     """Weights are those of generalised least squares with the covariance written out."""
+    monkeypatch.setattr(_stacking, "_design_effect", lambda *_: 1.0)
     rng = np.random.default_rng(4)
     slope, of_controls = np.array([1.0, 0.4, 2.0]), 0.7
     means = rng.normal(size=(3, 6, 3))
@@ -249,6 +254,46 @@ def test_the_error_of_control_cells_is_one_error():
     assert on.sum() >= 2
     np.testing.assert_allclose(gradient[on], gradient[on].mean(), atol=1e-3)
     assert (gradient[~on] >= gradient[on].mean() - 1e-3).all()
+
+
+def held_out_and_scored(means, observed, error):
+    slope = np.ones(means.shape[-1])
+    training = cells_that_show(block_of(means[0], 0.1), slope=slope)
+    held_out = cells_that_show(block_of(observed, error), slope=slope)
+    found = components_of(means, np.full(means.shape, 0.1))
+    return [Scored(training, held_out, ROWS, lambda _: found)]
+
+
+def test_the_same_error_in_many_genes_counts_as_one():
+    """40 copies of one gene say as much of the weights as that gene, not 40 times as much."""
+    rng = np.random.default_rng(5)
+    means, noise = rng.normal(size=(3, 10, 1)), 0.8 * rng.normal(size=(10, 1))
+    copies = np.ones((1, 40))
+    observed = 0.6 * means[0] + 0.4 * means[1] + noise
+    (part,) = held_out_and_scored(means * copies, observed * copies, 0.8)
+    of_all, of_rows = _products(part)
+    weights = stacking_weights([part])
+    effect = _design_effect(of_rows, _posterior_mode(of_all, EQUAL, 0.5), 0.5)
+    # Errors are smaller than stated by chance and because the signal counts as error.
+    assert 8 < effect < 40
+    assert np.abs(weights - EQUAL).max() < np.abs(_posterior_mode(of_all, EQUAL, 0.5) - EQUAL).max()
+    np.testing.assert_allclose(weights, _posterior_mode(of_all / effect, EQUAL, 0.5), atol=1e-9)
+    independent = observed * copies + 0.8 * rng.normal(size=(10, 40)) - noise
+    (part,) = held_out_and_scored(means * copies, independent, 0.8)
+    of_all, of_rows = _products(part)
+    assert _design_effect(of_rows, _posterior_mode(of_all, EQUAL, 0.5), 0.5) < 2
+
+
+def test_combinations_are_weighed_as_single_perturbations_unless_many_say_otherwise():
+    rng = np.random.default_rng(6)
+    means, of_singles = rng.normal(size=(3, 10, 40)), np.array([0.0, 0.3, 0.7])
+    observed = means[0] + 0.1 * rng.normal(size=(10, 40))
+    nothing = held_out_and_scored(means, observed, np.inf)
+    found = stacking_weights(nothing, of_singles=of_singles)
+    np.testing.assert_allclose(found, of_singles, atol=1e-6)
+    sure = held_out_and_scored(means, observed, 0.1)
+    found = stacking_weights(sure, of_singles=of_singles)
+    np.testing.assert_allclose(found, [1, 0, 0], atol=0.1)
 
 
 def few_cells(n_perturbations, *, without, is_count):

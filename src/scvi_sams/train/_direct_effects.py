@@ -173,10 +173,17 @@ def fit_direct_effects(
     observed, halves = effects_of(torch.arange(n_rows), None)
 
     def fit_rows(
-        rows: range, start_of: Callable[[Block, Scale], Start]
+        rows: range,
+        start_of: Callable[[Block, Scale], Start],
+        of_singles: torch.Tensor | None = None,
     ) -> tuple[Residuals, torch.Tensor]:
         part = RowsToFit(observed, halves, rows, start_of)
-        (found,), weights = fit_parts(tables, [part], fits_direct=module.fits_direct_effects)
+        (found,), weights = fit_parts(
+            tables,
+            [part],
+            fits_direct=module.fits_direct_effects,
+            of_singles=None if of_singles is None else of_singles.double().cpu().numpy(),
+        )
         return found, weights
 
     rows = range(tables.n_perturbations)
@@ -194,7 +201,7 @@ def fit_direct_effects(
     if len(tables.combinations):
         # The part that estimates of perturbations, now in the tables, do not explain.
         combinations, own_weights = fit_rows(
-            range(tables.n_perturbations, n_rows), partial(_sums_of_perturbations, tables)
+            range(tables.n_perturbations, n_rows), partial(_sums_of_perturbations, tables), weights
         )
         found.append(combinations)
     if len(tables.pairs):
@@ -312,11 +319,13 @@ def fit_parts(
     *,
     fits_direct: bool,
     has_contexts: bool = False,
+    of_singles: np.ndarray | None = None,
     keep: Callable[[int, Block, np.ndarray], None] | None = None,
 ) -> tuple[list[Residuals], torch.Tensor]:
     """Estimate rows of the tables, and the weights of the :data:`COMPONENTS` that all share.
 
-    ``keep`` receives the number of a part, a block of it, and the total effects of the block.
+    Weights ``of_singles`` are the prior of those of combinations. ``keep`` receives the number of a
+    part, a block of it, and the total effects of the block.
     """
     of_blocks = [
         part.components(
@@ -331,7 +340,7 @@ def fit_parts(
     ]
     weights, inflation = equal_weights(has_contexts), PRIOR_INFLATION
     if scored:
-        weights = stacking_weights(scored, has_contexts=has_contexts)
+        weights = stacking_weights(scored, has_contexts=has_contexts, of_singles=of_singles)
         inflation = inflation_of_variance(scored, weights)
     found = []
     for number, (part, of_block) in enumerate(zip(parts, of_blocks, strict=True)):

@@ -20,8 +20,9 @@ from scvi_sams.module._direct_effects import COMPONENTS
 from scvi_sams.train._compared_scale import Scale
 from scvi_sams.train._observed_effects import Block, ObservedEffects
 
-_WEIGHT_SD = 0.5
-"""Prior SD of the weights around equal ones."""
+_WEIGHT_SD, _WEIGHT_SD_OF_COMBINATIONS = 0.5, 0.2
+"""Prior SD of the weights around equal ones, and of those of combinations around those of
+perturbations, of which many more cells are held out."""
 PRIOR_INFLATION, _INFLATION_SD = 1.0, 0.5
 """Prior factor of squared errors relative to posterior variances, and its SD."""
 _OFF_BY = 0.15
@@ -131,15 +132,29 @@ def equal_weights(has_contexts: bool) -> np.ndarray:
     return np.full(n, 1 / n)
 
 
-def stacking_weights(scored: Sequence[Scored], *, has_contexts: bool = False) -> np.ndarray:
+def stacking_weights(
+    scored: Sequence[Scored], *, has_contexts: bool = False, of_singles: np.ndarray | None = None
+) -> np.ndarray:
     """Weights of the :data:`COMPONENTS` of the training cells that best explain held-out effects.
 
-    They are non-negative and sum to one; their prior is normal around equal weights.
+    They are non-negative and sum to one; their prior is normal around equal weights, or those
+    ``of_singles``. Errors of a few cells are correlated between genes, which then say less of the
+    weights: products are divided by a design effect, the ratio of the variance between rows to that
+    of independent errors.
     """
-    n = len(equal_weights(has_contexts))
-    of_all = np.sum([_products(part) for part in scored], axis=0)
-    products = of_all[:n, :n] + np.eye(n) / _WEIGHT_SD**2
-    targets = of_all[:n, n] + 1 / n / _WEIGHT_SD**2
+    centre, sd = equal_weights(has_contexts), _WEIGHT_SD
+    if of_singles is not None:
+        centre, sd = of_singles, _WEIGHT_SD_OF_COMBINATIONS
+    of_parts, of_rows = zip(*map(_products, scored), strict=True)
+    of_all, rows = np.sum(of_parts, axis=0), np.concatenate(of_rows)
+    design_effect = _design_effect(rows, _posterior_mode(of_all, centre, sd), sd)
+    return _posterior_mode(of_all / design_effect, centre, sd)
+
+
+def _posterior_mode(of_all: np.ndarray, centre: np.ndarray, sd: float) -> np.ndarray:
+    n = len(centre)
+    products = of_all[:n, :n] + np.eye(n) / sd**2
+    targets = of_all[:n, n] + centre / sd**2
     factor = np.linalg.cholesky(products)
     firm = _FIRM * np.sqrt(products.max())
     weights, _ = nnls(
@@ -148,15 +163,34 @@ def stacking_weights(scored: Sequence[Scored], *, has_contexts: bool = False) ->
     return weights / weights.sum()
 
 
-def _products(part: Scored) -> np.ndarray:
+def _design_effect(of_rows: np.ndarray, weights: np.ndarray, sd: float) -> float:
+    """Variance of the gradient between rows, relative to its variance with independent errors.
+
+    ``of_rows`` are products ``(R, n + 1, n + 1)``; at least 1. The directions are those in which
+    weights that sum to one can change.
+    """
+    of_rows = of_rows[of_rows.any(axis=(1, 2))]
+    n, n_rows = len(weights), len(of_rows)
+    if n_rows < 2:
+        return 1.0
+    directions = np.linalg.svd(np.ones((1, n)))[2][1:]
+    gradients = (of_rows[:, :n, :n] @ weights - of_rows[:, :n, n]) @ directions.T
+    between = gradients.T @ gradients * n_rows / (n_rows - 1)
+    independent = directions @ of_rows[:, :n, :n].sum(axis=0) @ directions.T
+    independent += np.eye(n - 1) / sd**2
+    return max(1.0, float(np.trace(np.linalg.solve(independent, between))) / (n - 1))
+
+
+def _products(part: Scored) -> tuple[np.ndarray, np.ndarray]:
     """Generalised products of the components and of held-out effects, which are last.
 
     Held-out effects are differences from the same control cells, few of which are held out, so the
     errors of all perturbations on a gene have a part in common. If it were treated as independent,
-    the weights would fit it. The covariance is inverted by the Sherman-Morrison formula.
+    the weights would fit it. The covariance is inverted by the Sherman-Morrison formula. Also
+    returns products of each row as if its errors were independent, ``(R, n + 1, n + 1)``.
     """
     slope = part.trained.scale.slope
-    products, common, of_common = 0.0, 0.0, 0.0
+    of_rows, common, of_common = [], 0.0, 0.0
     for found, of_held_out in part.blocks():
         known = np.isfinite(of_held_out.error)
         error = np.where(known, slope * of_held_out.error, 0)
@@ -166,10 +200,12 @@ def _products(part: Scored) -> np.ndarray:
         precision = np.where(known, 1 / own, 0)
         values = slope * np.concatenate([found.means, of_held_out.observed[None]])
         shared = np.sqrt(of_controls) * error
-        products = products + np.einsum("itg,jtg,tg->ij", values, values, precision)
+        of_rows.append(np.einsum("itg,jtg,tg->tij", values, values, precision))
         common = common + np.einsum("itg,tg->ig", values, precision * shared)
         of_common = of_common + (precision * np.square(shared)).sum(axis=0)
-    return products - np.einsum("ig,jg->ij", common, common / (1 + of_common))
+    rows = np.concatenate(of_rows)
+    explained = np.einsum("ig,jg->ij", common, common / (1 + of_common))
+    return rows.sum(axis=0) - explained, rows
 
 
 def inflation_of_variance(scored: Sequence[Scored], weights: np.ndarray) -> float:
