@@ -109,6 +109,7 @@ def test_decoys_have_no_guides_and_all_others_keep_theirs(trained_with):
 def test_settings_and_training_are_those_of_the_model(trained_with, monkeypatch):
     model = untrained(SAMSVAE, small_screen(), size_factor_key=None)
     recorded = {"max_epochs": 7, "plan_kwargs": {"lr": 1e-3}, "checkpoint_path": "there"}
+    recorded |= {"callbacks": ["Timer"], "logger": "CSVLogger"}
     model.trainings_ = ({"settings": {"max_epochs": 3}}, {"settings": recorded})
     decoy_check(model, **FEW)
     decoy_check(model, **FEW, train_kwargs={"max_epochs": 2})

@@ -34,6 +34,8 @@ _DOSES = "doses"
 _LARGEST_SHARE = 0.5
 """Proportion of control cells that may become decoys; effects are measured against the others."""
 _NOT_REPEATED = ("checkpoint_path",)
+_ONLY_NAMED = ("callbacks", "logger")
+"""Objects, whose names alone are recorded."""
 _TOO_MANY = 0.1
 """Warn if the probability of at least as many called decoys is below this."""
 
@@ -69,7 +71,7 @@ def decoy_check(
         Seed of the choice of cells, and of training.
     train_kwargs
         Arguments of ``train``, instead of those recorded for the last training of the model.
-        (Objects such as callbacks are not recorded.)
+        (Callbacks and loggers are not repeated.)
 
     Returns
     -------
@@ -206,7 +208,8 @@ def _trained(model: MaskMixin, adata: AnnData, train_kwargs: Mapping[str, Any] |
     for further in given["kwargs"].values():
         settings |= further
     if train_kwargs is None:
-        train_kwargs = model.trainings_[-1]["settings"] if model.trainings_ else {}
+        recorded = model.trainings_[-1]["settings"] if model.trainings_ else {}
+        train_kwargs = {name: v for name, v in recorded.items() if name not in _ONLY_NAMED}
     arguments = {name: v for name, v in train_kwargs.items() if name not in _NOT_REPEATED}
     again = type(model)(adata, **settings)
     again.train(**{"enable_progress_bar": False} | arguments)

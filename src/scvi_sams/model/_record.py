@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -61,8 +60,10 @@ def keep_record(adata: AnnData, key: str, record: Mapping[str, Any]) -> None:
 def training_record(model: BaseModelClass, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the last training by the arguments of ``train``, except split and hardware."""
     left_out = (*_OF_THE_SPLIT, *_OF_THE_MACHINE)
-    given = deepcopy({k: v for k, v in arguments.items() if v is not None and k not in left_out})
-    given.get("plan_kwargs", {}).pop("checkpoint_of", None)
+    given = {k: v for k, v in arguments.items() if v is not None and k not in left_out}
+    if "plan_kwargs" in given:
+        plan = given["plan_kwargs"].items()
+        given["plan_kwargs"] = {k: v for k, v in plan if k != "checkpoint_of"}
     return _as_json(
         {
             "settings": given,
@@ -88,7 +89,11 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, FeatureTable):
         shape = {"perturbations": len(value), "features": value.n_features}
         return {**shape, "sha256": value.digest}
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    # The default text has an address in memory, which differs in every run.
+    kind = type(value)
+    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(value)
 
 
 def model_card(model: BaseModelClass, description: str | None, license: str | None) -> str:
