@@ -222,3 +222,18 @@ def test_pairs_that_cannot_be_ranked_are_refused(default_model):
     with pytest.raises(SAMSError, match="'norm'"):
         default_model.rank_unseen_pairs(by="norm")
     assert not hasattr(SVAEPlus, "rank_unseen_pairs")
+
+
+def test_perturbations_never_measured_alone_are_named_when_pairs_are_ranked(caplog):
+    adata = small_screen()
+    labels = adata.obs["perturbation"].astype(str)
+    only_in_pairs = next(label for label in labels if "+" in label).split("+")[0]
+    model = train_small(adata[(labels != only_in_pairs).to_numpy()].copy())
+    caplog.clear()
+    ranked = unseen(model, n_samples=20)
+    (message,) = [text for text in caplog.messages if "alone" in text]
+    assert f"1 of 4 perturbations have no cells with them alone: {only_in_pairs!r}." in message
+    assert only_in_pairs in {*ranked["first"], *ranked["second"]}
+    caplog.clear()
+    unseen(model, [name for name in model.perturbations if name != only_in_pairs], n_samples=20)
+    assert not any("alone" in text for text in caplog.messages)

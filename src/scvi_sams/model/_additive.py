@@ -168,6 +168,11 @@ class AdditiveMixin(PerturbationModel):
         SAMSError
             If there are not two perturbations, or all pairs were measured.
 
+        Warnings
+        --------
+        A perturbation without cells that have it alone has an effect that is known only from
+        combinations, and scores of its pairs are not reliable: a warning names such perturbations.
+
         Examples
         --------
         Six of the 28 pairs of 8 perturbations were measured:

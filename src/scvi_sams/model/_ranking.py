@@ -6,6 +6,7 @@ pairs with a large sum are predicted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations_with_replacement, product
@@ -38,6 +39,8 @@ from scvi_sams.model._variance_reduction import most_telling, regressions_of_fea
 from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._masked_effects import MaskedEffectsModule
 
+logger = logging.getLogger("scvi.sams")
+
 _PERTURBATIONS_PER_BLOCK = 32
 """Perturbations in a block; pairs between two blocks are processed at a time."""
 _ENTRIES_PER_BLOCK = 2**21
@@ -66,6 +69,20 @@ def rows_of(model: ScreenModel, perturbations: Sequence[str] | None) -> list[int
     return sorted({int(row) for row in rows})
 
 
+def _warn_of_unmeasured_singles(model: ScreenModel, rows: list[int]) -> None:
+    """Log a warning that names perturbations without cells that have them alone."""
+    codes = registered_labels(model.adata_manager).codes
+    alone = codes[(codes >= 0).sum(axis=1) == 1].max(axis=1, initial=-1)
+    missing = [model.perturbations[row] for row in sorted(set(rows) - set(alone.tolist()))]
+    if missing:
+        logger.warning(
+            f"{len(missing)} of {len(rows)} perturbations have no cells with them alone: "
+            f"{listing(missing, limit=20)}. Their effects are known only from combinations, and "
+            "scores of pairs with them are not reliable. To rank the others, name them as "
+            "`perturbations`."
+        )
+
+
 def measured_pairs(model: ScreenModel) -> np.ndarray:
     """Codes of pairs that registered cells have alone, ``(M, 2)``, ascending."""
     model._check_has_data("perturbations")
@@ -79,6 +96,7 @@ def unseen_pairs(
 ) -> pd.DataFrame:
     """Table of unmeasured pairs, as returned by ``rank_unseen_pairs``."""
     measured = {(int(a), int(b)) for a, b in measured_pairs(model)}
+    _warn_of_unmeasured_singles(model, rows)
     n_posterior_samples = len(contrast.z_basal)
     seed, asked = new_seed(), torch.as_tensor(rows, device=model.module.device)[:, None]
     where = contrast.contexts
