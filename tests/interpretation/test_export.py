@@ -187,6 +187,13 @@ def test_invalid_arguments_raise_before_work_starts(model, tmp_path, wrong, matc
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.parametrize("kind", ["csv", "xlsx"])
+def test_the_name_of_a_file_is_an_error_that_names_the_format(model, tmp_path, kind):
+    with pytest.raises(InvalidArgumentError, match=f"name of a file.*formats='{kind}'"):
+        export(model, tmp_path / f"tables.{kind}")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_file_in_place_of_the_folder_is_an_error_before_work_starts(model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SavingError, match="is a file"):

@@ -90,7 +90,8 @@ def export(
     SavingError
         If there are tables already, or nothing can be written.
     InvalidArgumentError
-        If there is no such format, a number is out of range, or a table is too large for a sheet.
+        If there is no such format, ``folder`` is the name of a csv or xlsx file, a number is out of
+        range, or a table is too large for a sheet.
 
     Examples
     --------
@@ -107,6 +108,12 @@ def export(
     folder = as_path("folder", folder)
     if folder.exists() and not folder.is_dir():
         raise SavingError(f"{str(folder)!r} is a file. Name a folder.")
+    suffix = folder.suffix[1:]
+    if suffix in FORMATS:
+        raise InvalidArgumentError(
+            f"`folder` is {str(folder)!r}, the name of a file, but tables are written into a "
+            f"folder: export(model, {str(folder.with_suffix(''))!r}, formats={suffix!r})."
+        )
     earlier = _earlier(folder)
     if earlier and not overwrite:
         raise SavingError(
