@@ -188,8 +188,9 @@ def test_an_error_is_one_line_with_status_two(screen, tmp_path):
         (["--features", "missing.gmt"], "'missing.gmt' cannot be read"),
         (["--features", "x.csv", "--model", "CPAVAE"], "--features are for SAMSVAE"),
         (["--context", "gene"], "gene"),
+        (["--control", "none"], "of the control cells as --control."),
     ],
-    ids=["column", "layer", "file", "model", "context"],
+    ids=["column", "layer", "file", "model", "context", "option"],
 )
 def test_what_is_wrong_is_named(screen, tmp_path, capsys, options, message):
     out = tmp_path / "out"

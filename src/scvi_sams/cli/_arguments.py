@@ -12,6 +12,21 @@ from scvi_sams.interpretation._export import FORMATS
 from scvi_sams.labels._presets import PRESETS
 
 MODELS = ("SAMSVAE", "CPAVAE", "SVAEPlus", "ConditionalVAE")
+OPTIONS = {
+    "perturbation_key": "--perturbation",
+    "control": "--control",
+    "delimiter": "--delimiter",
+    "preset": "--preset",
+    "layer": "--layer",
+    "batch_key": "--batch",
+    "categorical_covariate_keys": "--covariate",
+    "guide_key": "--guide",
+    "context_key": "--context",
+    "size_factor_key": "--size-factor",
+    "perturbation_features": "--features",
+    "n_latent": "--n-latent",
+}
+"""Options by the arguments of Python that they set."""
 _EPILOG = """\
 examples:
   scvi-sams fit screen.h5ad --perturbation gene --control NT --out results/

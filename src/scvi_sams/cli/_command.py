@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 import warnings
@@ -14,7 +15,7 @@ import scvi
 from rich.console import Console
 from rich.logging import RichHandler
 
-from scvi_sams.cli._arguments import make_parser
+from scvi_sams.cli._arguments import OPTIONS, make_parser
 from scvi_sams.cli._fit import fit
 from scvi_sams.exceptions import SAMSError
 
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _messages(errors, quiet=options.quiet) as messages:
             page = fit(options, shlex.join(["scvi-sams", *given]), messages.texts, errors)
     except (SAMSError, OSError) as error:
-        errors.print(f"scvi-sams {options.command}: error: {' '.join(str(error).split())}")
+        text = _with_options(" ".join(str(error).split()))
+        errors.print(f"scvi-sams {options.command}: error: {text}")
         return _USAGE
     except KeyboardInterrupt:
         errors.print("scvi-sams: interrupted.")
@@ -63,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.quiet:
         Console(soft_wrap=True, highlight=False, markup=False).print(f"Wrote {page}")
     return 0
+
+
+def _with_options(message: str) -> str:
+    """Name arguments of Python in a message by the options of the command."""
+    return re.sub(r"`(\w+)`", lambda found: OPTIONS.get(found[1], found[0]), message)
 
 
 @contextmanager
