@@ -34,6 +34,13 @@ def changed(value: float, dtype: Any = np.float64) -> Callable[[], AnnData]:
     return with_x(values)
 
 
+def normalised_beside_counts() -> AnnData:
+    adata = screen()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X)
+    return adata
+
+
 def with_layer(values: Any) -> Callable[[], AnnData]:
     def build() -> AnnData:
         adata = screen()
@@ -122,6 +129,14 @@ CASES: list[Case] = [
         "adata.layers['counts']",
         "fractional",
         data=with_layer(np.log1p(COUNTS)),
+    ),
+    refused(
+        "log-normalised X, and counts in a layer",
+        registered(),
+        InvalidCountsError,
+        "adata.X contains fractional",
+        "`layer` (layers: 'counts')",
+        data=normalised_beside_counts,
     ),
     refused(
         "a cell without counts",

@@ -250,6 +250,13 @@ CASES: list[Case] = [
         data=labelled([False, True] * 12),
     ),
     legal(
+        "one of two control labels that no cell has",
+        registered(control=["control", "NTC"]),
+        "same results, with a warning",
+        trains_alike,
+        warns=("No cell has the control label 'NTC'", "misspelt"),
+    ),
+    legal(
         "a pattern as control",
         registered(control="c*l"),
         ALIKE,

@@ -239,6 +239,20 @@ def test_an_unknown_perturbation_is_named_with_similar_known_ones(cells):
     assert "`delimiter`" in message
 
 
+@pytest.mark.parametrize("name", ["map2k6", "Map2K6"])
+def test_a_name_in_another_case_is_found(cells, name):
+    with pytest.raises(UnknownPerturbationError, match=r"did you mean 'MAP2K6'\?"):
+        encode(cells(["ctrl", name]), vocabulary=["CEBPA", "KLF1", "MAP2K6"])
+
+
+def test_a_combination_with_another_delimiter_is_named_by_its_parts(cells):
+    with pytest.raises(UnknownPerturbationError) as error:
+        encode(cells(["ctrl", "KLF1_CEBPA"]), vocabulary=["CEBPA", "KLF1", "MAP2K6"])
+    message = str(error.value)
+    assert "combination of 'KLF1' and 'CEBPA', join them by the registered `delimiter`" in message
+    assert "did you mean" not in message
+
+
 def test_all_unknown_perturbations_are_named_once_and_known_ones_are_shown(cells):
     with pytest.raises(UnknownPerturbationError) as error:
         encode(cells(["Y9", "X8", "Y9+A", "ctrl"]), vocabulary=["A", "B"])

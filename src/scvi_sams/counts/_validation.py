@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,13 +49,17 @@ def _keys(slot: object) -> list[str]:
 
 
 def validate_expression(
-    values: np.ndarray | sparse.spmatrix | None, *, counts: bool, location: str
+    values: np.ndarray | sparse.spmatrix | None,
+    *,
+    counts: bool,
+    location: str,
+    layers: Sequence[str] = (),
 ) -> None:
     """Raise if expression, in memory or on disk, does not fit the likelihood.
 
     It must exist, be readable, numeric and finite. Counts must also be non-negative integers that
     are exact in single precision, and every cell must have some. Read in chunks of rows;
-    ``location`` names the slot of the values.
+    ``location`` names the slot of the values, and ``layers`` those that the message suggests.
     """
     if values is None:
         raise MissingKeyError(f"{location} is empty. Name the layer with the values as `layer`.")
@@ -71,7 +75,7 @@ def validate_expression(
                 f"{location} contains {n_bad} values that are NaN or infinite. Remove or fill them."
             )
         if counts:
-            check_counts(entries, location)
+            check_counts(entries, location, layers=layers)
             _check_no_empty_cells(chunk, start, location)
         else:
             _check_not_huge(entries, LARGEST_INPUT, location)
@@ -117,18 +121,24 @@ def _check_matrix_intact(values: Any, location: str) -> None:
 
 
 def check_counts(
-    entries: np.ndarray, location: str, *, normalised: str = _FOR_NORMALISED_VALUES
+    entries: np.ndarray,
+    location: str,
+    *,
+    normalised: str = _FOR_NORMALISED_VALUES,
+    layers: Sequence[str] = (),
 ) -> None:
     """Raise if values are negative, fractional or too large.
 
-    ``location`` names them, and ``normalised`` is advice for values that are not counts.
+    ``location`` names them, ``normalised`` is advice for values that are not counts, and
+    ``layers`` are those of the AnnData.
     """
+    there = f" (layers: {', '.join(map(repr, layers[:5]))})" if layers else ""
     negative, fractional = entries[entries < 0], entries[entries != np.rint(entries)]
     for kind, bad in (("negative", negative[:1]), ("fractional", fractional[:1])):
         if bad.size:
             raise InvalidCountsError(
                 f"{location} contains {kind} values (such as {bad[0]:g}), which are not counts. "
-                f"Pass the layer with raw counts as `layer`{normalised}."
+                f"Pass the layer with raw counts as `layer`{there}{normalised}."
             )
     _check_not_huge(entries, LARGEST_COUNT, location)
 

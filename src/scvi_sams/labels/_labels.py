@@ -17,7 +17,7 @@ from scvi_sams.exceptions import (
     UnknownPerturbationError,
 )
 from scvi_sams.labels._conventions import looks_like_control
-from scvi_sams.labels._names import check_known, listing
+from scvi_sams.labels._names import check_known, close_names, listing
 from scvi_sams.labels._spelling import Spelling
 
 NO_PERTURBATION = -1
@@ -219,9 +219,12 @@ def check_has_control(labels: Labels, matrix_key: str | None = None) -> None:
             "dose. A control cell is a row of zeros; if controls have a column, name it in "
             "`control`."
         )
-    names = sorted(labels.vocabulary, key=lambda name: not looks_like_control(name))
+    wanted = labels.spelling.control
+    close = close_names(wanted[0], labels.vocabulary, n=1)
+    names = sorted(
+        labels.vocabulary, key=lambda name: (name not in close, not looks_like_control(name))
+    )
     raise MissingControlError(
-        "No control cell was found: no label equals "
-        f"{' or '.join(map(repr, labels.spelling.control))}. Labels name {listing(names)}. Pass "
-        "the label (or a list of labels) of the control cells as `control`."
+        f"No control cell was found: no label equals {' or '.join(map(repr, wanted))}. Labels name "
+        f"{listing(names)}. Pass the label (or a list of labels) of the control cells as `control`."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
@@ -74,7 +75,13 @@ def check_known(
     unknown = sorted({str(name) for name in names if name not in known_names})
     if not unknown:
         return
-    hints = difflib.get_close_matches(unknown[0], list(known_names), n=3)
+    parts = [part for part in re.split(r"[\W_]+", unknown[0]) if part in known_names]
+    if len(parts) > 1:
+        joined = " and ".join(map(shown, parts))
+        advice = f" If it is the combination of {joined}, join them by the registered `delimiter`."
+    else:
+        advice = " If it is a combination, check `delimiter`."
+    hints = [] if len(parts) > 1 else close_names(unknown[0], known_names)
     raise UnknownPerturbationError(
         f"Unknown perturbation{'s' if len(unknown) > 1 else ''}: {listing(unknown)}. "
         f"{len(known_names)} perturbations are known"
@@ -88,7 +95,7 @@ def check_known(
             if isinstance(column, str)
             else "."
         )
-        + " If it is a combination, check `delimiter`."
+        + advice
     )
 
 
@@ -105,6 +112,15 @@ def check_has(
         raise MissingKeyError(
             f"{lacks} {listing(missing)}. There are {listing(there, limit=50) or 'none'}." + advice
         )
+
+
+def close_names(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """The most similar of known names; differences of case do not count."""
+    folded: defaultdict[str, list[str]] = defaultdict(list)
+    for one in known:
+        folded[one.casefold()].append(one)
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=n)
+    return [one for match in close for one in folded[match]][:n]
 
 
 def similar_names(names: Iterable[str]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from scvi_sams.labels._conventions import (
 )
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels, inseparable_perturbations
 from scvi_sams.labels._names import listing, similar_names
+from scvi_sams.labels._spelling import Spelling
 
 logger = logging.getLogger("scvi.sams")
 
@@ -23,6 +24,25 @@ def warn_of_labels(labels: Labels) -> None:
     """Log a warning for each kind of likely mistake in the labels of training data."""
     for warning in (*_of_names(labels), *_of_cells(labels)):
         logger.warning(warning)
+
+
+def warn_of_unused_controls(
+    spelling: Spelling, labels: Iterable[str], guides: Iterable[str] = ()
+) -> None:
+    """Log a warning if one of several control labels is that of no cell, and of no guide."""
+    names = {name for label in labels for name in spelling.split(label)}
+    guides = list(guides)
+    unused = [
+        control
+        for control in spelling.control
+        if not any(map(Spelling((control,), spelling.delimiter).is_control, names))
+        and not any(control.strip("*") in guide for guide in guides)
+    ]
+    if unused:
+        logger.warning(
+            f"No cell has the control label {' or '.join(map(repr, unused))}. If it is misspelt, "
+            f"cells count as perturbed that are controls; labels name {listing(sorted(names))}."
+        )
 
 
 def _of_names(labels: Labels) -> Iterator[str]:

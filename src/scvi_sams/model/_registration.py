@@ -34,7 +34,7 @@ from scvi_sams.labels._control import marks_cells, named_control
 from scvi_sams.labels._names import check_has
 from scvi_sams.labels._presets import PRESETS, with_preset
 from scvi_sams.labels._spelling import control_names
-from scvi_sams.model._label_warnings import warn_of_labels
+from scvi_sams.model._label_warnings import warn_of_labels, warn_of_unused_controls
 
 logger = logging.getLogger("scvi.sams")
 
@@ -142,7 +142,12 @@ def register(
     logger.info(_registration_summary(manager))
     if is_new:
         _warn_of_shared_memory(manager)
-        warn_of_labels(registered_labels(manager))
+        registered = registered_labels(manager)
+        warn_of_labels(registered)
+        if given["dosage_obsm_key"] is None:
+            columns = (given["perturbation_key"], given["guide_key"])
+            texts = (adata.obs[key].dropna().unique() if key else () for key in columns)
+            warn_of_unused_controls(registered.spelling, *(list(map(str, some)) for some in texts))
     return manager
 
 
@@ -218,7 +223,8 @@ def data_to_read(model: BaseModelClass, adata: AnnData | None) -> AnnData:
 def validate_values(adata: AnnData, given: dict[str, Any], *, counts: bool) -> None:
     """Raise if expression or size factors do not fit their registration."""
     values, location = registered_values(adata, given)
-    validate_expression(values, counts=counts, location=location)
+    others = [name for name in adata.layers if name != given["layer"]]
+    validate_expression(values, counts=counts, location=location, layers=others)
     if given["size_factor_key"] is not None:
         validate_size_factor(adata.obs[given["size_factor_key"]])
 
@@ -274,11 +280,12 @@ def as_keys(argument: str, keys: object) -> list[str] | None:
 def _registration_summary(manager: AnnDataManager) -> str:
     state = manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
     counts = state[PerturbationField.CELLS_PER_PERTURBATION_KEY]
+    n_combinations = state[PerturbationField.N_COMBINATIONS_KEY]
     return (
         f"Registered {manager.summary_stats.n_cells:,} cells x {manager.summary_stats.n_vars:,} "
         f"genes: {len(counts):,} perturbations ({counts.min()} / {int(np.median(counts))} / "
         f"{counts.max()} cells min / median / max), "
-        f"{state[PerturbationField.N_COMBINATIONS_KEY]:,} combinations, "
+        f"{n_combinations:,} combination{'' if n_combinations == 1 else 's'}, "
         f"{state[PerturbationField.N_CONTROL_KEY]:,} control cells."
     )
 
