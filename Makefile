@@ -58,14 +58,14 @@ help:
 
 setup: $(DEV_STAMP)
 
-demo: $(TEST_STAMP)
-	$(VENV_PYTHON) demo/run.py $(if $(DATA),--data $(DATA)) $(DEMO_ARGS)
-
 # One thread, unless told otherwise: two torch threads on a busy two-core machine were measured to be
 # eight times slower than one. Numba is told too: its first parallel loop (in scanpy) sets the number
 # of threads of OpenMP, and so of torch, to its own.
 ONE_THREAD := export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
 	export NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-$$OMP_NUM_THREADS};
+
+demo: $(TEST_STAMP)
+	$(ONE_THREAD) $(VENV_PYTHON) demo/run.py $(if $(DATA),--data $(DATA)) $(DEMO_ARGS)
 
 test: $(TEST_STAMP)
 	$(ONE_THREAD) $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)

@@ -95,30 +95,27 @@ def report(
     for method, table in (("SAMS-VAE", predicted), (name, baseline)):
         score = evaluation.compare_ate(table, observed).loc["all"]
         rows += [
-            (f"ATE Pearson, {what}", method, score["pearson"]),
-            (f"ATE Pearson, {what}, top 20 genes", method, score["pearson_top"]),
+            (f"effects, Pearson r, {what}", method, score["pearson"]),
+            ("the same, top 20 genes", method, score["pearson_top"]),
         ]
-    rows.append(("IWELBO, held-out cells (nats)", "SAMS-VAE", model.get_iwelbo(indices=unseen)))
+    likelihood = f"log-likelihood of a cell, {what} (nats)"
+    rows.append((likelihood, "SAMS-VAE (IWELBO)", model.get_iwelbo(indices=unseen)))
+    if "simulation" in adata.uns:
+        best = scvi_sams.datasets.simulated_log_likelihood(adata[unseen]).mean()
+        rows.append((likelihood, "truth, log p(x | z)", best))
     called = scvi_sams.tl.called_masks(model)
     rows += [
-        ("mask entries called at 5 % FDR", "masks and test", called.to_numpy().sum()),
-        ("share of them expected to be false", "masks", called.attrs["expected_false"]),
+        ("mask entries called at an FDR of 5%", "SAMS-VAE", called.to_numpy().sum()),
+        ("expected proportion of false entries", "SAMS-VAE", called.attrs["expected_false"]),
     ]
     if "simulation" in adata.uns:
         truth = adata.uns["simulation"]
-        rows.append(
-            (
-                "log p(x | true z), same cells (nats)",
-                "simulated truth",
-                scvi_sams.datasets.simulated_log_likelihood(adata[unseen]).mean(),
-            )
-        )
         recovery = evaluation.mask_recovery(
             called.astype(float), pd.DataFrame(truth["true_masks"], index=truth["perturbations"])
         )
         rows += [
-            (f"called mask entries, {measure}", "SAMS-VAE", recovery[measure])
-            for measure in ("precision", "recall", "f1")
+            (f"called entries, {title}", "SAMS-VAE", recovery[measure])
+            for measure, title in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
         ]
     table = pd.DataFrame(rows, columns=["measure", "method", "value"])
     return table.round(3), predicted, observed
@@ -159,7 +156,7 @@ def main() -> None:
         print(f"Held out, never trained on: {', '.join(held_out)}.")
     model = train(adata, registration, split, arguments.quick)
     table, predicted, observed = report(model, adata, split, held_out, arguments.quick)
-    print(f"\n{table.to_string(index=False)}\n")
+    print(f"\n{table.to_string(index=False, formatters={'value': '{:.6g}'.format})}\n")
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     draw(model, adata, predicted, observed, arguments.output)
