@@ -108,7 +108,7 @@ def test_a_page_of_controls_only_says_so(result, tmp_path):
     ]
     page = tmp_path / "report.html"
     BenchmarkResult(controls, result.runs, result.settings).to_html(page)
-    assert "No method but the controls" in page.read_text(encoding="utf-8")
+    assert "Only the controls have scores" in page.read_text(encoding="utf-8")
 
 
 def test_dollar_signs_of_names_are_no_formula(result, tmp_path):

@@ -76,7 +76,7 @@ def test_masks_in_use_are_counted(model):
 
 def test_warnings_name_what_to_look_at(model):
     (few,) = of(model, "warnings").values()
-    assert few.startswith("4 perturbations have fewer than 50 training cells")
+    assert few.startswith("4 perturbations have fewer than 50 training cells: effects are shrunken")
     untrained = SAMSVAE(model.adata, n_latent=3)
     assert of(untrained, "training") == {"state": "not trained"}
     assert "results are meaningless" in of(untrained, "warnings")["1"]

@@ -80,49 +80,49 @@ def _drawings(
     names = tables["hits"].index
     yield (
         "volcanoes",
-        "Effects on genes of the perturbations with the largest effects; coloured genes exceed two "
-        "posterior standard deviations.",
+        "Effects on genes, for the perturbations with the largest effects. Coloured genes have an "
+        "effect of more than two posterior standard deviations.",
         lambda: _volcanoes(model.adata, names),
     )
     if "masks" in tables:
         called = called_entries(tables, fdr)
         yield (
             "masks",
-            "Effects on latent dimensions, entries called by the masks and by a test on the cells.",
-            lambda: _figure(masks(called, effects=tables["effects_mean"])),
+            "Effects on latent dimensions: entries called by the masks and by a test on the cells.",
+            lambda: _masks(called, tables["effects_mean"]),
         )
     if "programs" in tables:
         yield (
             "programs",
-            "Genes that change most with the latent dimensions that perturbations shift most.",
+            "Genes that change most along the latent dimensions with the largest effects.",
             lambda: _programs(tables, fdr),
         )
     if "direct_effects" in tables:
         yield (
             "direct_effects",
-            "Effects on single genes, besides the latent state; dots mark certain signs.",
+            "Direct effects on single genes, besides the latent shift. Dots: the sign is certain.",
             lambda: _figure(direct_effects(model.get_direct_effects(key_added=None))),
         )
     if "guides" in tables:
         yield (
             "guides",
-            "Guides, grouped by perturbation.",
+            "Effect of each guide relative to the effect of its perturbation, with intervals.",
             lambda: _figure(guide_efficacy(tables["guides"])),
         )
     if "contexts" in tables:
         yield (
             "contexts",
-            "Effect sizes in contexts; dots mark where they differ.",
+            "Effect sizes by context. Dots: the effect differs from the one that contexts share.",
             lambda: _figure(context_effects(tables["contexts"])),
         )
     yield (
         "latent",
-        "UMAP of the cells, without and with the effects of their perturbations.",
+        "UMAP of the cells: basal states, and states including the effects of perturbations.",
         lambda: _latent(model, names),
     )
     yield (
         "training",
-        "Terms of the objective over the epochs.",
+        "Terms of the objective by epoch.",
         lambda: _figure(training_curves(model.history)[0]),
     )
 
@@ -169,6 +169,12 @@ def _volcanoes(adata: AnnData, names: pd.Index) -> Figure:
     for ax, name in zip(panels, chosen, strict=True):
         effect_volcano(adata, name, label_top=8, ax=ax)
     return figure
+
+
+def _masks(called: pd.DataFrame, effects: pd.DataFrame) -> Figure:
+    """Called entries of the latent dimensions that have some; of all if none has."""
+    used = called.columns[called.any()] if called.to_numpy().any() else called.columns
+    return _figure(masks(called[used], effects=effects[used]))
 
 
 def _programs(tables: Tables, fdr: float) -> Figure:

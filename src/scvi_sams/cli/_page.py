@@ -19,7 +19,7 @@ _MOST_LATENTS = 12
 _MOST_GENES = 8
 _HITS = {
     "is_hit": "hit",
-    "n_cells": "cells",
+    "n_cells": "training cells",
     "q_value": "q-value",
     "active_latents": "active latents",
     "effect_norm": "effect size",
@@ -86,7 +86,8 @@ def _shown(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     shown = table[list(present)].head(_MOST_ROWS).rename(columns=present)
     if "hit" in shown:
         shown["hit"] = shown["hit"].map({True: "yes", False: "no"})
-        shown["q-value"] = shown["q-value"].map("{:.1g}".format)
+        # Smaller ones are 0 in double precision.
+        shown["q-value"] = [f"{q:.1g}" if q > 0 else "< 1e-300" for q in shown["q-value"]]
         if (shown["confounded with"] == "").all():
             shown = shown.drop(columns="confounded with")
     return shown.rename_axis("perturbation").reset_index()

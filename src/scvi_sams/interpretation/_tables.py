@@ -35,7 +35,7 @@ MEANINGS = {
     "effects_mean": "effect of each perturbation on each latent dimension",
     "effects_sd": "posterior standard deviations of these effects",
     "programs": "change of the expression of each gene per unit of each latent dimension",
-    "direct_effects": "effects on single genes, besides the latent state, with a certain sign",
+    "direct_effects": "direct effects on single genes of certain sign, besides the latent shift",
     "knockdown": "change of the target gene of each perturbation",
     "guides": "efficacy of each guide",
     "contexts": "contexts in which each perturbation acts, and where its effect differs",
@@ -150,7 +150,7 @@ def differential_genes(model: PerturbationModel, sampling: Sampling) -> pd.DataF
 
 
 def sure_direct_effects(direct: DirectEffectTables) -> pd.DataFrame:
-    """List the direct effects with a certain sign, grouped by perturbation."""
+    """List the direct effects whose sign is certain, grouped by perturbation."""
     lfsr = direct.lfsr.to_numpy()
     rows, columns = np.nonzero(lfsr < _SURE_SIGN)
     order = np.lexsort((-np.abs(direct.mean.to_numpy()[rows, columns]), rows))

@@ -111,6 +111,11 @@ def _masks(model: BaseModelClass) -> Iterator[tuple[str, str]]:
     yield "perturbations with an entry", f"{is_on.any(axis=1).sum():,} of {len(is_on):,}"
 
 
+def _perturbations(number: int) -> str:
+    """Begin a sentence about a number of perturbations."""
+    return "1 perturbation has" if number == 1 else f"{number:,} perturbations have"
+
+
 def _warnings(model: BaseModelClass) -> Iterator[str]:
     if not model.is_trained:
         yield "The model is not trained: its results are meaningless."
@@ -120,11 +125,11 @@ def _warnings(model: BaseModelClass) -> Iterator[str]:
     counts = model.module.cells_per_perturbation.cpu().numpy()
     without, few = int((counts == 0).sum()), int(((counts > 0) & (counts < _FEW_CELLS)).sum())
     if without:
-        yield f"{without:,} perturbations have no training cells: nothing is known about them."
+        yield f"{_perturbations(without)} no training cells: nothing is known about their effects."
     if few:
         yield (
-            f"{few:,} perturbations have fewer than {_FEW_CELLS} training cells: their effects are "
-            "shrunken and their masks uncertain."
+            f"{_perturbations(few)} fewer than {_FEW_CELLS} training cells: effects are "
+            "shrunken and masks uncertain."
         )
     share = model.module.diagnostics().get("active_masks")
     if share == 0:
