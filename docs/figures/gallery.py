@@ -46,7 +46,6 @@ def of_effects(model: scvi_sams.SAMSVAE) -> dict[str, Axes]:
     used = called.columns[called.any()]
     strongest = effects.mean.loc["STAT1"].abs().idxmax()
     program = pl.program_genes(model.get_latent_programs(), strongest)
-    program.locator_params(axis="x", nbins=5)
     ate = model.predict_ate(method="lograte")
     observed = evaluation.observed_ate(model.adata, **SIZE)
     predicted = model.predict_ate(list(observed.obs_names))

@@ -66,7 +66,6 @@ def draw(model: scvi_sams.SAMSVAE) -> Figure:
     masks.set_title("effects on latent dimensions")
     strongest = effects.mean.loc["STAT1"].abs().idxmax()
     pl.program_genes(model.get_latent_programs(), strongest, ax=program)
-    program.locator_params(axis="x", nbins=5)
     program.set_title(f"genes of {strongest}")
     observed = evaluation.observed_ate(model.adata, size_factor_key="total_counts")
     predicted = model.predict_ate(list(observed.obs_names))

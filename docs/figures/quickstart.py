@@ -31,7 +31,6 @@ def draw(model: scvi_sams.SAMSVAE) -> None:
     ax.figure.savefig(FOLDER / "quickstart_masks.png")
     strongest = effects.mean.loc["STAT1"].abs().idxmax()
     ax = scvi_sams.pl.program_genes(model.get_latent_programs(), strongest)
-    ax.locator_params(axis="x", nbins=5)
     ax.figure.savefig(FOLDER / "quickstart_program.png")
     plt.close("all")
 

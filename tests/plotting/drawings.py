@@ -27,7 +27,7 @@ from scvi_sams.plotting import _latent
 BASELINE = Path(__file__).parent / "baseline"
 MATPLOTLIB = "3.11"
 """Version that drew the baseline. Others set letters elsewhere, which moves the whole layout."""
-SIZE, DPI = (4.2, 3.6), 60
+SIZE, DPI = (5.2, 4.4), 60
 PERTURBATIONS = [f"P{number}" for number in range(8)]
 GENES = [f"gene{number}" for number in range(30)]
 

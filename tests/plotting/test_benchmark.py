@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from scvi_sams import plotting
 from scvi_sams.evaluation import BenchmarkResult
@@ -52,7 +53,7 @@ def points(ax):
     """Marker of every method: position, and whether it is hollow."""
     lines = [line for line in ax.lines if line.get_marker() not in ("None", "")]
     return [
-        (line.get_xdata()[0], line.get_ydata()[0], line.get_markerfacecolor() == "white")
+        (line.get_xdata()[0], line.get_ydata()[0], to_hex(line.get_markerfacecolor()) == "#ffffff")
         for line in lines
     ]
 

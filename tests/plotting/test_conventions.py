@@ -1,7 +1,8 @@
 """What every plotting function promises."""
 
+import inspect
+import itertools
 from collections.abc import Callable
-from itertools import combinations
 
 import anndata as ad
 import matplotlib as mpl
@@ -12,6 +13,7 @@ import pytest
 
 from scvi_sams import plotting
 from scvi_sams.evaluation import BenchmarkResult, Calibration, mask_calibration
+from scvi_sams.exceptions import InvalidArgumentError, SavingError
 from scvi_sams.interpretation import perturbation_similarity
 from scvi_sams.model._direct_effects import DirectEffectTables
 
@@ -92,7 +94,7 @@ def similarity_input() -> pd.DataFrame:
 
 
 def interactions_input() -> pd.DataFrame:
-    pairs = [f"{a}+{b}" for a, b in combinations(NAMES, 2)]
+    pairs = [f"{a}+{b}" for a, b in itertools.combinations(NAMES, 2)]
     return pd.DataFrame({"score": np.random.default_rng(0).normal(size=len(pairs))}, index=pairs)
 
 
@@ -149,60 +151,70 @@ def importance_input() -> pd.DataFrame:
     )
 
 
+SIZE_AND_FILE = """
+figsize
+    Width and height of the new figure in inches; ``None`` for a size that fits.
+save
+    File to write the figure to, in the format of its suffix.
+"""
 FUNCTIONS = {
-    "masks": (masks_input, lambda data, ax: plotting.masks(data, ax=ax)),
+    "masks": (masks_input, lambda data, **how: plotting.masks(data, **how)),
     "direct_effects": (
         direct_effects_input,
-        lambda data, ax: plotting.direct_effects(data, ax=ax),
+        lambda data, **how: plotting.direct_effects(data, **how),
     ),
     "feature_importance": (
         importance_input,
-        lambda data, ax: plotting.feature_importance(data, ax=ax),
+        lambda data, **how: plotting.feature_importance(data, **how),
     ),
-    "ate_scatter": (table_input, lambda data, ax: plotting.ate_scatter(data, data, ax=ax)),
+    "ate_scatter": (table_input, lambda data, **how: plotting.ate_scatter(data, data, **how)),
     "benchmark_metric": (
         summary_input,
-        lambda data, ax: plotting.benchmark_metric(data, "rmse_average", ax=ax),
+        lambda data, **how: plotting.benchmark_metric(data, "rmse_average", **how),
     ),
     "benchmark_specificity": (
         summary_input,
-        lambda data, ax: plotting.benchmark_specificity(data, ax=ax),
+        lambda data, **how: plotting.benchmark_specificity(data, **how),
     ),
     "benchmark_perturbations": (
         scores_input,
-        lambda data, ax: plotting.benchmark_perturbations(data, "A", ax=ax),
+        lambda data, **how: plotting.benchmark_perturbations(data, "A", **how),
     ),
     "learning_curve": (
         learning_curve_input,
-        lambda data, ax: plotting.learning_curve(data, ax=ax),
+        lambda data, **how: plotting.learning_curve(data, **how),
     ),
     "mask_calibration": (
         lambda: mask_calibration(masks_input(), masks_input() > 0.5),
-        lambda data, ax: plotting.mask_calibration(data, ax=ax),
+        lambda data, **how: plotting.mask_calibration(data, **how),
     ),
     "program_genes": (
         programs_input,
-        lambda data, ax: plotting.program_genes(data, "latent_1", ax=ax),
+        lambda data, **how: plotting.program_genes(data, "latent_1", **how),
     ),
-    "effect_volcano": (ate_input, lambda data, ax: plotting.effect_volcano(data, "P3", ax=ax)),
-    "dose_response": (curves_input, lambda data, ax: plotting.dose_response(data, "A", ax=ax)),
-    "similarity": (similarity_input, lambda data, ax: plotting.similarity(data, ax=ax)),
+    "effect_volcano": (ate_input, lambda data, **how: plotting.effect_volcano(data, "P3", **how)),
+    "dose_response": (curves_input, lambda data, **how: plotting.dose_response(data, "A", **how)),
+    "similarity": (similarity_input, lambda data, **how: plotting.similarity(data, **how)),
     "context_effects": (
         contexts_input,
-        lambda data, ax: plotting.context_effects(data, ax=ax),
+        lambda data, **how: plotting.context_effects(data, **how),
     ),
-    "guide_efficacy": (guides_input, lambda data, ax: plotting.guide_efficacy(data, ax=ax)),
+    "guide_efficacy": (guides_input, lambda data, **how: plotting.guide_efficacy(data, **how)),
     "interaction_matrix": (
         interactions_input,
-        lambda data, ax: plotting.interaction_matrix(data, ax=ax),
+        lambda data, **how: plotting.interaction_matrix(data, **how),
     ),
     "training_curves": (
         history_input,
-        lambda data, ax: plotting.training_curves(data, terms=["elbo"], axes=ax and [ax])[0],
+        lambda data, ax=None, **how: plotting.training_curves(
+            data, terms=["elbo"], axes=ax and [ax], **how
+        )[0],
     ),
     "latent": (
         cells_input,
-        lambda data, ax: plotting.latent(data, basis=["X_sams"], axes=ax and [ax])[0],
+        lambda data, ax=None, **how: plotting.latent(
+            data, basis=["X_sams"], axes=ax and [ax], **how
+        )[0],
     ),
 }
 every_function = pytest.mark.parametrize(
@@ -217,7 +229,7 @@ def test_every_function_is_covered():
 @every_function
 def test_draws_on_the_axes_it_is_given(make_input: Callable, draw: Callable):
     figure, (left, right) = plt.subplots(1, 2)
-    assert draw(make_input(), right) is right
+    assert draw(make_input(), ax=right) is right
     assert right.has_data()
     assert not left.has_data()
     assert plt.get_fignums() == [figure.number]
@@ -225,7 +237,90 @@ def test_draws_on_the_axes_it_is_given(make_input: Callable, draw: Callable):
 
 @every_function
 def test_makes_a_figure_without_axes(make_input: Callable, draw: Callable):
-    assert draw(make_input(), None).figure.number in plt.get_fignums()
+    assert draw(make_input()).figure.number in plt.get_fignums()
+
+
+@every_function
+def test_a_figure_of_the_size_is_saved(make_input: Callable, draw: Callable, tmp_path):
+    width, height, pad = 5.0, 4.5, 0.1
+    file = tmp_path / "figure.png"
+    ax = draw(make_input(), figsize=(width, height), save=file)
+    np.testing.assert_array_equal(ax.figure.get_size_inches(), (width, height))
+    assert file.read_bytes().startswith(b"\x89PNG")
+    # Cropped to what is drawn, and to a square if both axes have the same scale.
+    n_rows, n_columns, _ = plt.imread(file).shape
+    assert 0.7 * width < n_columns / 150 < width + 2 * pad + 0.3
+    assert 0.7 * height < n_rows / 150 < height + 2 * pad + 0.3
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+@every_function
+def test_size_and_file_are_arguments_of_all_and_described_alike(
+    make_input: Callable, draw: Callable, request
+):
+    function = getattr(plotting, request.node.callspec.id)
+    assert SIZE_AND_FILE in inspect.getdoc(function)
+    parameters = inspect.signature(function).parameters
+    assert {"figsize", "save"} <= set(parameters)
+    (where,) = {"ax", "axes"} & set(parameters)
+    for name in (where, "figsize", "save"):
+        assert parameters[name].default is None
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_a_file_has_the_resolution_of_the_settings_and_at_least_150_dots_per_inch(tmp_path):
+    sizes = []
+    for dpi in ("figure", 72, 300):
+        with mpl.rc_context({"savefig.dpi": dpi, "figure.dpi": 100}):
+            plotting.masks(masks_input(), save=str(tmp_path / "masks.png"))
+        sizes.append(plt.imread(tmp_path / "masks.png").shape[0])
+    assert sizes[0] == sizes[1]
+    assert sizes[2] == pytest.approx(2 * sizes[0], abs=2)
+
+
+def test_the_figure_of_given_axes_is_saved(tmp_path):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+    plotting.masks(masks_input(), ax=left)
+    plotting.masks(masks_input(), ax=right, save=tmp_path / "both.pdf")
+    assert (tmp_path / "both.pdf").read_bytes().startswith(b"%PDF")
+    np.testing.assert_array_equal(figure.get_size_inches(), (8, 3))
+
+
+def test_sizes_and_files_that_cannot_be_are_refused(tmp_path):
+    for figsize in (3, (4,), (4, 0), ("4", 3)):
+        with pytest.raises(InvalidArgumentError, match="`figsize` must be"):
+            plotting.masks(masks_input(), figsize=figsize)
+    with pytest.raises(InvalidArgumentError, match="there are axes"):
+        plotting.masks(masks_input(), figsize=(4, 3), ax=plt.figure().subplots())
+    for save in (True, tmp_path / "masks", tmp_path / "masks.csv"):
+        with pytest.raises(InvalidArgumentError, match="`save` must"):
+            plotting.masks(masks_input(), save=save)
+    with pytest.raises(SavingError, match="nowhere"):
+        plotting.masks(masks_input(), save=tmp_path / "nowhere" / "masks.png")
+    assert not list(tmp_path.iterdir())
+
+
+@every_function
+def test_new_figures_scale_with_the_size_of_text(make_input: Callable, draw: Callable):
+    sizes = []
+    for size in (8, 16):
+        with mpl.rc_context({"font.size": size}):
+            sizes.append(draw(make_input()).figure.get_size_inches())
+    np.testing.assert_allclose(sizes[1], 2 * sizes[0])
+
+
+@every_function
+@pytest.mark.parametrize("settings", [{}, {"font.size": 14}, {"figure.figsize": (3, 3)}], ids=str)
+def test_labels_of_ticks_do_not_collide(make_input: Callable, draw: Callable, settings):
+    with mpl.rc_context(settings):
+        figsize = settings.get("figure.figsize")
+        ax = draw(make_input(), figsize=figsize)
+        ax.figure.draw_without_rendering()
+        for side, axis in enumerate((ax.xaxis, ax.yaxis)):
+            labels = [label for label in axis.get_ticklabels() if label.get_text()]
+            boxes = [label.get_window_extent() for label in labels]
+            ends = sorted((box.min[side], box.max[side]) for box in boxes)
+            assert all(one[1] <= other[0] + 1 for one, other in itertools.pairwise(ends))
 
 
 @every_function
@@ -233,7 +328,7 @@ def test_neither_shows_nor_changes_settings(make_input: Callable, draw: Callable
     shown = []
     monkeypatch.setattr(plt, "show", lambda *args, **kwargs: shown.append(args))
     before = dict(mpl.rcParams)
-    draw(make_input(), None)
+    draw(make_input())
     assert dict(mpl.rcParams) == before
     assert shown == []
 
@@ -241,7 +336,7 @@ def test_neither_shows_nor_changes_settings(make_input: Callable, draw: Callable
 @every_function
 def test_leaves_its_input_as_it_was(make_input: Callable, draw: Callable):
     data, before = make_input(), make_input()
-    draw(data, None)
+    draw(data)
     if isinstance(data, pd.DataFrame):
         pd.testing.assert_frame_equal(data, before)
         return

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.model._mechanisms import LatentShiftMixin
 from scvi_sams.model._perturbation_model import PerturbationModel
-from scvi_sams.pages._page import as_svg
+from scvi_sams.pages._page import SMALL_TEXT, as_svg
 from scvi_sams.plotting._contexts import context_effects
 from scvi_sams.plotting._diagnostics import training_curves
 from scvi_sams.plotting._genes import effect_volcano, program_genes
@@ -62,7 +63,8 @@ def draw_figures(
     drawn = []
     for name, caption, draw in _drawings(model, tables, fdr):
         try:
-            figure = draw()
+            with mpl.rc_context(SMALL_TEXT):
+                figure = draw()
         except SAMSError as error:  # nothing to draw, such as no guides or contexts
             logger.info(f"There is no figure {name!r}: {error}")
             continue

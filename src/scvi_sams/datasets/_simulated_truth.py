@@ -204,7 +204,7 @@ def simulated_ate(
                 "method": "lognorm",
                 "target_sum": 1e4,
                 **size_factor_record(None),
-                "units": "log2(1 + counts per target_sum)",
+                "units": "mean log2 fold change of 1 + counts per 10,000",
             }
         },
     )

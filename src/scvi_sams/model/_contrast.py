@@ -153,7 +153,7 @@ class Statistic:
         is_count = self.likelihood.is_count_likelihood
         return {
             "method": self.method,
-            "units": units(self.likelihood, self.method),
+            "units": units(self.likelihood, self.method, self.target_sum),
             "target_sum": self.target_sum if is_count else "none",
             **(self.sizes.description() if self.method == "lognorm" else _NO_SIZES),
         }
@@ -211,14 +211,15 @@ def expected_expression(
     return expected if method == "mean" else expected.add_(1).log2_()
 
 
-def units(likelihood: Likelihood, method: EffectScale) -> str:
-    """Name the units of f."""
+def units(likelihood: Likelihood, method: EffectScale, target_sum: float) -> str:
+    """Name the units of differences of f, in words."""
     if not likelihood.is_count_likelihood:
         return "units of the data"
+    total = f"{target_sum:,.10g}"
     return {
-        "mean": "counts per target_sum",
-        "lograte": "log2(1 + expected counts per target_sum)",
-        "lognorm": "log2(1 + counts per target_sum)",
+        "mean": f"change of counts per {total}",
+        "lograte": f"log2 fold change of 1 + expected counts per {total}",
+        "lognorm": f"mean log2 fold change of 1 + counts per {total}",
     }[method]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -18,6 +19,8 @@ from matplotlib.figure import Figure
 from scvi_sams._files import write_whole
 
 NOTHING = "\N{EN DASH}"
+SMALL_TEXT = {"font.size": 8}
+"""Settings of matplotlib for figures of pages."""
 
 
 def write_page(path: str | Path, room: str, template: str, **content: Any) -> None:
@@ -69,8 +72,9 @@ def _as_table(frame: pd.DataFrame, wrap: bool) -> str:
 
 def drawn(draw: Callable[..., Axes], size: tuple[float, float], description: str) -> dict[str, str]:
     """Draw on axes of a size in inches, and return the result of :func:`as_svg`."""
-    figure = Figure(figsize=size, layout="constrained")
-    draw(ax=figure.subplots())
+    with mpl.rc_context(SMALL_TEXT):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(ax=figure.subplots())
     return as_svg(figure, description)
 
 

@@ -1,4 +1,8 @@
-"""Figures: each function draws on the given axes, returns them, and never shows them."""
+"""Figures: each function draws on the given axes, returns them, and never shows them.
+
+Sizes of text and colours of the background are those of ``matplotlib.rcParams``; the size of a new
+figure scales with its text.
+"""
 
 from scvi_sams.plotting._benchmark import (
     benchmark_metric,

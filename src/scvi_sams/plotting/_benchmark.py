@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,17 +12,33 @@ from matplotlib.axes import Axes
 from scvi_sams._checks import check_integer
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._names import check_has
-from scvi_sams.plotting._style import COLOURS, label_points, literal, new_axes, tidy
+from scvi_sams.plotting._labels import label_points
+from scvi_sams.plotting._style import (
+    COLOURS,
+    GREY,
+    SHADE,
+    TEXT,
+    finish,
+    legend_below,
+    literal,
+    new_axes,
+    tidy,
+)
 
 _CONTROLS = ("control mean", "mean of perturbations", "half of the test cells")
 _NEGATIVE, _POSITIVE = _CONTROLS[1:]
-_METHOD_COLOUR, _CONTROL_COLOUR = "#0072B2", "#595959"
+_METHOD_COLOUR = "#0072B2"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_FONT_SIZE = 8
 
 
 def benchmark_metric(
-    summary: pd.DataFrame, metric: str, *, mode: str | None = None, ax: Axes | None = None
+    summary: pd.DataFrame,
+    metric: str,
+    *,
+    mode: str | None = None,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """One metric of every method, with intervals, chance level and controls.
 
@@ -34,6 +51,10 @@ def benchmark_metric(
         metric is both averaged over perturbations and flattened, the flattened one is drawn.
     ax
         Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -51,13 +72,13 @@ def benchmark_metric(
     >>> ax = scvi_sams.pl.benchmark_metric(benchmark.summary(), "rmse_average")
     """
     rows = _rows_of(summary, metric, mode).iloc[::-1]
-    ax = new_axes(ax, 4.2, 0.6 + 0.25 * len(rows))
+    ax = new_axes(ax, 4.2, 0.6 + 0.25 * len(rows), figsize, save)
     places = np.arange(len(rows))
     low = rows["low"].fillna(rows["mean"] - rows["sd_over_seeds"]).to_numpy()
     high = rows["high"].fillna(rows["mean"] + rows["sd_over_seeds"]).to_numpy()
     for place, start, end, (_, row) in zip(places, low, high, rows.iterrows(), strict=True):
         is_control = row["method"] in _CONTROLS
-        colour = _CONTROL_COLOUR if is_control else _METHOD_COLOUR
+        colour = GREY if is_control else _METHOD_COLOUR
         ax.plot([start, end], [place, place], color=colour, linewidth=1.4, zorder=2)
         ax.plot(
             row["shown"],
@@ -65,7 +86,7 @@ def benchmark_metric(
             marker="D" if is_control else "o",
             markersize=5,
             color=colour,
-            markerfacecolor="white" if np.isnan(row["mean"]) else colour,
+            markerfacecolor=ax.get_facecolor() if np.isnan(row["mean"]) else colour,
             zorder=3,
         )
         if row["n_failed"]:
@@ -75,8 +96,9 @@ def benchmark_metric(
     ax.set_ylim(-0.7, len(rows) - 0.3)
     direction = "higher" if rows["higher_is_better"].iloc[0] else "lower"
     # Two lines, because a single line can be wider than the axes of a narrow figure.
-    ax.set_xlabel(f"{_name(rows)}\n({direction} is better)", fontsize=_FONT_SIZE)
-    tidy(ax, _FONT_SIZE)
+    ax.set_xlabel(f"{_name(rows)}\n({direction} is better)")
+    tidy(ax)
+    finish(ax, save)
     return ax
 
 
@@ -87,6 +109,8 @@ def benchmark_specificity(
     *,
     mode: str | None = "perturbench",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Fit against specificity: a method that does not distinguish perturbations is on the line.
 
@@ -94,8 +118,14 @@ def benchmark_specificity(
     ----------
     fit, specificity
         Metrics of the two axes.
-    summary, mode, ax
+    summary, mode
         As for :func:`benchmark_metric`; the mode applies to both metrics.
+    ax
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -113,11 +143,11 @@ def benchmark_specificity(
     """
     x_rows = _rows_of(summary, fit, mode).set_index("method")
     y_rows = _rows_of(summary, specificity, mode).set_index("method").reindex(x_rows.index)
-    ax = new_axes(ax, 4.2, 4.6)
+    ax = new_axes(ax, 4.2, 4.6, figsize, save)
     colours, markers = cycle(COLOURS), cycle(_MARKERS)
     for (method, x), (_, y) in zip(x_rows.iterrows(), y_rows.iterrows(), strict=True):
         is_control = method in _CONTROLS
-        colour = _CONTROL_COLOUR if is_control else next(colours)
+        colour = GREY if is_control else next(colours)
         marker = "dh*"[_CONTROLS.index(str(method))] if is_control else next(markers)
         hollow = bool(x["n_failed"])
         place = (x["shown"], y["shown"])
@@ -129,7 +159,7 @@ def benchmark_specificity(
             marker=marker,
             markersize=7,
             color=colour,
-            markerfacecolor="white" if hollow else colour,
+            markerfacecolor=ax.get_facecolor() if hollow else colour,
             alpha=0.85,
             label=literal(f"{method} ({x['n_failed']} failed)" if hollow else method),
             zorder=3,
@@ -137,21 +167,14 @@ def benchmark_specificity(
     chance = y_rows["chance"].mean()
     if np.isfinite(chance):
         label = "chance: perturbations not distinguished"
-        ax.axhline(chance, color="0.35", linestyle=":", linewidth=1, zorder=1, label=label)
+        ax.axhline(chance, color=GREY, linestyle=":", linewidth=1, zorder=1, label=label)
     for axis, rows in ((ax.xaxis, x_rows), (ax.yaxis, y_rows)):
         # Better is right and up, whatever the metric's direction.
         axis.set_inverted(not rows["higher_is_better"].iloc[0])
-        axis.set_label_text(f"{_name(rows)} (better \N{RIGHTWARDS ARROW})", fontsize=_FONT_SIZE)
-    tidy(ax, _FONT_SIZE)
-    ax.legend(
-        fontsize=_FONT_SIZE - 1,
-        frameon=False,
-        ncols=2,
-        loc="upper center",
-        bbox_to_anchor=(0.42, -0.16),
-        columnspacing=1,
-        handletextpad=0.3,
-    )
+        axis.set_label_text(f"{_name(rows)}\n(better \N{RIGHTWARDS ARROW})")
+    tidy(ax)
+    legend_below(ax)
+    finish(ax, save)
     return ax
 
 
@@ -164,6 +187,8 @@ def benchmark_perturbations(
     reference: str = _NEGATIVE,
     label_worst: int = 3,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """One metric for every perturbation: a method against a reference.
 
@@ -180,6 +205,10 @@ def benchmark_perturbations(
         Names without free space are omitted.
     ax
         Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -206,7 +235,7 @@ def benchmark_perturbations(
         index="perturbation", columns="method", values="value", aggfunc="mean", dropna=False
     )
     both = means[[reference, method]].dropna()
-    ax = new_axes(ax, 3, 3.1)
+    ax = new_axes(ax, 3, 3.1, figsize, save)
     x, y = both[reference].to_numpy(), both[method].to_numpy()
     higher = bool(chosen["higher_is_better"].iloc[0])
     ends = np.array([0.0, 1.0])
@@ -215,22 +244,22 @@ def benchmark_perturbations(
         margin = 0.06 * (highest - lowest) or 0.1
         ends = np.array([lowest - margin, highest + margin])
     ax.fill_between(ends, ends, ends[1] if higher else ends[0], color="#009E73", alpha=0.1, lw=0)
-    ax.plot(ends, ends, color="0.35", linewidth=0.8, linestyle="--", zorder=1)
+    ax.plot(ends, ends, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     ax.scatter(x, y, s=16, color=_METHOD_COLOUR, alpha=0.7, linewidths=0, zorder=2)
     behind = (x - y) if higher else (y - x)
     better = int((behind < 0).sum())
     ax.set_title(
         f"{literal(method)}: better in {better} of {len(both)}"
         + (f", {len(means) - len(both)} failed" if len(means) > len(both) else ""),
-        fontsize=_FONT_SIZE,
+        fontsize=TEXT,
     )
     ax.set(xlim=ends, ylim=ends, aspect="equal")
-    ax.set_xlabel(literal(reference), fontsize=_FONT_SIZE)
-    ax.set_ylabel(literal(metric), fontsize=_FONT_SIZE)
-    ax.tick_params(labelsize=_FONT_SIZE - 1, length=2)
+    ax.set_xlabel(literal(reference))
+    ax.set_ylabel(literal(metric))
     worst = np.argsort(-behind, kind="stable")[:label_worst]
     worst = worst[behind[worst] > 0]
     label_points(ax, x, y, {place: both.index[place] for place in worst})
+    finish(ax, save)
     return ax
 
 
@@ -268,24 +297,24 @@ def _note_failures(ax: Axes, place: float, row: pd.Series) -> None:
         (1.01, place),
         xycoords=("axes fraction", "data"),
         va="center",
-        fontsize=_FONT_SIZE - 2,
-        color="#A03C00",
+        fontsize=TEXT,
+        color="#D55E00",
     )
 
 
 def _draw_references(ax: Axes, rows: pd.DataFrame) -> None:
     chance = rows["chance"].mean()
     if np.isfinite(chance):
-        ax.axvline(chance, color="0.35", linestyle=":", linewidth=1, zorder=1)
+        ax.axvline(chance, color=GREY, linestyle=":", linewidth=1, zorder=1)
         ax.annotate(
             "chance",
             (chance, 1),
             xycoords=("data", "axes fraction"),
             ha="center",
             va="bottom",
-            fontsize=_FONT_SIZE - 2,
-            color="0.35",
+            fontsize=TEXT,
+            color=GREY,
         )
     known = rows.set_index("method")["mean"]
     if {_NEGATIVE, _POSITIVE} <= set(known.index) and known[[_NEGATIVE, _POSITIVE]].notna().all():
-        ax.axvspan(*sorted(known[[_NEGATIVE, _POSITIVE]]), color="0.93", zorder=0, linewidth=0)
+        ax.axvspan(*sorted(known[[_NEGATIVE, _POSITIVE]]), zorder=0, **SHADE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,23 @@ from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSErro
 from scvi_sams.interpretation._contexts import context_effects as table_of_pairs
 from scvi_sams.interpretation._stored import Slot, Source, result_of
 from scvi_sams.labels._names import check_has
+from scvi_sams.plotting._labels import label_rows_and_columns
 from scvi_sams.plotting._matrices import heatmap
-from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, lay_out, new_axes
+from scvi_sams.plotting._style import GREY, ROW, TEXT, finish, lay_out, new_axes, points
 
 _COLUMNS = (
     "perturbation", "context", "is_measured", "acts", "differs", "effect", "pattern",
 )  # fmt: skip
+_PARTLY = "shared, partly called"
 _GROUPS = {
     "shared": "shared",
+    _PARTLY: "no difference\ncalled",
     "differs in": "differ",
     "only in": "in some only",
     "unclear": "unclear",
     "none": "none",
 }
 """Beginnings of patterns, in the order in which they are drawn, and the names of the groups."""
-_LEAST_FOR_NAME = 0.11
-"""Height of a group, in inches, from which on its name is shown."""
 _DOT = 2.6
 """Largest diameter of a dot, in points."""
 _SHARE_OF_ROW = 0.6
@@ -50,6 +52,8 @@ def context_effects(
     perturbations: Sequence[str] | None = None,
     order: bool = True,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Heatmap of effect sizes, perturbations x contexts; dots mark where they differ.
 
@@ -64,11 +68,17 @@ def context_effects(
         Group perturbations by ``pattern``, within groups by the contexts in which they act, the
         strongest first; ``False`` keeps the order of the table, or of ``perturbations``.
     ax
-        Axes to draw on; ``None`` makes a figure of fitting size.
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
-    The axes. Pairs that are not called to act are white, unmeasured pairs grey. A dot marks a
+    The axes. Pairs that are not called to act are white, unmeasured pairs grey. Perturbations that
+    are called in some contexts only, without a called difference, are a group of their own, "no
+    difference called". A dot marks a
     context that differs from the others, a hollow dot one in which the effect is absent. Tick
     labels are thinned if they do not fit.
 
@@ -108,6 +118,8 @@ def context_effects(
         )
     )  # fmt: skip
     shown = np.where(acts, effect, 0.0)
+    # An effect that is called in some contexts, but whose absence in the others is not.
+    group = group.mask((group == "shared") & (measured & ~acts).any(axis=1), _PARTLY)
     if order:
         rows = _order(group, acts, shown)
         named = [named[row] for row in rows]
@@ -115,21 +127,22 @@ def context_effects(
         group = group.iloc[rows]
     n_rows, n_columns = shown.shape
     below = 0.06 * max(len(name) for name in contexts)  # for vertical names
-    height = float(np.clip(0.8 + below + 0.14 * n_rows, 2.4 + below, 10))
-    ax = new_axes(ax, float(np.clip(3.0 + 0.2 * n_columns, 3.4, 10)), height)
+    height = float(np.clip(0.8 + below + ROW * n_rows, 2.4 + below, 10))
+    width = float(np.clip(3.0 + 0.2 * n_columns, 3.4, 10))
+    ax = new_axes(ax, width, height, figsize, save)
     values = pd.DataFrame(np.where(measured, shown, np.nan), index=named, columns=contexts)
     bar = heatmap(ax, values, "Blues", (0, shown.max() or 1.0))
-    bar.set_label("size of the effect\n(latent units)", fontsize=FONT_SIZE + 1)
-    bar.ax.tick_params(labelsize=FONT_SIZE)
+    bar.set_label("size of the effect\n(latent units)")
     _mark(ax, shown, differs)
     label_rows_and_columns(ax, values.index, values.columns)
     if order:
         _name_groups(ax, group)
-    ax.set_xlabel(f"context ({n_columns})", fontsize=FONT_SIZE + 1)
-    ax.set_ylabel(f"perturbation ({n_rows})", fontsize=FONT_SIZE + 1)
+    ax.set_xlabel(f"context ({n_columns})")
+    ax.set_ylabel(f"perturbation ({n_rows})")
     n_all = table["perturbation"].nunique()
     left_out = "" if n_rows == n_all else f"{n_rows} of {n_all} perturbations"
-    ax.set_title(left_out, fontsize=FONT_SIZE + 1, loc="left")
+    ax.set_title(left_out, fontsize=TEXT, loc="left")
+    finish(ax, save)
     return ax
 
 
@@ -196,16 +209,17 @@ def _name_groups(ax: Axes, group: pd.Series) -> None:
     kinds = group.to_numpy()
     starts = np.flatnonzero(np.r_[True, kinds[1:] != kinds[:-1]])
     ends = np.r_[starts[1:], len(kinds)]
-    height = ax.get_window_extent().height / ax.figure.dpi / len(kinds)
+    lines = ax.get_window_extent().height * 72 / ax.figure.dpi / len(kinds) / points(TEXT)
     for start, end in zip(starts, ends, strict=True):
         if start:
-            ax.axhline(start - 0.5, color="0.3", linewidth=0.6)
-        if (end - start) * height >= _LEAST_FOR_NAME:
+            ax.axhline(start - 0.5, color=GREY, linewidth=0.6)
+        name = _GROUPS.get(kinds[start], kinds[start])
+        if (end - start) * lines >= 1.2 * (1 + name.count("\n")):
             ax.annotate(
-                _GROUPS.get(kinds[start], kinds[start]),
+                name,
                 (1.02, (start + end - 1) / 2),
                 xycoords=ax.get_yaxis_transform(),
-                fontsize=FONT_SIZE,
+                fontsize=TEXT,
                 va="center",
                 annotation_clip=False,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,16 @@ from matplotlib.axes import Axes
 from scvi_sams._checks import as_names
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError
 from scvi_sams.metrics._recovery import Calibration
-from scvi_sams.plotting._style import COLOURS, FONT_SIZE, literal, new_axes, new_panels, tidy
+from scvi_sams.plotting._style import (
+    COLOURS,
+    GREY,
+    SHADE,
+    finish,
+    literal,
+    new_axes,
+    new_panels,
+    tidy,
+)
 
 _TERMS = {
     "elbo": "minus ELBO",
@@ -34,6 +44,8 @@ def training_curves(
     *,
     terms: Sequence[str] | None = None,
     axes: Sequence[Axes] | np.ndarray | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Sequence[Axes]:
     """Every term of the ELBO over epochs, for training and validation cells.
 
@@ -46,6 +58,10 @@ def training_curves(
         ``"kl_effects"`` and ``"active_masks"``; ``None`` for all terms of the model.
     axes
         One axes per term; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -76,10 +92,11 @@ def training_curves(
         )
     n_columns = min(len(chosen), _PANELS_PER_ROW)
     size = (2.5 * n_columns, 1.9 * -(-len(chosen) // n_columns))
-    panels = new_panels(axes, chosen, "terms", size=size, n_columns=n_columns)
+    panels = new_panels(axes, chosen, "terms", size, figsize, save, n_columns=n_columns)
     for ax, term in zip(panels, chosen, strict=True):
         _draw_term(ax, history, term)
-    panels[0].legend(frameon=False, fontsize=FONT_SIZE, loc="upper right")
+    panels[0].legend(frameon=False, loc="upper right")
+    finish(panels, save)
     return panels
 
 
@@ -105,16 +122,20 @@ def _draw_term(ax: Axes, history: Mapping[str, pd.DataFrame], term: str) -> None
     if "dense_phase" in history:
         dense = history["dense_phase"].iloc[:, 0].astype(float)
         if (dense > 0).any():
-            ax.axvspan(dense.index[0], dense.index[dense > 0][-1], color="0.93", linewidth=0)
-    ax.set_title(_TERMS[term], fontsize=FONT_SIZE + 1)
-    ax.set_xlabel("epoch", fontsize=FONT_SIZE)
+            ax.axvspan(dense.index[0], dense.index[dense > 0][-1], **SHADE)
+    ax.set_title(_TERMS[term])
+    ax.set_xlabel("epoch")
     if term != "active_masks":
-        ax.set_ylabel("nats per cell", fontsize=FONT_SIZE)
-    tidy(ax, FONT_SIZE - 1)
+        ax.set_ylabel("nats per cell")
+    tidy(ax)
 
 
 def mask_calibration(
-    calibration: Calibration | Mapping[str, Calibration], *, ax: Axes | None = None
+    calibration: Calibration | Mapping[str, Calibration],
+    *,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Reliability diagram: inclusion probability against the proportion of true entries.
 
@@ -126,6 +147,10 @@ def mask_calibration(
         Result of :func:`~scvi_sams.evaluation.mask_calibration`, or several by name.
     ax
         Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -149,8 +174,8 @@ def mask_calibration(
             "`calibration` must be the result of scvi_sams.evaluation.mask_calibration, or a dict "
             f"of several, not {type(calibration).__name__}."
         )
-    ax = new_axes(ax, 4.6, 4.4)
-    ax.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--", zorder=1)
+    ax = new_axes(ax, 4.6, 4.4, figsize, save)
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", zorder=1)
     most = max((one.bins["n_entries"].max() for one in several.values()), default=1)
     for number, (name, one) in enumerate(several.items()):
         bins = one.bins[one.bins["n_entries"] > 0]
@@ -163,7 +188,7 @@ def mask_calibration(
             bins["observed"],
             s=area.clip(lower=_SMALLEST_POINT),
             color=colour,
-            edgecolors="white",
+            edgecolors=[ax.get_facecolor()],
             zorder=3,
             label=f"{label}calibration error {one.expected_calibration_error:.3f}",
         )
@@ -174,5 +199,6 @@ def mask_calibration(
         ylim=(-0.04, 1.04),
         aspect="equal",
     )
-    ax.legend(frameon=False, loc="best", fontsize="small")
+    ax.legend(frameon=False, loc="best")
+    finish(ax, save)
     return ax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, get_args
 
 import pandas as pd
@@ -11,7 +12,7 @@ from scvi_sams._checks import check_choice, check_integer, check_number
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.labels._names import check_has
 from scvi_sams.plotting._matrices import marked_heatmap
-from scvi_sams.plotting._style import FONT_SIZE
+from scvi_sams.plotting._style import finish
 
 Part = Literal["mask", "effect"]
 _COLUMNS = ("feature", "latent", "part", "weight", "lfsr")
@@ -25,6 +26,8 @@ def feature_importance(
     max_lfsr: float = 0.001,
     n_features: int = 40,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Heatmap of the weights of features for latent dimensions; dots mark significant signs.
 
@@ -41,7 +44,11 @@ def feature_importance(
     n_features
         Largest number of rows: the features with the strongest marked weights.
     ax
-        Axes to draw on; ``None`` makes a figure of fitting size.
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -97,7 +104,8 @@ def feature_importance(
         for name in ("weight", "lfsr")
     )
     meaning = f"weight of {part}s ({_UNITS[part]} per SD)\n(dots: significant sign)"
-    ax = marked_heatmap(values, lfsr.to_numpy() < max_lfsr, meaning, ax)
-    ax.set_xlabel(f"latent dimension ({len(columns)})", fontsize=FONT_SIZE + 1)
-    ax.set_ylabel(f"feature ({len(rows)})", fontsize=FONT_SIZE + 1)
+    ax = marked_heatmap(values, lfsr.to_numpy() < max_lfsr, meaning, ax, figsize, save)
+    ax.set_xlabel(f"latent dimension ({len(columns)})")
+    ax.set_ylabel(f"feature ({len(rows)})")
+    finish(ax, save)
     return ax

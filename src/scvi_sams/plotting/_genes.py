@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -18,28 +20,41 @@ from scvi_sams.interpretation._stored import PROGRAMS, Source, ate_of, result_of
 from scvi_sams.labels._names import check_has
 from scvi_sams.metrics._ate import align_ate, effect_metrics
 from scvi_sams.model._perturbation_model import PerturbationModel
+from scvi_sams.plotting._labels import label_points
 from scvi_sams.plotting._style import (
     COLOURS,
-    FONT_SIZE,
-    label_points,
+    GREY,
+    ROW,
+    SHADE,
+    TEXT,
+    finish,
     lay_out,
     literal,
     new_axes,
+    points,
     tidy,
 )
 
 _UP, _DOWN, _REST = "#D55E00", "#0072B2", "#BBBBBB"
-_CURVE_COLOURS = (*COLOURS, "#000000")
+_CURVE_COLOURS = (*COLOURS, GREY)
 _LINE_STYLES = ("-", "--", "-.", ":")
 _FDR = 0.05
 _NAME_SPACING = 1.35
 """Distance of names at the end of curves, in lines of text."""
+_MOST_LETTERS = 36
+"""Length of a line of the units of an axis."""
 _MANY = 3000
 """Number of points from which on hexagons with counts are drawn instead."""
 
 
 def program_genes(
-    programs: Source, latent: str, *, n_genes: int = 20, ax: Axes | None = None
+    programs: Source,
+    latent: str,
+    *,
+    n_genes: int = 20,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Bars of the genes that change most with a latent dimension, increases above decreases.
 
@@ -52,7 +67,11 @@ def program_genes(
     n_genes
         Number of genes, those with the largest absolute change.
     ax
-        Axes to draw on; ``None`` makes a figure of fitting size.
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -75,16 +94,17 @@ def program_genes(
     genes = top_genes(programs[[latent]], n_genes).sort_values("change", kind="stable")
     if genes.empty:
         raise SAMSError(f"No gene changes with {latent!r}: it is switched off.")
-    ax = new_axes(ax, 3.4, float(np.clip(0.9 + 0.16 * len(genes), 2, 9)))
+    ax = new_axes(ax, 3.4, float(np.clip(0.9 + ROW * len(genes), 2, 9)), figsize, save)
     colours = np.where(genes["change"] > 0, _UP, _DOWN)
     places = np.arange(len(genes))
     ax.barh(places, genes["change"], color=colours, height=0.75)
-    ax.axvline(0, color="0.35", linewidth=0.8)
+    ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set_yticks(places, genes["gene"].map(literal))
     ax.set_ylim(-0.7, len(genes) - 0.3)
-    ax.set_xlabel("change of expression\n(log2 per unit)", fontsize=FONT_SIZE + 1)
-    ax.set_title(literal(latent.replace("_", " ")), fontsize=FONT_SIZE + 2)
+    ax.set_xlabel("change of expression\n(log2 per unit)")
+    ax.set_title(literal(latent.replace("_", " ")))
     tidy(ax)
+    finish(ax, save)
     return ax
 
 
@@ -95,6 +115,8 @@ def effect_volcano(
     min_effect: float = 0.1,
     label_top: int = 12,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Effect of a perturbation on every gene against its certainty.
 
@@ -113,6 +135,10 @@ def effect_volcano(
         omitted.
     ax
         Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -153,23 +179,26 @@ def effect_volcano(
         is_sure = height > SURE
         meaning = "|effect| / posterior SD"
     is_sure &= np.abs(effect) >= min_effect
-    ax = new_axes(ax, 4.2, 4)
+    ax = new_axes(ax, 4.2, 4, figsize, save)
     colours = np.where(is_sure, np.where(effect > 0, _UP, _DOWN), _REST)
     order = np.argsort(is_sure, kind="stable")
     ax.scatter(effect[order], height[order], s=9, c=colours[order], linewidths=0, alpha=0.8)
     for border in (-min_effect, min_effect):
-        ax.axvline(border, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
-    ax.set_xlim(*(np.array([-1.12, 1.12]) * (np.abs(effect).max() or 1.0)))
+        ax.axvline(border, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    low, high = min(effect.min(), -1.5 * min_effect), max(effect.max(), 1.5 * min_effect)
+    margin = 0.1 * (high - low) or 1.0
+    ax.set_xlim(low - margin, high + margin)
     ax.set_ylim(0, 1.12 * height.max() or 1.0)
     units = ate.uns.get("ate", {}).get("units", "")
-    ax.set_xlabel(f"effect\n{literal(units)}", fontsize=FONT_SIZE + 1)
-    ax.set_ylabel(meaning, fontsize=FONT_SIZE + 1)
+    ax.set_xlabel(_effect_label(units))
+    ax.set_ylabel(meaning)
     n_up, n_down = int((is_sure & (effect > 0)).sum()), int((is_sure & (effect < 0)).sum())
-    ax.set_title(f"{literal(perturbation)}: {n_up} up, {n_down} down", fontsize=FONT_SIZE + 2)
+    ax.set_title(f"{literal(perturbation)}: {n_up} up, {n_down} down")
     tidy(ax)
     strongest = np.argsort(-np.where(is_sure, np.abs(effect), -1), kind="stable")[:label_top]
     strongest = strongest[is_sure[strongest]]
     label_points(ax, effect, height, {place: ate.var_names[place] for place in strongest})
+    finish(ax, save)
     return ax
 
 
@@ -180,6 +209,8 @@ def dose_response(
     *,
     n_genes: int = 5,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Effect of a perturbation on some genes by dose, with intervals.
 
@@ -195,6 +226,10 @@ def dose_response(
         See ``genes``.
     ax
         Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -225,10 +260,10 @@ def dose_response(
             raise InvalidArgumentError("`genes` is empty: name some, or None for the strongest.")
         check_has("The table has no gene", genes, curves.var_names)
         chosen = curves.var_names.get_indexer(pd.Index(genes))
-    ax = new_axes(ax, 4.4, 3.4)
+    ax = new_axes(ax, 4.4, 3.4, figsize, save)
     dose = curves.obs["dosage"].to_numpy(np.float64)[rows]
     low, high = (np.asarray(curves.layers[f"interval_{side}"])[rows] for side in ("low", "high"))
-    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     opacity = min(0.15, 0.5 / max(1, len(chosen)))  # many intervals hide each other
     for number, gene in enumerate(chosen):
         colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
@@ -238,27 +273,32 @@ def dose_response(
     measured = curves.obs["is_measured_range"].to_numpy(bool)[rows]
     if not measured.all():
         start = dose[measured].max() if measured.any() else dose[0]
-        ax.axvspan(start, dose[-1], color="0.93", zorder=-1, linewidth=0)
+        ax.axvspan(start, dose[-1], zorder=-1, **SHADE)
         ax.text(
             start, 1, " not measured", transform=ax.get_xaxis_transform(), va="bottom",
-            fontsize=FONT_SIZE, color="0.35",
+            fontsize=TEXT, color=GREY,
         )  # fmt: skip
     ax.set_xlim(dose[0], dose[-1])
-    ax.set_xlabel("dose", fontsize=FONT_SIZE + 1)
+    ax.set_xlabel("dose")
     units = curves.uns.get("ate", {}).get("units", "")
-    ax.set_ylabel(f"effect\n{literal(units)}", fontsize=FONT_SIZE + 1)
-    ax.set_title(literal(perturbation), fontsize=FONT_SIZE + 2, pad=12)
+    ax.set_ylabel(_effect_label(units))
+    ax.set_title(literal(perturbation), pad=12)
     tidy(ax)
     _name_ends(ax, float(dose[-1]), effect[-1, chosen], [str(g) for g in curves.var_names[chosen]])
+    finish(ax, save)
     return ax
+
+
+def _effect_label(units: str) -> str:
+    return "\n".join(["effect", *textwrap.wrap(literal(units), _MOST_LETTERS)])
 
 
 def _name_ends(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
     """Name curves at their ends, moved apart to avoid overlaps."""
     lay_out(ax)
     low, high = ax.get_ylim()
-    points = ax.get_window_extent().height * 72 / ax.figure.dpi
-    step = _NAME_SPACING * FONT_SIZE / points * (high - low)
+    height = ax.get_window_extent().height * 72 / ax.figure.dpi
+    step = _NAME_SPACING * points(TEXT) / height * (high - low)
     order = np.argsort(ends, kind="stable")
     places = ends[order].astype(np.float64)
     for number in range(1, len(places)):
@@ -271,7 +311,7 @@ def _name_ends(ax: Axes, x: float, ends: np.ndarray, names: list[str]) -> None:
             (x, ends[which]),
             xytext=(1.03, place),
             textcoords=ax.get_yaxis_transform(),
-            fontsize=FONT_SIZE,
+            fontsize=TEXT,
             va="center",
             color=_CURVE_COLOURS[which % len(_CURVE_COLOURS)],
             annotation_clip=False,
@@ -286,6 +326,8 @@ def ate_scatter(
     control: str | Sequence[str] = "control",
     delimiter: str | None = "+",
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Predicted against observed effect of every gene and perturbation, with the identity line.
 
@@ -301,6 +343,10 @@ def ate_scatter(
         Spelling of labels.
     ax
         Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -324,14 +370,16 @@ def ate_scatter(
         predicted, observed, control=control, delimiter=delimiter
     )
     x, y = observed_effects.ravel(), predicted_effects.ravel()
-    ax = new_axes(ax, 5.6, 4.8)
+    ax = new_axes(ax, 5.6, 4.8, figsize, save)
 
-    extreme = 1.08 * max(np.abs(x).max(), np.abs(y).max()) or 1.0
-    _draw_points(ax, x, y, extreme)
-    ax.axline((0, 0), slope=1, color="0.35", linewidth=0.8, linestyle="--", zorder=3)
-    ax.set(xlim=(-extreme, extreme), ylim=(-extreme, extreme), aspect="equal")
+    ends = min(x.min(), y.min(), 0), max(x.max(), y.max(), 0)
+    margin = 0.08 * (ends[1] - ends[0]) or 1.0
+    ends = ends[0] - margin, ends[1] + margin
+    _draw_points(ax, x, y, ends)
+    ax.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle="--", zorder=3)
+    ax.set(xlim=ends, ylim=ends, aspect="equal")
     ax.set(xlabel="observed effect", ylabel="predicted effect")
-    ax.set_title(literal(observed.uns["ate"].get("units", "")), fontsize=FONT_SIZE)
+    ax.set_title(literal(observed.uns["ate"].get("units", "")), fontsize=TEXT)
     perturbations = f"{observed.n_obs:,} perturbation{'s' * (observed.n_obs != 1)}"
     lines = [f"Pearson {effect_metrics(y, x)['pearson']:.3f}"]
     lines += [f"{perturbations}, {observed.n_vars:,} genes"]
@@ -343,18 +391,19 @@ def ate_scatter(
         "\n".join(lines),
         transform=ax.transAxes,
         va="top",
-        fontsize=FONT_SIZE + 1,
+        fontsize=TEXT,
     )
 
     strongest = np.argsort(-np.abs(x), kind="stable")[:label_top]
     names = {place: _entry_name(observed, place) for place in strongest}
     label_points(ax, x, y, names, avoid=[summary])
+    finish(ax, save)
     return ax
 
 
-def _draw_points(ax: Axes, x: np.ndarray, y: np.ndarray, extreme: float) -> None:
+def _draw_points(ax: Axes, x: np.ndarray, y: np.ndarray, ends: tuple[float, float]) -> None:
     for draw_line in (ax.axhline, ax.axvline):
-        draw_line(0, color="0.85", linewidth=0.8, zorder=0)
+        draw_line(0, color=GREY, alpha=0.4, linewidth=0.8, zorder=0)
     if len(x) < _MANY:
         ax.scatter(x, y, s=10, alpha=0.5, color="#0072B2", linewidths=0)
         return
@@ -362,7 +411,7 @@ def _draw_points(ax: Axes, x: np.ndarray, y: np.ndarray, extreme: float) -> None
         x,
         y,
         gridsize=70,
-        extent=(-extreme, extreme, -extreme, extreme),
+        extent=(*ends, *ends),
         bins="log",
         mincnt=1,
         cmap="viridis",

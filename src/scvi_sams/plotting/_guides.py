@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -17,7 +19,17 @@ from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSErro
 from scvi_sams.interpretation._guides import guide_efficacy as table_of_guides
 from scvi_sams.interpretation._stored import Slot, Source, result_of
 from scvi_sams.labels._names import check_has
-from scvi_sams.plotting._style import FONT_SIZE, literal, new_axes, tidy
+from scvi_sams.plotting._style import (
+    GREY,
+    ROW,
+    SHADE,
+    TEXT,
+    finish,
+    legend_below,
+    literal,
+    new_axes,
+    tidy,
+)
 
 _SHOWN = {
     "response_rate": ("rate_low", "rate_high", "proportion of responding cells"),
@@ -47,6 +59,8 @@ def guide_efficacy(
     perturbations: Sequence[str] | None = None,
     n_perturbations: int = 20,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Dots and intervals of guides, grouped by perturbation.
 
@@ -63,7 +77,11 @@ def guide_efficacy(
         Largest number to draw, unless ``perturbations`` are named: those with flagged guides come
         first, then those whose guides differ most.
     ax
-        Axes to draw on; ``None`` makes a figure of fitting size.
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -98,8 +116,8 @@ def guide_efficacy(
         value = "response_rate" if table["response_rate"].notna().any() else "effect_size"
     blocks, title = _blocks(table, value, perturbations, n_perturbations)
     n_rows = sum(len(block) for block in blocks)
-    height = 0.15 * (n_rows + _GAP * len(blocks))
-    ax = new_axes(ax, 4.2, float(np.clip(1.1 + height, 2, 14)))
+    height = ROW * (n_rows + _GAP * len(blocks))
+    ax = new_axes(ax, 4.2, float(np.clip(1.1 + height, 2, 14)), figsize, save)
     low, high, meaning = _SHOWN[value]
     names: list[object] = []
     places: list[float] = []
@@ -108,22 +126,23 @@ def guide_efficacy(
         rows = start + np.arange(len(block))
         if number % 2:
             ends = (rows[0] - (1 + _GAP) / 2, rows[-1] + (1 + _GAP) / 2)
-            ax.axhspan(*ends, color="0.95", linewidth=0, zorder=0)
+            ax.axhspan(*ends, zorder=0, **SHADE)
         for place, (_, row) in zip(rows, block.iterrows(), strict=True):
             _draw(ax, place, row[value], row[low], row[high], _kind(row))
         names.extend(block.index)
         places.extend(rows)
         start = rows[-1] + 1 + _GAP
     for reference in (0.0, 1.0):
-        ax.axvline(reference, color="0.75", linewidth=0.8, zorder=1)
+        ax.axvline(reference, color=GREY, linewidth=0.8, zorder=1)
     if value == "response_rate":
         ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(start - _GAP / 2 - 0.5, -0.5 - _GAP / 2)
     _name_rows(ax, blocks, names, places)
-    ax.set_xlabel(meaning, fontsize=FONT_SIZE + 1)
-    has_legend = _explain(ax, blocks)
-    ax.set_title(title, fontsize=FONT_SIZE + 1, loc="left", pad=16 if has_legend else None)
+    ax.set_xlabel(meaning)
+    ax.set_title(title, fontsize=TEXT, loc="left")
     tidy(ax)
+    _explain(ax, blocks)
+    finish(ax, save)
     return ax
 
 
@@ -186,7 +205,7 @@ def _kind(row: pd.Series) -> str:
 def _draw(ax: Axes, place: float, value: float, low: float, high: float, kind: str) -> None:
     marker, colour = _KINDS[kind]
     ax.plot([low, high], [place, place], color=colour, linewidth=1.3, zorder=2)
-    face = "white" if kind == "does nothing" else colour
+    face = ax.get_facecolor() if kind == "does nothing" else colour
     ax.plot(value, place, marker=marker, markersize=4, color=colour, markerfacecolor=face, zorder=3)
 
 
@@ -197,17 +216,17 @@ def _name_rows(
     ax.set_yticks(list(places), [literal(name) for name in names])
     acts = np.concatenate([block["acts"].to_numpy(bool) for block in blocks])
     for label, is_known in zip(ax.get_yticklabels(), acts, strict=True):
-        label.set_color("black" if is_known else _UNKNOWN)
+        label.set_color(rcParams["ytick.color"] if is_known else _UNKNOWN)
     start = 0
     for block in blocks:
         name = str(block["perturbation"].iloc[0])
         middle = float(np.mean(places[start : start + len(block)]))
-        colour = "black" if block["acts"].any() else _UNKNOWN
+        colour = rcParams["text.color"] if block["acts"].any() else _UNKNOWN
         ax.annotate(
             literal(name),
             (1.02, middle),
             xycoords=ax.get_yaxis_transform(),
-            fontsize=FONT_SIZE,
+            fontsize=TEXT,
             va="center",
             color=colour,
             annotation_clip=False,
@@ -215,8 +234,8 @@ def _name_rows(
         start += len(block)
 
 
-def _explain(ax: Axes, blocks: list[pd.DataFrame]) -> bool:
-    """Legend of the markers of flagged guides above the axes, if there are any."""
+def _explain(ax: Axes, blocks: list[pd.DataFrame]) -> None:
+    """Legend of the markers of flagged guides, if there are any."""
     found = {_kind(row) for block in blocks for _, row in block.iterrows()}
     flagged = [kind for kind in _KINDS if kind in found and kind != "works"]
     handles = [
@@ -225,7 +244,7 @@ def _explain(ax: Axes, blocks: list[pd.DataFrame]) -> bool:
             [],
             marker=_KINDS[kind][0],
             color=_KINDS[kind][1],
-            markerfacecolor="white" if kind == "does nothing" else _KINDS[kind][1],
+            markerfacecolor=ax.get_facecolor() if kind == "does nothing" else _KINDS[kind][1],
             markersize=4,
             linewidth=1.3,
             label=kind,
@@ -233,13 +252,4 @@ def _explain(ax: Axes, blocks: list[pd.DataFrame]) -> bool:
         for kind in flagged
     ]
     if handles:
-        ax.legend(
-            handles=handles,
-            frameon=False,
-            fontsize=FONT_SIZE,
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 1.0),
-            ncols=2,
-            borderaxespad=0,
-        )
-    return bool(handles)
+        legend_below(ax, handles=handles)

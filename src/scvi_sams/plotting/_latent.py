@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -15,7 +16,7 @@ from scvi_sams._checks import as_names
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.labels._names import check_has
-from scvi_sams.plotting._style import literal, new_panels
+from scvi_sams.plotting._style import TEXT, finish, literal, new_panels, points
 
 _TITLES = {
     RESULT_KEYS.LATENT: "basal state",
@@ -43,6 +44,8 @@ def latent(
     basis: Sequence[str] = (RESULT_KEYS.LATENT, RESULT_KEYS.LATENT_PERTURBED),
     color: str = "perturbation",
     axes: Sequence[Axes] | np.ndarray | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
     highlight: Sequence[str] | None = None,
 ) -> Sequence[Axes]:
     """UMAPs of latent representations side by side, with cells coloured by a label.
@@ -58,6 +61,10 @@ def latent(
         Column of ``adata.obs`` with the label of each cell.
     axes
         One axes per panel; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
     highlight
         Labels to colour (at most nine); all others are grey. ``None`` colours the largest groups.
 
@@ -98,7 +105,7 @@ def latent(
     cells = np.random.default_rng(_SEED).permutation(len(labels))
     cells = cells[np.argsort(labels.map(palette).iloc[cells] != _REST_COLOR, kind="stable")]
     size = (3.8 * len(basis) + 1.4, 3.8)
-    panels = new_panels(axes, basis, "representations", size=size, n_columns=len(basis))
+    panels = new_panels(axes, basis, "representations", size, figsize, save, n_columns=len(basis))
     for ax, key in zip(panels, basis, strict=True):
         drawn = ad.AnnData(
             obs=pd.DataFrame({color: shown[cells]}, index=cells.astype(str)),
@@ -113,17 +120,18 @@ def latent(
             marker="o",
             linewidths=0,
             legend_loc="right margin" if ax is panels[-1] else "none",
-            legend_fontsize=8,
+            legend_fontsize=points(TEXT),
             frameon=True,
             title=literal(_TITLES.get(key, key)),
             ax=ax,
             show=False,
         )
         ax.set(xlabel="UMAP 1", ylabel="UMAP 2")
-        for points in ax.collections:
-            points.set_rasterized(True)
+        for cells_drawn in ax.collections:
+            cells_drawn.set_rasterized(True)
     legend = panels[-1].get_legend()
-    legend.set_title(literal(color), prop=FontProperties(size=8))  # type: ignore[union-attr]
+    legend.set_title(literal(color), prop=FontProperties(size=TEXT))  # type: ignore[union-attr]
+    finish(panels, save)
     return panels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from matplotlib.ticker import NullLocator
 from scvi_sams._checks import check_choice
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.labels._names import check_has
-from scvi_sams.plotting._style import COLOURS, literal, new_axes, tidy
+from scvi_sams.plotting._style import COLOURS, GREY, finish, legend_below, literal, new_axes, tidy
 
 _NAMES = {
     "pearson": "Pearson correlation of effects\n(higher is better)",
@@ -25,12 +26,17 @@ _CONTROLS = {
     "mean of perturbations": "-.",
     "half of the test cells": "--",
 }
-_CONTROL_COLOUR = "#595959"
 _STYLES = [(marker, line) for line in ("-", "--") for marker in ("o", "s", "^", "D", "v", "P")]
-_FONT_SIZE = 8
 
 
-def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | None = None) -> Axes:
+def learning_curve(
+    curve: pd.DataFrame,
+    metric: str = "pearson",
+    *,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
+) -> Axes:
     """Performance of methods by the number of training cells per perturbation.
 
     Parameters
@@ -41,6 +47,10 @@ def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | N
         ``"pearson"``, ``"rmse"``, ``"mean_pearson"`` or ``"rank"``.
     ax
         Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -66,7 +76,7 @@ def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | N
     check_has("`curve` has no column", wanted, columns, " Pass the table of learning_curve.")
     if curve.empty:
         raise SAMSError("`curve` has no rows: there is nothing to draw.")
-    ax = new_axes(ax, 4.4, 4.0)
+    ax = new_axes(ax, 4.4, 4.0, figsize, save)
     asked = curve["cells_per_perturbation"].fillna(0)
     colours, styles = cycle(COLOURS), cycle(_STYLES)
     for method, of_method in curve.groupby("method", sort=False):
@@ -78,7 +88,7 @@ def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | N
         )
         points = points.sort_values("x")
         is_control = method in _CONTROLS
-        colour = _CONTROL_COLOUR if is_control else next(colours)
+        colour = GREY if is_control else next(colours)
         marker, line = ("", _CONTROLS[str(method)]) if is_control else next(styles)
         ax.plot(
             points["x"],
@@ -95,17 +105,10 @@ def learning_curve(curve: pd.DataFrame, metric: str = "pearson", *, ax: Axes | N
             points["x"], points["low"], points["high"], color=colour, alpha=0.15, linewidth=0
         )
     _name_the_numbers(ax, curve)
-    ax.set_ylabel(_NAMES[metric], fontsize=_FONT_SIZE)
-    tidy(ax, _FONT_SIZE)
-    ax.legend(
-        fontsize=_FONT_SIZE - 1,
-        frameon=False,
-        ncols=2,
-        loc="upper center",
-        bbox_to_anchor=(0.45, -0.2),
-        columnspacing=1,
-        handletextpad=0.5,
-    )
+    ax.set_ylabel(_NAMES[metric])
+    tidy(ax)
+    legend_below(ax)
+    finish(ax, save)
     return ax
 
 
@@ -121,4 +124,4 @@ def _name_the_numbers(ax: Axes, curve: pd.DataFrame) -> None:
         ticks[everything] = f"all\n({everything:.0f})"
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("training cells per perturbation", fontsize=_FONT_SIZE)
+    ax.set_xlabel("training cells per perturbation")

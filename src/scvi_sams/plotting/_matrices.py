@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,8 @@ from scvi_sams.interpretation._stored import DIRECT_EFFECTS, MASKS, Slot, Source
 from scvi_sams.labels._names import check_has
 from scvi_sams.model._direct_effects import DirectEffectTables
 from scvi_sams.model._perturbation_model import PerturbationModel
-from scvi_sams.plotting._style import FONT_SIZE, label_rows_and_columns, new_axes
+from scvi_sams.plotting._labels import label_rows_and_columns
+from scvi_sams.plotting._style import ROW, TEXT, finish, new_axes
 
 _NOT_KNOWN = "0.88"
 _INTERACTIONS = Slot(
@@ -47,6 +49,8 @@ def masks(
     effects: Source | None = None,
     threshold: float | None = None,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
     order: bool = True,
 ) -> Axes:
     """Heatmap of perturbations x latent dimensions.
@@ -67,7 +71,11 @@ def masks(
         threshold does not control the error rate: to show reliable entries, pass the result of
         :func:`scvi_sams.tl.called_masks`.
     ax
-        Axes to draw on; ``None`` makes a figure of fitting size.
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
     order
         Put perturbations with similar rows next to each other (average linkage, Euclidean
         distance; more than 500 in groups of k-means, the same in every call) and the most active
@@ -106,8 +114,10 @@ def masks(
     n_rows, n_columns = table.shape
     ax = new_axes(
         ax,
-        float(np.clip(2.2 + 0.14 * n_columns, 4, 9)),
-        float(np.clip(1 + 0.14 * n_rows, 3, 10)),
+        float(np.clip(2.2 + ROW * n_columns, 4, 9)),
+        float(np.clip(1 + ROW * n_rows, 3, 10)),
+        figsize,
+        save,
     )
     if effects is None:
         limits, colours, meaning = (0.0, 1.0), "Blues", "inclusion probability"
@@ -118,7 +128,8 @@ def masks(
     label_rows_and_columns(ax, table.index, table.columns)
     ax.set_xlabel(f"latent dimension ({n_columns})")
     ax.set_ylabel(f"perturbation ({n_rows})")
-    ax.set_title(title)
+    ax.set_title(title, fontsize=TEXT)
+    finish(ax, save)
     return ax
 
 
@@ -137,6 +148,8 @@ def direct_effects(
     n_perturbations: int = 40,
     n_genes: int = 60,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Heatmap of the strongest direct effects, perturbations x genes; dots mark certain signs.
 
@@ -150,7 +163,11 @@ def direct_effects(
         Largest numbers of rows and columns: those with the strongest marked effects. Genes are
         chosen for the perturbations that are shown.
     ax
-        Axes to draw on; ``None`` makes a figure of fitting size.
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -198,27 +215,35 @@ def direct_effects(
     columns, values = columns[along], values[:, along]
     table = pd.DataFrame(values, index=mean.index[rows], columns=mean.columns[columns])
     marked = is_sure[np.ix_(rows, columns)]
-    ax = marked_heatmap(table, marked, "direct effect per unit dose\n(dots: certain sign)", ax)
-    ax.set_xlabel(f"gene ({len(columns)})", fontsize=FONT_SIZE + 1)
-    ax.set_ylabel(f"perturbation ({len(rows)})", fontsize=FONT_SIZE + 1)
+    meaning = "direct effect per unit dose\n(dots: certain sign)"
+    ax = marked_heatmap(table, marked, meaning, ax, figsize, save)
+    ax.set_xlabel(f"gene ({len(columns)})")
+    ax.set_ylabel(f"perturbation ({len(rows)})")
+    finish(ax, save)
     return ax
 
 
 def marked_heatmap(
-    table: pd.DataFrame, is_marked: np.ndarray, meaning: str, ax: Axes | None
+    table: pd.DataFrame,
+    is_marked: np.ndarray,
+    meaning: str,
+    ax: Axes | None,
+    figsize: tuple[float, float] | None,
+    save: str | Path | None,
 ) -> Axes:
     """Draw entries in colours centred on 0, with dots on some."""
     n_rows, n_columns = table.shape
     ax = new_axes(
         ax,
-        float(np.clip(2.2 + 0.14 * n_columns, 4, 10)),
-        float(np.clip(1.2 + 0.14 * n_rows, 3, 8)),
+        float(np.clip(2.2 + ROW * n_columns, 4, 10)),
+        float(np.clip(1.2 + ROW * n_rows, 3, 8)),
+        figsize,
+        save,
     )
     values = np.abs(table.to_numpy())
     extreme = np.nanmax(values)
     bar = heatmap(ax, table, "RdBu_r", (-extreme, extreme))
-    bar.set_label(meaning, fontsize=FONT_SIZE + 1)
-    bar.ax.tick_params(labelsize=FONT_SIZE)
+    bar.set_label(meaning)
     rows, columns = np.nonzero(is_marked)
     dots = np.where(values[rows, columns] > extreme / 2, "white", "black")
     ax.scatter(columns, rows, s=4, c=dots, linewidths=0)
@@ -232,7 +257,14 @@ def _strongest(strength: np.ndarray, n: int) -> np.ndarray:
     return order[strength[order] > 0]
 
 
-def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None) -> Axes:
+def similarity(
+    similarity: Source,
+    *,
+    order: bool = True,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
+) -> Axes:
     """Heatmap of the similarity of all pairs of perturbations; pathways are diagonal blocks.
 
     Parameters
@@ -244,7 +276,11 @@ def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None
         Put similar perturbations next to each other (average linkage of 1 - similarity); ``False``
         keeps the order of the table.
     ax
-        Axes to draw on; ``None`` makes a figure of fitting size.
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -273,7 +309,7 @@ def similarity(similarity: Source, *, order: bool = True, ax: Axes | None = None
         table = table.iloc[leaves, leaves]
     signed = bool((table < 0).any(axis=None))
     limits = (-1, 1) if signed else (0, 1)
-    return _square(table, "RdBu_r" if signed else "Blues", limits, "similarity", ax)
+    return _square(table, "RdBu_r" if signed else "Blues", limits, "similarity", ax, figsize, save)
 
 
 def interaction_matrix(
@@ -284,6 +320,8 @@ def interaction_matrix(
     delimiter: str = "+",
     order: bool = True,
     ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+    save: str | Path | None = None,
 ) -> Axes:
     """Matrix of the interactions of all pairs, grey where unknown.
 
@@ -304,7 +342,11 @@ def interaction_matrix(
     order
         Put perturbations with similar interactions next to each other; ``False`` sorts by name.
     ax
-        Axes to draw on; ``None`` makes a figure of fitting size.
+        Axes to draw on; ``None`` makes a figure.
+    figsize
+        Width and height of the new figure in inches; ``None`` for a size that fits.
+    save
+        File to write the figure to, in the format of its suffix.
 
     Returns
     -------
@@ -345,7 +387,8 @@ def interaction_matrix(
     ordered = [names[leaf] for leaf in leaves]
     meaning = score if lower is None else f"above: {score}\nbelow: {lower}"
     frame = pd.DataFrame(shown, index=ordered, columns=ordered)
-    return _square(frame, "RdBu_r", (-extreme, extreme), meaning.replace("_", " "), ax)
+    meaning = meaning.replace("_", " ")
+    return _square(frame, "RdBu_r", (-extreme, extreme), meaning, ax, figsize, save)
 
 
 def _matrix(names: list[str], pairs: pd.DataFrame, values: pd.Series) -> np.ndarray:
@@ -356,16 +399,22 @@ def _matrix(names: list[str], pairs: pd.DataFrame, values: pd.Series) -> np.ndar
 
 
 def _square(
-    table: pd.DataFrame, colours: str, limits: tuple[float, float], meaning: str, ax: Axes | None
+    table: pd.DataFrame,
+    colours: str,
+    limits: tuple[float, float],
+    meaning: str,
+    ax: Axes | None,
+    figsize: tuple[float, float] | None,
+    save: str | Path | None,
 ) -> Axes:
-    side = float(np.clip(1.8 + 0.14 * len(table), 3.2, 9))
-    ax = new_axes(ax, side + 0.9, side)
+    side = float(np.clip(1.8 + ROW * len(table), 3.2, 9))
+    ax = new_axes(ax, side + 0.9, side, figsize, save)
     bar = heatmap(ax, table, colours, limits)
     ax.set_aspect("equal")
-    bar.set_label(meaning, fontsize=FONT_SIZE + 1)
-    bar.ax.tick_params(labelsize=FONT_SIZE)
+    bar.set_label(meaning)
     label_rows_and_columns(ax, table.index, table.columns)
-    ax.set_xlabel(f"perturbation ({len(table)})", fontsize=FONT_SIZE + 1)
+    ax.set_xlabel(f"perturbation ({len(table)})")
+    finish(ax, save)
     return ax
 
 
