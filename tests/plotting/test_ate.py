@@ -65,7 +65,11 @@ def test_annotated_correlation_is_that_of_the_table(n_perturbations, n_genes):
     ax = plotting.ate_scatter(predicted[::-1, ::-1].copy(), observed)
     pearson = compare_ate(predicted, observed).loc["all", "pearson"]
     lines = ax.texts[0].get_text().split("\n")
-    assert lines == [f"Pearson {pearson:.3f}", f"{n_perturbations} perturbations, {n_genes} genes"]
+    assert lines == [
+        f"Pearson {pearson:.3f}",
+        f"{n_perturbations} perturbations",
+        f"{n_genes} genes",
+    ]
 
 
 def test_failed_predictions_are_drawn_at_zero_and_counted():

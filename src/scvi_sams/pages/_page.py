@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scvi_sams._files import write_whole
 
 NOTHING = "\N{EN DASH}"
-SMALL_TEXT = {"font.size": 8}
+SMALL_TEXT: dict[Any, Any] = {"font.size": 8}
 """Settings of matplotlib for figures of pages."""
 
 

@@ -125,6 +125,7 @@ def _draw_term(ax: Axes, history: Mapping[str, pd.DataFrame], term: str) -> None
             ax.axvspan(dense.index[0], dense.index[dense > 0][-1], **SHADE)
     ax.set_title(_TERMS[term])
     ax.set_xlabel("epoch")
+    ax.locator_params(axis="x", integer=True)
     if term != "active_masks":
         ax.set_ylabel("nats per cell")
     tidy(ax)

@@ -382,7 +382,7 @@ def ate_scatter(
     ax.set_title(literal(observed.uns["ate"].get("units", "")), fontsize=TEXT)
     perturbations = f"{observed.n_obs:,} perturbation{'s' * (observed.n_obs != 1)}"
     lines = [f"Pearson {effect_metrics(y, x)['pearson']:.3f}"]
-    lines += [f"{perturbations}, {observed.n_vars:,} genes"]
+    lines += [perturbations, f"{observed.n_vars:,} genes"]
     if n_missing := int(missing.sum()):
         lines += [f"{n_missing:,} not predicted (drawn at 0)"]
     summary = ax.text(

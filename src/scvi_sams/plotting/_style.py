@@ -125,11 +125,12 @@ def _file(save: object) -> Path:
 def finish(axes: Axes | Sequence[Axes], save: str | Path | None) -> None:
     """Mend tick labels that collide, and write the figure if there is a file to write."""
     panels = [axes] if isinstance(axes, Axes) else list(axes)
-    lay_out(panels[0])
-    for ax in panels:
-        for axis, length in zip((ax.xaxis, ax.yaxis), ax.get_window_extent().size, strict=True):
-            _fit(axis)
-            _fit_label(axis, length)
+    for _ in range(2):  # what is mended changes the layout
+        lay_out(panels[0])
+        for ax in panels:
+            for axis, length in zip((ax.xaxis, ax.yaxis), ax.get_window_extent().size, strict=True):
+                _fit(axis)
+                _fit_label(axis, length)
     if save is None:
         return
     figure = panels[0].figure.canvas.figure
@@ -144,7 +145,7 @@ def _fit(axis: Axis) -> None:
         if (room := _room(axis)) < 1:
             axis.set_tick_params(labelsize=room * points(axis.get_ticklabels()[0].get_fontsize()))
         return
-    for n_bins in (6, 5, 4, 3, 2):
+    for n_bins in (6, 5, 4, 3, 2, 1):
         if not isinstance(axis.get_major_locator(), MaxNLocator) or _room(axis) >= 1:
             return
         axis.set_major_locator(MaxNLocator(n_bins, steps=[1, 2, 2.5, 5, 10]))
