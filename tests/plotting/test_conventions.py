@@ -310,7 +310,9 @@ def test_new_figures_scale_with_the_size_of_text(make_input: Callable, draw: Cal
 
 
 @every_function
-@pytest.mark.parametrize("settings", [{}, {"font.size": 14}, {"figure.figsize": (3.5, 3.5)}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"font.size": 14}, {"figure.figsize": (3.5, 3.5)}], ids=str
+)
 def test_labels_of_ticks_do_not_collide(make_input: Callable, draw: Callable, settings):
     with mpl.rc_context(settings):
         figsize = settings.get("figure.figsize")

@@ -41,5 +41,5 @@ def test_a_figure_looks_as_it_did(name, tmp_path):
 
 @with_the_same_letters
 def test_a_changed_figure_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(_benchmark, "_METHOD_COLOUR", "#0072A2")
+    monkeypatch.setattr(_benchmark, "_METHOD_COLOUR", "#007292")
     assert "RMS" in difference("benchmark_metric", tmp_path)
