@@ -97,8 +97,11 @@ def test_estimates_by_sums_and_by_logs_are_combined_by_their_errors():
         # Such counts vary less than Poisson ones, of which errors are never less.
         poisson = 1 / (6 * mean + 0.5) + 1 / (8 * mean + 0.5)
         of_all = [np.maximum(part * per_cell, poisson) for part in (of_sums, of_logs, of_both)]
-        spread = of_all[0] + of_all[1] - 2 * of_all[2]
-        weight = np.clip((of_all[1] - of_all[2]) / np.maximum(spread, 1e-12), 0, 1)
+        change = (np.log(own.sum(axis=0) + 0.5) - np.log(6 * mean + 0.5))[None]
+        share = 1 / (8 * mean + 0.5) / poisson
+        slope = 1 + share * (np.maximum(scale.relative_slope(change)[0], 1) - 1)
+        spread = slope**2 * of_all[0] + of_all[1] - 2 * slope * of_all[2]
+        weight = np.clip((of_all[1] - slope * of_all[2]) / np.maximum(spread, 1e-12), 0, 1)
         weight = np.where(spread > 1e-12, weight, 1)
         by_sums = scale.compared(np.log(own.sum(axis=0) + 0.5) - np.log(6 * mean + 0.5))
         by_logs = (np.log2(1 + 1e4 / SIZE * own).mean(axis=0) - logs.mean(axis=0)) / scale.slope
@@ -110,7 +113,6 @@ def test_estimates_by_sums_and_by_logs_are_combined_by_their_errors():
             + 2 * weight * (1 - weight) * of_all[2]
         )
         dispersion = np.maximum(of_sums - 1 / mean, 1e-3)
-        change = (np.log(own.sum(axis=0) + 0.5) - np.log(6 * mean + 0.5))[None]
         level = scale.relative_slope(change)[0] ** 2 * (dispersion + np.exp(-change[0]) / mean)
         treated = 1 / 6 / per_cell
         factor = (1 + treated * level / (dispersion + 1 / mean) + 1 - treated) / 2
@@ -189,6 +191,27 @@ def test_a_gene_of_a_few_control_cells_that_all_treated_cells_express_rises_by_w
     error = effects.scale.slope * block.error[0]
     assert found[0] == pytest.approx(seen[0], rel=0.05)
     assert error[0] < 0.2 * seen[0]
+
+
+def test_few_counts_of_controls_do_not_become_large_increases():
+    """Two counts where 24 are expected: the log ratio is far off, the difference of logs is not."""
+    rng = np.random.default_rng(2)
+    found, seen = [], []
+    for _ in range(60):
+        x = rng.poisson(3, size=(100, N_GENES)).astype(float)
+        x[:, 0] = rng.poisson(0.24, size=100) * rng.integers(0, 2, size=100)
+        controls = x[50:, 0]
+        controls[np.flatnonzero(controls)[2:]] = 0  # by chance, two control cells express it
+        cells = batch(x, np.repeat([0, -1], 50)[:, None])
+        module = constant_module()
+        with torch.no_grad():
+            module.decoder.to_genes.bias[0] = np.log(0.1 / SIZE * np.exp(BIAS[1:]).sum())
+        effects = effects_in(module, sums_of([cells], [True, False, False]))
+        (block,) = effects.blocks(range(1))
+        logs = np.log2(1 + 1e4 / SIZE * x[:, 0])
+        found.append(effects.scale.slope[0] * block.observed[0, 0])
+        seen.append(logs[:50].mean() - logs[50:].mean())
+    np.testing.assert_allclose(np.mean(found), np.mean(seen), rtol=0.1)
 
 
 def test_strong_knockdowns_are_seen_for_sure():

@@ -254,24 +254,46 @@ class ObservedEffects:
         by_sums, by_logs, change, counts = self._estimates(rows, self._logs)
         # At least the variance of Poisson counts, for genes without counts in controls: no
         # estimate of a rate has a smaller variance.
-        of_counts = 1 / (counts + 0.5) + 1 / (self._rate * self._size_reference + 0.5)
+        error_of_controls = 1 / (self._rate * self._size_reference + 0.5)
+        of_counts = 1 / (counts + 0.5) + error_of_controls
         of_sums = np.maximum(of_sums, of_counts) + self._bias
         of_logs, of_both = (
             np.maximum(values * per_cell, of_counts) for values in (self._of_logs, self._of_both)
         )
         level = self._at_level(rows, self._logs, change)
-        # A gene that few control cells express, but highly, may be expressed by all treated cells:
-        # means of logs then increase by far more than any change of the rate explains.
-        beyond = np.square(by_sums - by_logs) - _CONFLICT**2 * (of_sums + of_logs) * level
-        of_sums = of_sums + np.maximum(beyond, 0)
-        spread = of_sums + of_logs - 2 * of_both
-        weight = np.clip((of_logs - of_both) / np.maximum(spread, _SMALLEST_VARIANCE), 0, 1)
-        weight = np.where(spread > _SMALLEST_VARIANCE, weight, 1)
+        weight = self._weight_of_sums(
+            (of_sums, of_logs, of_both),
+            np.square(by_sums - by_logs) / level,
+            np.maximum(self._logs.relative_slope(change), 1),
+            error_of_controls / of_counts,
+        )
         rest = 1 - weight
         variance = weight**2 * of_sums + rest**2 * of_logs + 2 * weight * rest * of_both
         variance = np.maximum(variance, _SMALLEST_VARIANCE)
         observed = weight * by_sums + rest * by_logs
         return observed, variance * level
+
+    @staticmethod
+    def _weight_of_sums(
+        variances: tuple[np.ndarray, np.ndarray, np.ndarray],
+        squared_difference: np.ndarray,
+        slope: np.ndarray,
+        share_of_controls: np.ndarray,
+    ) -> np.ndarray:
+        """Weight of estimates by sums, given variances of both estimates and their covariance.
+
+        The error of control cells in a ratio of sums grows with the slope at the level that the
+        ratio leads to: with two counts where twenty were expected, all perturbations would seem to
+        raise the gene. And a gene that few control cells express, but highly, may be expressed by
+        all treated cells: means of logs then increase by more than any change of the rate explains.
+        """
+        of_sums, of_logs, of_both = variances
+        beyond = squared_difference - _CONFLICT**2 * (of_sums + of_logs)
+        steeper = 1 + share_of_controls * (slope - 1)
+        of_sums, of_both = steeper**2 * of_sums + np.maximum(beyond, 0), steeper * of_both
+        spread = of_sums + of_logs - 2 * of_both
+        weight = np.clip((of_logs - of_both) / np.maximum(spread, _SMALLEST_VARIANCE), 0, 1)
+        return np.where(spread > _SMALLEST_VARIANCE, weight, 1)
 
     def _at_level(self, rows: slice, logs: ComparedScale, change: np.ndarray) -> np.ndarray:
         """Variance of observed effects relative to that of an effect of 0.
