@@ -152,7 +152,7 @@ def fit_direct_effects(
     def effects_of(chosen: torch.Tensor, context: int | None) -> _Fitted:
         """Effects of some rows in all cells; in training cells, and in held-out cells."""
 
-        def effects_in(sums: GeneSums) -> ObservedEffects:
+        def effects_in(sums: GeneSums, scale: Scale | None = None) -> ObservedEffects:
             return ObservedEffects(
                 sums.of(chosen, context),
                 expected.of(chosen.numpy(), context),
@@ -161,12 +161,15 @@ def fit_direct_effects(
                 None if responding is None else responding[chosen.numpy()],
                 # Those in a context are compared with its control cells only.
                 Reference.of(sums, expected, is_count) if context is None else None,
+                scale,
             )
 
-        halves = None
+        in_all, halves = effects_in(everything), None
         if are_scored and held_out is not None:
-            halves = effects_in(training), effects_in(held_out)
-        return effects_in(everything), halves
+            # Without a Laplace transform the scale depends on the counts of these cells.
+            scale = in_all.scale if module.likelihood.has_laplace_transform else None
+            halves = effects_in(training, scale), effects_in(held_out, scale)
+        return in_all, halves
 
     keep_for_unmeasured(module, everything.cells, tables.n_rows, states)
     n_rows = tables.n_perturbations + len(tables.combinations)

@@ -144,21 +144,31 @@ def gene_sums(
         x.index_add_(0, groups, values[cells])
         if is_count:
             logged.index_add_(0, groups, logs[cells])
-        triple = torch.stack([values, logs, sizes[:, None].expand_as(values)]).double()
+        cell = values.double(), logs.double(), sizes.double()
         is_control = (batch.codes < 0).all(dim=1).cpu()
-        products[0] += _products(triple)
-        products[1] += _products(triple[:, is_control])
+        products[0] += _products(*cell)
+        products[1] += _products(*(part[is_control] for part in cell))
         if batch.contexts is not None:
             where = torch.where(is_control, batch.contexts.cpu(), -1)
             for context in where[is_control].unique().tolist():
-                products[2 + context] += _products(triple[:, where == context])
+                products[2 + context] += _products(*(part[where == context] for part in cell))
         kept.append(_described(batch, sizes, cells, groups, slots))
     return GeneSums(tables.n_rows, _joined(kept), n, size, x, logged, products)
 
 
-def _products(values: Tensor) -> Tensor:
-    """Sums over cells of products of pairs of ``(3, N, G)``."""
-    return torch.einsum("ing,jng->ijg", values, values)
+def _products(x: Tensor, logged: Tensor, size: Tensor) -> Tensor:
+    """Sums over cells of products of pairs of ``x``, ``logged`` and ``size``, ``(3, 3, G)``.
+
+    Each pair once: ``einsum`` over the three stacked takes more than twice as long.
+    """
+    sums = x.new_empty(3, 3, x.shape[1])
+    sums[0, 0] = (x * x).sum(dim=0)
+    sums[1, 1] = (logged * logged).sum(dim=0)
+    sums[2, 2] = size @ size
+    sums[0, 1] = sums[1, 0] = (x * logged).sum(dim=0)
+    sums[0, 2] = sums[2, 0] = size @ x
+    sums[1, 2] = sums[2, 1] = size @ logged
+    return sums
 
 
 def _members(

@@ -151,7 +151,8 @@ class ObservedEffects:
 
     They are effects on responding cells. ``responding``, ``(R,)``, is the proportion of responding
     cells of each row; ``None``: all. The last group of ``sums`` is control cells; with a
-    ``reference`` those of the contexts of the cells.
+    ``reference`` those of the contexts of the cells. ``scale`` is that of the same states, if it is
+    known already; it is computed otherwise, which takes seconds with thousands of genes.
 
     Attributes
     ----------
@@ -171,6 +172,7 @@ class ObservedEffects:
         likelihood: Likelihood,
         responding: np.ndarray | None = None,
         reference: Reference | None = None,
+        scale: ComparedScale | SameScale | None = None,
     ) -> None:
         n_rows = len(sums.n) - 1
         self._responding = np.ones((n_rows, 1)) if responding is None else responding[:, None]
@@ -205,7 +207,9 @@ class ObservedEffects:
                     _as_control_cells_vary(self._dispersion),
                     np.log(self._rate)[None],
                 )
-            self.scale = self._logs = ComparedScale(likelihood, states, cell_sizes)
+            if not isinstance(scale, ComparedScale):
+                scale = ComparedScale(likelihood, states, cell_sizes)
+            self.scale = self._logs = scale
             # Without controls, effects are relative to the decoder.
             self._mean_of_logs = logged if sums.has_controls else self._logs.unchanged
             self._of_logs = moments.of_logs / self.scale.slope**2
