@@ -48,6 +48,7 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "beside_scvi": Benchmark("--cells 4096 --rounds 1"),
+    "batch_sizes": Benchmark("FOLDER --screens simulated --seeds 0 --arms 512 --epochs 2"),
     "campaign": Benchmark("--features copies --rounds 1 --epochs 1"),
     "cells_per_perturbation": Benchmark("--quick"),
     "comparison": Benchmark(
@@ -61,6 +62,8 @@ BENCHMARKS = {
     "entry_tests": Benchmark("--screens 40x50x60 --epochs 60"),
     "error_rates": Benchmark("--screens 40x50x60 --seeds 0 --epochs 4"),
     "files_per_step": Benchmark(),
+    "first_calls": Benchmark("--processes 1"),
+    "genome_wide": Benchmark("FOLDER --cells 4000 8000"),
     "gpu": Benchmark("--cells 20000 --rounds 1", needs="GPU"),
     "intervals": Benchmark("--screens '40 x 50 cells x 60 genes' --seeds 0 --epochs 2"),
     "learning_curves": Benchmark("FOLDER --screens simulated --seeds 0 --cells 10 --epochs 2"),
