@@ -66,8 +66,8 @@ def train(adata: AnnData, registration: dict, split: dict, quick: bool) -> scvi_
 
 def report(
     model: scvi_sams.SAMSVAE, adata: AnnData, split: dict, held_out: list[str], quick: bool
-) -> tuple[pd.DataFrame, AnnData, AnnData]:
-    """Score the model on cells and pairs it never saw; also return both ATE tables."""
+) -> tuple[pd.DataFrame, pd.DataFrame, AnnData, AnnData]:
+    """Score the model on cells and pairs it never saw; also return called masks and ATE tables."""
     size_factor_key = "total_counts" if "total_counts" in adata.obs else None
     known = np.concatenate([split["train"], split["validation"]])
     unseen = split["held_out"] if held_out else split["test"]
@@ -118,14 +118,19 @@ def report(
             for measure, title in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
         ]
     table = pd.DataFrame(rows, columns=["measure", "method", "value"])
-    return table.round(3), predicted, observed
+    return table.round(3), called, predicted, observed
 
 
 def draw(
-    model: scvi_sams.SAMSVAE, adata: AnnData, predicted: AnnData, observed: AnnData, folder: Path
+    model: scvi_sams.SAMSVAE,
+    adata: AnnData,
+    called: pd.DataFrame,
+    predicted: AnnData,
+    observed: AnnData,
+    folder: Path,
 ) -> None:
     """Draw masks with effects, predicted against observed effects, and latent states."""
-    called, effects = scvi_sams.tl.called_masks(model), model.get_perturbation_effects()
+    effects = model.get_perturbation_effects()
     ax = scvi_sams.pl.masks(called, effects=effects.mean)
     ax.figure.savefig(folder / "masks.png", dpi=150, bbox_inches="tight")
     ax = scvi_sams.pl.ate_scatter(predicted, observed)
@@ -155,11 +160,11 @@ def main() -> None:
     if held_out:
         print(f"Held out, never trained on: {', '.join(held_out)}.")
     model = train(adata, registration, split, arguments.quick)
-    table, predicted, observed = report(model, adata, split, held_out, arguments.quick)
+    table, called, predicted, observed = report(model, adata, split, held_out, arguments.quick)
     print(f"\n{table.to_string(index=False, formatters={'value': '{:.6g}'.format})}\n")
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    draw(model, adata, predicted, observed, arguments.output)
+    draw(model, adata, called, predicted, observed, arguments.output)
     adata.write_h5ad(arguments.output / f"{arguments.data}.h5ad")
     model.save(str(arguments.output / "model"), overwrite=True)
     table.to_csv(arguments.output / "scores.csv", index=False)
