@@ -4,21 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from interpretation.builders import SETS, planted_programs
 from scvi_sams.interpretation import gene_ranking
-
-GENES = [f"G{number}" for number in range(200)]
-SETS = {
-    "planted": GENES[:20],
-    **{f"other {n}": GENES[20 + n * 30 : 50 + n * 30] for n in range(5)},
-}
 
 
 @pytest.fixture
 def programs():
-    """``planted`` rises along the first latent and falls along the second."""
-    values = np.random.default_rng(0).normal(scale=0.2, size=(200, 2))
-    values[:20] += [2.0, -2.0]
-    return pd.DataFrame(values, index=GENES, columns=["latent_0", "latent_1"])
+    return planted_programs()[["latent_0", "latent_1"]]
 
 
 @pytest.mark.parametrize(("latent", "sign"), [("latent_0", 1), ("latent_1", -1)])

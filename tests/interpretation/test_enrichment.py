@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from interpretation.builders import GENES, SETS, planted_programs
 from model.builders import N_LATENT, VARIANTS, set_effects, small_screen, train_small
 from scvi_sams.exceptions import (
     InvalidArgumentError,
@@ -19,20 +20,10 @@ from scvi_sams.exceptions import (
 )
 from scvi_sams.interpretation import enrichment
 
-GENES = [f"G{number}" for number in range(200)]
-SETS = {
-    "planted": GENES[:20],
-    **{f"other {n}": GENES[20 + n * 30 : 50 + n * 30] for n in range(5)},
-}
-
 
 @pytest.fixture
 def programs():
-    """``planted`` rises along the first latent and falls along the second; the third is off."""
-    values = np.random.default_rng(0).normal(scale=0.2, size=(200, 3))
-    values[:20] += [2.0, -2.0, 0.0]
-    values[:, 2] = 0
-    return pd.DataFrame(values, index=GENES, columns=["latent_0", "latent_1", "latent_2"])
+    return planted_programs()
 
 
 @pytest.fixture

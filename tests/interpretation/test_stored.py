@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import scvi
 
-from model.builders import TRAINING, small_screen, train_small
-from scvi_sams import SAMSVAE, ConditionalVAE, pl, tl
+from interpretation.builders import train_until_called
+from model.builders import small_screen, train_small
+from scvi_sams import ConditionalVAE, pl, tl
 from scvi_sams.datasets import simulate_screen
 from scvi_sams.exceptions import MissingKeyError, SAMSError
 from scvi_sams.interpretation._stored import ATE, result_of
@@ -19,16 +20,7 @@ FEW = {"n_samples": 200, "n_posterior_samples": 20}
 @pytest.fixture(scope="module")
 def model():
     """Trained long enough for something to be called."""
-    scvi.settings.seed = 0
-    adata = simulate_screen(
-        n_genes=60, n_controls=150, n_perturbations=5, cells_per_perturbation=60,
-        n_combinations=3, cells_per_combination=40, n_latent=3, mask_probability=0.5,
-        guides_per_perturbation=2, n_cell_types=2,
-    )  # fmt: skip
-    SAMSVAE.setup_anndata(adata, guide_key="guide", context_key="cell_type")
-    model = SAMSVAE(adata, n_latent=4, n_hidden=32)
-    model.train(max_epochs=30, **(TRAINING | {"plan_kwargs": {}}))
-    return model
+    return train_until_called(n_combinations=3, cells_per_combination=40)
 
 
 @pytest.fixture(scope="module")
