@@ -20,6 +20,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 
 
@@ -125,7 +126,8 @@ def as_cells(argument: str, cells: object, n_cells: int) -> np.ndarray:
         return array.astype(np.int64)
     if len(array) != n_cells:
         raise InvalidArgumentError(
-            f"`{argument}` has {len(array)} booleans for {n_cells} cells. Pass one per cell."
+            f"`{argument}` has {counted(len(array), 'boolean')} for {counted(n_cells, 'cell')}. "
+            "Pass one per cell."
         )
     return np.flatnonzero(array)
 

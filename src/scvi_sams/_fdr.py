@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_sams._checks import as_numbers, check_number
+from scvi_sams._plurals import plural
 from scvi_sams.exceptions import SAMSError
 
 _ROUNDING = 1e-7
@@ -86,7 +87,8 @@ def check_probabilities(values: np.ndarray) -> None:
     bad = ~((values >= 0) & (values <= 1))
     if bad.any():
         raise SAMSError(
-            f"{bad.sum()} of {values.size} entries are not probabilities, for example "
+            f"{bad.sum()} of {values.size} entries "
+            f"{plural(bad.sum(), 'is not a probability', 'are not probabilities')}, for example "
             f"{values[bad][0]:g}. Pass inclusion probabilities (get_perturbation_masks), not "
             "effects; NaN means that training diverged."
         )

@@ -214,6 +214,13 @@ COLUMNS: list[Case] = [
         MissingKeyError,
         "'size'",
     ),
+    legal(
+        "no size factor, but a column of total counts ten times those of the genes",
+        registered(),
+        "trains, with a warning (a gene panel)",
+        warns=("seem to be a panel", "size_factor_key='nCount_RNA'"),
+        data=labelled(LABELS, nCount_RNA=[1000] * 24),
+    ),
     refused(
         "a size factor of text",
         by_size,

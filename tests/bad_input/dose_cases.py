@@ -93,7 +93,7 @@ COLUMN = [
         by_column,
         InvalidDosageError,
         "'1+2'",
-        "2 values for the 1 names",
+        "2 values for the 1 name of",
         data=dosed("1+2"),
     ),
     refused(
@@ -167,7 +167,7 @@ GIVEN = [
         "fewer names than columns of a dosage matrix",
         matrix(["A"]),
         InvalidDosageError,
-        "1 perturbation names",
+        "1 perturbation name was",
         "2 columns",
         data=with_matrix(ONES),
     ),

@@ -102,8 +102,8 @@ CASES: list[Case] = [
             f"{what} in X", registered(), InvalidCountsError, "adata.X", shown, data=changed(value)
         )
         for what, value, shown in (
-            ("NaN", np.nan, "1 values that are NaN or infinite"),
-            ("inf", np.inf, "1 values that are NaN or infinite"),
+            ("NaN", np.nan, "1 value that is NaN or infinite"),
+            ("inf", np.inf, "1 value that is NaN or infinite"),
             ("a negative value", -1, "such as -1"),
             ("a fractional value", 0.5, "gene_likelihood='normal'"),
             ("a count above 2^24 = 16,777,216", 2**24 + 2, "1.67772e+07"),
@@ -142,7 +142,7 @@ CASES: list[Case] = [
         "a cell without counts",
         registered(),
         InvalidCountsError,
-        "1 cells",
+        "1 cell has",
         "position 3",
         "filter_cells",
         data=with_x(np.where(np.arange(24)[:, None] == 3, 0, COUNTS)),

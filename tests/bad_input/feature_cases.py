@@ -319,7 +319,7 @@ FILES: list[Case] = [
         "`svd`: effects of other perturbations",
         reduce(effects=TABLE.set_axis(["Q", "R", "A"])),
         InvalidArgumentError,
-        "1 perturbations have features and effects",
+        "1 perturbation has features and effects",
     ),
     legal(
         "`svd`: features that do not predict the effects",

@@ -377,7 +377,7 @@ CASES: list[Case] = [
         validation_only,
         "trains, with a warning that nothing is learned about it",
         learns("A", "B"),
-        warns=("1 perturbations have no training cells", "'B'"),
+        warns=("1 perturbation has no training cells", "'B'"),
         data=labelled(["control", "A", "B", "A"] * 6),
     ),
     refused(

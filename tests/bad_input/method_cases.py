@@ -385,7 +385,7 @@ UNKNOWN: list[Case] = [
         "fewer doses than labels",
         asked("predict_ate", ["A", "B"], dosages=[1.0]),
         InvalidDosageError,
-        "1 dosages",
+        "1 dosage was",
         "2 labels",
     ),
     refused(

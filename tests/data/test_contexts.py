@@ -330,7 +330,7 @@ def test_pairs_that_were_not_measured_are_told(logged):
     assert logged(labels[:-1], ["K", "T", "K", "T", "K"]) == (
         [],
         [
-            "1 of 4 pairs of a perturbation and a context (adata.obs['line']) were not measured: "
+            "1 of 4 pairs of a perturbation and a context (adata.obs['line']) was not measured: "
             "the effect there is predicted from the other contexts."
         ],
     )

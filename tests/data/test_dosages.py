@@ -164,7 +164,7 @@ def test_a_missing_dose_of_a_perturbed_cell_is_refused(cells, dtype):
     ("label", "value", "counts"),
     [
         ("B+A", "1+2+3", "3 values for the 2 names"),
-        ("A", "1+2", "2 values for the 1 names"),
+        ("A", "1+2", "2 values for the 1 name of"),
         ("C+B+A", "1+2", "2 values for the 3 names"),
         ("A+ctrl", "1+2+3", "3 values for the 2 names"),
     ],

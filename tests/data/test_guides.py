@@ -223,7 +223,7 @@ ERRORS = {
     ),
     "shared with controls": (
         ["x", "Ag1", "Bg1", "x"],
-        [r"'x' is in 1 control cells and in 1 cell of 'A' \(such as 'c0'\)", "NaN"],
+        [r"'x' is in 1 control cell and in 1 cell of 'A' \(such as 'c0'\)", "NaN"],
     ),
     "none": ([None, "", "control", "NT"], ["No perturbed cell has a guide"]),
     "a list": ([["Ag1"], "Ag1", "Bg1", "NT"], [r"\['Ag1'\], which is neither text"]),
@@ -250,7 +250,7 @@ def test_a_guide_of_combinations_that_nothing_tells_apart(make_screen, guide):
 
 def test_several_wrong_guides_are_counted(make_screen):
     adata = make_screen(["A", "B", "A", "B", "control"], guide=["x", "x", "y", "y", "NT"])
-    with pytest.raises(InvalidPerturbationLabelError, match=r"'x' .* 1 more guides, such as 'y'"):
+    with pytest.raises(InvalidPerturbationLabelError, match=r"'x' .* 1 more guide, such as 'y'"):
         create(adata)
 
 

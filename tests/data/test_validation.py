@@ -99,7 +99,7 @@ def test_fractional_values_are_named(stored_as, form):
 def test_values_that_are_not_finite_are_counted_whatever_the_likelihood(
     stored_as, form, value, counts
 ):
-    with pytest.raises(InvalidCountsError, match=r"1 values.*NaN or infinite") as error:
+    with pytest.raises(InvalidCountsError, match=r"1 value .*NaN or infinite") as error:
         check(stored_as(changed(value), form), counts=counts)
     assert "adata.layers['counts']" in str(error.value)
 
@@ -116,7 +116,7 @@ def test_cells_without_counts_are_counted_and_placed(stored_as, form):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
 def test_cells_of_explicit_zeros_are_empty(dtype):
     matrix = sparse.csr_matrix((np.array([1, 0], dtype=dtype), [0, 1], [0, 1, 2]), shape=(2, 2))
-    with pytest.raises(InvalidCountsError, match=r"1 cells .* position 1"):
+    with pytest.raises(InvalidCountsError, match=r"1 cell .* position 1"):
         check(matrix)
 
 

@@ -93,7 +93,7 @@ def test_recovery_of_cells_without_a_count_of_one():
     ("values", "message"),
     [
         ([[1.0, 1.5], [0.5, 0.7]], "2 cells have values that are not counts"),
-        ([[1.0, 2.0], [0.0, 0.0]], "1 cells have no value"),
+        ([[1.0, 2.0], [0.0, 0.0]], "1 cell has no value"),
         ([[1.0, -2.0], [1.0, 1.0]], "no negative ones"),
     ],
 )

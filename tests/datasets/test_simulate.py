@@ -188,7 +188,7 @@ def test_empty_cells_that_cannot_be_helped():
         ({"dosages": []}, InvalidDosageError, "positive"),
         ({"dosages": [float("nan")]}, InvalidDosageError, "nan"),
         ({"mask_probability": 0.0}, SAMSError, "mask_probability"),
-        ({"n_combinations": 16}, SAMSError, "only 15 sets of 2 among 6"),
+        ({"n_combinations": 16}, SAMSError, "Only 15 sets of 2 can be made from 6"),
         ({"combination_size": 1}, SAMSError, "at least 2"),
     ],
 )

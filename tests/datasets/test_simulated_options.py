@@ -363,7 +363,7 @@ def test_h5ad_round_trip(tmp_path):
         ({"knockdown": (0.7, 1.0)}, r"`knockdown`.* below 1, not 1\.0"),
         ({"knockdown": "most"}, "`knockdown`"),
         ({"knockdown": (0.7, 0.9), "n_genes": 5}, "6 perturbations and 5 genes"),
-        ({"n_null_perturbations": 7}, "7, but there are only 6"),
+        ({"n_null_perturbations": 7}, "7, more than 6"),
         ({"n_null_perturbations": -1}, "`n_null_perturbations`"),
         ({"guides_per_perturbation": 0}, "`guides_per_perturbation`"),
         ({"guide_efficacy": (0.5, 1.0)}, "`guides_per_perturbation`"),

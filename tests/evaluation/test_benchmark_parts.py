@@ -326,7 +326,7 @@ def test_sizes_may_be_given(screen):
             lambda adata: adata.obs.insert(0, "line", [np.nan] + ["a"] * (adata.n_obs - 1)),
             {"covariate_key": "line"},
             InvalidCovariateError,
-            "1 cells have no 'line'",
+            "1 cell has no 'line'",
         ),
         (
             lambda adata: setattr(adata, "obs_names", ["twice"] * adata.n_obs),
@@ -338,7 +338,7 @@ def test_sizes_may_be_given(screen):
             lambda adata: adata.obs.insert(0, "size", np.zeros(adata.n_obs)),
             {"size_factor_key": "size"},
             InvalidCountsError,
-            "cells have a size factor in the column 'size' that is zero",
+            "a size factor in the column 'size' that is zero",
         ),
     ],
     ids=["target sum", "no group", "names", "size factor"],
@@ -354,7 +354,7 @@ def test_data_that_cannot_be_compared_are_refused(screen, change, arguments, err
 def test_cells_without_counts_are_refused(screen):
     adata = screen.copy()
     adata.X = sparse.csr_matrix(adata.X.toarray() * (np.arange(adata.n_obs) > 0)[:, None])
-    with pytest.raises(InvalidCountsError, match="1 cells have no counts"):
+    with pytest.raises(InvalidCountsError, match="1 cell has no counts"):
         run(adata, ["additive"])
 
 

@@ -122,7 +122,7 @@ def test_what_cannot_be_learned_or_predicted_is_refused_by_name(method, train):
         method(covariate_key="type").fit(train[train.obs["perturbation"] == "control"])
     no_level = train.copy()
     no_level.obs.loc["c3", "type"] = np.nan
-    with pytest.raises(InvalidCovariateError, match="1 cells have no 'type'"):
+    with pytest.raises(InvalidCovariateError, match="1 cell has no 'type'"):
         method(covariate_key="type").fit(no_level)
     train.X[0, 0] = np.inf
     with pytest.raises(InvalidCountsError, match="not finite"):

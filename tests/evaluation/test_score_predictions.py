@@ -454,7 +454,7 @@ def test_groups_without_control_cells_or_names_are_refused():
     with pytest.raises(MissingControlError, match="of 'B'"):
         score_predictions(observed, observed, covariate_key="type")
     observed.obs["type"] = pd.Categorical(["T"] * 149 + [None])
-    with pytest.raises(InvalidCovariateError, match="1 cells of the predicted"):
+    with pytest.raises(InvalidCovariateError, match="1 cell of the predicted"):
         score_predictions(observed, observed, covariate_key="type")
 
 

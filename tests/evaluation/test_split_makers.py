@@ -285,7 +285,7 @@ LABELS = ["control", "control", "A", "B", "A+B", "B+A", "A+C", "control"]
         ([0, 2, 3], [5], [4], ["A+B"], r"validation and test cells both have.*'A\+B'"),
         ([0, 2, 4, 6], [1], [3], ["B", "C+A", "B+A"], r"held-out 'A\+B', 'A\+C'"),
         ([2, 3], [0], [4, 5], ["A+B"], "No training cell is labelled 'control'"),
-        ([0, 2, 3], [2], [4, 5], [], "1 cells are in both train and validation.*position 2"),
+        ([0, 2, 3], [2], [4, 5], [], "1 cell is in both train and validation.*position 2"),
         ([0, 2, 2], [1], [4, 5], [], "train has a cell more than once"),
         ([0, 2], [1], [], [], "No cell is tested"),
         ([0, 2], [1], [8], [], "test has position 8, but there are 8 cells"),

@@ -54,7 +54,7 @@ def test_a_symbol_is_not_an_alias(caplog):
     assert found(genes("CAP1", "X"), ["BRD4", "X"], aliases=hgnc) == {"X": ("X", "symbol")}
     assert found(genes("BRD4", "X"), ["CAP1", "X"], aliases=hgnc) == {"X": ("X", "symbol")}
     assert found(genes("BRD4"), ["HUNK1"], aliases=hgnc) == {"HUNK1": ("BRD4", "alias")}
-    assert "1 of 2 perturbations have no row in the table of features: 'CAP1'." in caplog.text
+    assert "1 of 2 perturbations has no row in the table of features: 'CAP1'." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_tables_of_any_kind_keep_theirs_and_names_are_asked_once(caplog):
     ("arguments", "error", "message"),
     [
         ({"perturbations": ["Q"]}, UnknownPerturbationError, r"no row for 'Q'; its rows are 'A'.*"),
-        ({"perturbations": ["dim"]}, UnknownPerturbationError, r"columns .* transpose the table"),
+        ({"perturbations": ["dim"]}, UnknownPerturbationError, r"column of .* transpose the table"),
         ({"perturbations": []}, InvalidArgumentError, "`perturbations` is empty"),
         ({"perturbations": 3}, InvalidArgumentError, "`perturbations` must be names"),
         ({"table": [[1.0]]}, InvalidArgumentError, "`table` must be a DataFrame"),

@@ -232,7 +232,7 @@ def test_perturbations_never_measured_alone_are_named_when_pairs_are_ranked(capl
     caplog.clear()
     ranked = unseen(model, n_samples=20)
     (message,) = [text for text in caplog.messages if "alone" in text]
-    assert f"1 of 4 perturbations have no cells with them alone: {only_in_pairs!r}." in message
+    assert f"1 of 4 perturbations has no cells with them alone: {only_in_pairs!r}." in message
     assert only_in_pairs in {*ranked["first"], *ranked["second"]}
     caplog.clear()
     unseen(model, [name for name in model.perturbations if name != only_in_pairs], n_samples=20)

@@ -254,8 +254,8 @@ def test_rows_that_become_unreadable_are_named(path, monkeypatch):
     ("split", "message"),
     [
         ([np.arange(0)], "no training cells"),
-        ([np.array([1, 2, 2])], r"1 cells more than once.*position 2"),
-        ([np.arange(10), np.array([9])], r"1 cells more than once.*position 9"),
+        ([np.array([1, 2, 2])], r"1 cell more than once.*position 2"),
+        ([np.arange(10), np.array([9])], r"1 cell more than once.*position 9"),
         ([np.array([3, 150])], "names position 150, but there are 150 cells"),
         ([np.array([3, -1])], "names position -1"),
     ],

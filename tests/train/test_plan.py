@@ -438,7 +438,7 @@ def test_bends_are_switched_off_once_masks_begin(screen, monkeypatch, caplog):
     latent = model.get_latent_representation(key_added=None)
     assert (latent[:, 1] == 0).all()
     assert (latent[:, 0] != 0).all()
-    assert "Switched off 1 latent dimension(s)" in caplog.text
+    assert "Switched off 1 latent dimension that is a curved function" in caplog.text
 
 
 def test_of_many_cells_some_are_surveyed(screen, monkeypatch):

@@ -13,6 +13,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics.pairwise import cosine_similarity
 
 from scvi_sams._checks import check_bool, check_integer
+from scvi_sams._plurals import counted, plural
 from scvi_sams.baselines._base import Expression, parts_of_labels
 from scvi_sams.baselines._simple import MeanBaseline
 from scvi_sams.exceptions import InvalidArgumentError
@@ -85,9 +86,9 @@ class FeatureBaseline(MeanBaseline):
         known = [name for name in measured if name in self._table]
         if len(known) < 2:
             raise InvalidArgumentError(
-                f"Only {len(known)} of {len(measured)} perturbations with training cells of their "
-                "own have features; at least 2 are required."
-                + self._table.transposed_hint(measured)
+                f"Only {len(known)} of {counted(len(measured), 'perturbation')} with training "
+                f"cells of their own {plural(len(known), 'has', 'have')} features; at least 2 are "
+                "required." + self._table.transposed_hint(measured)
             )
         self._set_scale(_dense(self._table.rows(known)))
         effects = np.asarray(self.effects[known].X, dtype=np.float64)

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from scvi_sams._plurals import counted
 from scvi_sams.benchmark._screen import SIMULATION, Fold, lognorm, sizes
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._calls import called_masks
@@ -268,8 +269,9 @@ class _TrainedModel:
                 ).X
                 if cells.shape[0] != len(labels) * len(part):
                     raise SAMSError(
-                        f"`predict` gave {cells.shape[0]} rows for {len(labels)} perturbations of "
-                        f"{len(part)} cells each."
+                        f"`predict` gave {counted(cells.shape[0], 'row')} for "
+                        f"{counted(len(labels), 'perturbation')} of {counted(len(part), 'cell')} "
+                        "each."
                     )
                 for place, of_label in enumerate(samples):  # labels slowest
                     of_label.append(cells[place * len(part) : (place + 1) * len(part)])

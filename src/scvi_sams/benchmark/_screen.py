@@ -12,6 +12,7 @@ from scipy import sparse
 
 from scvi_sams._checks import check_number
 from scvi_sams._constants import REGISTERED_DOSES
+from scvi_sams._plurals import counted
 from scvi_sams.counts._validation import validate_expression
 from scvi_sams.data._covariates import validate_size_factor
 from scvi_sams.exceptions import (
@@ -215,9 +216,9 @@ def _normalised(
 ) -> ad.AnnData:
     chosen = screen.counts[cells].copy()
     if not (size[cells] > 0).all():
+        empty = counted(int((size[cells] <= 0).sum()), "cell has", "cells have")
         raise InvalidCountsError(
-            f"{int((size[cells] <= 0).sum())} cells have no counts, so they cannot be normalised. "
-            "Filter them out first."
+            f"{empty} no counts, so they cannot be normalised. Filter them out first."
         )
     chosen.layers[COUNTS] = chosen.X
     chosen.X = lognorm(chosen.X, size[cells], target_sum)

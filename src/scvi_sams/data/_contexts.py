@@ -16,6 +16,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from scvi_sams._checks import check_key
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._plurals import counted, plural
 from scvi_sams.data._covariates import check_keys_exist, only_column, validate_categories
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError
@@ -234,8 +235,9 @@ def tell_of_contexts(manager: AnnDataManager, *, learned: bool = True) -> None:
     n_missing = n_pairs - len(state[field.PAIRS_KEY])
     if n_missing:
         logger.info(
-            f"{n_missing:,} of {n_pairs:,} pairs of a perturbation and a context ({where}) were "
-            "not measured: the effect there is predicted from the other contexts."
+            f"{n_missing:,} of {n_pairs:,} pairs of a perturbation and a context ({where}) "
+            f"{plural(n_missing, 'was', 'were')} not measured: the effect there is predicted from "
+            "the other contexts."
         )
 
 
@@ -244,13 +246,13 @@ def _tell_of_other_data(state: Mapping[str, Any], where: str, *, has_column: boo
     unknown, n_without = list(state[ContextField.UNKNOWN_KEY]), state[ContextField.N_WITHOUT_KEY]
     if unknown:
         logger.warning(
-            f"{len(unknown)} context{'s' if len(unknown) > 1 else ''} in {where} did not occur in "
+            f"{counted(len(unknown), 'context')} in {where} did not occur in "
             f"the training data, so {shared}: {listing(unknown)}."
         )
     if not has_column:
         logger.info(f"There is no {where}, so {shared}.")
     elif n_without:
-        cells = f"{n_without:,} cell{'s have' if n_without > 1 else ' has'}"
+        cells = counted(n_without, "cell has", "cells have")
         logger.info(f"{cells} no context in {where}, so {shared}.")
 
 
@@ -259,7 +261,8 @@ def _warnings(state: Mapping[str, Any], where: str) -> Iterator[str]:
     without = levels[state[ContextField.CONTROLS_KEY] == 0]
     if len(without):
         yield (
-            f"{len(without)} of {len(levels)} contexts in {where} have no control cells: "
+            f"{len(without)} of {counted(len(levels), 'context')} in {where} "
+            f"{plural(len(without), 'has', 'have')} no control cells: "
             f"{listing(without)}. Effects of perturbations there cannot be separated from those of "
             "the context. Remove these cells, or register contexts that have control cells."
         )

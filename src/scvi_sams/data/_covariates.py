@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scvi_sams._constants import LARGEST_INPUT
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import (
     InvalidCountsError,
     InvalidCovariateError,
@@ -42,14 +43,15 @@ def validate_table(adata: AnnData, keys: Iterable[str | None]) -> None:
     """
     if 0 in adata.shape:
         raise RegistrationError(
-            f"There are {adata.n_obs} cells and {adata.n_vars} genes to learn from. Check what was "
-            "filtered out of `adata`."
+            f"There are {counted(adata.n_obs, 'cell')} and {counted(adata.n_vars, 'gene')} to "
+            "learn from. Check what was filtered out of `adata`."
         )
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()].unique()
         raise RegistrationError(
-            f"{len(twice)} gene names occur more than once, such as {listing(twice)}; genes are "
-            "found and reported by name. Make them unique: adata.var_names_make_unique()."
+            f"{counted(len(twice), 'gene name occurs', 'gene names occur')} more than once, such "
+            f"as {listing(twice)}; genes are found and reported by name. Make them unique: "
+            "adata.var_names_make_unique()."
         )
     columns = adata.obs.columns
     twice = [key for key in keys if key is not None and (columns == key).sum() > 1]
@@ -93,7 +95,8 @@ def validate_categories(
     missing = column.isna().to_numpy()
     if missing.any():
         raise InvalidCovariateError(
-            f"{missing.sum()} of {len(column)} cells have no value in the column {column.name!r} "
+            f"{missing.sum()} of {counted(len(column), 'cell')} "
+            f"{plural(missing.sum(), 'has', 'have')} no value in the column {column.name!r} "
             f"(`{training_key}`), for example {listing(column.index[missing])}. Fill it, or remove "
             "these cells."
         )
@@ -123,7 +126,8 @@ def numbers_of(column: pd.Series) -> np.ndarray:
     if is_other.any():
         raise InvalidCovariateError(
             f"The column {column.name!r} contains {shown(column[is_other].iloc[0])} in cell "
-            f"{column.index[is_other][0]!r}, which is not a number ({is_other.sum()} such cells). "
+            f"{column.index[is_other][0]!r}, which is not a number "
+            f"({counted(is_other.sum(), 'such cell')}). "
             "Convert the column, or register another one."
         )
     return numbers
@@ -136,9 +140,9 @@ def validate_covariate(column: pd.Series) -> None:
     bad = ~np.isfinite(numbers)
     if bad.any():
         raise InvalidCovariateError(
-            f"{bad.sum()} of {len(column)} cells have no finite value in the column "
-            f"{column.name!r} (`continuous_covariate_keys`), for example "
-            f"{listing(column.index[bad])}. Fill it, or remove these cells."
+            f"{bad.sum()} of {counted(len(column), 'cell')} {plural(bad.sum(), 'has', 'have')} no "
+            f"finite value in the column {column.name!r} (`continuous_covariate_keys`), for "
+            f"example {listing(column.index[bad])}. Fill it, or remove these cells."
         )
 
 
@@ -150,9 +154,9 @@ def validate_size_factor(column: pd.Series) -> None:
     bad = ~((sizes > 0) & np.isfinite(sizes))
     if bad.any():
         raise InvalidCountsError(
-            f"{bad.sum()} cells have a size factor in the column {column.name!r} that is zero, "
-            f"negative, infinite or NaN, for example {listing(column.index[bad])}. Remove them, or "
-            "register another column."
+            f"{counted(bad.sum(), 'cell has', 'cells have')} a size factor in the column "
+            f"{column.name!r} that is zero, negative, infinite or NaN, for example "
+            f"{listing(column.index[bad])}. Remove them, or register another column."
         )
 
 
@@ -162,5 +166,6 @@ def _check_not_huge(column: pd.Series, sizes: np.ndarray) -> None:
         raise InvalidCovariateError(
             f"The column {column.name!r} contains {column[huge].iloc[0]} in cell "
             f"{column.index[huge][0]!r}, which differs from one by a factor of more than "
-            f"{LARGEST_INPUT:g} ({huge.sum()} such cells). Use other units, of order one."
+            f"{LARGEST_INPUT:g} ({counted(huge.sum(), 'such cell')}). Use other units, of order "
+            "one."
         )

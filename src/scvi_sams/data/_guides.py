@@ -15,6 +15,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from scvi_sams._checks import check_key
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._plurals import counted, plural
 from scvi_sams.data._covariates import check_keys_exist, only_column
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.exceptions import InvalidArgumentError
@@ -197,8 +198,8 @@ def tell_of_guides(manager: AnnDataManager) -> None:
     unknown, n_without = list(state[field.UNKNOWN_KEY]), state[field.N_WITHOUT_KEY]
     if unknown:
         logger.warning(
-            f"{len(unknown)} guide{'s' if len(unknown) > 1 else ''} in adata.obs"
-            f"[{field.guide_key!r}] did not occur in the training data, and count as no guide: "
+            f"{counted(len(unknown), 'guide')} in adata.obs[{field.guide_key!r}] did not occur in "
+            f"the training data, and {plural(len(unknown), 'counts', 'count')} as no guide: "
             f"{listing(unknown)}."
         )
     if field.guide_key not in manager.adata.obs:
@@ -206,5 +207,5 @@ def tell_of_guides(manager: AnnDataManager) -> None:
             f"adata.obs has no column {field.guide_key!r}: cells are treated as without guides."
         )
     elif n_without:
-        cells = f"{n_without:,} perturbed cell{'s have' if n_without > 1 else ' has'}"
+        cells = counted(n_without, "perturbed cell has", "perturbed cells have")
         logger.info(f"{cells} no known guide in adata.obs[{field.guide_key!r}].")

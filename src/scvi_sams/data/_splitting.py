@@ -9,6 +9,7 @@ from scvi import settings
 from scvi.data import AnnDataManager
 
 from scvi_sams._checks import as_cells
+from scvi_sams._plurals import counted
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import distinct_rows
@@ -86,8 +87,8 @@ def _check_parts(parts: Sequence[np.ndarray], n_cells: int) -> None:
     times = np.bincount(named, minlength=n_cells)
     if times.max() > 1:
         raise InvalidSplitError(
-            f"The split names {(times > 1).sum()} cells more than once, such as the cell at "
-            f"position {times.argmax()}. Each cell may be in only one part, once."
+            f"The split names {counted((times > 1).sum(), 'cell')} more than once, such as the "
+            f"cell at position {times.argmax()}. Each cell may be in only one part, once."
         )
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
+from scvi_sams._plurals import counted
 from scvi_sams.datasets._fetch import PUBLISHED_FILES, fetch
 from scvi_sams.exceptions import DataIntegrityError
 
@@ -102,7 +103,8 @@ def _recover_counts(normalised: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
     if (stored == 0).any() or not (shares.data > 0).all():
         raise DataIntegrityError(
             "Counts can be recovered only from cells with at least one positive value and no "
-            f"negative ones; {int((stored == 0).sum())} cells have no value at all."
+            f"negative ones; {counted(int((stored == 0).sum()), 'cell has', 'cells have')} no "
+            "value at all."
         )
     starts = shares.indptr[:-1]
     smallest = np.minimum.reduceat(shares.data, starts)
@@ -116,9 +118,10 @@ def _recover_counts(normalised: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
         smallest_count[fits & (smallest_count == 0)] = candidate
     if (smallest_count == 0).any():
         raise DataIntegrityError(
-            f"{int((smallest_count == 0).sum())} cells have values that are not counts normalised "
-            f"by log1p({_NORMALISED_TOTAL:g} * count / total): no smallest count of 1 to "
-            f"{_LARGEST_SMALLEST_COUNT} makes all of them integers to {_TOLERANCE:g}."
+            f"{counted(int((smallest_count == 0).sum()), 'cell has', 'cells have')} values that "
+            f"are not counts normalised by log1p({_NORMALISED_TOTAL:g} * count / total): no "
+            f"smallest count of 1 to {_LARGEST_SMALLEST_COUNT} makes all of them integers to "
+            f"{_TOLERANCE:g}."
         )
     shares.data = np.round(multiples * np.repeat(smallest_count, stored)).astype(np.float32)
     return shares, np.round(smallest_count * _NORMALISED_TOTAL / smallest)

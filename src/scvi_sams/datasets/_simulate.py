@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
 from scvi_sams._checks import check_number
+from scvi_sams._plurals import counted
 from scvi_sams.datasets._simulated_cells import (
     check_options,
     doses_that_act,
@@ -342,8 +343,9 @@ def _draw_combinations(
         raise SAMSError(f"combination_size must be at least 2, got {size}.")
     if n_combinations > comb(n_perturbations, size):
         raise SAMSError(
-            f"There are only {comb(n_perturbations, size)} sets of {size} among {n_perturbations} "
-            f"perturbations, fewer than n_combinations = {n_combinations}."
+            f"Only {counted(comb(n_perturbations, size), 'set')} of {size} can be made from "
+            f"{counted(n_perturbations, 'perturbation')}, fewer than n_combinations = "
+            f"{n_combinations}."
         )
     # Samples until there are enough distinct sets: listing all of them could take too long.
     combinations: set[tuple[int, ...]] = set()

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from scvi_sams._checks import as_numbers, check_integer, check_number
+from scvi_sams._plurals import counted
 from scvi_sams.datasets._simulated_truth import CONTROL
 from scvi_sams.exceptions import InvalidArgumentError
 
@@ -49,8 +50,8 @@ def check_options(settings: Mapping[str, Any]) -> None:
         )
     if settings["n_null_perturbations"] > n_perturbations:
         raise InvalidArgumentError(
-            f"`n_null_perturbations` is {settings['n_null_perturbations']}, but there are only "
-            f"{n_perturbations} perturbations."
+            f"`n_null_perturbations` is {settings['n_null_perturbations']}, more than "
+            f"{counted(n_perturbations, 'perturbation')}."
         )
     if settings["cell_type_specific_share"] > 0 and settings["n_cell_types"] == 1:
         raise InvalidArgumentError(

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_sams._checks import as_list, as_names, as_path, check_integer
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import InvalidArgumentError, UnreadableDataError
 from scvi_sams.features._table import FeatureTable
 from scvi_sams.labels._names import listing
@@ -91,11 +92,15 @@ def from_gmt(
         of_genes = "" if universe is None else f" of the {len(universe)} `genes`"
         largest = max((len(one.genes) for one in found), default=0)
         raise InvalidArgumentError(
-            f"None of {len(found)} gene sets has {min_genes} to {max_genes} genes{of_genes}; the "
-            f"largest has {largest}. Change `min_genes` and `max_genes`, or check that `genes` are "
-            "named as in the file (symbols or identifiers, upper or lower case)."
+            f"None of {counted(len(found), 'gene set')} has {min_genes} to {max_genes} "
+            f"genes{of_genes}; the largest has {largest}. Change `min_genes` and `max_genes`, or "
+            "check that `genes` are named as in the file (symbols or identifiers, upper or lower "
+            "case)."
         )
-    logger.info(f"{len(kept)} of {len(found)} gene sets have {min_genes} to {max_genes} genes.")
+    logger.info(
+        f"{len(kept)} of {counted(len(found), 'gene set')} {plural(len(kept), 'has', 'have')} "
+        f"{min_genes} to {max_genes} genes."
+    )
     members = frozenset().union(*(one.genes for one in kept))
     rows = [gene for gene in (sorted(members) if universe is None else universe) if gene in members]
     return _memberships(kept, rows)

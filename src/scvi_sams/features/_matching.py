@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_sams._checks import as_names, check_bool
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import InvalidArgumentError, UnknownPerturbationError
 from scvi_sams.features._table import FeatureTable, as_feature_table
 from scvi_sams.labels._conventions import gene_of_guide
@@ -231,6 +232,7 @@ def _warn_of_missing(report: pd.DataFrame) -> None:
         first = ambiguous.iloc[0]
         told += f", such as {first['perturbation']!r}, which could be {first['candidates']}."
     logger.warning(
-        f"{is_missing.sum()} of {len(report)} perturbations have no row in the table of features: "
+        f"{is_missing.sum()} of {counted(len(report), 'perturbation')} "
+        f"{plural(is_missing.sum(), 'has', 'have')} no row in the table of features: "
         f"{listing(report['perturbation'][is_missing])}.{told}"
     )

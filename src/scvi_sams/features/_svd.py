@@ -12,6 +12,7 @@ from scipy import sparse, stats
 from sklearn.decomposition import TruncatedSVD
 
 from scvi_sams._checks import check_integer
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.features._table import FeatureTable, Values, as_feature_table
 from scvi_sams.labels._names import listing
@@ -158,9 +159,10 @@ def _common(known: FeatureTable, measured: FeatureTable) -> tuple[np.ndarray, np
     names = [name for name in known.names if name in measured]
     if len(names) < _FEWEST_PERTURBATIONS:
         raise InvalidArgumentError(
-            f"{len(names)} perturbations have features and effects, but at least "
-            f"{_FEWEST_PERTURBATIONS} are required: `table` has {listing(known.names)}, `effects` "
-            f"{listing(measured.names)}. See features.match_genes for names that are spelled "
+            f"{counted(len(names), 'perturbation has', 'perturbations have')} features and "
+            f"effects, but at least {_FEWEST_PERTURBATIONS} are required: `table` has "
+            f"{listing(known.names)}, `effects` {listing(measured.names)}. See "
+            "features.match_genes for names that are spelled "
             "differently." + measured.transposed_hint(known.names)
         )
     values = measured.rows(names)

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 from scipy import sparse
 
 from scvi_sams._checks import as_names, check_integer
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, UnknownPerturbationError
 from scvi_sams.labels._names import listing, texts_of
 
@@ -84,7 +85,8 @@ class FeatureTable:
 
     def __repr__(self) -> str:
         kind = "sparse" if sparse.issparse(self.values) else "dense"
-        return f"FeatureTable({len(self)} perturbations x {self.n_features} features, {kind})"
+        size = f"{counted(len(self), 'perturbation')} x {counted(self.n_features, 'feature')}"
+        return f"FeatureTable({size}, {kind})"
 
     @property
     def n_features(self) -> int:
@@ -120,7 +122,8 @@ class FeatureTable:
         if missing:
             similar = difflib.get_close_matches(missing[0], self.names, n=3)
             raise UnknownPerturbationError(
-                f"No features of {listing(missing)}. There are those of {len(self)} perturbations"
+                f"No features of {listing(missing)}. There are those of "
+                f"{counted(len(self), 'perturbation')}"
                 + (
                     f"; did you mean {listing(similar)}?"
                     if similar
@@ -163,8 +166,9 @@ class FeatureTable:
         if not columns or not wanted.isdisjoint(self.names):
             return ""
         return (
-            f" {len(columns)} of {len(wanted)} perturbations are columns of the features and none "
-            f"is a row, such as {min(columns)!r}: transpose the table (table.T)."
+            f" {len(columns)} of {counted(len(wanted), 'perturbation')} "
+            f"{plural(len(columns), 'is a column', 'are columns')} of the features and none is a "
+            f"row, such as {min(columns)!r}: transpose the table (table.T)."
         )
 
 
@@ -397,8 +401,8 @@ def _check_shape(
         )
     if values.shape != (len(names), len(columns)):
         raise InvalidArgumentError(
-            f"`{argument}` has values of shape {values.shape} for {len(names)} names of "
-            f"perturbations and {len(columns)} of columns."
+            f"`{argument}` has values of shape {values.shape} for "
+            f"{counted(len(names), 'name')} of perturbations and {len(columns)} of columns."
         )
 
 

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi_sams._checks import as_numbers, check_key, check_number, check_table
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import active_at_fdr, mask_q_values, within
+from scvi_sams._plurals import counted, plural
 from scvi_sams.interpretation._stored import MASKS, TESTS, result_of
 from scvi_sams.labels._names import check_has
 
@@ -156,9 +157,11 @@ def called_masks(
     _warn_of_made_up_effects(active_at_fdr(masks, fdr).any(axis=1), called.any(axis=1))
     false = float(1 - masks.to_numpy()[is_called].mean()) if is_called.any() else 0.0
     called.attrs["expected_false"] = false
+    n_called = int(is_called.sum())
     logger.info(
-        f"{int(is_called.sum())} mask entries of {int(is_called.any(axis=1).sum())} of "
-        f"{len(called)} perturbations are called at an FDR of {fdr:g}; {false:.1%} of them are "
+        f"{counted(n_called, 'mask entry', 'mask entries')} of "
+        f"{int(is_called.any(axis=1).sum())} of {counted(len(called), 'perturbation')} "
+        f"{plural(n_called, 'is', 'are')} called at an FDR of {fdr:g}; {false:.1%} of them are "
         "expected to be false."
     )
     return called
@@ -169,9 +172,9 @@ def _warn_of_made_up_effects(by_masks: pd.Series, called: pd.Series) -> None:
     doubtful = by_masks.index[by_masks & ~called]
     if len(doubtful) > max(1, _FEW_OF_THEM * by_masks.sum()):
         logger.warning(
-            f"The masks of {len(doubtful)} of {int(by_masks.sum())} perturbations, such as "
-            f"{doubtful[0]!r}, are on although their cells do not differ from control cells. They "
-            "are not called, but the model finds effects where there are none: entries of the "
+            f"The masks of {len(doubtful)} of {counted(int(by_masks.sum()), 'perturbation')}, such "
+            f"as {doubtful[0]!r}, are on although their cells do not differ from control cells. "
+            "They are not called, but the model finds effects where there are none: entries of the "
             "others may be false too. Compare runs of several seeds "
             "(scvi_sams.evaluation.mask_stability), or count calls of decoys "
             "(scvi_sams.tl.decoy_check)."

@@ -13,6 +13,7 @@ import torch
 from scvi_sams._checks import as_names, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import mask_q_values, within
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError, UnknownPerturbationError
 from scvi_sams.labels._names import check_known, listing
 from scvi_sams.model._contexts import PairEffects, effects_of_pairs
@@ -155,9 +156,11 @@ def context_effects(
         "acts": _expected_false(pairs.p_acts, acts),
         "differs": _expected_false(pairs.p_differs, differs),
     }
+    n_act, n_differ = int(acts.any(axis=1).sum()), int(differs.any(axis=1).sum())
     logger.info(
-        f"At an FDR of {fdr:g}, {int(acts.any(axis=1).sum())} of {len(acts)} perturbations act in "
-        f"some context and {int(differs.any(axis=1).sum())} differ between contexts; "
+        f"At an FDR of {fdr:g}, {n_act} of {counted(len(acts), 'perturbation')} "
+        f"{plural(n_act, 'acts', 'act')} in some context and "
+        f"{counted(n_differ, 'differs', 'differ')} between contexts; "
         f"{table.attrs['expected_false']['acts']:.1%} and "
         f"{table.attrs['expected_false']['differs']:.1%} of the calls are expected to be false."
     )

@@ -17,6 +17,7 @@ from scipy.stats import binom
 from scvi_sams._checks import check_integer, check_number
 from scvi_sams._constants import REGISTRY_KEYS
 from scvi_sams._fdr import active_at_fdr
+from scvi_sams._plurals import counted
 from scvi_sams._torch import global_seed
 from scvi_sams.counts._block_reader import BlockReader, is_on_disk
 from scvi_sams.data._field import registered_labels
@@ -131,9 +132,9 @@ def _cells_per_decoy(labels: Labels, n_decoys: int, n_cells: int | None) -> int:
         check_integer(n_cells=n_cells)
     if not 2 <= n_cells <= most:
         raise InvalidArgumentError(
-            f"{n_decoys} decoys of {n_cells} cells cannot be made from {n_controls} control cells: "
-            "each needs at least two, and half of the control cells must remain. Pass "
-            "smaller `n_decoys` or `n_cells`."
+            f"{counted(n_decoys, 'decoy')} of {counted(n_cells, 'cell')} cannot be made from "
+            f"{counted(n_controls, 'control cell')}: each needs at least two, and half of the "
+            "control cells must remain. Pass smaller `n_decoys` or `n_cells`."
         )
     return n_cells
 
@@ -219,8 +220,9 @@ def _trained(model: MaskMixin, adata: AnnData, train_kwargs: Mapping[str, Any] |
 def _report(table: pd.DataFrame, fdr: float) -> None:
     by_masks, called = (int((table[name] > 0).sum()) for name in ("by_masks", "called"))
     text = (
-        f"Of {len(table)} decoys of {table['n_cells'].iloc[0]} control cells each, {by_masks} are "
-        f"called by masks alone and {called} by masks and test, at an FDR of {fdr:g}."
+        f"Of {counted(len(table), 'decoy')} of {table['n_cells'].iloc[0]} control cells each, "
+        f"{counted(by_masks, 'is', 'are')} called by masks alone and {called} by masks and test, "
+        f"at an FDR of {fdr:g}."
     )
     if binom.sf(called - 1, len(table), fdr) < _TOO_MANY:
         logger.warning(

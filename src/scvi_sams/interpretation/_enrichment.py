@@ -14,6 +14,7 @@ from scipy import stats
 
 from scvi_sams._checks import as_names, check_choice, check_integer
 from scvi_sams._group_tests import q_values
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import InvalidArgumentError, MissingPackageError, SAMSError
 from scvi_sams.features._gmt import from_gmt
 from scvi_sams.interpretation._programs import gene_ranking
@@ -189,12 +190,15 @@ def _measured(
     if not kept:
         largest = max((len(listed) for listed in found.values()), default=0)
         raise InvalidArgumentError(
-            f"None of {len(found)} gene sets has {min_genes} to {max_genes} of the {len(genes)} "
-            f"measured genes; the largest has {largest}. Change `min_genes` and `max_genes`, or "
-            "check that genes are named as in the screen (symbols or identifiers, upper or lower "
-            "case)."
+            f"None of {counted(len(found), 'gene set')} has {min_genes} to {max_genes} of the "
+            f"{len(genes)} measured genes; the largest has {largest}. Change `min_genes` and "
+            "`max_genes`, or check that genes are named as in the screen (symbols or identifiers, "
+            "upper or lower case)."
         )
-    logger.info(f"{len(kept)} of {len(found)} gene sets have {min_genes} to {max_genes} genes.")
+    logger.info(
+        f"{len(kept)} of {counted(len(found), 'gene set')} {plural(len(kept), 'has', 'have')} "
+        f"{min_genes} to {max_genes} genes."
+    )
     return kept
 
 

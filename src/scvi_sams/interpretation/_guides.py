@@ -14,6 +14,7 @@ from scvi_sams._checks import check_integer, check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import within
 from scvi_sams._group_tests import without_linear
+from scvi_sams._plurals import counted
 from scvi_sams.data._guides import Guides, registered_guides
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._guide_cells import (
@@ -274,6 +275,6 @@ def _tell(table: pd.DataFrame) -> None:
         ("differs_from_siblings", "has another effect than its", "have other effects than their"),
     ):
         names = table.index[table[flag]]
-        what = f"one guide {one}" if len(names) == 1 else f"{len(names)} guides {several}"
         if len(names):
+            what = counted(len(names), f"guide {one}", f"guides {several}")
             logger.info(f"{what} siblings: {listing(names)}.")

@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from scvi_sams._checks import as_positions, check_integer
+from scvi_sams._plurals import counted
 from scvi_sams._torch import fixed_seed
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import MissingControlError
@@ -103,7 +104,7 @@ def basal_leakage(
     is_control = scored == control
     if is_control.sum() < _MIN_CELLS:
         raise MissingControlError(
-            f"{is_control.sum()} of the {len(scored)} cells are control cells; at least "
+            f"{is_control.sum()} of the {counted(len(scored), 'cell')} are control cells; at least "
             f"{_MIN_CELLS} are needed to compare with. Pass more cells as `indices`."
         )
     basal, total = _states(model, adata, positions, seed)

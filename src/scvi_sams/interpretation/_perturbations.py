@@ -21,6 +21,7 @@ from scvi_sams._checks import (
 )
 from scvi_sams._constants import RESULT_KEYS
 from scvi_sams._fdr import active_at_fdr
+from scvi_sams._plurals import counted
 from scvi_sams.data._field import registered_labels
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._calls import called_masks
@@ -174,16 +175,16 @@ def _warn_of_doubtful(hits: pd.DataFrame) -> None:
             {name for names in hits["confounded"] for name in names.split(", ")} - {""}
         )
         logger.warning(
-            f"{len(confounded)} perturbations are confounded with unregistered columns of "
-            f"adata.obs ({', '.join(columns)}), such as {confounded[0]!r}: their effects may be "
-            "those of these columns. Register them as `batch_key` or "
+            f"{counted(len(confounded), 'perturbation is', 'perturbations are')} confounded with "
+            f"unregistered columns of adata.obs ({', '.join(columns)}), such as {confounded[0]!r}: "
+            "their effects may be those of these columns. Register them as `batch_key` or "
             "`categorical_covariate_keys`, if control cells have the same levels."
         )
     if "unstable" in hits and hits["unstable"].any():
         names = hits.index[hits["unstable"]]
         logger.warning(
-            f"The masks of {len(names)} perturbations, such as {names[0]!r}, are on although their "
-            "cells do not differ from control cells: they are not called."
+            f"The masks of {counted(len(names), 'perturbation')}, such as {names[0]!r}, are on "
+            "although their cells do not differ from control cells: they are not called."
         )
 
 
@@ -253,7 +254,10 @@ def perturbation_similarity(
         names, values = table.index, table.to_numpy(np.float64)
     if np.isnan(values).any():
         bad = names[np.isnan(values).any(axis=1)]
-        raise SAMSError(f"{len(bad)} perturbations have NaN entries, such as {bad[0]!r}.")
+        raise SAMSError(
+            f"{counted(len(bad), 'perturbation has', 'perturbations have')} NaN entries, such as "
+            f"{bad[0]!r}."
+        )
     similarity = cosine_similarity(values) if metric == "cosine" else _weighted_jaccard(values)
     np.fill_diagonal(similarity, 1)
     if order:

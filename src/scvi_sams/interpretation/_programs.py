@@ -9,6 +9,7 @@ import pandas as pd
 
 from scvi_sams._checks import check_choice, check_integer, check_table
 from scvi_sams._fdr import active_at_fdr
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import SAMSError
 from scvi_sams.interpretation._stored import EFFECTS, MASKS, PROGRAMS, Source, result_of
 from scvi_sams.labels._names import check_has
@@ -211,6 +212,6 @@ def _check_not_nan(programs: pd.DataFrame) -> None:
     bad = programs.isna().any(axis=1)
     if bad.any():
         raise SAMSError(
-            f"The programs of {bad.sum()} genes are NaN, such as {programs.index[bad][0]!r}: "
-            "training diverged, or another table was passed."
+            f"The programs of {counted(bad.sum(), 'gene')} are NaN, such as "
+            f"{programs.index[bad][0]!r}: training diverged, or another table was passed."
         )

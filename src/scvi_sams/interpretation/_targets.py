@@ -12,6 +12,7 @@ import torch
 
 from scvi_sams._checks import check_key, check_number
 from scvi_sams._constants import RESULT_KEYS
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError
 from scvi_sams.labels._names import check_known, listing
 from scvi_sams.model._contrast import bounds
@@ -119,8 +120,8 @@ def target_knockdown(
     table.attrs["without_gene"] = without
     if without:
         logger.info(
-            f"{len(without)} perturbations have no gene among those measured, such "
-            f"as {listing(without, 3)}; you can name it in `target_genes`."
+            f"{counted(len(without), 'perturbation has', 'perturbations have')} no gene among "
+            f"those measured, such as {listing(without, 3)}; you can name it in `target_genes`."
         )
     if key_added is not None and model.adata is not None:
         model.adata.uns[key_added] = table.copy()

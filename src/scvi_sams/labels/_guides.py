@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import InvalidPerturbationLabelError
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels, distinct_rows
 from scvi_sams.labels._names import listing, texts_of
@@ -193,10 +194,10 @@ def _check_not_of_controls(
         name = shared[0]
         cells = _told([groups[i] for i in carried[name]])
         raise InvalidPerturbationLabelError(
-            f"The guide {name!r} is in {of_controls[name]} control cells and in {cells}"
-            f"{_others(shared)}. A guide must belong to one perturbation. Correct the guide or the "
-            "label of these cells, or set the guide of control cells (including those of dose 0) "
-            f"to NaN; name guides of controls in `control`: control={[*control, name]}."
+            f"The guide {name!r} is in {counted(of_controls[name], 'control cell')} and in "
+            f"{cells}{_others(shared)}. A guide must belong to one perturbation. Correct the guide "
+            "or the label of these cells, or set the guide of control cells (including those of "
+            f"dose 0) to NaN; name guides of controls in `control`: control={[*control, name]}."
         )
 
 
@@ -288,14 +289,16 @@ def _told(groups: Sequence[Carriers]) -> str:
         cells[label] += group.n_cells
         first.setdefault(label, group.first_cell)
     told = [
-        f"{n} cell{'s' if n > 1 else ''} of {label} (such as {first[label]!r})"
+        f"{counted(n, 'cell')} of {label} (such as {first[label]!r})"
         for label, n in cells.most_common(4)
     ]
-    more = f" and cells of {len(cells) - 4} other labels" if len(cells) > 4 else ""
+    more = f" and cells of {counted(len(cells) - 4, 'other label')}" if len(cells) > 4 else ""
     return ", ".join(told) + more
 
 
 def _others(names: Sequence[str]) -> str:
     if len(names) == 1:
         return ""
-    return f" (as are {len(names) - 1} more guides, such as {names[1]!r}, of other cells)"
+    n_others = len(names) - 1
+    are = plural(n_others, "is", "are")
+    return f" (as {are} {counted(n_others, 'more guide')}, such as {names[1]!r}, of other cells)"

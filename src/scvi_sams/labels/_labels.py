@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from scvi_sams._plurals import plural
 from scvi_sams.exceptions import (
     InvalidDosageError,
     MissingControlError,
@@ -169,7 +170,7 @@ def combinations_as_perturbations(
     combinations = sorted(name for name, n_parts in unknown.items() if n_parts > 1)
     if combinations:
         raise UnknownPerturbationError(
-            f"Unknown combination{'s' if len(combinations) > 1 else ''}: {listing(combinations)}. "
+            f"Unknown {plural(len(combinations), 'combination')}: {listing(combinations)}. "
             "This model treats each combination as a separate perturbation and cannot predict "
             "combinations without training cells. SAMSVAE and CPAVAE can: they add up "
             "the effects of the perturbations."

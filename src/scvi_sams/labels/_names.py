@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 import pandas as pd
 
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import MissingKeyError, SAMSError, UnknownPerturbationError
 
 
@@ -83,8 +84,8 @@ def check_known(
         advice = " If it is a combination, check `delimiter`."
     hints = [] if len(parts) > 1 else close_names(unknown[0], known_names)
     raise UnknownPerturbationError(
-        f"Unknown perturbation{'s' if len(unknown) > 1 else ''}: {listing(unknown)}. "
-        f"{len(known_names)} perturbations are known"
+        f"Unknown {plural(len(unknown), 'perturbation')}: {listing(unknown)}. "
+        f"{counted(len(known_names), 'perturbation is', 'perturbations are')} known"
         + (f"; did you mean {listing(hints)}?" if hints else f", such as {listing(known_names)}.")
         + " Only perturbations in the training data, alone or in a combination, or in"
         " `perturbation_features` of SAMSVAE can be predicted. The label of control cells is"

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from scvi_sams._checks import as_labels
 from scvi_sams._constants import LARGEST_INPUT
+from scvi_sams._plurals import counted, plural
 from scvi_sams.exceptions import InvalidDosageError, InvalidPerturbationLabelError
 from scvi_sams.labels._control import named_control
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels
@@ -60,7 +61,8 @@ def encode_labels(
     missing = labels.isna().to_numpy()
     if missing.any():
         raise InvalidPerturbationLabelError(
-            f"{missing.sum()} of {len(labels)} cells have no perturbation label (NaN), for example "
+            f"{missing.sum()} of {counted(len(labels), 'cell')} "
+            f"{plural(missing.sum(), 'has', 'have')} no perturbation label (NaN), for example "
             f"{listing(labels.index[missing])}. Drop cells whose perturbation is unknown, or "
             "label them as controls if they are."
         )
@@ -118,8 +120,8 @@ def encode_dosage_matrix(
     names = [str(name).strip() for name in names]
     if len(names) != table.shape[1]:
         raise InvalidDosageError(
-            f"{len(names)} perturbation names were given for a dosage matrix with "
-            f"{table.shape[1]} columns. Give one name per column."
+            f"{counted(len(names), 'perturbation name was', 'perturbation names were')} given for "
+            f"a dosage matrix with {counted(table.shape[1], 'column')}. Give one name per column."
         )
     repeated = pd.Index(names)[pd.Index(names).duplicated()]
     if len(repeated):
@@ -185,7 +187,8 @@ def _align_dosages(
     """
     if len(dosages) != len(labels):
         raise InvalidDosageError(
-            f"{len(dosages)} dosages were given for {len(labels)} labels. Give one per label."
+            f"{counted(len(dosages), 'dosage was', 'dosages were')} given for "
+            f"{counted(len(labels), 'label')}. Give one per label."
         )
     perturbed = np.flatnonzero((codes != NO_PERTURBATION).any(axis=1))
     dosages, labels, n_names = dosages.iloc[perturbed], labels.iloc[perturbed], n_names[perturbed]
@@ -196,7 +199,8 @@ def _align_dosages(
             cell = int(np.flatnonzero(bad)[0])
             raise InvalidDosageError(
                 f"The dosage {shown(dosages.iloc[cell])} of cell {shown(labels.index[cell])} "
-                f"({shown(labels.iloc[cell])}) {says(cell)} ({bad.sum()} such cells).{advice}"
+                f"({shown(labels.iloc[cell])}) {says(cell)} "
+                f"({counted(bad.sum(), 'such cell')}).{advice}"
             )
 
     value_of_cell, values = factorize(dosages, InvalidDosageError)
@@ -205,7 +209,10 @@ def _align_dosages(
     check_cells(n_numbers == 0, lambda _: f"is not a number, nor numbers joined by {delimiter!r}")
     check_cells(
         (n_numbers != 1) & (n_numbers != n_names),
-        lambda cell: f"has {n_numbers[cell]} values for the {n_names[cell]} names of its label",
+        lambda cell: (
+            f"has {counted(n_numbers[cell], 'value')} for the {counted(n_names[cell], 'name')} of "
+            "its label"
+        ),
         " Give one value for all names, or one per name in the order of the label.",
     )
     table = np.full((len(numbers), max(map(len, numbers), default=1)), np.nan)

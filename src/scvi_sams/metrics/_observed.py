@@ -20,6 +20,7 @@ from scvi_sams._checks import (
     check_number,
 )
 from scvi_sams._constants import REGISTERED_DOSES, REGISTERED_LEVELS
+from scvi_sams._plurals import counted, plural
 from scvi_sams._scale import levels_record, size_factor_record
 from scvi_sams.counts._block_reader import BlockReader, is_on_disk
 from scvi_sams.counts._validation import check_counts
@@ -307,8 +308,8 @@ def normalised_expression(
     bad = ~(size > 0) | ~np.isfinite(size)
     if bad.any():
         raise InvalidCountsError(
-            f"{bad.sum()} cells have a size that is not a positive number, for example "
-            f"{cells.obs_names[bad][0]!r}. {advice}"
+            f"{counted(bad.sum(), 'cell has', 'cells have')} a size that is not a positive number, "
+            f"for example {cells.obs_names[bad][0]!r}. {advice}"
         )
     values = sparse.csr_array(sparse.diags_array(target_sum / size) @ values)
     if method == "lognorm":
@@ -331,8 +332,9 @@ def check_predicted(genes: pd.Index, predicted: pd.Index) -> None:
     absent = genes.difference(predicted)
     if len(absent):
         raise MissingKeyError(
-            f"{len(absent)} genes have no prediction, for example {absent[0]!r}. Predict all genes "
-            "of the observed data, or subset the observed data to the predicted genes."
+            f"{counted(len(absent), 'gene has', 'genes have')} no prediction, for example "
+            f"{absent[0]!r}. Predict all genes of the observed data, or subset the observed data "
+            "to the predicted genes."
         )
 
 
@@ -369,10 +371,11 @@ def levels_of(adata: ad.AnnData, key: str | None, of: str = "") -> np.ndarray | 
     if key is None:
         return None
     levels = obs_column(adata, key, of)
-    if levels.isna().any():
+    n_missing = int(levels.isna().sum())
+    if n_missing:
         raise InvalidCovariateError(
-            f"{levels.isna().sum()} cells{of} have no {key!r} (NaN). Drop them, or name their "
-            "group."
+            f"{counted(n_missing, 'cell')}{of} {plural(n_missing, 'has', 'have')} no {key!r} "
+            "(NaN). Drop them, or name their group."
         )
     return levels.astype(str).to_numpy(dtype=object)
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from scvi_sams._checks import check_same_columns
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.metrics._comparison import Comparison, Metric
 from scvi_sams.metrics._profiles import largest, not_finite, own_positions, pearson
@@ -105,8 +106,8 @@ def centroid_accuracy(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray
     predicted, observed = np.asarray(predicted), np.asarray(observed)
     if len(predicted) != len(observed):
         raise InvalidArgumentError(
-            f"`predicted` has {len(predicted)} rows and `observed` {len(observed)}: they must be "
-            "the same perturbations, in the same order."
+            f"`predicted` has {counted(len(predicted), 'row')} and `observed` {len(observed)}: "
+            "they must be the same perturbations, in the same order."
         )
     n = len(observed)
     if n == 1:

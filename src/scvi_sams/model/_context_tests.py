@@ -16,6 +16,7 @@ from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._fdr import within
 from scvi_sams._group_tests import q_values, without_linear
 from scvi_sams._level_tests import FEWEST_CELLS, LevelTests, level_tests
+from scvi_sams._plurals import counted
 from scvi_sams.data._field import registered_labels
 from scvi_sams.labels._labels import NO_PERTURBATION, Labels, distinct_rows
 from scvi_sams.model._expression_axes import (
@@ -147,10 +148,14 @@ def warn_of_contexts(manager: AnnDataManager, *, counts: bool) -> None:
     found = table[table["differs"].astype(bool) & (table["registered_as"] != "context")]
     if found.empty:
         return
-    more = f"; and {len(found) - _MOST_NAMED} more columns" if len(found) > _MOST_NAMED else ""
+    more = (
+        f"; and {counted(len(found) - _MOST_NAMED, 'more column')}"
+        if len(found) > _MOST_NAMED
+        else ""
+    )
     described = "; ".join(
-        f"{key!r} ({row['registered_as']}; {row['n_differ']} of {row['n_tested']} perturbations, "
-        f"most of all {row['most_different']!r})"
+        f"{key!r} ({row['registered_as']}; {row['n_differ']} of "
+        f"{counted(int(row['n_tested']), 'perturbation')}, most of all {row['most_different']!r})"
         for key, row in found[:_MOST_NAMED].iterrows()
     )
     logger.warning(

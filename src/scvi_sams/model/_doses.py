@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scvi.model.base import BaseModelClass
 
+from scvi_sams._plurals import counted
 from scvi_sams.data._field import registered_labels
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._rows import dosage_text
@@ -36,7 +37,7 @@ def warn_beyond_measured(measured: np.ndarray | None, requested: Labels) -> None
             for code in beyond[:5]
         ]
         logger.warning(
-            f"Doses of {len(beyond)} perturbations are outside the measured range: "
+            f"Doses of {counted(len(beyond), 'perturbation')} are outside the measured range: "
             f"{', '.join(told)}. Effects are extrapolated there. Set `dosages` (1 by default) to "
             "doses that cells received."
         )

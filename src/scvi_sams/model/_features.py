@@ -12,6 +12,7 @@ from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.sparsefuncs import mean_variance_axis
 from torch import Tensor
 
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.features._table import FeatureTable
 from scvi_sams.labels._names import listing
@@ -81,7 +82,7 @@ def features_of_model(
     known = [name for name in perturbations if name in table]
     if not known:
         raise InvalidArgumentError(
-            f"`perturbation_features` has rows for {len(table)} perturbations, such as "
+            f"`perturbation_features` has rows for {counted(len(table), 'perturbation')}, such as "
             f"{listing(table.names)}, but none of them was measured: there are "
             f"{listing(perturbations)}. Names must be spelled alike; features.match_genes matches "
             f"them by symbol and alias.{table.transposed_hint(perturbations)}"
@@ -89,8 +90,9 @@ def features_of_model(
     missing = table.missing(perturbations)
     if missing:
         logger.warning(
-            f"`perturbation_features` has no row for {len(missing)} of {len(perturbations)} "
-            f"measured perturbations: {listing(missing)}. Their prior is that of average features."
+            f"`perturbation_features` has no row for {len(missing)} of "
+            f"{counted(len(perturbations), 'measured perturbation')}: {listing(missing)}. Their "
+            "prior is that of average features."
         )
     others = [name for name in table.names if name not in set(perturbations)]
     others = [name for name in others if not spelling.is_control(name)]

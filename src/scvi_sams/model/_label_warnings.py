@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
+from scvi_sams._plurals import counted, plural
 from scvi_sams.labels._conventions import (
     guides_of_genes,
     likely_delimiter,
@@ -50,9 +51,8 @@ def _of_names(labels: Labels) -> Iterator[str]:
     similar = similar_names([*labels.spelling.control, *names])
     if similar:
         yield (
-            f"{len(similar)} names differ only by case or encoding and count as different: "
-            f"{_listed(similar)}. If they are the same perturbation, or control, give them one "
-            "name."
+            f"Names differ only by case or encoding and count as different: {_listed(similar)}. If "
+            "they are the same perturbation, or control, give them one name."
         )
     controls = [name for name in names if looks_like_control(name)]
     if controls:
@@ -92,14 +92,16 @@ def _of_cells(labels: Labels) -> Iterator[str]:
         if found is not None:
             likely, built = found
             yield (
-                f"No label has the delimiter {delimiter!r}, but {len(built)} labels are names "
-                f"joined by {likely!r}, such as {listing(built)}. If they are combinations, pass "
-                f"delimiter={likely!r}; if not, delimiter=None."
+                f"No label has the delimiter {delimiter!r}, but "
+                f"{counted(len(built), 'label joins', 'labels join')} names by {likely!r}, such as "
+                f"{listing(built)}. If they are combinations, pass delimiter={likely!r}; if not, "
+                "delimiter=None."
             )
     together = inseparable_perturbations(labels.codes, labels.vocabulary)
     if together:
         yield (
-            f"{len(together)} groups of perturbations occur only together, so that their effects "
+            f"{counted(len(together), 'group')} of perturbations "
+            f"{plural(len(together), 'occurs', 'occur')} only together, so that their effects "
             f"cannot be separated: {_listed(together)}. If such a group is one name that contains "
             "the delimiter, pass another `delimiter`, or None to never split."
         )

@@ -18,6 +18,7 @@ import torch
 
 from scvi_sams._checks import as_names
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._plurals import counted, plural
 from scvi_sams.data._field import PerturbationField, registered_labels
 from scvi_sams.exceptions import InvalidArgumentError, SAMSError
 from scvi_sams.labels._labels import Labels
@@ -76,7 +77,8 @@ def _warn_of_unmeasured_singles(model: ScreenModel, rows: list[int]) -> None:
     missing = [model.perturbations[row] for row in sorted(set(rows) - set(alone.tolist()))]
     if missing:
         logger.warning(
-            f"{len(missing)} of {len(rows)} perturbations have no cells with them alone: "
+            f"{len(missing)} of {counted(len(rows), 'perturbation')} "
+            f"{plural(len(missing), 'has', 'have')} no cells with them alone: "
             f"{listing(missing, limit=20)}. Their effects are known only from combinations, and "
             "scores of pairs with them are not reliable. To rank the others, name them as "
             "`perturbations`."

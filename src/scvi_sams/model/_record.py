@@ -14,6 +14,7 @@ from scvi.model.base import BaseModelClass
 
 from scvi_sams._compat import SETUP_ARGUMENTS_KEY
 from scvi_sams._constants import RESULT_KEYS
+from scvi_sams._plurals import counted
 from scvi_sams._versions import installed_versions
 from scvi_sams.data._manager import ADATA_LOCK
 from scvi_sams.features._table import FeatureTable
@@ -123,15 +124,15 @@ def _data_lines(model: BaseModelClass) -> str:
     cells = model.module.cells_per_perturbation.cpu().numpy().astype(int)
     spread = f"{cells.min()} / {int(np.median(cells))} / {cells.max()}"
     lines = [
-        f"- {sizes['n_cells']:,} cells, {sizes['n_vars']:,} genes",
-        f"- {len(model.perturbations):,} perturbations; training cells per perturbation: "
+        f"- {counted(int(sizes['n_cells']), 'cell')}, {counted(int(sizes['n_vars']), 'gene')}",
+        f"- {counted(len(model.perturbations), 'perturbation')}; training cells per perturbation: "
         f"{spread} (min / median / max)",
         f"- their names: {', '.join(model.perturbations)}",
     ]
     if model.unmeasured:
         lines.append(
-            f"- {len(model.unmeasured):,} perturbations without cells, predicted from their "
-            f"features: {', '.join(model.unmeasured)}"
+            f"- {counted(len(model.unmeasured), 'perturbation')} without cells, predicted from "
+            f"their features: {', '.join(model.unmeasured)}"
         )
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from pandas.api.types import is_any_real_numeric_dtype
 from scipy.sparse import issparse
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
@@ -23,7 +24,8 @@ from scvi.model.base import BaseModelClass
 from scvi_sams._checks import as_list, check_anndata, check_key
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, SETUP_ARGUMENTS_KEY, STATE_REGISTRY_KEY
 from scvi_sams._constants import REGISTRY_KEYS
-from scvi_sams.counts._validation import validate_expression
+from scvi_sams._plurals import counted
+from scvi_sams.counts._validation import sums_of_some_cells, validate_expression
 from scvi_sams.data._contexts import ContextField
 from scvi_sams.data._covariates import check_genes, validate_size_factor
 from scvi_sams.data._field import PerturbationField, registered_labels
@@ -37,6 +39,11 @@ from scvi_sams.labels._spelling import control_names
 from scvi_sams.model._label_warnings import warn_of_labels, warn_of_unused_controls
 
 logger = logging.getLogger("scvi.sams")
+
+_TOTAL_COUNTS = ("total_counts", "n_counts", "ncount_rna", "n_umi", "numi", "umi_count")
+"""Usual names of total counts in lower case: of scanpy, Seurat and others."""
+_RATIO_OF_PANEL = 10.0
+"""Total counts relative to the sum of the registered genes from which these seem to be a panel."""
 
 
 def check_setup(further: dict[str, Any], **keys: object) -> None:
@@ -142,6 +149,7 @@ def register(
     logger.info(_registration_summary(manager))
     if is_new:
         _warn_of_shared_memory(manager)
+        _warn_of_panel(adata, given)
         registered = registered_labels(manager)
         warn_of_labels(registered)
         if given["dosage_obsm_key"] is None:
@@ -229,7 +237,7 @@ def validate_values(adata: AnnData, given: dict[str, Any], *, counts: bool) -> N
         validate_size_factor(adata.obs[given["size_factor_key"]])
 
 
-def registered_values(adata: AnnData, given: dict[str, Any]) -> tuple[Any, str]:
+def registered_values(adata: AnnData, given: Mapping[str, Any]) -> tuple[Any, str]:
     """Return the registered expression, unchanged, and its slot."""
     layer = given["layer"]
     if layer is None:
@@ -280,13 +288,12 @@ def as_keys(argument: str, keys: object) -> list[str] | None:
 def _registration_summary(manager: AnnDataManager) -> str:
     state = manager.get_state_registry(REGISTRY_KEYS.PERTURBATIONS)
     counts = state[PerturbationField.CELLS_PER_PERTURBATION_KEY]
-    n_combinations = state[PerturbationField.N_COMBINATIONS_KEY]
     return (
-        f"Registered {manager.summary_stats.n_cells:,} cells x {manager.summary_stats.n_vars:,} "
-        f"genes: {len(counts):,} perturbations ({counts.min()} / {int(np.median(counts))} / "
-        f"{counts.max()} cells min / median / max), "
-        f"{n_combinations:,} combination{'' if n_combinations == 1 else 's'}, "
-        f"{state[PerturbationField.N_CONTROL_KEY]:,} control cells."
+        f"Registered {counted(manager.summary_stats.n_cells, 'cell')} x "
+        f"{counted(manager.summary_stats.n_vars, 'gene')}: {counted(len(counts), 'perturbation')} "
+        f"({counts.min()} / {int(np.median(counts))} / {counts.max()} cells min / median / max), "
+        f"{counted(state[PerturbationField.N_COMBINATIONS_KEY], 'combination')}, "
+        f"{counted(state[PerturbationField.N_CONTROL_KEY], 'control cell')}."
     )
 
 
@@ -298,6 +305,33 @@ def _warn_of_shared_memory(manager: AnnDataManager) -> None:
             f"adata.layers[{layer!r}] and adata.X are the same array: normalising one in place "
             f"changes the other. Make it a copy: adata.layers[{layer!r}] = adata.X.copy()."
         )
+
+
+def _warn_of_panel(adata: AnnData, given: Mapping[str, Any]) -> None:
+    """Log a warning if a column has total counts that the registered genes are a small part of."""
+    if given["size_factor_key"] is not None:
+        return
+    columns = {
+        str(name): adata.obs.iloc[:, place]
+        for place, name in enumerate(adata.obs.columns)
+        if str(name).lower() in _TOTAL_COUNTS
+        and is_any_real_numeric_dtype(adata.obs.dtypes.iloc[place])
+    }
+    sums = sums_of_some_cells(*registered_values(adata, given)) if columns else None
+    if sums is None:  # usual, or values that are not counts: for the normal likelihood, or invalid
+        return
+    of_genes = float(np.median(sums))
+    for name, column in columns.items():
+        total = float(column.median()) if column.notna().any() else 0.0
+        if total >= _RATIO_OF_PANEL * of_genes:
+            logger.warning(
+                f"The registered genes seem to be a panel: the median of adata.obs[{name!r}] is "
+                f"{total:,.0f}, and that of the sums over {counted(adata.n_vars, 'gene')} about "
+                f"{of_genes:,.0f}. Without a size factor that sum is the size of a cell, so that "
+                "changes of some genes look like opposite changes of all others. Register the "
+                f"total counts: size_factor_key={name!r}."
+            )
+            return
 
 
 def _share_memory(first: Any, second: Any) -> bool:

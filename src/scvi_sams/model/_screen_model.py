@@ -179,7 +179,7 @@ class ScreenModel(UnsupervisedTrainingMixin, BaseModelClass):
             Columns of obs that encoder and decoder condition on.
         size_factor_key
             Column of obs with a size factor, such as the library size of the whole transcriptome if
-            ``adata`` is a panel of genes; otherwise the size is the sum of the counts.
+            ``adata`` is a panel of genes (a warning names it); otherwise the sum of the counts.
         guide_key
             Column of obs with the guide of each cell, or several (``"STAT1g1|STAT1g2"``), or NaN.
             Each belongs to one perturbation; control cells have others (:doc:`more </anndata>`).

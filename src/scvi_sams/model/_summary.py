@@ -11,6 +11,7 @@ import pandas as pd
 from scvi.model.base import BaseModelClass
 
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._plurals import counted
 from scvi_sams.data._contexts import ContextField
 from scvi_sams.data._field import PerturbationField
 from scvi_sams.data._guides import GuideField
@@ -33,7 +34,8 @@ _COLUMNS = {
 def headline(model: BaseModelClass) -> str:
     """Describe a model in one line, as printed by scvi-tools."""
     sizes = model.summary_stats
-    of_screen = f"{sizes.n_perturbations} perturbations, {sizes.n_vars} genes"
+    n_perturbations, n_genes = int(sizes.n_perturbations), int(sizes.n_vars)
+    of_screen = f"{counted(n_perturbations, 'perturbation')}, {counted(n_genes, 'gene')}"
     return f"{type(model).__name__}: {of_screen}, likelihood {model.gene_likelihood}."
 
 
@@ -113,7 +115,7 @@ def _masks(model: BaseModelClass) -> Iterator[tuple[str, str]]:
 
 def _perturbations(number: int) -> str:
     """Begin a sentence about a number of perturbations."""
-    return "1 perturbation has" if number == 1 else f"{number:,} perturbations have"
+    return counted(number, "perturbation has", "perturbations have")
 
 
 def _warnings(model: BaseModelClass) -> Iterator[str]:
@@ -140,7 +142,8 @@ def _warnings(model: BaseModelClass) -> Iterator[str]:
 
 def _text(value: Any) -> str:
     if isinstance(value, FeatureTable):
-        return f"{len(value):,} perturbations x {value.n_features:,} features"
+        perturbations = counted(len(value), "perturbation")
+        return f"{perturbations} x {counted(value.n_features, 'feature')}"
     if isinstance(value, dict):
         return ", ".join(f"{name} = {_text(inner)}" for name, inner in value.items())
     if isinstance(value, list | tuple | np.ndarray):

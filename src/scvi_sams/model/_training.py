@@ -14,6 +14,7 @@ from scvi.model.base import BaseModelClass
 from scvi_sams._checks import as_path
 from scvi_sams._compat import FIELD_REGISTRIES_KEY, STATE_REGISTRY_KEY, SimpleLogger
 from scvi_sams._constants import REGISTRY_KEYS
+from scvi_sams._plurals import counted
 from scvi_sams._torch import check_single_precision
 from scvi_sams._versions import installed_versions
 from scvi_sams.counts._block_reader import is_on_disk
@@ -147,8 +148,9 @@ def _warn_of_untrained_perturbations(model: BaseModelClass, train_indices: np.nd
     if len(untrained):
         shown = [names[code] for code in untrained[:5]]
         logger.warning(
-            f"{len(untrained)} perturbations have no training cells, such as {shown}: nothing "
-            "can be learned about them, and their masks and effects keep their initial values."
+            f"{counted(len(untrained), 'perturbation has', 'perturbations have')} no training "
+            f"cells, such as {shown}: nothing can be learned about their effects, and masks and "
+            "effects keep their initial values."
         )
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from scvi_sams._checks import as_names, check_ate, check_integer, check_number, check_table
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import InvalidArgumentError, MissingKeyError, SAMSError
 from scvi_sams.interpretation._perturbations import SURE
 from scvi_sams.interpretation._programs import top_genes
@@ -380,9 +381,8 @@ def ate_scatter(
     ax.set(xlim=ends, ylim=ends, aspect="equal")
     ax.set(xlabel="observed effect", ylabel="predicted effect")
     ax.set_title(literal(observed.uns["ate"].get("units", "")), fontsize=TEXT)
-    perturbations = f"{observed.n_obs:,} perturbation{'s' * (observed.n_obs != 1)}"
     lines = [f"Pearson {effect_metrics(y, x)['pearson']:.3f}"]
-    lines += [perturbations, f"{observed.n_vars:,} genes"]
+    lines += [counted(observed.n_obs, "perturbation"), counted(observed.n_vars, "gene")]
     if n_missing := int(missing.sum()):
         lines += [f"{n_missing:,} not predicted (drawn at 0)"]
     summary = ax.text(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_sams._checks import as_names, check_bool, check_integer
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._parsing import read_labels
@@ -104,8 +105,9 @@ def hold_out_combinations(
     if not 0 <= n_held_out <= len(combinations):
         condition = " whose perturbations all occur alone as well" if require_singles else ""
         raise InvalidSplitError(
-            f"{n_held_out} combinations cannot be held out: the labels have {len(combinations)} "
-            f"combinations{condition}. Hold out fewer, or check `delimiter` and `require_singles`."
+            f"{counted(n_held_out, 'combination')} cannot be held out: the labels have "
+            f"{counted(len(combinations), 'combination')}{condition}. Hold out fewer, or check "
+            "`delimiter` and `require_singles`."
         )
     return sorted(combinations[:n_held_out])
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from scvi_sams._checks import as_cells, as_labels, as_names, as_path, check_integer, check_text
 from scvi_sams._files import write_whole
+from scvi_sams._plurals import counted
 from scvi_sams.exceptions import InvalidArgumentError, InvalidCovariateError, InvalidSplitError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._names import listing
@@ -352,8 +353,8 @@ def _check_positions(split: Split, n_cells: int) -> None:
         shared = np.intersect1d(getattr(split, first), getattr(split, second))
         if len(shared):
             raise InvalidSplitError(
-                f"{len(shared)} cells are in both {first} and {second}, for example the cell at "
-                f"position {shared[0]}. Every cell is in at most one part."
+                f"{counted(len(shared), 'cell is', 'cells are')} in both {first} and {second}, for "
+                f"example the cell at position {shared[0]}. Every cell is in at most one part."
             )
 
 
@@ -361,8 +362,8 @@ def _check_no_leaks(split: Split, labels: Labels, levels: np.ndarray | None) -> 
     """Compare what is held out with the labels of the cells, both as in messages."""
     if split.held_out_levels is not None and len(split.held_out) != len(split.held_out_levels):
         raise InvalidSplitError(
-            f"{len(split.held_out)} labels are held out in {len(split.held_out_levels)} levels"
-            ". Give one level for each."
+            f"{counted(len(split.held_out), 'label is', 'labels are')} held out in "
+            f"{counted(len(split.held_out_levels), 'level')}. Give one level for each."
         )
     held_out = set(_shown(split.held_out, split.held_out_levels))
     group_of_cell = np.array(_shown(labels.canonical, levels), dtype=object)

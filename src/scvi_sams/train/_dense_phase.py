@@ -19,6 +19,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from scvi_sams._plurals import counted, plural
 from scvi_sams._torch import fixed_seed, generator
 from scvi_sams.module._curvature import LatentSurvey
 from scvi_sams.module._minibatch import CellBatch, positions_in, sum_over_slots
@@ -207,10 +208,12 @@ def _switch_off_curved(module: SAMSVAEModule, trainer: Any, max_curvature: float
     is_off = curved | redundant
     if not curved.any() or not survey.can_spare(is_off):
         return
+    n_curved = int(curved.sum())
     logger.info(
-        f"Switched off {int(curved.sum())} latent dimension(s) that are curved functions of the "
-        f"others, and {int(redundant.sum())} that could replace them (see "
-        f"`max_curvature`); {int((~is_off).sum())} stay on."
+        f"Switched off {counted(n_curved, 'latent dimension')} that "
+        f"{plural(n_curved, 'is a curved function', 'are curved functions')} of the others, and "
+        f"{int(redundant.sum())} that could replace {plural(n_curved, 'it', 'them')} (see "
+        f"`max_curvature`); {counted(int((~is_off).sum()), 'stays', 'stay')} on."
     )
     module.switch_off_latents(is_off)
 
