@@ -332,7 +332,7 @@ UNKNOWN: list[Case] = [
         asked("predict_ate", ["a"]),
         UnknownPerturbationError,
         "'a'",
-        "'A', 'B'",
+        "did you mean 'A'?",
     ),
     *(
         refused(
