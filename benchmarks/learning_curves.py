@@ -61,7 +61,7 @@ SCREENS = {
     ),
     "simulated": Screen("simulated", lambda: simulated(own_genes=False), {}, (10, 20, 50, None)),
     "own genes": Screen(
-        "simulated, with own genes", lambda: simulated(own_genes=True), {}, (10, 20, 50, None)
+        "simulated, with target genes", lambda: simulated(own_genes=True), {}, (10, 20, 50, None)
     ),
 }
 
@@ -75,6 +75,8 @@ def draw(curves: dict[str, pd.DataFrame], file: Path) -> None:
         for ax, metric in zip(column, ("pearson", "rmse"), strict=True):
             pl.learning_curve(curve, metric, ax=ax)
             ax.get_legend().remove()
+            if ax is not axes[0, 0] and ax is not axes[1, 0]:
+                ax.set_ylabel("")
         column[0].set_title(SCREENS[name].title, fontsize=9)
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
