@@ -185,8 +185,10 @@ def main() -> None:
         )
     print(pd.DataFrame(results).round(3).to_string())
     if arguments.reliability:
-        figure = scvi_sams.pl.mask_calibration(calibrations).figure
-        figure.savefig(arguments.reliability, dpi=150)
+        ax = scvi_sams.pl.mask_calibration(calibrations)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
+        ax.legend(frameon=False, **below)  # three curves leave no free corner
+        ax.figure.savefig(arguments.reliability, dpi=150, bbox_inches="tight")
 
 
 if __name__ == "__main__":
