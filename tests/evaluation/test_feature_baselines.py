@@ -212,7 +212,7 @@ def test_what_cannot_be_predicted_raises(method):
         fitted.predict(["N1", "N9+P00"])
     with pytest.raises(InvalidArgumentError, match="`perturbation_features`"):
         method().fit(cells)
-    with pytest.raises(InvalidArgumentError, match=r"Only 1 of 4 .* have features"):
+    with pytest.raises(InvalidArgumentError, match=r"Only 1 of 4 .* has features"):
         method(table.loc[["P00", *NEW]]).fit(cells)
     with pytest.raises(InvalidArgumentError, match=r"transpose the table"):
         method(table.T).fit(cells)
