@@ -129,8 +129,9 @@ def test_doses_multiply_what_is_predicted():
     ate = effects(found, ["P003", "P003"], dosages=[1, 2], method="mean")
     # The part on genes doubles; so does the shift, which the decoder bends.
     direct = found.module.direct
-    without = torch.zeros_like(direct.of_asked.correction)
-    direct.answer(direct.asked, direct.of_asked._replace(correction=without))
+    tables = direct.answers.tables
+    without = tables._replace(correction=torch.zeros_like(tables.correction))
+    direct.answers = direct.answers._replace(tables=without)
     shifts = effects(found, ["P003", "P003"], dosages=[1, 2], method="mean")
     on_genes = ate.X - shifts.X
     np.testing.assert_allclose(on_genes[1], 2 * on_genes[0], rtol=1e-3, atol=1e-4)

@@ -8,6 +8,7 @@ import torch
 
 from module.builders import CODES, DOSES, N_GENES
 from module.test_direct_effects import N_PERTURBATIONS, random_tables
+from scvi_sams.module._combinations import Combinations
 from scvi_sams.module._direct_effects import Residuals
 from scvi_sams.module._unmeasured import UnmeasuredEffects
 
@@ -27,8 +28,13 @@ def random_answers(n_rows, seed=3):
 def asked_tables():
     direct = random_tables()
     answers = random_answers(3)
-    direct.answer(ASKED, answers)
+    order = torch.tensor([2, 0, 1])
+    direct.answers = direct.answers.with_effects(ASKED[order], rows_of(answers, order))
     return direct, answers
+
+
+def rows_of(tables, rows):
+    return Residuals(*(part[rows] for part in tables))
 
 
 def cells():
@@ -64,7 +70,8 @@ def test_spread_and_numbers_are_those_of_the_row():
     numbers = direct.numbers_of(rows).tolist()
     # The same, whatever else is asked for.
     assert numbers == [0, 4, N_PERTURBATIONS + 12, N_PERTURBATIONS + 6]
-    direct.answer(ASKED[2:], Residuals(*(part[2:] for part in direct.of_asked)))
+    direct.forget()
+    direct.answers = direct.answers.with_effects(ASKED[2:], rows_of(answers, slice(2, None)))
     assert direct.numbers_of(torch.tensor([N_PERTURBATIONS])).tolist() == [N_PERTURBATIONS + 12]
     direct.forget()
     assert direct.numbers_of(rows[:2]).tolist() == [0, 4]
@@ -94,9 +101,11 @@ def test_predictions_that_are_not_stacked_are_of_the_model_alone():
 def test_what_other_weights_said_is_forgotten(change):
     direct, _ = asked_tables()
     change(direct)
-    assert not len(direct.asked)
-    assert direct.asked.device == direct.weights.device
-    assert direct.of_asked is None
+    effects, combinations, tables = direct.answers
+    assert not len(effects)
+    assert not len(combinations.codes)
+    assert effects.device == combinations.doses.device == direct.weights.device
+    assert tables is None
 
 
 def test_answers_are_no_part_of_the_state():
@@ -105,7 +114,50 @@ def test_answers_are_no_part_of_the_state():
     names = {*direct.state_dict(), *(name for name, _ in direct.named_buffers())}
     assert names == set(random_tables().state_dict())
     again = copy.deepcopy(direct)
-    assert again.asked.tolist() == ASKED.tolist()
+    assert again.answers.effects.tolist() == ASKED.tolist()
+
+
+COMBINATIONS = [((12, 2), (1, 0.5)), ((9, 6, 0), (2, 1, 1)), ((9, 3), (1, 1))]
+
+
+def of_labels(labels):
+    codes, doses = (torch.full((len(labels), 3), -1), torch.zeros(len(labels), 3))
+    for row, (perturbations, given) in enumerate(labels):
+        codes[row, : len(perturbations)] = torch.tensor(perturbations)
+        doses[row, : len(given)] = torch.tensor(given)
+    return codes, doses
+
+
+@pytest.mark.parametrize("calls", [[[0, 1, 2]], [[2], [0, 1]], [[1], [2], [0]]])
+def test_combinations_that_were_asked_for_have_rows_of_their_own(calls):
+    direct, _ = asked_tables()
+    tables = random_answers(3, seed=8)
+    for rows in calls:
+        codes, doses = of_labels([COMBINATIONS[row] for row in rows])
+        direct.answers = direct.answers.with_combinations(
+            Combinations.of_cells(codes, doses), rows_of(tables, rows)
+        )
+    # In any order; another dose, or one perturbation more or less, is another combination.
+    cells = [((2, 12), (0.5, 1)), ((0, 9, 6), (1, 2, 1)), ((3, 9), (1, 1))]
+    codes, doses = of_labels([*cells, ((9, 6), (2, 1)), ((12, 2), (1, 1))])
+    rows, weights = direct.rows_of_cells(codes, doses, codes)
+    mean, sd = direct.in_predictions(rows[:3, 0])
+    np.testing.assert_allclose(mean, tables.mean + tables.correction, rtol=1e-5)
+    np.testing.assert_allclose(sd, tables.uncertainty, rtol=1e-5)
+    assert (rows[:3, 1:] == -1).all()
+    assert weights[:3].tolist() == [[1, 0, 0]] * 3
+    first = direct.n_rows
+    assert rows[3:].tolist() == [[first + 1, first, -1], [first + 2, 2, -1]]
+    # Noise is that of the last perturbation.
+    assert direct.numbers_of(rows[:3, 0]).tolist() == [first + 12, first + 9, first + 9]
+    # Effects that are asked for later leave combinations as they are.
+    direct.answers = direct.answers.with_effects(torch.tensor([7]), random_answers(1))
+    rows, _ = direct.rows_of_cells(codes, doses, codes)
+    np.testing.assert_array_equal(direct.in_predictions(rows[:3, 0])[0], mean)
+    direct.answers = direct.answers.without_combinations()
+    rows, _ = direct.rows_of_cells(codes, doses, codes)
+    assert rows[0].tolist() == [2, first + 3, -1]
+    assert len(direct.answers.tables.mean) == 4
 
 
 def test_tables_of_any_length_are_read_from_a_state():

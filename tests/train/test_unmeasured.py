@@ -118,13 +118,16 @@ def answers(module, *calls):
     module = copy.deepcopy(module)
     module.direct.forget()
     for rows in calls:
-        answer_unmeasured(module, torch.tensor(rows))
-    direct = module.direct
-    assert direct.asked.tolist() == sorted(direct.asked.tolist())
-    return {
-        row: [column[place] for column in direct.of_asked]
-        for place, row in enumerate(direct.asked.tolist())
-    }
+        ask(module, torch.tensor(rows))
+    rows, _, tables = module.direct.answers
+    assert rows.tolist() == sorted(rows.tolist())
+    return {row: [column[place] for column in tables] for place, row in enumerate(rows.tolist())}
+
+
+def ask(module, rows):
+    """Ask for single effects at unit doses."""
+    codes = module.effect_rows.perturbation_of(rows)[:, None]
+    answer_unmeasured(module, codes, torch.ones(codes.shape), rows[:, None])
 
 
 @pytest.mark.parametrize("fixture", ["plain", "in_contexts"])
@@ -151,9 +154,9 @@ def test_answers_do_not_depend_on_what_else_is_asked_for(fixture, request):
 def test_what_cells_show_is_not_estimated_anew(in_contexts):
     module = copy.deepcopy(in_contexts.module)
     module.direct.forget()
-    answer_unmeasured(module, module.effect_rows.measured)
-    assert not len(module.direct.asked)
-    assert module.direct.of_asked is None
+    ask(module, module.effect_rows.measured)
+    assert not len(module.direct.answers.effects)
+    assert module.direct.answers.tables is None
 
 
 def copy_with(model, **tables):

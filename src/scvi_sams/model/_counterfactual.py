@@ -128,25 +128,17 @@ def drawn_effects(
 
     In each of the ``contexts``, by number, if these are registered.
     """
-    answer_unmeasured(module, _rows_of(module, requested, contexts))
+    codes, doses = (
+        torch.as_tensor(part, device=module.device)
+        for part in (requested.codes.astype(np.int64), np.array(requested.doses))
+    )
+    answer_unmeasured(module, *in_contexts(module, codes, doses, contexts))
     noise = noise_on_genes(module, n_draws, seed)
     shifts = _drawn_shifts(module, requested, n_draws, seed, contexts)
     for shift, codes, doses in zip(shifts, requested.codes, requested.doses, strict=True):
         carried = codes >= 0
         on_genes = drawn_on_genes(module, codes[carried], doses[carried], noise, contexts)
         yield DrawnEffect(shift, on_genes)
-
-
-def _rows_of(
-    module: PerturbationModule, requested: Labels, contexts: torch.Tensor | None
-) -> torch.Tensor:
-    """Rows of the effects of labels in some contexts, ascending."""
-    codes, doses = (
-        torch.as_tensor(part, device=module.device)
-        for part in (requested.codes.astype(np.int64), np.array(requested.doses))
-    )
-    effects = in_contexts(module, codes, doses, contexts)[2]
-    return effects[effects >= 0].unique()
 
 
 def noise_on_genes(module: PerturbationModule, n_draws: int, seed: int) -> torch.Tensor | None:
@@ -213,10 +205,8 @@ def _samples_on_genes(
     means, sds = module.direct.in_predictions(rows)
     n_draws, n_genes = noise.shape
     total = noise.new_zeros(n_draws, n_genes)
-    # A mean rate exceeds the exponential of the mean log rate by half the variance of the latter.
-    # Estimates of effects without cells are mean logs.
-    are_rates = module.likelihood.is_count_likelihood and n_draws > 1
-    excess = 0.5 * (rows < module.direct.n_rows) * are_rates
+    has_excess = module.likelihood.is_count_likelihood and n_draws > 1
+    excess = 0.5 * module.direct.are_mean_rates(rows) * has_excess
     numbers = module.direct.numbers_of(rows)
     of_rows = (part.tolist() for part in (numbers, factors, excess))
     for number, factor, above, mean, sd in zip(*of_rows, means, sds, strict=True):

@@ -235,12 +235,12 @@ class _Predictor:
 @contextmanager
 def _forgetting(direct: DirectEffects | None) -> Iterator[None]:
     """Drop estimates made inside, whose memory grows; earlier ones are kept."""
-    before = None if direct is None else (direct.asked, direct.of_asked)
+    before = None if direct is None else direct.answers
     try:
         yield
     finally:
         if direct is not None and before is not None:
-            direct.answer(*before)
+            direct.answers = before
 
 
 class _Nearest(NamedTuple):

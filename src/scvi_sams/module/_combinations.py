@@ -31,19 +31,37 @@ class Combinations(NamedTuple):
         n_slots = self.codes.shape[1]
         if n_slots < 2:
             return Combinations(self.codes[:0], self.doses[:0])
+        found, counts = self.of_several()
+        enough = (counts >= n_cells).nonzero(as_tuple=True)[0]
+        kept = enough[counts[enough].argsort(descending=True, stable=True)[:most]]
+        chosen = found.at(kept)
+        return chosen.at(chosen.order())
+
+    def of_several(self) -> tuple[Combinations, Tensor]:
+        """Distinct rows with several perturbations, and the number of each."""
         several = (self.codes >= 0).sum(dim=1) > 1
         # Doses are exact in double precision, and codes are at most millions.
         both = torch.cat([self.codes.double(), self.doses.double()], dim=1)[several]
         found, counts = both.unique(dim=0, return_counts=True)
-        enough = (counts >= n_cells).nonzero(as_tuple=True)[0]
-        kept = enough[counts[enough].argsort(descending=True, stable=True)[:most]]
-        found = found[kept]
-        chosen = Combinations(found[:, :n_slots].long(), found[:, n_slots:].float())
-        order = chosen._keys().argsort()
-        return Combinations(chosen.codes[order], chosen.doses[order])
+        n_slots = self.codes.shape[1]
+        return Combinations(found[:, :n_slots].long(), found[:, n_slots:].float()), counts
+
+    def at(self, rows: Tensor | slice) -> Combinations:
+        """Some of the rows, by position."""
+        return Combinations(self.codes[rows], self.doses[rows])
+
+    def order(self) -> Tensor:
+        """Positions in the order in which :meth:`rows_of` finds them."""
+        return self._keys().argsort()
+
+    def with_others(self, others: Combinations) -> Combinations:
+        """These rows and then the others, with as many slots as the wider ones."""
+        n_slots = max(self.codes.shape[1], others.codes.shape[1])
+        both = zip(self._widened(n_slots), others._widened(n_slots), strict=True)
+        return Combinations(*(torch.cat(part) for part in both))
 
     def rows_of(self, cells: Combinations) -> Tensor:
-        """Row of each cell's combination among these (of :meth:`at_least`); -1 for none."""
+        """Row of each cell's combination among these (in :meth:`order`); -1 for none."""
         if not len(self.codes):
             return cells.codes.new_full((len(cells.codes),), -1)
         n_slots = self.codes.shape[1]

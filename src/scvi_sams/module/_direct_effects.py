@@ -51,6 +51,69 @@ class Residuals(NamedTuple):
     """SD of what predictions add to the model's effect, per unit dose."""
 
 
+class Answers(NamedTuple):
+    """Estimates of effects without cells, made on request. All genes are stored."""
+
+    effects: Tensor
+    """Rows of effects, ascending."""
+    combinations: Combinations
+    """Combinations of rows of effects that contain some of these."""
+    tables: Residuals | None
+    """Of the effects, then of the combinations; ``None`` if there are none."""
+
+    def place_of(self, effects: Tensor) -> Tensor:
+        """Position of effects among these, -1 for others."""
+        if not len(self.effects):
+            return torch.full_like(effects, -1)
+        place = torch.searchsorted(self.effects, effects.contiguous())
+        place = place.clamp(max=len(self.effects) - 1)
+        return torch.where(self.effects[place] == effects, place, -1)
+
+    def place_of_combinations(self, effects: Tensor, doses: Tensor) -> Tensor:
+        """Position of each cell's combination in the tables, ``(B,)``, -1 for others."""
+        found = self.combinations.rows_of(Combinations.of_cells(effects, doses))
+        return torch.where(found >= 0, found + len(self.effects), -1)
+
+    def with_effects(self, effects: Tensor, tables: Residuals) -> Answers:
+        """Add effects, in any order."""
+        effects = torch.cat([self.effects, effects])
+        order = effects.argsort()
+        of_effects, of_combinations = self._split(tables)
+        columns = zip(of_effects, tables, of_combinations, strict=True)
+        joined = (torch.cat([torch.cat([a, b])[order], c]) for a, b, c in columns)
+        return Answers(effects[order], self.combinations, Residuals(*joined))
+
+    def with_combinations(self, combinations: Combinations, tables: Residuals) -> Answers:
+        """Add combinations, in any order."""
+        combinations = self.combinations.with_others(combinations)
+        order = combinations.order()
+        of_effects, of_combinations = self._split(tables)
+        columns = zip(of_effects, of_combinations, tables, strict=True)
+        joined = (torch.cat([a, torch.cat([b, c])[order]]) for a, b, c in columns)
+        return Answers(self.effects, combinations.at(order), Residuals(*joined))
+
+    def without_combinations(self) -> Answers:
+        """Effects alone."""
+        if self.tables is None:
+            return self
+        of_effects, _ = self._split(self.tables)
+        return Answers(self.effects, self.combinations.at(slice(0)), of_effects)
+
+    def _split(self, like: Residuals) -> tuple[Residuals, Residuals]:
+        """Tables of effects, and of combinations, without rows if there are none."""
+        tables = self.tables or Residuals(*(column[:0] for column in like))
+        n = len(self.effects)
+        return (
+            Residuals(*(column[:n] for column in tables)),
+            Residuals(*(column[n:] for column in tables)),
+        )
+
+    @property
+    def numbers(self) -> Tensor:
+        """For every row, the number of an effect: that of a combination is its last one's."""
+        return torch.cat([self.effects, self.combinations.codes[:, 0]])
+
+
 class DirectEffects(nn.Module):
     """Tables of additions to the decoder's logits, perturbations x genes.
 
@@ -63,7 +126,7 @@ class DirectEffects(nn.Module):
     The tables are not parameters: they are computed in closed form when training ends. Until then
     they are empty and nothing is added.
 
-    Effects without cells have additional rows while they are ``asked`` for.
+    Effects without cells have additional rows, of ``answers`` to requests.
 
     Parameters
     ----------
@@ -88,8 +151,7 @@ class DirectEffects(nn.Module):
     combination_doses: Tensor
     pairs: Tensor
     stacked: Tensor
-    asked: Tensor
-    of_asked: Residuals | None
+    answers: Answers
 
     def __init__(self, n_perturbations: int, n_genes: int, *, is_stacked: bool) -> None:
         super().__init__()
@@ -186,15 +248,12 @@ class DirectEffects(nn.Module):
         if of_combinations is not None:
             self.combination_weights.copy_(of_combinations)
 
-    def answer(self, rows: Tensor, tables: Residuals | None) -> None:
-        """Set estimates of effects without cells: ascending rows of effects, all genes."""
-        self.asked, self.of_asked = rows, tables
-
     def forget(self) -> None:
         """Drop estimates of effects without cells: they are computed again on request."""
         # Not buffers: requests differ between processes, and training changes buffers in place.
-        self.asked = torch.zeros(0, dtype=torch.int64, device=self.weights.device)
-        self.of_asked = None
+        nothing = torch.zeros(0, dtype=torch.int64, device=self.weights.device)
+        combinations = Combinations(nothing[:, None], self.weights.new_zeros(0, 1))
+        self.answers = Answers(nothing, combinations, None)
 
     def _apply(self, *args: Any, **kwargs: Any) -> DirectEffects:
         """Move the tables, without estimates that can be computed again."""
@@ -202,19 +261,13 @@ class DirectEffects(nn.Module):
         self.forget()
         return moved
 
-    def _is_asked(self, effects: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether effects are among the requested ones, and at which position."""
-        if not len(self.asked):
-            return torch.zeros_like(effects, dtype=torch.bool), torch.zeros_like(effects)
-        place = torch.searchsorted(self.asked, effects.contiguous()).clamp(max=len(self.asked) - 1)
-        return self.asked[place] == effects, place
-
     def numbers_of(self, rows: Tensor) -> Tensor:
         """Numbers of rows that, unlike ``rows``, do not depend on other requests."""
-        if not len(self.asked):
+        numbers = self.answers.numbers
+        if not len(numbers):
             return rows
-        place = (rows - self.n_rows).clamp(min=0, max=len(self.asked) - 1)
-        return torch.where(rows >= self.n_rows, self.n_rows + self.asked[place], rows)
+        place = (rows - self.n_rows).clamp(min=0, max=len(numbers) - 1)
+        return torch.where(rows >= self.n_rows, self.n_rows + numbers[place], rows)
 
     def of_rows(self, rows: Tensor, name: str) -> Tensor:
         """One of the tables for some ``rows``, all genes, ``(R, G)``.
@@ -222,12 +275,13 @@ class DirectEffects(nn.Module):
         Genes that are not stored, and all genes before training, have no effect: 0, with a false
         sign rate of 1.
         """
-        if self.of_asked is not None:
+        answers = self.answers.tables
+        if answers is not None:
             is_asked = rows >= self.n_rows
             if bool(is_asked.any()):
                 found = self.weights.new_empty(len(rows), self.n_genes)
                 found[~is_asked] = self.of_rows(rows[~is_asked], name)
-                found[is_asked] = getattr(self.of_asked, name)[rows[is_asked] - self.n_rows]
+                found[is_asked] = getattr(answers, name)[rows[is_asked] - self.n_rows]
                 return found
         values = getattr(self, name)[rows]
         if values.shape[1] == self.n_genes:
@@ -240,20 +294,23 @@ class DirectEffects(nn.Module):
 
         These are perturbations and doses; for a measured combination its own row, once; and for a
         perturbation in a context with rows of its own, these. ``effects``: see
-        :class:`~scvi_sams.module._effect_rows.EffectRows`. Effects without cells have the
-        requested rows, or none.
+        :class:`~scvi_sams.module._effect_rows.EffectRows`. Effects without cells, and
+        combinations with them, have the requested rows, or none.
         """
         rows = self.measured.rows_of(Combinations.of_cells(codes, doses))
+        rows = torch.where(rows >= 0, rows + self.n_perturbations, -1)
+        place = self.answers.place_of_combinations(effects, doses)
+        rows = torch.where(place >= 0, self.n_rows + place, rows)
         own = torch.full_like(codes, -1)
-        own[:, 0] = rows.to(codes) + self.n_perturbations
-        is_measured = (rows >= 0)[:, None]
+        own[:, 0] = rows.to(codes)
+        has_own = (rows >= 0)[:, None]
         weights = (own >= 0).to(doses)
-        is_asked, place = self._is_asked(effects)
+        place = self.answers.place_of(effects)
         singles = torch.where(codes < self.n_perturbations, codes, -1)
-        singles = torch.where(is_asked, self.n_rows + place, singles)
+        singles = torch.where(place >= 0, self.n_rows + place, singles)
         pairs = self.rows_of_pairs(effects)
         singles = torch.where(pairs >= 0, pairs, singles)
-        return torch.where(is_measured, own, singles), torch.where(is_measured, weights, doses)
+        return torch.where(has_own, own, singles), torch.where(has_own, weights, doses)
 
     def rows_of_pairs(self, effects: Tensor) -> Tensor:
         """Rows of perturbations in their contexts; -1 for those without a row of their own."""
@@ -272,7 +329,7 @@ class DirectEffects(nn.Module):
 
     def summed(self, rows_of_cells: Tensor, weights: Tensor, name: str) -> Tensor:
         """Weighted sums of rows of one of the tables for every cell, ``(B, G)``."""
-        rows, slots = perturbations_of_batch(rows_of_cells, self.n_rows + len(self.asked))
+        rows, slots = perturbations_of_batch(rows_of_cells, self.n_rows + len(self.answers.numbers))
         return sum_over_slots(self.of_rows(rows, name)[None], slots, weights)[0]
 
     def spread_of(self, codes: Tensor, effects: Tensor) -> Tensor | None:
@@ -285,10 +342,17 @@ class DirectEffects(nn.Module):
         found = torch.ones(len(codes), device=codes.device)
         is_measured = codes < self.n_perturbations
         found[is_measured] = self.spread[codes[is_measured]]
-        is_asked, place = self._is_asked(effects)
-        if self.of_asked is not None:
-            found[is_asked] = self.of_asked.spread[place[is_asked]]
+        if self.answers.tables is not None:
+            place = self.answers.place_of(effects)
+            found[place >= 0] = self.answers.tables.spread[place[place >= 0]]
         return found
+
+    def are_mean_rates(self, rows: Tensor) -> Tensor:
+        """Whether additions of rows change the log of the mean rate; others the mean log rate.
+
+        For counts, these differ by half the variance. Estimates without cells are mean logs.
+        """
+        return rows < self.n_rows
 
     def in_predictions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Additions to predictions of means for some rows, and their SD; each ``(R, G)``."""

@@ -73,6 +73,10 @@ class EffectRows(nn.Module):
         """Codes of the perturbations of rows."""
         return rows if not self.n_contexts else rows // self.per_perturbation
 
+    def context_of(self, rows: Tensor) -> Tensor:
+        """Contexts of rows; the last stands for any other context."""
+        return rows % self.per_perturbation
+
     def places(self, rows: Tensor) -> Tensor:
         """Positions of rows among the measured ones, -1 for other rows."""
         found = torch.searchsorted(self.measured, rows.contiguous()).clamp(

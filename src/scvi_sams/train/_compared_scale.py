@@ -112,9 +112,17 @@ class ComparedScale:
         log_sd = np.minimum(above / _NORMAL_QUANTILE, _LARGEST_LOG_SD)
         found = wanted
         for _ in range(_N_STEPS):
-            at_nodes = [w * self.compared(found + log_sd * x) for x, w in _NORMAL_NODES]
-            found = found + wanted - self.log_change(np.sum(at_nodes, axis=0))
+            found = found + wanted - self.log_change(self.moments(found, log_sd)[0])
         return found, log_sd
+
+    def moments(self, log_change: np.ndarray, log_sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of effects, of normal changes of the log rate; rows x genes all."""
+        mean, square = np.zeros((2, *log_change.shape))
+        for node, weight in _NORMAL_NODES:
+            effect = self.compared(log_change + log_sd * node)
+            mean += weight * effect
+            square += weight * np.square(effect)
+        return mean, np.maximum(square - np.square(mean), 0)
 
     def _slope_at(self, log_change: np.ndarray) -> np.ndarray:
         higher, lower = (self._mean(log_change + step) for step in (_SLOPE_STEP, -_SLOPE_STEP))

@@ -39,6 +39,7 @@ class ControlDecoder:
         self._states, covariates = kept.states[context], kept.covariates[context]
         self._covariates = covariates if module.covariates.n_out else None
         self._mean_of_logs = mean_of_logs_of(module)
+        self._unchanged: dict[int, tuple[Decoded, Tensor]] = {}
         self.scale: Scale = SameScale(module.likelihood.n_genes)
         if module.likelihood.is_count_likelihood:
             nothing = torch.zeros(1, 1, module.n_shift, device=module.device)
@@ -67,16 +68,22 @@ class ControlDecoder:
         means = (values.mean(dim=0)[None].cpu().numpy() for values in (rates, logged))
         return Decoded(*means), rates
 
+    def _base(self, n_states: int) -> tuple[Decoded, Tensor]:
+        """Expectations without a shift."""
+        if n_states not in self._unchanged:
+            nothing = self._states.new_zeros(1, 1, self._module.n_shift)
+            self._unchanged[n_states] = self._decoded(n_states, nothing)
+        return self._unchanged[n_states]
+
     def mean_effects(self, shifts: Tensor, n_states: int = N_STATES) -> np.ndarray:
         """Changes of the log rate by shifts ``(R, S)``, rows x genes."""
-        base, _ = self._decoded(n_states, torch.zeros_like(shifts[:1, None]))
+        base, _ = self._base(n_states)
         changed = [self._decoded(n_states, shift[None, None])[0] for shift in shifts]
         return np.concatenate([of_row.change_from(base, self.scale) for of_row in changed])
 
     def effects(self, shifts: Tensor, n_states: int = N_STATES) -> ShiftEffects:
         """Effects of posterior samples of shifts, ``(P, R, S)``."""
-        nothing = torch.zeros_like(shifts[:1, :1])
-        base, base_rates = self._decoded(n_states, nothing)
+        base, base_rates = self._base(n_states)
         found = []
         for row in range(shifts.shape[1]):
             shift = shifts[:, [row]]

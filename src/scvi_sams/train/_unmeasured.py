@@ -8,6 +8,9 @@ decide: the model has seen all contexts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from scvi_sams.train._compared_scale import share_of_variance
 from scvi_sams.train._control_decoder import ControlDecoder
 from scvi_sams.train._expected_rates import N_POSTERIOR, N_STATES, ROWS_AT_ONCE
 from scvi_sams.train._gene_sums import Cells, evenly_in_group
+from scvi_sams.train._unmeasured_combinations import answer_combinations
 
 _SEED = 60029
 
@@ -97,42 +101,46 @@ class Elsewhere:
 
 
 @torch.no_grad()
-def answer_unmeasured(module: PerturbationModule, rows: Tensor) -> None:
-    """Estimate the effects without cells among ``rows``, unless already done."""
-    direct, kept = module.direct, module.unmeasured
-    if direct is None or kept is None or not kept.is_fitted:
+def answer_unmeasured(
+    module: PerturbationModule, codes: Tensor, doses: Tensor, effects: Tensor
+) -> None:
+    """Estimate effects of requested labels that have no cells, unless already done.
+
+    ``(B, K)`` each: codes of perturbations, doses, and rows of effects, -1 in empty slots.
+    """
+    kept = module.unmeasured
+    if module.direct is None or kept is None or not kept.is_fitted:
         return
-    wanted = rows[module.effect_rows.places(rows) < 0].unique()
-    wanted = wanted[~torch.isin(wanted, direct.asked)]
+    decoder_of = cache(partial(ControlDecoder, module))
+    _answer_effects(module, effects[effects >= 0].unique(), decoder_of)
+    answer_combinations(module, codes, doses, effects, decoder_of)
+
+
+def _answer_effects(
+    module: PerturbationModule, rows: Tensor, decoder_of: Callable[[int], ControlDecoder]
+) -> None:
+    """Estimate the effects without cells among ``rows``."""
+    direct, kept = module.direct, module.unmeasured
+    assert direct is not None
+    assert kept is not None
+    known = direct.answers
+    wanted = rows[module.effect_rows.places(rows) < 0]
+    wanted = wanted[~torch.isin(wanted, known.effects)]
     codes = module.effect_rows.perturbation_of(wanted)
     has_features = codes >= module.effect_rows.n_perturbations
     wanted = wanted[has_features & kept.knows_features | torch.isin(codes, kept.codes)]
     if not len(wanted):
         return
-    contexts = _contexts_of(module, wanted)
+    contexts = module.effect_rows.context_of(wanted)
     found, order = [], []
     for context in contexts.unique().tolist():
-        decoder = ControlDecoder(module, context)
+        decoder = decoder_of(context)
         places = (contexts == context).nonzero(as_tuple=True)[0]
         for some in places.split(ROWS_AT_ONCE):
             found.append(_answers(module, decoder, wanted[some]))
             order.append(some)
     tables = Residuals(*(torch.cat(column) for column in zip(*found, strict=True)))
-    place = torch.cat(order)
-    known = Residuals(*(column[place.argsort()] for column in tables))
-    asked = torch.cat([direct.asked, wanted])
-    if direct.of_asked is not None:
-        pairs = zip(direct.of_asked, known, strict=True)
-        known = Residuals(*(torch.cat(both) for both in pairs))
-    ascending = asked.argsort()
-    direct.answer(asked[ascending], Residuals(*(column[ascending] for column in known)))
-
-
-def _contexts_of(module: PerturbationModule, rows: Tensor) -> Tensor:
-    """Contexts of rows; the last stands for all control cells."""
-    if not module.effect_rows.n_contexts:
-        return torch.zeros_like(rows)
-    return rows % module.effect_rows.per_perturbation
+    direct.answers = known.with_effects(wanted[torch.cat(order)], tables)
 
 
 def _shifts_of(module: PerturbationModule, row: Tensor) -> Tensor:
