@@ -1,5 +1,6 @@
 """The command line as a user meets it: a process, its files, its messages and its status."""
 
+import html
 import logging
 import re
 import subprocess
@@ -266,6 +267,19 @@ def test_other_models_contexts_and_features(screen, tmp_path, capsys):
     contexts = pd.read_csv(informed / "tables" / "contexts.csv")
     assert contexts["context"].unique().tolist() == ["type_1", "type_2"]
     assert "2, with features" in (informed / "summary.html").read_text(encoding="utf-8")
+
+
+def test_warnings_name_options(screen, tmp_path, capsys):
+    adata = ad.read_h5ad(screen)
+    adata.obs["total_counts"] = 50.0 * np.asarray(adata.layers["counts"].sum(axis=1)).ravel()
+    adata.write_h5ad(tmp_path / "panel.h5ad")
+    out = tmp_path / "out"
+    given = ["fit", str(tmp_path / "panel.h5ad"), *described(screen)[2:], "--max-epochs", "1"]
+    assert main([*given, "--n-latent", "4", "--quiet", "--out", str(out)]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "Register the total counts: --size-factor 'total_counts'." in shown
+    page = html.unescape((out / "summary.html").read_text(encoding="utf-8"))
+    assert "Register the total counts: --size-factor 'total_counts'." in page
 
 
 def test_the_state_of_the_process_is_as_before(screen, tmp_path):

@@ -67,9 +67,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+_ARGUMENT = re.compile(r"`(\w+)`|\b(\w+)=(?=')")
+"""An argument of Python in a message, alone or with its value."""
+
+
 def _with_options(message: str) -> str:
     """Name arguments of Python in a message by the options of the command."""
-    return re.sub(r"`(\w+)`", lambda found: OPTIONS.get(found[1], found[0]), message)
+
+    def option(found: re.Match[str]) -> str:
+        name, with_value = found.groups()
+        if name is not None:
+            return OPTIONS.get(name, found[0])
+        return OPTIONS[with_value] + " " if with_value in OPTIONS else found[0]
+
+    return _ARGUMENT.sub(option, message)
+
+
+def _name_options(record: logging.LogRecord) -> bool:
+    """Change a message before it is handled."""
+    record.msg, record.args = _with_options(record.getMessage()), ()
+    return True
 
 
 @contextmanager
@@ -80,6 +97,8 @@ def _messages(console: Console, *, quiet: bool) -> Iterator[Messages]:
     levels = {name: logging.getLogger(name).level for name in _NOISY}
     shown = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     kept = Messages()
+    for handler in (shown, kept):
+        handler.addFilter(_name_options)
     logger.handlers = [shown, kept]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     for name in _NOISY:
