@@ -299,8 +299,9 @@ class DirectEffects(nn.Module):
         """
         rows = self.measured.rows_of(Combinations.of_cells(codes, doses))
         rows = torch.where(rows >= 0, rows + self.n_perturbations, -1)
-        place = self.answers.place_of_combinations(effects, doses)
-        rows = torch.where(place >= 0, self.n_rows + place, rows)
+        if len(self.answers.combinations.codes):
+            place = self.answers.place_of_combinations(effects, doses)
+            rows = torch.where(place >= 0, self.n_rows + place, rows)
         own = torch.full_like(codes, -1)
         own[:, 0] = rows.to(codes)
         has_own = (rows >= 0)[:, None]
