@@ -5,6 +5,10 @@ Half of the cells of each perturbation may train; effects in the other half are 
 settings of the model, three seeds.
 
     python benchmarks/learning_curves.py FOLDER [--screens papalexi21 ...] [--figure FILE.png]
+        [--reference test]
+
+``--reference test``: observed effects are relative to control cells on which no method is trained.
+Use another folder.
 """
 
 from __future__ import annotations
@@ -87,6 +91,7 @@ def main() -> None:
     """Run what is not in the folder yet, print means over seeds, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--reference", choices=["all", "test"], default="all")
     parser.add_argument("--screens", nargs="+", choices=SCREENS, default=list(SCREENS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--figure", type=Path)
@@ -110,6 +115,7 @@ def main() -> None:
                 methods,
                 cells=arguments.cells or screen.cells,
                 seeds=arguments.seeds,
+                reference=arguments.reference,
                 n_jobs=1,
                 progress_bar=False,
                 **screen.columns,

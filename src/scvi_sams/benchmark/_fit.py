@@ -73,7 +73,7 @@ def run_task(
     n_threads: int | None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Load or compute the fit, score it, store it, and describe how it ran."""
-    score_key = fingerprint(options, task.versions)
+    score_key = fingerprint(options, task.versions, screen.reference)
     place = store.place(task.name, task.seed, task.key)
     kept = store.load(place, task.key)
     scores = None if kept is None else store.load_scores(place, score_key)
@@ -243,9 +243,10 @@ def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> 
     genes, labels = fold.observed.var_names, fold.observed_labels
     observed = Side(sparse.csr_array(fold.observed.X), labels, fold.columns.levels(fold.observed))
     chosen = Options(options.target_genes, _centroid(fold), options.n_top_genes)
+    profiles = _on_reference(predictions.profiles, fold)
     scores = []
     for predicted, modes in (
-        (predictions.profiles, [mode for mode in options.modes if _needs(mode) != {"cells"}]),
+        (profiles, [mode for mode in options.modes if _needs(mode) != {"cells"}]),
         (predictions.cells, [mode for mode in options.modes if "cells" in _needs(mode)]),
     ):
         if predicted is None or not modes:
@@ -261,6 +262,20 @@ def _score_fold(fold: Fold, predictions: Predictions, options: ScoreOptions) -> 
     if not scores:
         return pd.DataFrame()
     return _explained(pd.concat(scores, ignore_index=True), fold, predictions.messages)
+
+
+def _on_reference(profiles: ad.AnnData, fold: Fold) -> ad.AnnData:
+    """Profiles whose effects, relative to training controls, are relative to the reference."""
+    if not fold.has_own_reference:
+        return profiles
+    profiles = profiles.copy()
+    levels = fold.columns.levels(profiles)
+    moved = np.asarray(profiles.X, dtype=np.float64)
+    for level in [None] if levels is None else pd.unique(levels):
+        rows = slice(None) if levels is None else levels == level
+        moved[rows] += fold.difference_of_controls(level)
+    profiles.X = moved
+    return profiles
 
 
 def _needs(mode: str) -> set[str | None]:
@@ -285,7 +300,7 @@ def _centroid(fold: Fold) -> np.ndarray | None:
     if fold.columns.covariate_key is not None:
         return None
     baseline = PerturbationMean()._fit(fold.train.X, fold.train_labels, fold.train.var_names)
-    return np.asarray(baseline.predict(["any perturbation"]).X)[0]
+    return np.asarray(_on_reference(baseline.predict(["any perturbation"]), fold).X)[0]
 
 
 def _explained(scores: pd.DataFrame, fold: Fold, messages: Mapping[Key, str]) -> pd.DataFrame:

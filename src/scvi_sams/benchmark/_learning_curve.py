@@ -17,7 +17,7 @@ from scvi_sams.benchmark._fit import ScoreOptions
 from scvi_sams.benchmark._methods import resolve_methods
 from scvi_sams.benchmark._model import ModelMethod
 from scvi_sams.benchmark._run import as_seeds, columns_of_models, run_methods
-from scvi_sams.benchmark._screen import Columns, make_screen, sizes
+from scvi_sams.benchmark._screen import Columns, Reference, make_screen, sizes
 from scvi_sams.exceptions import InvalidArgumentError
 from scvi_sams.labels._labels import Labels
 from scvi_sams.labels._spelling import Control
@@ -43,6 +43,7 @@ def learning_curve(
     batch_key: str | None = None,
     size_factor_key: str | None = None,
     target_sum: float | None = None,
+    reference: Reference = "all",
     versions: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
     n_jobs: int | None = None,
@@ -77,6 +78,8 @@ def learning_curve(
     target_sum
         Total to which cells are normalised; ``None``: the median size of all cells, so that errors
         are in the same units for all fits.
+    reference
+        As for :func:`benchmark`; ``"test"`` is fair to methods that shrink their effects.
     versions, folder, n_jobs, progress_bar
         As for :func:`benchmark`.
 
@@ -88,8 +91,8 @@ def learning_curve(
       ``n_cells``, the median over perturbations of the number of training cells; ``seed``.
     - ``pearson``, ``rmse``: of predicted and observed average treatment effects, over all
       perturbations x genes together. An effect is the difference of mean
-      ``log2(1 + target_sum * x / size)`` from all control cells. A failed prediction counts as no
-      effect.
+      ``log2(1 + target_sum * x / size)`` from the control cells of ``reference``. A failed
+      prediction counts as no effect.
     - ``mean_pearson``: mean over perturbations of the correlation over genes.
     - ``rank``: mean over perturbations of the rank of a prediction among those of all perturbations
       by its distance to the observation, 0 best, 0.5 chance (``rank_rmse_average``).
@@ -134,6 +137,7 @@ def learning_curve(
         layer=layer,
         target_sum=target_sum,
         other_columns=columns_of_models(chosen.values(), adata),
+        reference=reference,
     )
     if target_sum is None:
         size = sizes(screen.counts.X, screen.counts.obs, screen.columns)

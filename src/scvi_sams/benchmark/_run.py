@@ -18,7 +18,7 @@ from scvi_sams.benchmark._fit import ScoreOptions, Task, run_task
 from scvi_sams.benchmark._methods import POSITIVE_CONTROL, Method, resolve_methods
 from scvi_sams.benchmark._model import ModelMethod
 from scvi_sams.benchmark._result import BenchmarkResult
-from scvi_sams.benchmark._screen import Columns, Screen, make_screen
+from scvi_sams.benchmark._screen import Columns, Reference, Screen, make_screen
 from scvi_sams.benchmark._store import (
     FitStore,
     fingerprint,
@@ -56,6 +56,7 @@ def benchmark(
     target_genes: Mapping[str, str | Sequence[str]] | None = None,
     n_top_genes: int = 20,
     perturbation_features: Any = None,
+    reference: Reference = "all",
     versions: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
     n_jobs: int | None = None,
@@ -124,6 +125,9 @@ def benchmark(
         :func:`~scvi_sams.features.as_feature_table`, or its key in ``adata.uns``. Models and
         baselines that support features use them; others fail for these perturbations, and their
         rows say so.
+    reference
+        Control cells to which effects are relative: ``"all"`` of the split, or for observed effects
+        those among the ``"test"`` cells and for predicted effects those among the training cells.
     versions
         Versions of methods by name, of your choice. The code of a function (or of a custom class)
         has no fingerprint: change its version when the code changes, otherwise results of the
@@ -175,9 +179,12 @@ def benchmark(
         with joblib.parallel_config(backend="dask"):  # or "ray", once registered
             benchmark(..., folder="a folder that all workers see")
 
-    Controls of the observed data, the reference of predicted and observed effects, are all control
-    cells of the split, including training cells: with few test controls, their noise would be
-    common to all observed effects and look like something to predict.
+    With ``reference="all"``, the reference of predicted and observed effects are all control cells
+    of the split, including training cells: with few test controls, their noise would be common to
+    all observed effects and look like something to predict. But the sampling error of the training
+    controls is then part of the observed effects, and a method that retains it, such as a mean
+    without shrinkage, has the higher correlation. If effects are weak or controls few, use
+    ``reference="test"``: errors of the two sides are then independent.
 
     Examples
     --------
@@ -221,6 +228,7 @@ def benchmark(
         target_sum=target_sum,
         other_columns=columns_of_models(chosen.values(), adata),
         features=features,
+        reference=reference,
     )
     made_by = split if callable(split) else lambda seed: split
     splits = {seed: made_by(seed) for seed in seeds}
@@ -423,6 +431,7 @@ def _settings(
             for seed, split in splits.items()
         },
         "modes": list(options.modes),
+        "reference": screen.reference,
         "n_top_genes": options.n_top_genes,
         "target_sum": screen.target_sum or "median size of the training cells",
         "methods": {name: settings_text(m.description()) for name, m in methods.items()},

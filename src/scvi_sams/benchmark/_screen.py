@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scvi_sams._checks import check_number
+from scvi_sams._checks import check_choice, check_number
 from scvi_sams._constants import REGISTERED_DOSES
 from scvi_sams._plurals import counted
 from scvi_sams.counts._validation import validate_expression
@@ -32,6 +33,9 @@ from scvi_sams.splits._split import Split
 COUNTS = "counts"
 SIMULATION = "simulation"
 TRUE_LATENTS = ("true_basal", "true_latent")
+
+Reference = Literal["all", "test"]
+"""Control cells to which observed effects are relative: all of a split, or its test cells."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Screen:
     """Total to which expression is normalised; ``None``: the median depth of training cells."""
     features: FeatureTable | None = None
     """Features of measured and unmeasured perturbations; ``None`` if there are none."""
+    reference: Reference = "all"
+    """Control cells to which observed effects are relative."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +89,8 @@ class Fold:
     is_held_out: np.ndarray
     """Which of them have a label (in their level) without training cells."""
     observed: ad.AnnData
-    """Perturbed test cells, and all control cells of the three parts: the reference of all
-    effects, as large as the data allow. Normalised."""
+    """Perturbed test cells, and the control cells to which effects are relative: those of all three
+    parts, as many as the data allow, or test cells. Normalised."""
     observed_labels: Labels
     """Their labels."""
     perturbations: list[tuple[str | None, str]]
@@ -93,6 +99,23 @@ class Fold:
     """Total to which expression was normalised."""
     features: FeatureTable | None
     """Features of measured and unmeasured perturbations; ``None`` if there are none."""
+    has_own_reference: bool
+    """Whether observed effects are relative to test cells; predicted effects are then relative to
+    training cells."""
+
+    def difference_of_controls(self, level: str | None) -> np.ndarray:
+        """Mean of the controls of observed effects minus that of training controls, ``(G,)``."""
+        chosen = self.observed_labels.is_control.copy()
+        if level is not None:
+            chosen &= self.columns.levels(self.observed) == level
+        if not chosen.any():
+            raise MissingControlError(f"There is no test control cell of level {level!r}.")
+        of_training = self.train.X[self.training_controls(level)]
+        means = (
+            np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
+            for cells in (self.observed.X[np.flatnonzero(chosen)], of_training)
+        )
+        return np.subtract(*means)
 
     def training_controls(self, level: str | None) -> np.ndarray:
         """Positions in ``train`` of the control cells of a level (``None``: all of them)."""
@@ -113,8 +136,10 @@ def make_screen(
     target_sum: float | None,
     other_columns: Iterable[str] = (),
     features: FeatureTable | None = None,
+    reference: Reference = "all",
 ) -> Screen:
     """Copy what a benchmark needs from an AnnData, which is not changed."""
+    check_choice("reference", reference, get_args(Reference))
     keys = [columns.covariate_key, columns.batch_key, columns.size_factor_key, *other_columns]
     names = list(dict.fromkeys(key for key in keys if key is not None))
     for name in names:
@@ -142,7 +167,7 @@ def make_screen(
         for key in TRUE_LATENTS:
             if key in adata.obsm:
                 counts.obsm[key] = np.array(adata.obsm[key])
-    return Screen(counts, labels, columns, target_sum, features)
+    return Screen(counts, labels, columns, target_sum, features, reference)
 
 
 def _check_one_dose(adata: ad.AnnData, labels: Labels, perturbation_key: str) -> None:
@@ -175,7 +200,14 @@ def make_fold(screen: Screen, split: Split) -> Fold:
             f"All test cells of the split {split.name!r} are controls: there is nothing to "
             "predict. Test perturbed cells."
         )
-    reference = np.sort(in_use[is_control[in_use]])
+    has_own_reference = screen.reference == "test"
+    reference = split.test if has_own_reference else in_use
+    reference = np.sort(reference[is_control[reference]])
+    if not len(reference):
+        raise InvalidSplitError(
+            f"There are no control cells among the test cells of the split {split.name!r}. Pass "
+            "reference='all', or a split with such cells."
+        )
     size = sizes(screen.counts.X, screen.counts.obs, screen.columns)
     target_sum = screen.target_sum or float(np.median(size[split.train]))
     train = _normalised(screen, split.train, size, target_sum)
@@ -201,6 +233,7 @@ def make_fold(screen: Screen, split: Split) -> Fold:
         ),
         target_sum=target_sum,
         features=screen.features,
+        has_own_reference=has_own_reference,
     )
 
 
