@@ -224,6 +224,9 @@ def real(name: str, table: pd.DataFrame, seeds: list[int], *, models: bool) -> p
             if models:
                 model = trained(remaining, split, table, seed, size_factor_key="total_counts")
                 predicted["SAMSVAE"] = model.predict_ate(list(split.held_out), target_sum=1e4).X
+            for label, effects in hidden.iterrows():
+                nothing = {"r": np.nan, "RMSE": np.sqrt(np.square(effects).mean())}
+                rows.append({"method": "no change", "seed": seed, "label": label} | nothing)
             for method, effects in predicted.items():
                 for label, own in zip(hidden.index, effects, strict=True):
                     found = scores(own, hidden.loc[label].to_numpy())

@@ -269,7 +269,8 @@ def test_other_models_contexts_and_features(screen, tmp_path, capsys):
     assert "2, with features" in (informed / "summary.html").read_text(encoding="utf-8")
 
 
-def test_warnings_name_options(screen, tmp_path, capsys):
+def test_warnings_name_options(screen, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO, "scvi.sams")  # scripts of benchmarks silence it
     adata = ad.read_h5ad(screen)
     adata.obs["total_counts"] = 50.0 * np.asarray(adata.layers["counts"].sum(axis=1)).ravel()
     adata.write_h5ad(tmp_path / "panel.h5ad")
