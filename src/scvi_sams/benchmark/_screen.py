@@ -105,25 +105,26 @@ class Fold:
 
     def difference_of_controls(self, level: str | None) -> np.ndarray:
         """Mean of the controls of observed effects minus that of training controls, ``(G,)``."""
-        chosen = self.observed_labels.is_control.copy()
-        if level is not None:
-            chosen &= self.columns.levels(self.observed) == level
-        if not chosen.any():
-            raise MissingControlError(f"There is no test control cell of level {level!r}.")
-        of_training = self.train.X[self.training_controls(level)]
+        tested = self._controls(self.observed, self.observed_labels, level, "test")
         means = (
             np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
-            for cells in (self.observed.X[np.flatnonzero(chosen)], of_training)
+            for cells in (self.observed.X[tested], self.train.X[self.training_controls(level)])
         )
         return np.subtract(*means)
 
     def training_controls(self, level: str | None) -> np.ndarray:
         """Positions in ``train`` of the control cells of a level (``None``: all of them)."""
-        chosen = self.train_labels.is_control.copy()
+        return self._controls(self.train, self.train_labels, level, "training")
+
+    def _controls(
+        self, cells: ad.AnnData, labels: Labels, level: str | None, part: str
+    ) -> np.ndarray:
+        """Positions of the control cells of a level; an error if there are none."""
+        chosen = labels.is_control.copy()
         if level is not None:
-            chosen &= self.columns.levels(self.train) == level
+            chosen &= self.columns.levels(cells) == level
         if not chosen.any():
-            raise MissingControlError(f"There is no training control cell of level {level!r}.")
+            raise MissingControlError(f"There is no {part} control cell of level {level!r}.")
         return np.flatnonzero(chosen)
 
 
