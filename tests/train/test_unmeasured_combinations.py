@@ -129,8 +129,9 @@ def test_each_is_estimated_once_and_few_are_kept(with_sizes, monkeypatch):
     monkeypatch.setattr(path, 3 * N_GENES)
     predicted(model, ["U3+P001"], n_samples=200)
     assert len(direct.answers.combinations.codes) == 3
-    predicted(model, ["U3+P002"], n_samples=200)
-    assert len(direct.answers.combinations.codes) == 1
+    # One more than are kept: the others are dropped, but not those that were requested again.
+    predicted(model, ["U3+P002", "U1+P001"], n_samples=200)
+    assert len(direct.answers.combinations.codes) == 2
     assert len(direct.answers.effects) == 3
 
 

@@ -44,22 +44,26 @@ def answer_combinations(
     if not (direct.is_stacked and module.likelihood.is_count_likelihood):
         return
     is_new = codes >= module.effect_rows.n_perturbations
-    estimated = (is_new & (direct.answers.place_of(effects) >= 0)).any(dim=1)
-    estimated &= direct.answers.place_of_combinations(effects, doses) < 0
-    requested, _ = Combinations.of_cells(effects[estimated], doses[estimated]).of_several()
-    if not len(requested.codes):
-        return
-    contexts = module.effect_rows.context_of(requested.codes[:, 0])
     answers = direct.answers
-    if (len(answers.combinations.codes) + len(contexts)) * direct.n_genes > MOST_ENTRIES:
+    estimated = (is_new & (answers.place_of(effects) >= 0)).any(dim=1)
+    requested, _ = Combinations.of_cells(effects[estimated], doses[estimated]).of_several()
+    lacks = answers.combinations.rows_of(requested) < 0
+    if not bool(lacks.any()):
+        return
+    if (len(answers.combinations.codes) + int(lacks.sum())) * direct.n_genes > MOST_ENTRIES:
         answers = answers.without_combinations()
+    else:
+        requested = requested.at(lacks.nonzero(as_tuple=True)[0])
+    contexts = module.effect_rows.context_of(requested.codes[:, 0])
+    found, order = [], []
     for context in contexts.unique().tolist():
         places = (contexts == context).nonzero(as_tuple=True)[0]
         of_parts = _Parts(module, decoder_of(context))
         for some in places.split(ROWS_AT_ONCE):
-            combinations = requested.at(some)
-            answers = answers.with_combinations(combinations, _answers(of_parts, combinations))
-    direct.answers = answers
+            found.append(_answers(of_parts, requested.at(some)))
+            order.append(some)
+    tables = Residuals(*(torch.cat(column) for column in zip(*found, strict=True)))
+    direct.answers = answers.with_combinations(requested.at(torch.cat(order)), tables)
 
 
 class _Part(NamedTuple):
