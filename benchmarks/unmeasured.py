@@ -56,7 +56,6 @@ SCREEN = {
 SHARE_HIDDEN = 0.15
 TRAINING = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 REAL = {"papalexi21": datasets.papalexi21, "norman19": datasets.norman19_subset}
-BASELINES = ["feature ridge", "feature neighbours", "shuffled features"]
 
 
 def takes_features() -> bool:
@@ -182,15 +181,6 @@ def simulated(
     return pd.DataFrame(rows).T.rename_axis(["method", "seed"])
 
 
-def observed(cells: AnnData, sizes: pd.Series, controls: np.ndarray) -> pd.DataFrame:
-    """Differences of means of ``log2(1 + 1e4 * x / size)`` from some controls, labels x genes."""
-    counts = cells.X.toarray()
-    logged = pd.DataFrame(np.log2(1 + 1e4 * counts / sizes.to_numpy()[:, None]))
-    labels = cells.obs["perturbation"].astype(str).to_numpy()
-    means = logged.groupby(labels).mean() - logged.iloc[controls].mean()
-    return means.set_axis(cells.var_names, axis=1)
-
-
 def real(name: str, table: pd.DataFrame, seeds: list[int], *, models: bool) -> pd.DataFrame:
     """Correlation and error, (method, seed) x measure; means over labels of genes left out in turn.
 
@@ -199,7 +189,6 @@ def real(name: str, table: pd.DataFrame, seeds: list[int], *, models: bool) -> p
     """
     adata = REAL[name]()
     labels = adata.obs["perturbation"].astype(str)
-    sizes = adata.obs["total_counts"]
     genes = sorted(
         {gene for label in labels.unique() for gene in label.split("+")} & set(table.index)
     )
@@ -210,7 +199,10 @@ def real(name: str, table: pd.DataFrame, seeds: list[int], *, models: bool) -> p
         order = rng.permutation(adata.n_obs)
         is_control = labels.to_numpy()[order] == "control"
         apart = order[is_control][::2]
-        truth = observed(adata, sizes, apart)
+        compared = np.concatenate([order[~is_control], apart])
+        truth = evaluation.observed_ate(
+            adata, size_factor_key="total_counts", indices=compared
+        ).to_df()
         remaining = adata[np.setdiff1d(np.arange(adata.n_obs), apart)].copy()
         logged = remaining.copy()
         logged.X = np.log1p(1e4 * logged.X.toarray() / logged.obs[["total_counts"]].to_numpy())
